@@ -1,0 +1,356 @@
+"""The contracts of the three kinds of plugin, and the values that pass between them and a step.
+
+Classes here are either abstract (:class:`Aggregator`, :class:`ConflictDetector`, :class:`TeleportStrategy`)
+or final. A plugin subclasses an abstract one; nobody subclasses a plugin: wrap it instead, so that a call
+site has exactly one target.
+
+Notation used everywhere: K tasks, P shared parameters, losses L_i, gradients g_i of L_i with respect to the
+shared parameters, Jacobian J (K, P) with rows g_i, Gramian G = J J^T (K, K), direction d (P,). Parameters
+move along **minus** d: d is what the optimizer receives as "the gradient".
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from mtlcore import linalg
+from mtlcore.errors import ConfigurationError, PluginError
+from mtlcore.hyperparameters import Validated
+
+State = dict[str, Tensor]
+
+
+class Needs(enum.IntEnum):
+    """How much of the gradients a method reads; a step computes no more than that."""
+
+    LOSSES = 0
+    """Only loss values: exactly one backward pass, O(1) in K."""
+    GRAMIAN = 1
+    """The K x K inner products of the task gradients."""
+    JACOBIAN = 2
+    """The K x P task gradients themselves."""
+
+
+@final
+class StepView:
+    """What a method may look at in one step. Immutable.
+
+    ``losses``, ``gramian`` and ``present`` are handed out as copies, so writing into them changes nothing.
+    ``jacobian`` is too large to copy: it is shared, and a method that wrote into it is refused by the step
+    (its answer is not used). Keep a ``.clone()`` if rows must outlive the step: their buffer is reused.
+
+    Args:
+        losses: (K,) task losses. Kept in float64.
+        gramian: (K, K) inner products of the task gradients (float64), or a function that returns them.
+        jacobian: (K, P) task gradients, or a function that returns them.
+        present: (K,) bool, False for a task that is missing from this batch. Default: all True.
+        task_names: K names. Default: ``task0``, ``task1``, ...
+        task_index: (K,) positions of these tasks among all tasks of the run (see ``Aggregator.handles_absent``).
+        step: number of finished steps.
+        generator: source of randomness; the only one a method may use. Seeded afresh for every step.
+        features: detached tensors between trunk and heads, or () if the caller did not hand them over.
+        others: views of further independent batches, for a method with ``batches > 1``.
+        needs: the most that may be read; reading beyond it is an error that names the remedy.
+    """
+
+    __slots__ = (
+        "_losses", "_gramian", "_jacobian", "_present", "_generator", "_needs",
+        "task_names", "task_index", "step", "features", "others",
+    )  # fmt: skip
+
+    task_names: tuple[str, ...]
+    task_index: tuple[int, ...]
+    step: int
+    features: tuple[Tensor, ...]
+    others: tuple[StepView, ...]
+
+    def __init__(
+        self,
+        *,
+        losses: Tensor,
+        gramian: Tensor | Callable[[], Tensor] | None = None,
+        jacobian: Tensor | Callable[[], Tensor] | None = None,
+        present: Tensor | None = None,
+        task_names: Sequence[str] | None = None,
+        task_index: Sequence[int] | None = None,
+        step: int = 0,
+        generator: torch.Generator | int = 0,
+        features: Sequence[Tensor] = (),
+        others: Sequence[StepView] = (),
+        needs: Needs = Needs.JACOBIAN,
+    ) -> None:
+        n = losses.shape[0]
+        put = object.__setattr__
+        put(self, "_losses", losses.detach().to(torch.float64))
+        put(self, "_gramian", gramian)
+        put(self, "_jacobian", jacobian)
+        put(self, "_present", torch.ones(n, dtype=torch.bool, device=losses.device) if present is None else present)
+        put(self, "_generator", generator)
+        put(self, "_needs", needs)
+        put(self, "task_names", tuple(f"task{i}" for i in range(n)) if task_names is None else tuple(task_names))
+        put(self, "task_index", tuple(range(n)) if task_index is None else tuple(task_index))
+        put(self, "step", step)
+        put(self, "features", tuple(f.detach() for f in features))
+        put(self, "others", tuple(others))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"StepView is immutable: a method cannot set view.{name}; return what you computed.")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"StepView is immutable: a method cannot delete view.{name}.")
+
+    @property
+    def n_tasks(self) -> int:
+        """K."""
+        return int(self._losses.shape[0])
+
+    @property
+    def losses(self) -> Tensor:
+        """(K,) float64 copy; NaN for a task that is not present."""
+        return self._losses.clone()
+
+    @property
+    def present(self) -> Tensor:
+        """(K,) bool copy."""
+        return self._present.clone()
+
+    @property
+    def gramian(self) -> Tensor:
+        """(K, K) float64 copy of J J^T, exactly symmetric."""
+        self._check(Needs.GRAMIAN, "gramian")
+        return self._shared_gramian().clone()
+
+    @property
+    def jacobian(self) -> Tensor:
+        """(K, P) task gradients. Shared, not copied: read only."""
+        self._check(Needs.JACOBIAN, "jacobian")
+        return self._shared_jacobian()
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A CPU generator, seeded from the run's seed and the step: the same step draws the same numbers."""
+        if isinstance(self._generator, int):
+            object.__setattr__(self, "_generator", torch.Generator().manual_seed(self._generator))
+        return self._generator
+
+    def _check(self, wanted: Needs, name: str) -> None:
+        if self._needs < wanted:
+            raise PluginError(
+                f"view.{name} was read by a method that declares needs = Needs.{self._needs.name}. "
+                f"Declare needs = Needs.{wanted.name} in the class."
+            )
+
+    def _shared_gramian(self) -> Tensor:
+        if self._gramian is None:
+            object.__setattr__(self, "_gramian", linalg.gramian(self._shared_jacobian()))
+        elif callable(self._gramian):
+            object.__setattr__(self, "_gramian", self._gramian())
+        return self._gramian
+
+    def _shared_jacobian(self) -> Tensor:
+        if self._jacobian is None:
+            raise PluginError("view.jacobian is not available in this view: it was made from a Gramian alone.")
+        if callable(self._jacobian):
+            object.__setattr__(self, "_jacobian", self._jacobian())
+        return self._jacobian
+
+    def limited_to(self, needs: Needs) -> StepView:
+        """The same view with ``needs`` as the most that may be read."""
+        return self._replaced(needs=needs)
+
+    def restricted(self, keep: Tensor) -> StepView:
+        """The sub-problem of the tasks where ``keep`` (K,) is True; ``task_index`` says which they are."""
+        index = keep.nonzero().flatten()
+        positions = index.tolist()
+        jacobian = self._jacobian
+        return self._replaced(
+            losses=self._losses[index],
+            gramian=None if self._gramian is None else lambda: self._shared_gramian()[index][:, index],
+            jacobian=None if jacobian is None else lambda: self._shared_jacobian()[index],
+            present=self._present[index],
+            task_names=[self.task_names[i] for i in positions],
+            task_index=[self.task_index[i] for i in positions],
+        )
+
+    def _replaced(self, **changes: Any) -> StepView:
+        fields: dict[str, Any] = {
+            "losses": self._losses,
+            # Through functions, so that a value computed later is computed once and shared by both views.
+            "gramian": self._gramian if isinstance(self._gramian, Tensor) else self._shared_gramian,
+            "jacobian": None if self._jacobian is None else self._shared_jacobian,
+            "present": self._present,
+            "task_names": self.task_names,
+            "task_index": self.task_index,
+            "step": self.step,
+            "generator": self._generator,
+            "features": self.features,
+            "others": self.others,
+            "needs": self._needs,
+        }
+        return StepView(**{**fields, **changes})
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Aggregation:
+    """The answer of a method: weights *or* a direction, and the next state.
+
+    Args:
+        weights: (K,) so that d = J^T w. A method that returns weights works with every gradient source.
+        direction: (P,) when d is not a combination of the rows with one weight per task.
+        state: the next state; start from the one received.
+        diagnostics: anything worth logging (numbers, short strings, small tensors).
+        head_weights: (K,) factors for the task-specific parameters' own gradients. Default: ``weights`` for a
+            method that reads losses only (it weights whole losses), ones for a method that reads gradients.
+        feature_gradient: extra cotangents, one per tensor of ``view.features``, added to the trunk's backward
+            pass; for a method whose weights are themselves a differentiable function of the features.
+    """
+
+    weights: Tensor | None = None
+    direction: Tensor | None = None
+    state: State = dataclasses.field(default_factory=dict)
+    diagnostics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    head_weights: Tensor | None = None
+    feature_gradient: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.weights is None) == (self.direction is None):
+            raise ConfigurationError("Aggregation needs exactly one of weights=(K,) and direction=(P,).")
+
+
+@dataclasses.dataclass(frozen=True)
+class Aggregator(Validated, abc.ABC):
+    """Turns losses, Gramian or Jacobian of one step into task weights or a direction.
+
+    A subclass is a frozen dataclass of hyper-parameters and has no other state: what must survive a step is
+    returned in ``Aggregation.state`` and handed back in the next step.
+    """
+
+    needs: ClassVar[Needs] = Needs.GRAMIAN
+    """The most that ``aggregate`` reads from the view."""
+    claims: ClassVar[frozenset[str]] = frozenset()
+    """Ids of the laws this method promises. `mtl verify` fails if one of them is refuted. A class whose
+    promises depend on hyper-parameters overrides this with a property."""
+    handles_absent: ClassVar[bool] = False
+    """False: when tasks are missing from a batch, the method is called on the sub-problem of those present and
+    the absent ones get weight 0; ``view.task_index`` says which tasks they are. True: the method gets the full
+    view (losses and Gramian of absent tasks are NaN, their rows 0) and reads ``view.present`` itself."""
+    batches: ClassVar[int] = 1
+    """How many independent batches one step needs; the further ones arrive in ``view.others``."""
+
+    def init(self, n_tasks: int) -> State:
+        """State before the first step: a dict of tensors. K = ``n_tasks``."""
+        return {}
+
+    @abc.abstractmethod
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """The method itself. Pure: same view, state and generator seed, same answer; neither is written to."""
+
+    def observe(self, view: StepView, state: State) -> State:
+        """Called by ``MultiTask.step`` after the optimizer moved, with the new losses of the same batch.
+
+        Override it only in a method that looks twice (FAMO); it costs one more forward pass a step.
+        """
+        return state
+
+    @classmethod
+    def looks_twice(cls) -> bool:
+        """Whether ``observe`` is overridden."""
+        return cls.observe is not Aggregator.observe
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Conflict:
+    """What a detector found.
+
+    Args:
+        conflicting: the verdict.
+        severity: how bad, by the detector's own scale-free measure; larger is worse.
+        pairs: (K, K) bool, symmetric, False on the diagonal: pairs of tasks in conflict.
+        dominated: (K,) bool: tasks that the mean gradient would harm.
+        diagnostics: anything worth logging.
+    """
+
+    conflicting: bool
+    severity: float
+    pairs: Tensor
+    dominated: Tensor
+    diagnostics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConflictDetector(Validated, abc.ABC):
+    """Decides whether the task gradients of a step are in conflict. Stateless."""
+
+    needs: ClassVar[Needs] = Needs.GRAMIAN
+    claims: ClassVar[frozenset[str]] = frozenset()
+
+    @abc.abstractmethod
+    def detect(self, view: StepView) -> Conflict:
+        """The verdict on the tasks present; pairs and dominated are False for absent ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Displacement:
+    """Where a teleport wants to go: new values of some shared parameters, and how history follows.
+
+    Args:
+        parameters: name in the trunk (or in a head, for a boundary symmetry) -> new value, same shape.
+        maps: for an exact linear reparametrisation theta' = D theta, name -> D as a tensor broadcastable to the
+            parameter; the optimizer's history is then transported exactly (m <- m / D, v <- v / D^2). A parameter
+            that moved and has no entry gets historical trajectory reuse instead.
+        diagnostics: anything worth logging.
+    """
+
+    parameters: Mapping[str, Tensor]
+    maps: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    diagnostics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class TeleportProblem(abc.ABC):
+    """What a teleport strategy may use. The network is at the point to leave; whatever a strategy does to it
+    while searching (adapters, perturbations) is undone by the transaction around it."""
+
+    trunk: nn.Module
+    """The shared network."""
+    heads: nn.Module | None
+    """The task-specific networks, if the user handed them over (boundary symmetries need them)."""
+    view: StepView
+    """Losses and Gramian at the trigger."""
+    detector: ConflictDetector | None
+    """The detector that fired, if any."""
+
+    @abc.abstractmethod
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters of the trunk by qualified name."""
+
+    @abc.abstractmethod
+    def evaluate(self) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """Losses by task (with graph) and features of the trigger batch at the network's current parameters."""
+
+    @abc.abstractmethod
+    def task_gradients(self) -> Iterator[tuple[str, list[Tensor | None]]]:
+        """For each present task its name and its gradient on the trigger batch, parameter by parameter, in the
+        order of :meth:`parameters`. Costs one pass; nothing is written to ``.grad``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TeleportStrategy(Validated, abc.ABC):
+    """Proposes a point with the same task losses and less conflict."""
+
+    exact: ClassVar[bool] = False
+    """True: a symmetry of the network, every loss is kept on every input. False: kept only approximately, near
+    the probe data."""
+    claims: ClassVar[frozenset[str]] = frozenset()
+
+    @abc.abstractmethod
+    def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
+        """The displacement; empty ``parameters`` means "stay"."""

@@ -1,0 +1,56 @@
+"""Every error a user can see. Each message says what is wrong, who is the culprit, and what to do next.
+
+Nothing here imports torch, so that the command line can report a broken plugin quickly.
+"""
+
+from __future__ import annotations
+
+
+class MtlError(Exception):
+    """Base of all errors raised on purpose by mtlcore and its wings."""
+
+
+class ConfigurationError(MtlError, ValueError):
+    """A hyper-parameter or an argument is outside what is allowed."""
+
+
+class UnknownPluginError(MtlError, LookupError):
+    """No plugin of that kind has that name; the message lists the nearest names."""
+
+
+class PluginError(MtlError, RuntimeError):
+    """A plugin broke its contract or raised; the message names plugin and distribution."""
+
+
+class LossError(MtlError, ValueError):
+    """The losses handed to a step cannot be used; the message names the task."""
+
+
+class FeaturesError(MtlError, ValueError):
+    """The features handed to a step are not what the losses were computed from."""
+
+
+class NonFiniteError(MtlError, ArithmeticError):
+    """NaN or infinity in a loss or a task gradient; the message names the task."""
+
+
+class StateError(MtlError, ValueError):
+    """A state dict does not fit the object it is loaded into."""
+
+
+class TeleportError(MtlError, RuntimeError):
+    """A teleport cannot be attempted at all (a refused one is a result, not an error)."""
+
+
+class MissingExtraError(MtlError, ImportError):
+    """An optional dependency is not installed; the message gives the exact pip line."""
+
+    def __init__(self, package: str, extra: str, why: str) -> None:
+        super().__init__(
+            f"{why} needs the package {package!r}, which is not installed. "
+            f"Install it with: pip install 'mtlcore[{extra}]'"
+        )
+
+
+class PluginWarning(UserWarning):
+    """A plugin was set aside. Training goes on without it; `mtl list` shows why."""

@@ -1,0 +1,126 @@
+"""Hyper-parameters that declare their own range.
+
+A method is a frozen dataclass; each field says what it allows, once::
+
+    @dataclass(frozen=True)
+    class CAGrad(Aggregator):
+        c: float = number(0.5, low=0.0)
+
+The range is checked at construction and can be read back (by the docs, by a tuner) from the field's metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mtlcore.errors import ConfigurationError
+
+_KEY = "mtlcore"
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """What a hyper-parameter may be: a described set with a membership test."""
+
+    kind: str
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+    options: tuple[Any, ...] = ()
+    optional: bool = False
+    log: bool = False
+
+    def __str__(self) -> str:
+        if self.kind == "choice":
+            text = "one of " + ", ".join(repr(o) for o in self.options)
+        elif self.kind == "flag":
+            text = "True or False"
+        else:
+            low = "-inf" if self.low is None else f"{self.low:g}"
+            high = "inf" if self.high is None else f"{self.high:g}"
+            left = "(" if self.open_low or self.low is None else "["
+            right = ")" if self.open_high or self.high is None else "]"
+            text = f"{'an integer' if self.kind == 'integer' else 'a finite number'} in {left}{low}, {high}{right}"
+            if self.kind == "vector":
+                text = f"a sequence of numbers, each in {left}{low}, {high}{right}"
+        return text + (" or None" if self.optional else "")
+
+    def contains(self, value: Any) -> bool:
+        """Whether ``value`` is allowed."""
+        if value is None:
+            return self.optional
+        if self.kind == "choice":
+            return value in self.options
+        if self.kind == "flag":
+            return isinstance(value, bool)
+        if self.kind == "vector":
+            return isinstance(value, tuple) and all(self._in_range(v) for v in value)
+        if self.kind == "integer" and not (isinstance(value, int) and not isinstance(value, bool)):
+            return False
+        return self._in_range(value)
+
+    def _in_range(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return False
+        if self.low is not None and (value < self.low or (self.open_low and value == self.low)):
+            return False
+        return not (self.high is not None and (value > self.high or (self.open_high and value == self.high)))
+
+
+def number(
+    default: float | None,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+    open_high: bool = False,
+    log: bool = False,
+) -> Any:
+    """A finite float; ``open_low`` / ``open_high`` exclude the end point, ``log`` says its natural scale."""
+    allowed = Allowed("number", low, high, open_low, open_high, optional=default is None, log=log)
+    return dataclasses.field(default=default, metadata={_KEY: allowed})
+
+
+def integer(default: int | None, *, low: int | None = None, high: int | None = None) -> Any:
+    """An integer in ``[low, high]``."""
+    return dataclasses.field(default=default, metadata={_KEY: Allowed("integer", low, high, optional=default is None)})
+
+
+def choice(default: Any, options: Sequence[Any]) -> Any:
+    """One of ``options``."""
+    return dataclasses.field(default=default, metadata={_KEY: Allowed("choice", options=tuple(options))})
+
+
+def flag(default: bool) -> Any:
+    """A plain bool. Strings are refused, so that ``"False"`` never means True."""
+    return dataclasses.field(default=default, metadata={_KEY: Allowed("flag")})
+
+
+def vector(default: Sequence[float] | None = None, *, low: float | None = None, high: float | None = None) -> Any:
+    """A tuple of floats, one per task (lists are turned into tuples); None where the default is None."""
+    default = None if default is None else tuple(default)
+    return dataclasses.field(default=default, metadata={_KEY: Allowed("vector", low, high, optional=default is None)})
+
+
+def allowed(cls: type) -> dict[str, Allowed]:
+    """The declared ranges of a plugin class, by field name."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    return {f.name: f.metadata[_KEY] for f in dataclasses.fields(cls) if _KEY in f.metadata}
+
+
+class Validated:
+    """Base of every plugin class: checks the declared ranges at construction."""
+
+    def __post_init__(self) -> None:
+        for name, permitted in allowed(type(self)).items():
+            value = getattr(self, name)
+            if permitted.kind == "vector" and isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            if not permitted.contains(value):
+                raise ConfigurationError(f"{type(self).__name__}({name}={value!r}): {name} must be {permitted}.")

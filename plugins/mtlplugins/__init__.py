@@ -1,0 +1,1 @@
+"""The built-in methods: aggregators, conflict detectors and teleports, registered like a third party's."""

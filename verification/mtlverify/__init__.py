@@ -1,0 +1,1 @@
+"""Verification: laws, exact references, strategies, synthetic problems, mutants and the ledger."""
