@@ -298,26 +298,54 @@ class ConflictDetector(Validated, abc.ABC):
         """The verdict on the tasks present; pairs and dominated are False for absent ones."""
 
 
+@final
 @dataclasses.dataclass(frozen=True)
-class Displacement:
-    """Where a teleport wants to go: new values of some shared parameters, and how history follows.
+class MatrixMap:
+    """The linear reparametrisation theta' = M theta along one dimension of a parameter.
 
     Args:
-        parameters: name in the trunk (or in a head, for a boundary symmetry) -> new value, same shape.
-        maps: for an exact linear reparametrisation theta' = D theta, name -> D as a tensor broadcastable to the
-            parameter; the optimizer's history is then transported exactly (m <- m / D, v <- v / D^2). A parameter
-            that moved and has no entry gets historical trajectory reuse instead.
+        matrix: (n, n), invertible; n is the parameter's size in that dimension.
+        dim: the dimension. W' = M W is ``MatrixMap(M, 0)``; U' = U N is ``MatrixMap(N.T, 1)``.
+    """
+
+    matrix: Tensor
+    dim: int
+
+
+Map = Tensor | MatrixMap
+"""D of a diagonal reparametrisation, broadcastable to the parameter, or a :class:`MatrixMap`."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Displacement:
+    """Where a teleport wants to go: new values of some parameters, and how the optimizer's history follows.
+
+    Args:
+        parameters: name in the trunk -> new value, same shape. Parameters not named stay.
+        maps: for an exact linear reparametrisation theta' = D theta, name in the trunk -> D; the optimizer's history
+            is then transported exactly (m <- m / D, v <- v / D^2). A trunk parameter that moved and has no entry
+            gets historical trajectory reuse instead.
+        head_parameters: the same for the heads, by name in ``problem.heads`` (a boundary symmetry moves them too).
+        head_maps: the same for the heads. Every head parameter that moves needs one: heads are only ever
+            reparametrised, never displaced.
         diagnostics: anything worth logging.
     """
 
     parameters: Mapping[str, Tensor]
-    maps: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    maps: Mapping[str, Map] = dataclasses.field(default_factory=dict)
+    head_parameters: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    head_maps: Mapping[str, Map] = dataclasses.field(default_factory=dict)
     diagnostics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class TeleportProblem(abc.ABC):
     """What a teleport strategy may use. The network is at the point to leave; whatever a strategy does to it
-    while searching (adapters, perturbations) is undone by the transaction around it."""
+    while searching (adapters, perturbations) is undone by the transaction around it.
+
+    Dropout is off and batch norms use their running statistics while a strategy searches, and every evaluation
+    starts from the same random state: the losses are a deterministic function of the parameters.
+    """
 
     trunk: nn.Module
     """The shared network."""
@@ -338,8 +366,18 @@ class TeleportProblem(abc.ABC):
 
     @abc.abstractmethod
     def task_gradients(self) -> Iterator[tuple[str, list[Tensor | None]]]:
-        """For each present task its name and its gradient on the trigger batch, parameter by parameter, in the
-        order of :meth:`parameters`. Costs one pass; nothing is written to ``.grad``."""
+        """For each present task its name and its gradient on the trigger batch at the network's current parameters,
+        parameter by parameter, in the order of :meth:`parameters`. Costs one pass; nothing is written to ``.grad``."""
+
+    def rows(self) -> tuple[tuple[str, ...], list[Tensor]]:
+        """The same as matrices: task names (K,), and per parameter the (K, numel) task gradients, zeros where a task
+        does not depend on it. The column order is that of :meth:`parameters`."""
+        parameters = list(self.parameters().values())
+        found = [(name, list(row)) for name, row in self.task_gradients()]
+        return tuple(name for name, _ in found), [
+            torch.stack([(torch.zeros_like(p) if row[j] is None else row[j]).flatten() for _, row in found])  # type: ignore[union-attr]
+            for j, p in enumerate(parameters)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,6 +387,8 @@ class TeleportStrategy(Validated, abc.ABC):
     exact: ClassVar[bool] = False
     """True: a symmetry of the network, every loss is kept on every input. False: kept only approximately, near
     the probe data."""
+    improves: ClassVar[bool] = True
+    """False for a baseline that does not look at the conflict: it is then accepted on the losses alone."""
     claims: ClassVar[frozenset[str]] = frozenset()
 
     @abc.abstractmethod

@@ -1,0 +1,137 @@
+"""Calling a method safely: sub-problems for absent tasks, checked answers, errors that name the plugin."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import torch
+from torch import Tensor
+
+from mtlcore import linalg
+from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
+from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
+from mtlcore.registry import create, registry
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of the generator of one step: a hash, so that neighbouring runs and steps share no stream."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest(), "little") >> 1
+
+
+def call(method: Aggregator, view: StepView, state: State, n_parameters: int | None = None) -> Aggregation:
+    """``method.aggregate`` on the tasks present, with its answer checked and spread over all K tasks.
+
+    Args:
+        method: the aggregator.
+        view: the full view, K tasks.
+        state: its state; not written to.
+        n_parameters: P, to check a direction's shape; None when unknown.
+
+    Raises:
+        PluginError: the method raised, wrote into the Jacobian, or answered with a wrong shape or non-finite
+            numbers. The message names the plugin and its distribution.
+    """
+    present = view.present
+    partial = not bool(present.all())
+    shown = view.limited_to(method.needs)
+    if partial and not method.handles_absent:
+        shown = shown.restricted(present)
+    rows = shown.jacobian if method.needs == Needs.JACOBIAN else None
+    version = None if rows is None else rows._version
+    try:
+        with torch.no_grad():
+            answer = method.aggregate(shown, dict(state))
+    except Exception as error:
+        note = " (some tasks are absent from this batch; see Aggregator.handles_absent)" if partial else ""
+        raise PluginError(f"aggregator {_who(method)} raised {type(error).__name__}: {error}{note}") from error
+    if rows is not None and rows._version != version:
+        raise PluginError(f"aggregator {_who(method)} wrote into view.jacobian, which is read-only: clone it first.")
+    if not isinstance(answer, Aggregation):
+        raise PluginError(f"aggregator {_who(method)} returned {type(answer).__name__}, not an mtlcore.Aggregation.")
+    if not isinstance(answer.state, dict) or not all(isinstance(v, Tensor) for v in answer.state.values()):
+        raise PluginError(f"aggregator {_who(method)} returned a state that is not a dict of tensors.")
+    k = shown.n_tasks
+    weights, heads = _vector(method, "weights", answer.weights, k), _vector(method, "head_weights", answer.head_weights, k)
+    direction = answer.direction
+    if direction is not None:
+        expected = n_parameters if rows is None else rows.shape[1]
+        direction = _vector(method, "direction", direction, expected)
+    if k != view.n_tasks:
+        index = present.nonzero().flatten()
+        weights, heads = _spread(weights, index, view.n_tasks), _spread(heads, index, view.n_tasks)
+    elif partial:
+        off = present.logical_not()
+        if weights is not None:
+            weights = weights.masked_fill(off.to(weights.device), 0.0)
+    return dataclasses.replace(answer, weights=weights, direction=direction, head_weights=heads)
+
+
+def _who(method: Aggregator) -> str:
+    return registry().identify(method)
+
+
+def _vector(method: Aggregator, what: str, value: Tensor | None, size: int | None) -> Tensor | None:
+    if value is None:
+        return None
+    if not isinstance(value, Tensor) or (size is not None and tuple(value.shape) != (size,)):
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise PluginError(f"aggregator {_who(method)} returned {what} of shape {found}; expected ({size},).")
+    if not value.is_floating_point():
+        value = value.to(torch.float64)
+    if not bool(torch.isfinite(value).all()):
+        raise PluginError(f"aggregator {_who(method)} returned {what} that are not finite: {_short(value)}.")
+    return value.detach()
+
+
+def _short(value: Tensor) -> str:
+    shown = ", ".join(f"{v:.3g}" for v in value[:6].tolist())
+    return f"[{shown}{', ...' if value.numel() > 6 else ''}]"
+
+
+def _spread(value: Tensor | None, index: Tensor, n: int) -> Tensor | None:
+    if value is None:
+        return None
+    return value.new_zeros(n).index_copy(0, index.to(value.device), value)
+
+
+def aggregate(
+    aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | None = None, seed: int = 0
+) -> Tensor:
+    """One fresh step of a method on a Jacobian, for study and tests.
+
+    Args:
+        aggregator: an instance, or the name of a registered aggregator with its default hyper-parameters.
+        jacobian: (K, P) task gradients; not modified.
+        losses: (K,) task losses; ones if left out.
+        seed: seed of the step's generator.
+
+    Returns:
+        d (P,), dtype and device of ``jacobian``. Parameters would move along -d.
+
+    Raises:
+        ConfigurationError: wrong shapes or dtype.
+        NonFiniteError: NaN or infinity in ``jacobian`` or ``losses``; names the task's row.
+        PluginError: the method broke its contract.
+    """
+    method = create("aggregator", aggregator) if isinstance(aggregator, str) else aggregator
+    if not isinstance(jacobian, Tensor) or jacobian.ndim != 2 or not jacobian.is_floating_point():
+        shape = tuple(jacobian.shape) if isinstance(jacobian, Tensor) else type(jacobian).__name__
+        raise ConfigurationError(f"jacobian must be a floating-point tensor of shape (K, P), found {shape}.")
+    k = jacobian.shape[0]
+    if k == 0:
+        raise ConfigurationError("jacobian has no rows: at least one task is needed.")
+    if losses is None:
+        losses = torch.ones(k, dtype=torch.float64, device=jacobian.device)
+    if tuple(losses.shape) != (k,):
+        raise ConfigurationError(f"losses must have shape ({k},), one per row of jacobian; found {tuple(losses.shape)}.")
+    for what, finite in (("loss", torch.isfinite(losses)), ("gradient", torch.isfinite(jacobian).all(1))):
+        if not bool(finite.all()):
+            raise NonFiniteError(f"{what} of task{int((~finite).nonzero()[0])} is NaN or infinite.")
+    # A plugin gets a copy: what the caller handed over is never at its mercy.
+    view = StepView(losses=losses, jacobian=jacobian.detach().clone(), generator=step_seed(seed, 0))
+    answer = call(method, view, method.init(k), jacobian.shape[1])
+    if answer.direction is not None:
+        return answer.direction.to(jacobian)
+    assert answer.weights is not None
+    return linalg.combine(jacobian.detach(), answer.weights.to(jacobian.device))

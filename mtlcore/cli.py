@@ -1,0 +1,151 @@
+"""The ``mtl`` command. The wings add their subcommands through ``mtlcore_register_commands``.
+
+Importing this module must stay cheap: `mtl list` answers in well under a second because neither torch nor any
+plugin's code is imported for it, only its registration module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from typer.core import TyperGroup
+
+from mtlcore import __version__
+from mtlcore.errors import MtlError, PluginError
+from mtlcore.hookspecs import KINDS
+from mtlcore.registry import Entry, registry
+
+
+class _Commands(TyperGroup):
+    """Own commands first, then those of plugins, imported only when they are called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all commands."""
+        plugged = [e.name for e in registry().entries("command") if e.status == "ok"]
+        return [*super().list_commands(ctx), *plugged]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name; a plugin's is imported now."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in [e.name for e in registry().entries("command")]:
+            return own
+        try:
+            plugged = registry().load("command", cmd_name)
+        except PluginError as error:
+            # `mtl --help` asks every command for its summary; a broken one must not hide the others.
+            return _broken_command(cmd_name, str(error))
+        if isinstance(plugged, typer.Typer):
+            plugged = typer.main.get_command(plugged)
+        plugged.name = cmd_name
+        return plugged
+
+
+def _broken_command(name: str, problem: str) -> Any:
+    app = typer.Typer()
+
+    @app.command(name, help=f"(broken) {problem}")
+    def broken() -> None:
+        raise PluginError(problem)
+
+    return typer.main.get_command(app)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Multi-task-learning optimisation: every method a plugin, every claim machine-checked.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mtlcore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command("list")
+def list_plugins(
+    kind: Annotated[Optional[str], typer.Option(help=f"Only this kind: {', '.join(KINDS)}.")] = None,  # noqa: UP045
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")] = False,
+    load: Annotated[bool, typer.Option("--load", help="Really import every plugin (slower, catches more).")] = False,
+) -> None:
+    """Every plugin: name, kind, distribution, version, status."""
+    if kind is not None and kind not in KINDS:
+        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="--kind")
+    entries = _entries(kind, load)
+    if as_json:
+        rows = [_row(e) for e in entries]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    _show(entries)
+
+
+def _entries(kind: str | None, load: bool) -> list[Entry]:
+    found: list[Entry] = []
+    for one in [kind] if kind else KINDS:
+        if load:
+            for entry in registry().entries(one):
+                if entry.status == "ok":
+                    try:
+                        registry().load(one, entry.name)
+                    except PluginError:
+                        continue  # its entry now says "broken", with the cause
+        found += registry().entries(one)
+    return found + registry().problems()
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    fields = ("kind", "name", "distribution", "version", "status", "problem")
+    return {k: v for k, v in dataclasses.asdict(dataclasses.replace(entry, target=None)).items() if k in fields}
+
+
+def _show(entries: list[Entry]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("kind", "name", "distribution", "version", "status"):
+        table.add_column(column, no_wrap=column != "status")
+    last = None
+    for e in entries:
+        status = Text("ok", style="green") if e.status == "ok" else Text(f"{e.status}: {e.problem}", style="red")
+        table.add_row(e.kind if e.kind != last else "", e.name, e.distribution, e.version, status)
+        last = e.kind
+    Console().print(table)
+
+
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Lower-case kebab name of the method, e.g. my-method.")],
+    kind: Annotated[str, typer.Option(help="aggregator, detector or teleport.")] = "aggregator",
+    directory: Annotated[Path, typer.Option("--in", help="Where to create the package's folder.")] = Path(),
+) -> None:
+    """A package that installs, registers and passes its tests."""
+    from mtlcore.scaffold import create_package
+
+    folder = create_package(name, kind, directory)
+    typer.echo(f"Created {folder}. Next:\n  pip install -e {folder}\n  mtl verify {name}\n  pytest {folder}")
+
+
+def main() -> None:
+    """Entry point: errors made on purpose are one line and exit code 2, all others are tracebacks."""
+    try:
+        app()
+    except MtlError as error:
+        typer.secho(f"mtl: {error}", fg="red", err=True)
+        sys.exit(2)

@@ -1,0 +1,106 @@
+"""The Gramian of the gradients at the shared representation Z instead of the trunk's parameters.
+
+One pass through the heads per task, one pass through the trunk in all. What it guarantees: the direction is
+exactly sum_i w_i g_i for the weights w found; what it does not: those weights were found from
+Gram_Z = [<dL_i/dZ, dL_j/dZ>], which is not the Gramian of the g_i. A direction that conflicts with no task at Z
+(J_Z d_Z >= 0) may conflict at the parameters, unless the trunk's Jacobian dZ/dtheta has orthonormal rows up to
+scale. [paper] Sener & Koltun 2018 (MGDA-UB) bound the parameter norm by the norm at Z times ||dZ/dtheta||.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtlcore import linalg
+from mtlcore.contracts import Needs
+from mtlcore.errors import ConfigurationError, PluginError
+from mtlcore.gradients import graph
+from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients, accumulate, write_heads
+
+
+class FeaturesOnly(GradientSource):
+    """Gramian at the features; for methods that return weights."""
+
+    name: ClassVar[str] = "features"
+    provides: ClassVar[Needs] = Needs.GRAMIAN
+
+    def collect(self, problem: GradientProblem) -> TaskGradients:
+        """K passes through the heads only."""
+        if not problem.features:
+            raise ConfigurationError('gradients="features" needs the features: backward(losses, features=z).')
+        if graph.nested(problem.features):
+            raise ConfigurationError(
+                'gradients="features" needs features of which none is computed from another; '
+                'pass the outermost ones only, or use gradients="sequential".'
+            )
+        features, shared = list(problem.features), {id(p) for p in problem.shared}
+        own, behind = graph.task_leaves(problem.losses, problem.features, problem.names)
+        outside = [t for t in behind if id(t) not in shared]
+        sizes = [f.numel() for f in features]
+        dtype = linalg.row_dtype(features)
+        cotangents = torch.zeros(len(problem.losses), sum(sizes), dtype=dtype, device=features[0].device)
+        heads: list[list[tuple[Tensor, Tensor]]] = []
+        direct: list[list[tuple[Tensor, Tensor]]] = []
+        for i, loss in enumerate(problem.losses):
+            # The graph is kept: heads may share parts, and the trunk's pass is still to come.
+            found = torch.autograd.grad(loss, features + own[i], retain_graph=True, allow_unused=True)
+            for cell, g in zip(cotangents[i].split(sizes), found):
+                if g is not None:
+                    cell.copy_(g.flatten())
+            pairs = [(t, g) for t, g in zip(own[i], found[len(features) :]) if g is not None]
+            heads.append([(t, g) for t, g in pairs if id(t) not in shared])
+            direct.append([(t, g) for t, g in pairs if id(t) in shared])
+        return _AtFeatures(problem, cotangents, heads, direct, outside)
+
+
+class _AtFeatures(TaskGradients):
+    deferred = True
+
+    def __init__(
+        self,
+        problem: GradientProblem,
+        cotangents: Tensor,
+        heads: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        direct: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        outside: Sequence[Tensor],
+    ) -> None:
+        self._problem = problem
+        self._cotangents = cotangents
+        self._heads = heads
+        self._direct = direct
+        self._outside = outside
+
+    def gramian(self) -> Tensor:
+        return linalg.gramian(self._cotangents)
+
+    def rows(self) -> Tensor:
+        raise PluginError('gradients="features" has no parameter Jacobian; use gradients="sequential".')
+
+    def write(
+        self,
+        *,
+        weights: Tensor | None,
+        direction: Tensor | None,
+        head_weights: Tensor | None,
+        feature_gradient: Sequence[Tensor] = (),
+    ) -> None:
+        if weights is None:
+            raise PluginError('a method that returns a direction cannot use gradients="features".')
+        features, targets = self._problem.features, [*self._problem.shared, *self._outside]
+        combined = linalg.combine(self._cotangents, weights)
+        parts = combined.split([f.numel() for f in features])
+        seeds = [c.view(f.shape).to(f.dtype) for c, f in zip(parts, features)]
+        found = torch.autograd.grad(features, targets, seeds, allow_unused=True)
+        with torch.no_grad():
+            for p, g in zip(targets, found):
+                if g is not None:
+                    accumulate(p, g)
+            # Trunk parameters that a head uses again (tied weights) reach the losses past the features too.
+            for w, pairs in zip(weights.tolist(), self._direct):
+                for p, g in pairs:
+                    accumulate(p, g * w)
+        write_heads(self._heads, head_weights)

@@ -1,0 +1,114 @@
+"""One backward pass of the weighted losses: what a loss-level method costs whatever K is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtlcore.contracts import Needs
+from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
+from mtlcore.gradients import graph
+from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients
+
+
+class LossesOnly(GradientSource):
+    """Nothing is computed before the weights are known; then one pass through heads and trunk together."""
+
+    name: ClassVar[str] = "losses"
+    provides: ClassVar[Needs] = Needs.LOSSES
+
+    def collect(self, problem: GradientProblem) -> TaskGradients:
+        """No work."""
+        return _Weighted(problem)
+
+
+class _Weighted(TaskGradients):
+    deferred = True
+    weights_whole_losses = True
+
+    def __init__(self, problem: GradientProblem) -> None:
+        self._problem = problem
+
+    def gramian(self) -> Tensor:
+        raise PluginError("the losses-only gradient source has no Gramian.")
+
+    def rows(self) -> Tensor:
+        raise PluginError("the losses-only gradient source has no Jacobian.")
+
+    def write(
+        self,
+        *,
+        weights: Tensor | None,
+        direction: Tensor | None,
+        head_weights: Tensor | None,
+        feature_gradient: Sequence[Tensor] = (),
+    ) -> None:
+        problem = self._problem
+        if weights is None:
+            raise PluginError("a method that declares needs = Needs.LOSSES must return weights, not a direction.")
+        if head_weights is not None:
+            raise PluginError(
+                "a method that declares needs = Needs.LOSSES weights whole losses, heads included; separate "
+                "head_weights would take a second pass: declare needs = Needs.GRAMIAN."
+            )
+        if feature_gradient and len(feature_gradient) != len(problem.features):
+            raise ConfigurationError(
+                f"{len(feature_gradient)} feature gradients for {len(problem.features)} feature tensors."
+            )
+        # The losses as roots with cotangents w_i: for w = 1 bit for bit what sum(losses).backward() does.
+        roots = [*problem.losses, *(problem.features if feature_gradient else ())]
+        seeds: list[Tensor] = [w.to(t) for w, t in zip(weights.to(problem.losses[0]).unbind(), problem.losses)]
+        seeds += [g.to(f) for g, f in zip(feature_gradient, problem.features)]
+        # `.grad` is set aside so that a bad pass leaves no trace and accumulation happens only after the check.
+        before = [p.grad for p in problem.shared]
+        for p in problem.shared:
+            p.grad = None
+        try:
+            torch.autograd.backward(roots, seeds)
+            self._check_finite()
+        except BaseException:
+            for p, g in zip(problem.shared, before):
+                p.grad = g
+            raise
+        for p, g in zip(problem.shared, before):
+            if g is not None:
+                p.grad = g if p.grad is None else g + p.grad
+
+    def _check_finite(self) -> None:
+        problem = self._problem
+        gradients = [p.grad for p in problem.shared if p.grad is not None]
+        if not gradients:
+            return
+        # One fused pass and one number: NaN and infinity survive the norm.
+        norms = torch._foreach_norm(gradients)
+        total = torch.stack([n.to(norms[0]) for n in norms]).sum()
+        if torch.isfinite(total) or all(bool(torch.isfinite(g).all()) for g in gradients):
+            return
+        # The saved tensors are gone, the graph's structure is not: a task whose own leaves are bad is to blame.
+        shared = {id(p) for p in problem.shared}
+        own = [{i: t for i, t in graph.leaves([loss])[0].items() if i not in shared} for loss in problem.losses]
+        guilty = []
+        for i, (name, leaves) in enumerate(zip(problem.names, own)):
+            others = set().union(*(o.keys() for j, o in enumerate(own) if j != i)) if len(own) > 1 else set()
+            bad = [t for k, t in leaves.items() if k not in others and t.grad is not None]
+            if any(not bool(torch.isfinite(t.grad).all()) for t in bad):
+                guilty.append(name)
+        for leaves in own:
+            for t in leaves.values():
+                t.grad = None
+        if guilty:
+            who = f"of task {' and '.join(repr(g) for g in guilty)}"
+        elif len(problem.names) == 1:
+            who = f"of task {problem.names[0]!r}"
+        else:
+            who = (
+                f"of one of the tasks {', '.join(repr(n) for n in problem.names)} (one backward pass for all cannot "
+                f'single it out: run the step with gradients="sequential", which names it)'
+            )
+        raise NonFiniteError(
+            f"the gradient {who} is NaN or infinite although its loss is finite. Nothing was changed: "
+            f"parameters, method state and the trunk's .grad are as before. Look for sqrt, log or a division at zero."
+        )

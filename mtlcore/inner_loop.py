@@ -1,0 +1,108 @@
+"""Inner gradient steps: where would the network go under other weights, without going there.
+
+A bilevel method asks for the losses at z_N, the point that N plain gradient steps on a weighted loss reach from the
+current parameters. ``view.inner(weigh, steps, lr)`` answers; this module is what stands behind it. Afterwards
+everything is bit for bit as before: parameters, buffers, random state. ``.grad`` and the optimizer are not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtlcore.contracts import StepView
+from mtlcore.errors import LossError, NonFiniteError
+
+Evaluate = Callable[[], tuple[Mapping[str, Tensor], Sequence[Tensor]]]
+Weigh = Callable[[StepView], Tensor]
+
+
+def descend(
+    view: StepView,
+    weigh: Weigh,
+    steps: int,
+    lr: float,
+    *,
+    evaluate: Evaluate,
+    parameters: Iterable[nn.Parameter],
+    modules: Iterable[nn.Module] = (),
+) -> StepView:
+    """Take ``steps`` gradient steps z <- z - lr sum_i w_i grad l_i(z) from the present parameters, look, and go back.
+
+    Costs ``steps`` + 1 forward and ``steps`` backward passes, and one copy of parameters and buffers.
+
+    Args:
+        view: the view of this step; its tasks are the ones that count, also after ``view.restricted``.
+        weigh: weights (K,) of the tasks' gradients at a point, from the view at that point (losses and features).
+        steps: N.
+        lr: step size.
+        evaluate: losses by task, with graphs, and features of this step's batch at the parameters as they are.
+        parameters: what moves: trunk and heads. Those that need no gradient stay.
+        modules: networks whose buffers (BatchNorm's statistics) a forward pass may change.
+
+    Returns:
+        The view at z_N: losses (K,) and features, nothing beyond ``Needs.LOSSES``.
+
+    Raises:
+        NonFiniteError: the inner steps diverged; names the task. The network is restored first, as after any error.
+        LossError: ``evaluate`` no longer returns one of the tasks.
+    """
+    moving = [p for p in {id(p): p for p in parameters}.values() if p.requires_grad]
+    with _restored(moving, list(modules)):
+        for _ in range(steps):
+            with torch.enable_grad():
+                losses, point = _look(view, evaluate)
+                with torch.no_grad():
+                    weights = weigh(point)
+                factors = [w.to(loss) for w, loss in zip(weights, losses)]
+                gradients = torch.autograd.grad(losses, moving, factors, allow_unused=True)
+            for parameter, gradient in zip(moving, gradients):
+                if gradient is not None:
+                    parameter.data.add_(gradient, alpha=-lr)
+        with torch.no_grad():
+            return _look(view, evaluate)[1]
+
+
+def _look(view: StepView, evaluate: Evaluate) -> tuple[list[Tensor], StepView]:
+    by_name, features = evaluate()
+    missing = [name for name in view.task_names if by_name.get(name) is None]
+    if missing:
+        raise LossError(f"task {missing[0]!r} is missing when the closure is called again; it must give the same batch.")
+    losses = [by_name[name] for name in view.task_names]
+    values = torch.stack([loss.detach().to(torch.float64) for loss in losses])
+    for name, value in zip(view.task_names, values.tolist()):
+        if not abs(value) < float("inf"):
+            raise NonFiniteError(f"inner steps: the loss of task {name!r} became {value}; lower the inner step size.")
+    return losses, view.elsewhere(values, features)
+
+
+@contextlib.contextmanager
+def _restored(parameters: list[nn.Parameter], modules: list[nn.Module]) -> Iterator[None]:
+    """Put back parameters, buffers and random states, whatever happens inside.
+
+    Values are written through ``.data``: the graph of the step outside has saved these very tensors, and finds them
+    with their old bits again, so the version counter that guards it must not move.
+    """
+    values = [p.detach().clone() for p in parameters]
+    homes = [m._buffers for module in modules for m in module.modules()]
+    buffers = [(home, {n: (b, None if b is None else b.detach().clone()) for n, b in home.items()}) for home in homes]
+    streams = (random.getstate(), np.random.get_state())  # noqa: NPY002  # whatever a closure may draw from
+    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            for parameter, value in zip(parameters, values):
+                parameter.data.copy_(value)
+            for home, saved in buffers:
+                for name, (buffer, value) in saved.items():
+                    home[name] = buffer
+                    if buffer is not None:
+                        buffer.data.copy_(value)
+            random.setstate(streams[0])
+            np.random.set_state(streams[1])  # noqa: NPY002

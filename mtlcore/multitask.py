@@ -1,0 +1,521 @@
+"""MultiTask: the one object a training loop holds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlcore import aggregation
+from mtlcore.contracts import Aggregation, Aggregator, Conflict, ConflictDetector, Needs, State, StepView, TeleportStrategy
+from mtlcore.errors import ConfigurationError, LossError, NonFiniteError, PluginError, StateError
+from mtlcore.gradients.planner import Planner
+from mtlcore.gradients.source import GradientProblem, TaskGradients
+from mtlcore.registry import create, registry
+from mtlcore.report import StepReport, TeleportResult
+from mtlcore.teleporting import Brakes, Teleporter
+
+Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
+Features = Tensor | Iterable[Any] | Mapping[Any, Any] | None
+Closure = Callable[[], Any]
+
+_STATE_VERSION = 1
+
+
+class MultiTask:
+    """Replaces ``sum(losses).backward()`` by the step of a multi-task method.
+
+    Args:
+        trunk: the shared network, or its parameters. Whatever else the losses depend on is task-specific.
+        aggregator: a registered name, or an instance (for hyper-parameters: ``create("aggregator", name, ...)``).
+        optimizer: the user's own; needed by :meth:`step` only.
+        detector: a conflict detector (name or instance), or None.
+        teleport: a teleport strategy (name or instance), tried in :meth:`step` when the detector fires (without a
+            detector: whenever the brakes allow), or None.
+        gradients: "auto", or the gradient source to force ("losses", "sequential", "features").
+        seed: of every random choice of the method; the global random state is never touched.
+        tasks: the task names, if the first batch may lack some of them. Default: those of the first batch.
+        heads: the task-specific modules; only boundary teleports need them.
+        brakes: when detection and teleports are allowed.
+        probe: closure on a held-out batch, on which a teleport must keep its promise. Default: the step's own.
+        tolerance: largest relative change of any task's loss that an accepted teleport may cause.
+
+    Raises:
+        UnknownPluginError, ConfigurationError, PluginError: from looking up the plugins.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module | Iterable[nn.Parameter],
+        aggregator: str | Aggregator = "gradops",
+        optimizer: torch.optim.Optimizer | None = None,
+        detector: str | ConflictDetector | None = None,
+        teleport: str | TeleportStrategy | None = None,
+        gradients: str = "auto",
+        seed: int = 0,
+        *,
+        tasks: Sequence[str] | None = None,
+        heads: nn.Module | None = None,
+        brakes: Brakes | None = None,
+        probe: Closure | None = None,
+        tolerance: float = 0.02,
+    ) -> None:
+        self._trunk = trunk if isinstance(trunk, nn.Module) else None
+        parameters = list(trunk.parameters() if isinstance(trunk, nn.Module) else trunk)
+        if not parameters or not all(isinstance(p, Tensor) for p in parameters):
+            raise ConfigurationError("trunk has no parameters: pass the shared nn.Module or an iterable of its parameters.")
+        self._parameters = list({id(p): p for p in parameters}.values())
+        self.aggregator: Aggregator = _plugin("aggregator", aggregator, Aggregator)
+        self.detector: ConflictDetector | None = None
+        if detector is not None:
+            self.detector = _plugin("detector", detector, ConflictDetector)
+        self.brakes = Brakes() if brakes is None else brakes
+        self._teleporter: Teleporter | None = None
+        if teleport is not None:
+            strategy = _plugin("teleport", teleport, TeleportStrategy)
+            if self._trunk is None:
+                raise ConfigurationError("a teleport moves a network: pass the trunk as an nn.Module, not its parameters.")
+            name = registry().name_of(strategy)
+            self._teleporter = Teleporter(strategy, name=name, detector=self.detector, tolerance=tolerance)
+        self.optimizer = optimizer
+        self._heads = heads
+        self._probe = probe
+        self._planner = Planner(gradients)
+        self._seed = seed
+        self._tasks: tuple[str, ...] | None = None if tasks is None else _names(tasks)
+        self._step = 0
+        self._state: State | None = None
+        self._teleport_steps: list[int] = []
+
+    # --- one step -----------------------------------------------------------------------------------------
+
+    def backward(self, losses: Losses, features: Features = None) -> StepReport:
+        """Fill ``.grad`` of trunk and heads; replaces ``sum(losses).backward()`` and accumulates like it.
+
+        Args:
+            losses: {task: scalar} or a list of scalars, with graphs. A task missing from this batch is left out of
+                the dict, or None: it gets no weight, which is not the same as a zero gradient.
+            features: the trunk's output(s) that the heads received; makes the search for head parameters cheap.
+
+        Raises:
+            LossError: no loss, not a scalar, no graph, unknown task.
+            FeaturesError: features that are not in the graph of the losses.
+            NonFiniteError: NaN or infinity in a loss or a task's gradient; parameters and state are untouched.
+            PluginError: the method broke its contract; names plugin and distribution.
+            ConfigurationError: the method needs :meth:`step`, or the forced gradient source cannot serve it.
+        """
+        if self.aggregator.looks_twice() or self.aggregator.batches > 1:
+            need = "looks at the losses twice" if self.aggregator.looks_twice() else "needs several batches"
+            raise ConfigurationError(
+                f"aggregator {registry().identify(self.aggregator)} {need} in a step: call step(closure) instead of "
+                f"backward(losses)."
+            )
+        prepared = self._prepare(losses, features)
+        report = self._finish(prepared, self._detect(prepared), None)
+        self._announce(report)
+        return report
+
+    def step(self, closure: Closure | Sequence[Closure]) -> StepReport:
+        """One whole training step: zero the gradients, forward, (teleport,) backward, optimizer, (second look).
+
+        Args:
+            closure: a function of no arguments that evaluates one batch and returns ``(losses, features)`` or
+                ``losses``. It must give the same batch each time it is called within a step. A method that needs
+                several independent batches gets a list of closures.
+
+        Raises:
+            As :meth:`backward`; ConfigurationError without an optimizer.
+        """
+        optimizer = self.optimizer
+        if optimizer is None:
+            raise ConfigurationError("step(closure) moves the parameters: pass optimizer=... to MultiTask.")
+        closures = [closure] if callable(closure) else list(closure)
+        if len(closures) != self.aggregator.batches:
+            raise ConfigurationError(
+                f"aggregator {registry().identify(self.aggregator)} needs {self.aggregator.batches} closures, one per "
+                f"independent batch; got {len(closures)}."
+            )
+        optimizer.zero_grad()
+        others = [self._other_view(c) for c in closures[1:]]
+        twice = self.aggregator.looks_twice()
+        noise = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
+        prepared = self._prepare(*_evaluate(closures[0]), others=others)
+        conflict = self._detect(prepared)
+        teleport = self._teleport(closures[0], prepared, conflict)
+        if teleport is not None and (teleport.accepted or prepared.found.deferred):
+            prepared = self._prepare(*_evaluate(closures[0]), others=others)
+        report = self._finish(prepared, conflict, teleport)
+        optimizer.step()
+        if twice:
+            with _same_noise(*noise), torch.no_grad():
+                self._look_again(closures[0])
+        self._announce(report)
+        return report
+
+    # --- parts of a step ------------------------------------------------------------------------------------
+
+    def _prepare(self, losses: Losses, features: Features, others: Sequence[StepView] = ()) -> _Prepared:
+        """Check what the user handed over, pick a gradient source, make the view. Changes nothing."""
+        by_name = self._by_name(losses)
+        names = self._tasks or tuple(by_name)
+        present = tuple(n for n in names if by_name.get(n) is not None)
+        scalars = tuple(by_name[n] for n in present)
+        _check_losses(present, scalars)
+        if not present:
+            raise LossError("no losses: every task is missing from this batch; skip the step instead.")
+        problem = GradientProblem(
+            names=present,
+            losses=scalars,  # type: ignore[arg-type]  # None was filtered out
+            features=_flat(features),
+            shared=tuple(p for p in self._parameters if p.requires_grad),
+        )
+        if not problem.shared:
+            raise ConfigurationError("no parameter of the trunk requires gradients: everything is frozen.")
+        needs = self.aggregator.needs
+        detecting = self.detector is not None and self._step % self.brakes.detect_every == 0
+        if detecting and self.detector is not None:
+            needs = max(needs, self.detector.needs)
+        source, reason = self._planner.pick(needs, problem)
+        values = torch.stack([s.detach().to(torch.float64).to(problem.shared[0].device) for s in problem.losses])
+        if not bool(torch.isfinite(values).all()):
+            bad = [f"{n!r} ({float(v)})" for n, v in zip(present, values) if not torch.isfinite(v)]
+            raise NonFiniteError(f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched.")
+        found = source.collect(problem)
+        gram = _checked_gramian(found, present) if source.provides >= Needs.GRAMIAN else None
+        mask = torch.tensor([n in present for n in names], device=values.device)
+        index = mask.nonzero().flatten()
+        k = len(names)
+        full = values if len(present) == k else values.new_full((k,), float("nan")).index_copy(0, index, values)
+        full_gram = gram
+        if gram is not None and len(present) != k:
+            full_gram = gram.new_full((k, k), float("nan"))
+            full_gram[index[:, None], index[None, :]] = gram
+        view = StepView(
+            losses=full,
+            gramian=full_gram,
+            jacobian=(lambda: _full_rows(found.rows(), index, k)) if needs >= Needs.JACOBIAN else None,
+            present=mask,
+            task_names=names,
+            step=self._step,
+            generator=aggregation.step_seed(self._seed, self._step),
+            features=problem.features,
+            others=others,
+            needs=needs,
+        )
+        return _Prepared(view, problem, found, full_gram, index, reason, detecting)
+
+    def _detect(self, prepared: _Prepared) -> Conflict | None:
+        if self.detector is None or not prepared.detecting:
+            return None
+        view, k = prepared.view, prepared.view.n_tasks
+        part = view.limited_to(self.detector.needs).restricted(view.present)
+        try:
+            with torch.no_grad():
+                conflict = self.detector.detect(part)
+        except Exception as error:
+            who = registry().identify(self.detector)
+            raise PluginError(f"detector {who} raised {type(error).__name__}: {error}") from error
+        if not isinstance(conflict, Conflict):
+            who = registry().identify(self.detector)
+            raise PluginError(f"detector {who} returned {type(conflict).__name__}, not an mtlcore.Conflict.")
+        if part.n_tasks != k:
+            index = prepared.index
+            pairs = conflict.pairs.new_zeros(k, k)
+            pairs[index[:, None], index[None, :]] = conflict.pairs
+            dominated = conflict.dominated.new_zeros(k)
+            dominated[index] = conflict.dominated
+            conflict = dataclasses.replace(conflict, pairs=pairs, dominated=dominated)
+        if conflict.conflicting and registry().listens("mtlcore_conflict_detected"):
+            registry().announce("mtlcore_conflict_detected", conflict=conflict, report=self._report(prepared, None, conflict, None))
+        return conflict
+
+    def _teleport(self, closure: Closure, prepared: _Prepared, conflict: Conflict | None) -> TeleportResult | None:
+        teleporter = self._teleporter
+        if teleporter is None or not self.brakes.allows(self._step, self._teleport_steps):
+            return None
+        if self.detector is not None and (conflict is None or not conflict.conflicting):
+            return None
+        assert self._trunk is not None
+        self._teleport_steps.append(self._step)
+        probe = self._probe
+        result = teleporter.attempt(
+            trunk=self._trunk,
+            heads=self._heads,
+            closure=lambda: self._named(*_evaluate(closure)),
+            probe=None if probe is None else lambda: self._named(*_evaluate(probe)),
+            view=prepared.view,
+            optimizer=self.optimizer,
+            generator=torch.Generator().manual_seed(aggregation.step_seed(self._seed + 1, self._step)),
+        )
+        registry().announce("mtlcore_teleported", result=result)
+        return result
+
+    def _named(self, losses: Losses, features: Features) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        return {n: v for n, v in self._by_name(losses).items() if v is not None}, _flat(features)
+
+    def _finish(self, prepared: _Prepared, conflict: Conflict | None, teleport: TeleportResult | None) -> StepReport:
+        """Ask the method, write the gradients, and only then commit the new state."""
+        view = prepared.view
+        k = view.n_tasks
+        state = self._state if self._state is not None else self.aggregator.init(k)
+        n_parameters = sum(p.numel() for p in prepared.problem.shared)
+        answer = aggregation.call(self.aggregator, view, state, n_parameters)
+        index = prepared.index
+        heads = answer.head_weights
+        if heads is None and self.aggregator.needs == Needs.LOSSES and not prepared.found.weights_whole_losses:
+            heads = answer.weights
+        prepared.found.write(
+            weights=_pick(answer.weights, index),
+            direction=answer.direction,
+            head_weights=_pick(heads, index),
+            feature_gradient=answer.feature_gradient,
+        )
+        report = self._report(prepared, answer, conflict, teleport)
+        if self._tasks is None:
+            self._tasks = view.task_names
+        self._state = answer.state
+        self._step += 1
+        return report
+
+    def _report(
+        self, prepared: _Prepared, answer: Aggregation | None, conflict: Conflict | None, teleport: TeleportResult | None
+    ) -> StepReport:
+        weights = None if answer is None or answer.weights is None else answer.weights.to(torch.float64)
+        return StepReport(
+            step=self._step,
+            task_names=prepared.view.task_names,
+            losses=prepared.view.losses,
+            weights=weights,
+            gramian=prepared.gramian,
+            conflict=conflict,
+            teleport=teleport,
+            diagnostics={} if answer is None else dict(answer.diagnostics),
+            gradient_source=prepared.reason,
+        )
+
+    def _other_view(self, closure: Closure) -> StepView:
+        """The view of a further independent batch; its rows are copied, for the buffer serves the next batch."""
+        prepared = self._prepare(*_evaluate(closure))
+        rows = prepared.view.jacobian.clone() if self.aggregator.needs == Needs.JACOBIAN else None
+        gram = prepared.gramian
+        return StepView(
+            losses=prepared.view.losses,
+            gramian=gram,
+            jacobian=rows,
+            present=prepared.view.present,
+            task_names=prepared.view.task_names,
+            step=self._step,
+            needs=self.aggregator.needs,
+        )
+
+    def _look_again(self, closure: Closure) -> None:
+        """Losses of the same batch, with the same dropout masks, where the optimizer arrived."""
+        losses = self._by_name(_evaluate(closure)[0])
+        assert self._tasks is not None
+        assert self._state is not None
+        present = [n for n in self._tasks if losses.get(n) is not None]
+        values = torch.full((len(self._tasks),), float("nan"), dtype=torch.float64)
+        for i, n in enumerate(self._tasks):
+            loss = losses.get(n)
+            if loss is not None:
+                values[i] = loss.detach().to(torch.float64)
+                if not torch.isfinite(values[i]):
+                    raise NonFiniteError(f"after the step the loss of task {n!r} is {float(values[i])}: lower the step size.")
+        view = StepView(
+            losses=values.to(self._parameters[0].device),
+            present=torch.tensor([n in present for n in self._tasks], device=self._parameters[0].device),
+            task_names=self._tasks,
+            step=self._step - 1,
+            generator=aggregation.step_seed(self._seed, self._step - 1),
+            needs=Needs.LOSSES,
+        )
+        if len(present) != len(self._tasks) and not self.aggregator.handles_absent:
+            view = view.restricted(view.present)
+        try:
+            self._state = self.aggregator.observe(view, dict(self._state))
+        except Exception as error:
+            who = registry().identify(self.aggregator)
+            raise PluginError(f"aggregator {who} raised {type(error).__name__} in observe: {error}") from error
+
+    def _announce(self, report: StepReport) -> None:
+        registry().announce("mtlcore_step_finished", report=report)
+
+    def _by_name(self, losses: Losses) -> dict[str, Tensor | None]:
+        if isinstance(losses, Mapping):
+            named = dict(losses)
+        else:
+            if isinstance(losses, Tensor) and losses.ndim != 1:
+                raise LossError(f"a tensor of losses must have shape (K,), found {tuple(losses.shape)}; or pass a dict.")
+            values = list(losses.unbind() if isinstance(losses, Tensor) else losses)
+            names = self._tasks or tuple(f"task{i}" for i in range(len(values)))
+            if len(names) != len(values):
+                raise LossError(
+                    f"{len(values)} losses for {len(names)} tasks ({', '.join(names)}): put None where a task is "
+                    f"missing from the batch, or pass a dict."
+                )
+            named = dict(zip(names, values))
+        if not named:
+            raise LossError("no losses: pass {task: scalar loss} or a list of scalar losses.")
+        if self._tasks is not None:
+            for name in named:
+                if name not in self._tasks:
+                    raise LossError(
+                        f"unknown task {name!r}: this run has the tasks {', '.join(self._tasks)}. If a task may be "
+                        f"missing from the first batch, declare MultiTask(..., tasks=[...])."
+                    )
+        return named
+
+    # --- checkpoints ----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on as if never interrupted (beside trunk, heads and optimizer): numbers, strings
+        and tensors only, so that ``torch.load(..., weights_only=True)`` reads it."""
+        return {
+            "version": _STATE_VERSION,
+            "aggregator": registry().name_of(self.aggregator),
+            "tasks": None if self._tasks is None else list(self._tasks),
+            "step": self._step,
+            "seed": self._seed,
+            "teleport_steps": list(self._teleport_steps),
+            "state": None if self._state is None else {k: v.clone() for k, v in self._state.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`. Nothing is changed if the state does not fit.
+
+        Raises:
+            StateError: the state of another method, of other tasks, or not such a state at all.
+        """
+        expected = {"version", "aggregator", "tasks", "step", "seed", "teleport_steps", "state"}
+        if not isinstance(state, Mapping) or set(state) != expected:
+            found = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            raise StateError(f"not the state of a MultiTask: expected the keys {sorted(expected)}, found {found}.")
+        if state["version"] != _STATE_VERSION:
+            raise StateError(f"state version {state['version']!r}; this mtlcore reads version {_STATE_VERSION}.")
+        mine = registry().name_of(self.aggregator)
+        if state["aggregator"] != mine:
+            raise StateError(f"this is the state of aggregator {state['aggregator']!r}; this run uses {mine!r}.")
+        tasks = None if state["tasks"] is None else tuple(state["tasks"])
+        if self._tasks is not None and tasks is not None and tasks != self._tasks:
+            raise StateError(
+                f"this is the state of {len(tasks)} tasks ({', '.join(tasks)}); this run has "
+                f"{len(self._tasks)} ({', '.join(self._tasks)})."
+            )
+        inner: State | None = None
+        if state["state"] is not None:
+            inner = {k: v.clone() for k, v in state["state"].items()}
+            if tasks is not None:
+                fresh = self.aggregator.init(len(tasks))
+                for key, value in fresh.items():
+                    if key not in inner:
+                        raise StateError(f"the state of aggregator {mine!r} lacks {key!r}.")
+                    if value.shape != inner[key].shape and value.numel():
+                        raise StateError(
+                            f"state {key!r} of aggregator {mine!r} has shape {tuple(inner[key].shape)}, expected "
+                            f"{tuple(value.shape)}: were its hyper-parameters the same?"
+                        )
+        self._tasks = tasks if tasks is not None else self._tasks
+        self._step, self._seed = int(state["step"]), int(state["seed"])
+        self._teleport_steps = [int(s) for s in state["teleport_steps"]]
+        self._state = inner
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """One evaluated batch, differentiated but not yet written anywhere."""
+
+    view: StepView
+    problem: GradientProblem
+    found: TaskGradients
+    gramian: Tensor | None
+    index: Tensor
+    reason: str
+    detecting: bool
+
+
+@contextlib.contextmanager
+def _same_noise(cpu: Tensor, cuda: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, the global random state is the given one: the same batch gets the same dropout masks again."""
+    with torch.random.fork_rng(devices=range(len(cuda))):
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(list(cuda))
+        yield
+
+
+def _plugin(kind: str, wish: Any, base: type) -> Any:
+    if isinstance(wish, str):
+        return create(kind, wish)
+    if not isinstance(wish, base):
+        hint = f"; make an instance: {wish.__name__}(...)" if isinstance(wish, type) else ""
+        raise ConfigurationError(f"{kind} must be a registered name or an mtlcore.{base.__name__}, found {wish!r}{hint}.")
+    return wish
+
+
+def _names(tasks: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(tasks)
+    if not names or len(set(names)) != len(names):
+        raise ConfigurationError(f"tasks must be distinct names, at least one; found {names!r}.")
+    return names
+
+
+def _evaluate(closure: Closure) -> tuple[Losses, Features]:
+    value = closure()
+    # A pair is (losses, features) unless it is plainly a list of two scalar losses.
+    if isinstance(value, tuple) and len(value) == 2 and not (isinstance(value[0], Tensor) and value[0].ndim == 0):
+        return value
+    return value, None
+
+
+def _flat(features: Any) -> tuple[Tensor, ...]:
+    """Every tensor in a nest of tuples, lists and dicts."""
+    if features is None:
+        return ()
+    if isinstance(features, Tensor):
+        return (features,)
+    parts = features.values() if isinstance(features, Mapping) else features
+    flat = tuple(t for part in parts for t in _flat(part))
+    return tuple({id(t): t for t in flat}.values())
+
+
+def _check_losses(names: Sequence[str], losses: Sequence[Any]) -> None:
+    for name, loss in zip(names, losses):
+        if not isinstance(loss, Tensor):
+            raise LossError(f"the loss of task {name!r} is a {type(loss).__name__}, not a tensor.")
+        if loss.numel() != 1 or loss.ndim > 0:
+            raise LossError(
+                f"the loss of task {name!r} has shape {tuple(loss.shape)}; it must be a scalar: reduce it, e.g. .mean()."
+            )
+        if not loss.requires_grad:
+            raise LossError(
+                f"the loss of task {name!r} has no gradient graph: it was detached, computed under no_grad, or does "
+                f"not depend on any parameter that requires gradients. Leave the task out if it is missing."
+            )
+
+
+def _checked_gramian(found: TaskGradients, names: Sequence[str]) -> Tensor:
+    gram = found.gramian()
+    squares = gram.diagonal()
+    if not bool(torch.isfinite(gram).all()):
+        bad = [repr(n) for n, s in zip(names, squares) if not torch.isfinite(s)]
+        raise NonFiniteError(
+            f"the gradient of task {' and '.join(bad) or ', '.join(names)} is NaN or infinite (or its squared norm "
+            f"overflows float64). Parameters, method state and .grad are untouched."
+        )
+    return gram
+
+
+def _full_rows(rows: Tensor, index: Tensor, k: int) -> Tensor:
+    if rows.shape[0] == k:
+        return rows
+    return rows.new_zeros(k, rows.shape[1]).index_copy(0, index.to(rows.device), rows)
+
+
+def _pick(values: Tensor | None, index: Tensor) -> Tensor | None:
+    if values is None or len(index) == len(values):
+        return values
+    return values[index.to(values.device)]

@@ -1,0 +1,191 @@
+"""``mtl new-plugin``: a package that installs, registers, verifies and passes its tests from the first minute."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from mtlcore.errors import ConfigurationError
+
+_PYPROJECT = """\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "mtlcore-{name}"
+version = "0.1.0"
+description = "{kind} {name!r} for mtlcore"
+requires-python = ">=3.10"
+dependencies = ["mtlcore"]
+
+[project.optional-dependencies]
+test = ["mtlcore[verify]", "pytest"]
+
+[project.entry-points.mtlcore]
+{module} = "{module}"
+
+[tool.setuptools.packages.find]
+include = ["{module}*"]
+"""
+
+_REGISTRATION = """\
+\"\"\"What this package adds to mtlcore. The class is imported on first use only.\"\"\"
+
+from mtlcore import hookimpl
+
+
+@hookimpl
+def mtlcore_register_{kind}s(register):
+    register("{name}", "{module}.method:{cls}")
+"""
+
+_AGGREGATOR = """\
+\"\"\"{name}: weights inversely proportional to the gradient norms. Replace it with your own method.\"\"\"
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from mtlcore import Aggregation, Aggregator, Needs, number
+
+
+@dataclass(frozen=True)
+class {cls}(Aggregator):
+    \"\"\"w_i = |g_i|^(-power), scaled to mean 1 (a task with a zero gradient gets weight 0).\"\"\"
+
+    power: float = number(1.0, low=0.0, high=2.0)
+
+    needs: ClassVar[Needs] = Needs.GRAMIAN
+    claims: ClassVar[frozenset[str]] = frozenset({{"permutation-equivariant", "conic-combination"}})
+
+    def aggregate(self, view, state):
+        norm = view.gramian.diagonal().sqrt()
+        # Relative to the largest norm, so that gradients of any scale are treated alike.
+        relative = norm / norm.max() if norm.max() > 0 else torch.ones_like(norm)
+        weights = torch.where(relative > 0, relative ** -self.power, torch.zeros_like(relative))
+        return Aggregation(weights=weights / weights.mean(), state=state)
+"""
+
+_DETECTOR = """\
+\"\"\"{name}: more than a share of the task pairs point apart. Replace it with your own rule.\"\"\"
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from mtlcore import Conflict, ConflictDetector, number
+from mtlcore.linalg import cosines
+
+
+@dataclass(frozen=True)
+class {cls}(ConflictDetector):
+    \"\"\"Conflicting iff more than ``share`` of the pairs have a negative cosine.\"\"\"
+
+    share: float = number(0.0, low=0.0, high=1.0)
+
+    claims: ClassVar[frozenset[str]] = frozenset()
+
+    def detect(self, view):
+        gram = view.gramian
+        pairs = cosines(gram) < 0  # False where a gradient is zero
+        k = gram.shape[0]
+        severity = float(pairs.sum()) / max(k * (k - 1), 1)
+        return Conflict(
+            conflicting=severity > self.share,
+            severity=severity,
+            pairs=pairs,
+            dominated=torch.zeros(k, dtype=torch.bool),
+        )
+"""
+
+_TELEPORT = """\
+\"\"\"{name}: stays where it is. Replace it with your own teleport.\"\"\"
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mtlcore import Displacement, TeleportStrategy
+
+
+@dataclass(frozen=True)
+class {cls}(TeleportStrategy):
+    \"\"\"The identity: an exact symmetry of every network.\"\"\"
+
+    exact: ClassVar[bool] = True
+
+    def propose(self, problem, generator):
+        return Displacement(parameters={{}})
+"""
+
+_TEST = """\
+\"\"\"The method is found and keeps what it claims.\"\"\"
+
+import mtlcore
+from mtlverify import check
+
+
+def test_is_registered():
+    assert "{name}" in mtlcore.available("{kind}")
+
+
+def test_laws():
+    results = list(check(mtlcore.create("{kind}", "{name}"), max_examples=50))
+    assert results
+    assert not [r for r in results if r.failed]
+"""
+
+_README = """\
+# mtlcore-{name}
+
+The {kind} `{name}` for mtlcore.
+
+    pip install -e .
+    mtl list --kind {kind}
+    mtl verify {name}
+    pytest
+"""
+
+_METHODS = {"aggregator": _AGGREGATOR, "detector": _DETECTOR, "teleport": _TELEPORT}
+
+
+def create_package(name: str, kind: str, directory: Path) -> Path:
+    """Write the package ``mtlcore-NAME`` into ``directory``; all of it or nothing.
+
+    Raises:
+        ConfigurationError: a bad name or kind, or the folder exists already.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+        raise ConfigurationError(f"{name!r} is not a lower-case kebab name such as 'my-method'.")
+    if kind not in _METHODS:
+        raise ConfigurationError(f"kind {kind!r}: choose one of {', '.join(_METHODS)}.")
+    module = "mtlcore_" + name.replace("-", "_")
+    target = directory / f"mtlcore-{name}"
+    if target.exists():
+        raise ConfigurationError(f"{target} exists already; nothing was written.")
+    fill = {"name": name, "kind": kind, "module": module, "cls": "".join(p.capitalize() for p in name.split("-"))}
+    files = {
+        "pyproject.toml": _PYPROJECT,
+        "README.md": _README,
+        f"{module}/__init__.py": _REGISTRATION,
+        f"{module}/method.py": _METHODS[kind],
+        f"tests/test_{module}.py": _TEST,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".mtlcore-{name}-", dir=directory))
+    try:
+        for path, text in files.items():
+            file = scratch / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text.format(**fill), encoding="utf-8")
+        scratch.chmod(0o755)
+        os.rename(scratch, target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return target
