@@ -46,15 +46,27 @@ class FeaturesOnly(GradientSource):
         heads: list[list[tuple[Tensor, Tensor]]] = []
         direct: list[list[tuple[Tensor, Tensor]]] = []
         for i, loss in enumerate(problem.losses):
+            leaves = [t for t in own[i] if id(t) not in shared]
             # The graph is kept: heads may share parts, and the trunk's pass is still to come.
-            found = torch.autograd.grad(loss, features + own[i], retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(loss, features + leaves, retain_graph=True, allow_unused=True)
             for cell, g in zip(cotangents[i].split(sizes), found):
                 if g is not None:
                     cell.copy_(g.flatten())
-            pairs = [(t, g) for t, g in zip(own[i], found[len(features) :]) if g is not None]
-            heads.append([(t, g) for t, g in pairs if id(t) not in shared])
-            direct.append([(t, g) for t, g in pairs if id(t) in shared])
+            heads.append([(t, g) for t, g in zip(leaves, found[len(features) :]) if g is not None])
+            tied = [t for t in own[i] if id(t) in shared]
+            direct.append(list(zip(tied, _past_features(loss, features, tied))) if tied else [])
         return _AtFeatures(problem, cotangents, heads, direct, outside)
+
+
+def _past_features(loss: Tensor, features: Sequence[Tensor], tied: Sequence[Tensor]) -> list[Tensor]:
+    """The part of the gradient with respect to ``tied`` that does not flow through the features."""
+    hooks = [f.register_hook(torch.zeros_like) for f in features]
+    try:
+        found = torch.autograd.grad(loss, tied, retain_graph=True, allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(tied, found)]
 
 
 class _AtFeatures(TaskGradients):

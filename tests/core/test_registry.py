@@ -1,0 +1,228 @@
+"""A broken plugin never takes the others down; names, order and environment behave as documented."""
+
+from __future__ import annotations
+
+import random
+import sys
+import types
+import warnings
+
+import pytest
+from support.methods import Fixed
+
+import mtlcore.registry as reg
+from mtlcore import hookimpl
+from mtlcore.errors import ConfigurationError, PluginError, PluginWarning, UnknownPluginError
+from mtlcore.registry import Registry, _Plugin
+
+
+def plugin(distribution, load, name=None):
+    return _Plugin(name or distribution, distribution, "1.0", load)
+
+
+def registers(*pairs, hook="mtlcore_register_aggregators"):
+    """A plugin module whose hook registers these (name, target) pairs."""
+    module = types.ModuleType("made")
+
+    def function(register):
+        for name, target in pairs:
+            register(name, target)
+
+    function.__name__ = hook
+    setattr(module, hook, hookimpl(function))
+    return lambda: module
+
+
+def fails(error):
+    def load():
+        raise error
+
+    return load
+
+
+def raising_hook():
+    module = types.ModuleType("raising")
+
+    def mtlcore_register_aggregators(register):
+        register("half", Fixed)
+        raise ValueError("in the middle")
+
+    module.mtlcore_register_aggregators = hookimpl(mtlcore_register_aggregators)
+    return module
+
+
+def unknown_hook():
+    module = types.ModuleType("unknown")
+
+    def mtlcore_register_agregators(register):
+        pass
+
+    module.mtlcore_register_agregators = hookimpl(mtlcore_register_agregators)
+    return module
+
+
+def wrong_signature():
+    module = types.ModuleType("wrong")
+
+    def mtlcore_register_aggregators(registrar):
+        pass
+
+    module.mtlcore_register_aggregators = hookimpl(mtlcore_register_aggregators)
+    return module
+
+
+def hook_wrapper():
+    module = types.ModuleType("wrapping")
+
+    def mtlcore_step_finished(report):
+        return (yield)
+
+    def mtlcore_register_aggregators(register):
+        return (yield)
+
+    module.mtlcore_register_aggregators = hookimpl(wrapper=True)(mtlcore_register_aggregators)
+    return module
+
+
+BROKEN = {
+    "import-error": (fails(ImportError("no module named nothing")), "ImportError: no module named nothing"),
+    "exit": (fails(SystemExit(3)), r"called sys.exit\(3\)"),
+    "missing-attribute": (fails(AttributeError("no such thing")), "AttributeError"),
+    "unknown-hook": (unknown_hook, "unknown hook 'mtlcore_register_agregators'; did you mean 'mtlcore_register_aggregators'"),
+    "wrong-signature": (wrong_signature, "registrar"),
+    "wrapper": (hook_wrapper, "hook wrapper"),
+    "raising": (raising_hook, "ValueError: in the middle"),
+    "no-aggregator": (registers(("odd", dict)), "dict is not a subclass of mtlcore.Aggregator"),
+    "instance": (registers(("odd", Fixed())), r"Fixed\(values=\(\)\) is not a subclass"),
+    "abstract": (registers(("odd", type("Abstract", (Fixed.__mro__[1],), {}))), "does not implement aggregate"),
+    "bad-name": (registers(("My Method", Fixed)), "lower-case kebab"),
+    "lazy-no-module": (registers(("odd", "not_installed_anywhere:X")), "No module named 'not_installed_anywhere'"),
+    "lazy-no-attribute": (registers(("odd", "support.methods:Absent")), "no attribute 'Absent'"),
+    "lazy-form": (registers(("odd", "justaname")), "not of the form"),
+    "duplicate": (registers(("good", Fixed)), "already taken by distribution 'aaa 1.0', which stays.*'zzz 1.0'"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_plugin_is_isolated_named_and_reported_once(case):
+    load, message = BROKEN[case]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        registry = Registry([plugin("zzz", load), plugin("aaa", registers(("good", Fixed), ("other", Fixed)))])
+        for _ in range(3):
+            rows = registry.entries("aggregator") + registry.problems()
+    assert [r.name for r in rows if r.status == "ok"] == ["good", "other"]
+    bad = [r for r in rows if r.status != "ok"]
+    assert len(bad) == 1
+    assert bad[0].distribution == "zzz"
+    assert len(seen) == 1
+    assert issubclass(seen[0].category, PluginWarning)
+    assert "zzz 1.0" in str(seen[0].message)
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(bad[0].problem)
+    assert registry.create("aggregator", "good", values=(1.0,)) == Fixed((1.0,))
+
+
+def test_built_in_names_stay():
+    with pytest.warns(PluginWarning, match="already taken by distribution 'mtlcore 1.0'"):
+        registry = Registry([plugin("aaa", registers(("x", Fixed))), plugin("mtlcore", registers(("x", Fixed)))])
+        assert registry.find("aggregator", "x").distribution == "mtlcore"
+
+
+def test_load_order_does_not_matter():
+    plugins = [plugin(d, registers((d, Fixed), ("same", Fixed))) for d in "edcba"]
+    answers = set()
+    for seed in range(5):
+        random.Random(seed).shuffle(plugins)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            registry = Registry(plugins)
+            answers.add(tuple((e.name, e.distribution, e.status) for e in registry.entries("aggregator")))
+    assert len(answers) == 1
+
+
+def test_strict_mode_is_fatal(monkeypatch):
+    monkeypatch.setenv("MTLCORE_STRICT", "1")
+    with pytest.raises(PluginError, match="zzz 1.0.*boom.*MTLCORE_STRICT"):
+        Registry([plugin("zzz", fails(RuntimeError("boom")))])
+
+
+def test_lazy_target_is_imported_on_first_use(tmp_path, monkeypatch):
+    (tmp_path / "lazy_one.py").write_text(
+        "from mtlcore import Aggregation, Aggregator\n"
+        "class Lazy(Aggregator):\n"
+        "    def aggregate(self, view, state):\n"
+        "        return Aggregation(weights=view.losses, state=state)\n"
+    )
+    (tmp_path / "lazy_bad.py").write_text("class Lazy:\n    pass\nraise OSError('at import')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry([plugin("aaa", registers(("one", "lazy_one:Lazy"), ("bad", "lazy_bad:Lazy")))])
+    assert [e.status for e in registry.entries("aggregator")] == ["ok", "ok"]
+    assert "lazy_one" not in sys.modules
+    assert type(registry.create("aggregator", "one")).__name__ == "Lazy"
+    with pytest.raises(PluginError, match=r"'bad' of distribution 'aaa 1.0' is broken: OSError: at import"):
+        registry.create("aggregator", "bad")
+    assert [e.status for e in registry.entries("aggregator")] == ["broken", "ok"]
+
+
+def test_unknown_name_suggests_the_nearest():
+    registry = Registry([plugin("aaa", registers(("gradient-vaccine", Fixed), ("other", Fixed)))])
+    with pytest.raises(UnknownPluginError, match="Did you mean 'gradient-vaccine'"):
+        registry.create("aggregator", "gradient-vacine")
+    with pytest.raises(UnknownPluginError, match="Available: gradient-vaccine, other"):
+        registry.create("aggregator", "zzzzzz")
+    with pytest.raises(ConfigurationError, match="has no hyper-parameter 'valeus'. Did you mean 'values'"):
+        registry.create("aggregator", "other", valeus=1)
+    with pytest.raises(ConfigurationError, match="unknown kind"):
+        registry.entries("agregator")
+
+
+def test_environment_allow_list(monkeypatch):
+    class Point:
+        def __init__(self, name, dist):
+            self.name, self.dist, self.load = name, types.SimpleNamespace(name=dist, version="1"), lambda: None
+
+    points = [Point("mtlplugins", "mtlcore"), Point("a", "dist-a"), Point("b", "dist-b")]
+    monkeypatch.setattr(reg.importlib.metadata, "entry_points", lambda group: points)
+    for wish, expected in [
+        ("", ["mtlplugins", "a", "b"]),
+        ("off", ["mtlplugins"]),
+        ("a", ["mtlplugins", "a"]),
+        ("dist-b, a", ["mtlplugins", "a", "b"]),
+    ]:
+        monkeypatch.setenv("MTLCORE_PLUGINS", wish)
+        assert [p.name for p in reg._discover()] == expected
+
+
+def test_an_event_listener_that_raises_is_silenced_and_harms_nobody(monkeypatch, capsys):
+    heard = []
+
+    def make(action):
+        module = types.ModuleType("listener")
+
+        def mtlcore_step_finished(report):
+            action(report)
+
+        module.mtlcore_step_finished = hookimpl(mtlcore_step_finished)
+        return lambda: module
+
+    registry = Registry([plugin("bad", make(lambda r: 1 / 0)), plugin("good", make(heard.append))])
+    with pytest.warns(PluginWarning, match="bad.*mtlcore_step_finished raised ZeroDivisionError"):
+        registry.announce("mtlcore_step_finished", report="one")
+    monkeypatch.setenv("MTLCORE_TRACE", "1")
+    registry.announce("mtlcore_step_finished", report="two")
+    assert heard == ["one", "two"]
+    assert "mtlcore: mtlcore_step_finished(report=two)" in capsys.readouterr().err
+
+
+def test_fields_without_the_dataclass_decorator_are_refused():
+    from mtlcore import Aggregator
+
+    class Forgot(Aggregator):
+        c: float = 1.0
+
+        def aggregate(self, view, state):
+            raise NotImplementedError
+
+    with pytest.warns(PluginWarning, match=r"Forgot has fields \(c\) but is not decorated"):
+        assert Registry([plugin("aaa", registers(("forgot", Forgot)))]).entries("aggregator")[0].status == "broken"
