@@ -1,0 +1,54 @@
+# Two commands do everything, set-up included: `make demo` and `make test`.
+# Only python3 with pip and venv is assumed; both are quick the second time.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# One thread per process: the work is many small steps, and the processes run side by side.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-nightly check format bench-speed bench-systems verify docs clean
+
+demo: $(READY)  ## verify the methods, train them on real images, write the report
+	$(BIN)/mtl bench run demo --out out/demo --jobs 2
+	$(BIN)/mtl bench report out/demo
+
+test: $(READY)  ## the fast tests
+	$(BIN)/python -m pytest -n 2
+
+test-nightly: $(READY)  ## everything, with deeper property search
+	MTLCORE_HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --slow
+
+check: $(READY)  ## style, types, and the one rule of the house
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+verify: $(READY)  ## every law on every built-in plugin
+	$(BIN)/mtl verify
+
+bench-speed: $(READY)  ## gradient sources against the floor and the peers
+	$(BIN)/python -m mtlbench.speed.gradients
+
+bench-systems: $(READY)  ## the three systems on conflict-rich tasks (long)
+	$(BIN)/mtl bench run systems --out out/systems --jobs 2
+	$(BIN)/mtl bench report out/systems
+
+docs: $(READY)  ## regenerate the reference pages and the ledger
+	$(BIN)/python docs/generate.py
+
+# The stamp depends on what is installed: a changed requirement reinstalls, nothing else does.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info

@@ -1,0 +1,125 @@
+"""The command line as its users meet it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import third_party
+
+
+def mtl(*arguments: str, site: Path | None = None, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MTLCORE_")} | env
+    if site is not None:
+        environment["PYTHONPATH"] = str(site)
+    return subprocess.run(
+        [sys.executable, "-m", "mtlcore", *arguments], capture_output=True, text=True, env=environment, cwd=cwd, check=False
+    )
+
+
+def rows(*arguments: str, site: Path | None = None, **env: str) -> list[dict]:
+    done = mtl("list", "--json", *arguments, site=site, **env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("site")
+    third_party.install(place, "good-mtl", "good = good_mtl", third_party.GOOD)
+    third_party.install(place, "broken-mtl", "broken = broken_mtl", third_party.BROKEN)
+    third_party.install(place, "clashing-mtl", "clashing = clashing_mtl", third_party.CLASHING)
+    return place
+
+
+def test_list_shows_every_plugin_with_provenance(site):
+    found = rows(site=site)
+    assert all(set(r) == {"kind", "name", "distribution", "version", "status", "problem"} for r in found)
+    by_name = {(r["name"], r["distribution"]): r for r in found}
+    good = by_name["third-party-mean", "good-mtl"]
+    assert (good["kind"], good["version"], good["status"], good["problem"]) == ("aggregator", "0.1", "ok", None)
+    broken = by_name["broken", "broken-mtl"]
+    assert broken["status"] == "broken"
+    assert "a_module_that_is_not_there" in broken["problem"]
+    clash = by_name["mgda", "clashing-mtl"]
+    assert clash["status"] == "broken"
+    assert "mtlcore" in clash["problem"]
+    assert "clashing-mtl" in clash["problem"]
+    assert by_name["mgda", "mtlcore"]["status"] == "ok"
+
+
+def test_others_are_not_changed_by_broken_ones(site):
+    alone = [r for r in rows() if r["distribution"] == "mtlcore"]
+    beside = [r for r in rows(site=site) if r["distribution"] == "mtlcore"]
+    assert alone == beside
+    assert alone
+
+
+def test_environment(site):
+    assert {r["distribution"] for r in rows(site=site, MTLCORE_PLUGINS="off")} == {"mtlcore"}
+    assert {r["distribution"] for r in rows(site=site, MTLCORE_PLUGINS="good")} == {"mtlcore", "good-mtl"}
+    strict = mtl("list", site=site, MTLCORE_STRICT="1")
+    assert strict.returncode == 2
+    assert "broken-mtl" in strict.stderr
+    assert "Traceback" not in strict.stderr
+    traced = mtl("list", site=site, MTLCORE_TRACE="1")
+    assert "mtlcore: mtlcore_register_aggregators(register=<good-mtl>)" in traced.stderr
+
+
+def test_readable_table_and_kinds(site):
+    table = mtl("list", "--kind", "aggregator", site=site).stdout
+    assert "third-party-mean" in table
+    assert "dominated" not in table
+    assert mtl("list", "--kind", "nonsense").returncode == 2
+
+
+def test_unknown_command_and_version():
+    assert mtl("nonsense").returncode == 2
+    assert "mtlcore" in mtl("--version").stdout
+
+
+def test_list_imports_neither_torch_nor_plugin_code(site):
+    program = (
+        "import sys, runpy; sys.argv = ['mtl', 'list']\n"
+        "try: runpy.run_module('mtlcore', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'cvxpy', 'hypothesis', 'pandas', 'matplotlib', 'good_mtl.method'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["aggregator", "detector", "teleport"])
+def test_new_plugin_registers_and_passes_its_tests(tmp_path, kind):
+    made = mtl("new-plugin", "my-method", "--kind", kind, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    package = tmp_path / "mtlcore-my-method"
+    info = package / "mtlcore_my_method-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mtlcore-my-method\nVersion: 0.1.0\n")
+    text = (package / "pyproject.toml").read_text()
+    point = text.split("[project.entry-points.mtlcore]\n")[1].split("\n")[0].replace('"', "")
+    (info / "entry_points.txt").write_text(f"[mtlcore]\n{point}\n")
+    found = [r for r in rows("--load", site=package) if r["name"] == "my-method"]
+    assert [(r["kind"], r["status"]) for r in found] == [(kind, "ok")]
+    env = {**os.environ, "PYTHONPATH": str(package)}
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(package / "tests")],
+        env=env, capture_output=True, text=True, check=False, cwd=package,
+    )  # fmt: skip
+    assert tests.returncode == 0, tests.stdout + tests.stderr
+    again = mtl("new-plugin", "my-method", "--kind", kind, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+def test_new_plugin_refuses_bad_names(tmp_path):
+    assert "kebab" in mtl("new-plugin", "My_Method", cwd=tmp_path).stderr
+    assert "choose one of" in mtl("new-plugin", "fine", "--kind", "tool", cwd=tmp_path).stderr
+    assert not list(tmp_path.iterdir())
