@@ -52,7 +52,7 @@ class Allowed:
     def contains(self, value: Any) -> bool:
         """Whether ``value`` is allowed."""
         if value is None:
-            return self.optional
+            return self.optional or None in self.options
         if self.kind == "choice":
             return value in self.options
         if self.kind == "flag":

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtlcore.contracts import StepView
+from mtlcore.contracts import Needs, StepView
 from mtlcore.errors import LossError, NonFiniteError
 
 Evaluate = Callable[[], tuple[Mapping[str, Tensor], Sequence[Tensor]]]
@@ -72,13 +72,17 @@ def _look(view: StepView, evaluate: Evaluate) -> tuple[list[Tensor], StepView]:
     by_name, features = evaluate()
     missing = [name for name in view.task_names if by_name.get(name) is None]
     if missing:
-        raise LossError(f"task {missing[0]!r} is missing when the closure is called again; it must give the same batch.")
+        raise LossError(
+            f"task {missing[0]!r} is missing when the closure is called again: within a step "
+            "it must give the same batch."
+        )
     losses = [by_name[name] for name in view.task_names]
     values = torch.stack([loss.detach().to(torch.float64) for loss in losses])
     for name, value in zip(view.task_names, values.tolist()):
         if not abs(value) < float("inf"):
             raise NonFiniteError(f"inner steps: the loss of task {name!r} became {value}; lower the inner step size.")
-    return losses, view.elsewhere(values, features)
+    point = view._replaced(losses=values, features=features, gramian=None, jacobian=None, others=(), needs=Needs.LOSSES)
+    return losses, point
 
 
 @contextlib.contextmanager
@@ -91,7 +95,7 @@ def _restored(parameters: list[nn.Parameter], modules: list[nn.Module]) -> Itera
     values = [p.detach().clone() for p in parameters]
     homes = [m._buffers for module in modules for m in module.modules()]
     buffers = [(home, {n: (b, None if b is None else b.detach().clone()) for n, b in home.items()}) for home in homes]
-    streams = (random.getstate(), np.random.get_state())  # noqa: NPY002  # whatever a closure may draw from
+    streams = (random.getstate(), np.random.get_state())  # whatever a closure may draw from
     devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         try:
@@ -100,9 +104,9 @@ def _restored(parameters: list[nn.Parameter], modules: list[nn.Module]) -> Itera
             for parameter, value in zip(parameters, values):
                 parameter.data.copy_(value)
             for home, saved in buffers:
-                for name, (buffer, value) in saved.items():
+                for name, (buffer, bits) in saved.items():
                     home[name] = buffer
-                    if buffer is not None:
-                        buffer.data.copy_(value)
+                    if buffer is not None and bits is not None:
+                        buffer.data.copy_(bits)
             random.setstate(streams[0])
-            np.random.set_state(streams[1])  # noqa: NPY002
+            np.random.set_state(streams[1])

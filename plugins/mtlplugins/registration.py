@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from mtlcore.hookspecs import Register, hookimpl
 
-AGGREGATORS: dict[str, str] = {}
-DETECTORS: dict[str, str] = {}
-TELEPORTS: dict[str, str] = {}
+AGGREGATORS: dict[str, str] = {
+    "bilb4mtl": "mtlplugins.aggregators.bilb4mtl.single_loop:BiLB4MTL",
+    "bilb4mtl-double-loop": "mtlplugins.aggregators.bilb4mtl.double_loop:BiLB4MTLDoubleLoop",
+}
+DETECTORS: dict[str, str] = {
+    "cosine": "mtlplugins.detectors.cosine:Cosine",
+    "dominated": "mtlplugins.detectors.dominated:Dominated",
+    "imbalance": "mtlplugins.detectors.imbalance:Imbalance",
+}
+TELEPORTS: dict[str, str] = {
+    "attention-qk": "mtlplugins.teleports.attention_qk:AttentionQK",
+    "linear-boundary": "mtlplugins.teleports.linear_boundary:LinearBoundary",
+    "lora": "mtlplugins.teleports.lora:LoRA",
+    "random": "mtlplugins.teleports.random_rescaling:RandomRescaling",
+    "relu-rescaling": "mtlplugins.teleports.relu_rescaling:ReluRescaling",
+}
 
 
 @hookimpl

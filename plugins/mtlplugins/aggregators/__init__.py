@@ -1,0 +1,1 @@
+"""Gradient aggregators and loss balancers, one per file, named after the method."""

@@ -1,0 +1,45 @@
+"""``bilb4mtl-double-loop``: the penalty form with its inner loop, to measure what ``bilb4mtl`` drops."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mtlcore import integer, number
+from mtlcore.contracts import Aggregation, State, StepView
+from mtlplugins.aggregators.bilb4mtl.balancer import Balancer, Weigh
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class BiLB4MTLDoubleLoop(Balancer):
+    """BiLB4MTL with N inner gradient steps [paper, structure from the reviews; starting point and indices: choice].
+
+        z_0 = x,  z_{n+1} = z_n - beta grad_z g(W, z_n)
+        x <- x - alpha grad_x (g + lambda f)
+        W <- W - alpha (grad_W (g + lambda f)(W, x) - grad_W g(W, z_N))
+
+    The last term is the one that ``bilb4mtl`` leaves out. Diagnostics: ``dropped_norm`` = ||grad_W g(W, z_N)||,
+    ``kept_norm`` = ||grad_W g(W, x)||, their quotient ``dropped_ratio``, and the losses at z_N, ``inner_losses``.
+
+    Costs N + 1 further forward and N further backward passes a step, and one copy of the network. The inner steps
+    are taken by ``view.inner``, which only ``MultiTask.step(closure)`` can offer. In a view without it (a single
+    call for study) the step is that of ``bilb4mtl``, and the diagnostic ``inner`` says so.
+
+    Args:
+        inner_steps: N.
+        inner_lr: beta.
+    """
+
+    inner_steps: int = integer(10, low=1)
+    inner_lr: float = number(1e-2, low=0.0, open_low=True, log=True)
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """Weights dTOTAL/dl_i; the next state has the router one step further."""
+        if getattr(view, "inner", None) is None:
+            answer = self._step(view, state)
+            note = {"inner": "not available: grad_W g(W, z_N) was dropped"}
+            return dataclasses.replace(answer, diagnostics={**answer.diagnostics, **note})
+        return self._step(view, state, self._solve)
+
+    def _solve(self, view: StepView, weigh: Weigh) -> StepView:
+        found: StepView = view.inner(weigh, self.inner_steps, self.inner_lr)
+        return found
