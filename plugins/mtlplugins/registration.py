@@ -7,6 +7,13 @@ from mtlcore.hookspecs import Register, hookimpl
 AGGREGATORS: dict[str, str] = {
     "bilb4mtl": "mtlplugins.aggregators.bilb4mtl.single_loop:BiLB4MTL",
     "bilb4mtl-double-loop": "mtlplugins.aggregators.bilb4mtl.double_loop:BiLB4MTLDoubleLoop",
+    "cagrad": "mtlplugins.aggregators.cagrad:CAGrad",
+    "gradops": "mtlplugins.aggregators.gradops:GradOPS",
+    "ls": "mtlplugins.aggregators.ls:LS",
+    "mgda": "mtlplugins.aggregators.mgda:MGDA",
+    "pcgrad": "mtlplugins.aggregators.pcgrad:PCGrad",
+    "sum": "mtlplugins.aggregators.sum:Sum",
+    "upgrad": "mtlplugins.aggregators.upgrad:UPGrad",
 }
 DETECTORS: dict[str, str] = {
     "cosine": "mtlplugins.detectors.cosine:Cosine",

@@ -1,0 +1,26 @@
+"""Between the view's tensors and the solvers' arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtlcore import StepView
+from mtlplugins.solvers.cosines import Array, Cosines, cosines
+
+
+def read(view: StepView) -> Cosines:
+    """The view's Gramian, row-normalised."""
+    return cosines(view.gramian.cpu().numpy())
+
+
+def losses(view: StepView) -> Array:
+    """(K,) losses."""
+    out: Array = view.losses.cpu().numpy()
+    return out
+
+
+def tensor(values: Array, view: StepView) -> Tensor:
+    """(K,) float64 weights on the view's device."""
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(view.present.device)

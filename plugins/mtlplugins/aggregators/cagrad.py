@@ -1,0 +1,71 @@
+"""CAGrad: the best worst-case improvement near the mean gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, number
+from mtlplugins.aggregators import _numpy
+from mtlplugins.solvers.cagrad import cagrad
+from mtlplugins.solvers.safety import without_conflict
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class CAGrad(Aggregator):
+    """Liu et al. 2021 [paper via note; official code]: with g_0 the mean gradient,
+
+        d = argmax_d min_i <g_i, d>   subject to   |d - g_0| <= c |g_0| .
+
+    Solved exactly, on the primal (see :mod:`mtlplugins.solvers.cagrad`); the authors use SLSQP on the dual.
+
+    Proved: min_i <g_i, d> >= min_i <g_i, g_0>; for c >= 1 the ball contains 0, so min_i <g_i, d> >= 0: no conflict.
+    For c < 1 conflicts may remain; c = 0 is the mean. Where no common descent direction exists the maximiser is not
+    unique; the one nearest to g_0 is taken [choice].
+
+    Cost: the Gramian, then a few K x K systems.
+
+    Args:
+        c: radius of the ball relative to |g_0|; 0.5 is the default of the authors' function [official code].
+        rescale: divide d by "1+c^2" (the authors' default), by "1+c", or not at all ("none", ours, so that d is the
+            maximiser itself).
+    """
+
+    needs: ClassVar[Needs] = Needs.GRAMIAN
+
+    c: float = number(0.5, low=0.0)
+    rescale: str = choice("none", ("none", "1+c^2", "1+c"))
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        """What is promised; non-conflict needs c >= 1."""
+        always = {
+            "permutation-equivariant",
+            "positively-homogeneous",
+            "conic-combination",
+            "matches-reference",
+            "resume-equivalent",
+        }
+        return frozenset(always | ({"non-conflicting"} if self.c >= 1.0 else set()))
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """w = u + y / |g|."""
+        rows = _numpy.read(view)
+        uniform = 1.0 / view.n_tasks
+        if not len(rows.norms):
+            return Aggregation(weights=_numpy.tensor(np.full(view.n_tasks, uniform), view), state=state)
+        b0 = rows.norms * uniform
+        y, certificate = cagrad(rows.matrix, 1.0 / rows.norms, b0, self.c)
+        diagnostics = certificate.diagnostics()
+        b = b0 + y
+        if self.c >= 1.0:
+            b, checked = without_conflict(rows.matrix, b)
+            diagnostics.update(checked)
+        scale = {"none": 1.0, "1+c^2": 1.0 + self.c**2, "1+c": 1.0 + self.c}[self.rescale]
+        weights = rows.scatter(b / rows.norms, dead=uniform) / scale
+        return Aggregation(weights=_numpy.tensor(weights, view), state=state, diagnostics=diagnostics)

@@ -1,0 +1,58 @@
+"""Linear scalarisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from mtlcore import Aggregation, Aggregator, Needs, StepView, vector
+from mtlcore.errors import ConfigurationError
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LS(Aggregator):
+    """The mean of the losses, or a weighted mean: d = sum_i u_i g_i with u on the simplex.
+
+    One backward pass, O(1) in K. A stationary point is Pareto stationary, because the weights are a fixed point of
+    the simplex. It may conflict with tasks. [textbook]
+
+    Args:
+        weights: one non-negative number per task, normalised to sum 1; None: equal weights.
+
+    Raises:
+        ConfigurationError: all weights are zero, or their number is not that of the tasks.
+    """
+
+    needs: ClassVar[Needs] = Needs.LOSSES
+
+    weights: tuple[float, ...] | None = vector(None, low=0.0)
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        """What is promised; equal weights treat tasks alike."""
+        always = {
+            "positively-homogeneous",
+            "linear-under-scaling",
+            "conic-combination",
+            "simplex-weights",
+            "matches-reference",
+            "resume-equivalent",
+        }
+        return frozenset(always | ({"permutation-equivariant"} if self.weights is None else set()))
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """Constant weights."""
+        n, device = view.n_tasks, view.present.device
+        if self.weights is None:
+            return Aggregation(weights=torch.full((n,), 1.0 / n, dtype=torch.float64, device=device), state=state)
+        if max(view.task_index) >= len(self.weights):
+            raise ConfigurationError(f"LS(weights=...) has {len(self.weights)} numbers, but there are more tasks.")
+        chosen = torch.tensor([self.weights[i] for i in view.task_index], dtype=torch.float64, device=device)
+        total = chosen.sum()
+        if total == 0:
+            raise ConfigurationError("LS(weights=...): the weights of the tasks present are all zero.")
+        return Aggregation(weights=chosen / total, state=state)

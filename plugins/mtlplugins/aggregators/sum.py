@@ -1,0 +1,38 @@
+"""The sum of the losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from mtlcore import Aggregation, Aggregator, Needs, StepView
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Sum(Aggregator):
+    """d = sum_i g_i, the same as ``sum(losses).backward()``.
+
+    One backward pass, O(1) in K. It may conflict with tasks. [textbook]
+    """
+
+    needs: ClassVar[Needs] = Needs.LOSSES
+    claims: ClassVar[frozenset[str]] = frozenset(
+        {
+            "permutation-equivariant",
+            "positively-homogeneous",
+            "linear-under-scaling",
+            "conic-combination",
+            "matches-reference",
+            "resume-equivalent",
+            "no-conflict-identity",
+        }
+    )
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """Ones."""
+        ones = torch.ones(view.n_tasks, dtype=torch.float64, device=view.present.device)
+        return Aggregation(weights=ones, state=state)

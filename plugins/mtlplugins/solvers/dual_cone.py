@@ -1,0 +1,60 @@
+"""Projection onto the dual cone {x: J x >= 0}, the directions that conflict with no row.
+
+The projection of J^T u is J^T v with v the solution of  min v'Gv over v >= u  (Quinton and Rey 2024, Proposition 1
+[paper*]). With v = u + y and unit rows: min 1/2 y'Cy + (C u)'y over y >= 0.
+
+Projecting the rows themselves (u = e_j, what UPGrad needs K times) has more structure. Row j's own multiplier is
+zero: <proj g_j, g_j> = |proj g_j|^2, which is positive unless the projection is zero, and then the others
+suffice. And a projection commutes with positive scaling of its argument, so unit rows serve every scale.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mtlplugins.solvers import nonnegative
+from mtlplugins.solvers.certificate import EPS, Certificate
+from mtlplugins.solvers.cosines import Array
+
+
+def project(matrix: Array, b: Array) -> tuple[Array, Certificate]:
+    """Weights (k,) of the projection of sum_i b_i (unit row i) onto the dual cone, >= b entry by entry."""
+    k = len(b)
+    slack = matrix @ b
+    if float(slack.min()) >= 0.0:
+        return b, Certificate("trivial", 0.0, 0)
+    if k == 2:
+        y = np.array(nonnegative.pair(float(matrix[0, 1]), float(slack[0]), float(slack[1])))
+        count = 0
+    else:
+        y, count = nonnegative.solve(matrix, slack)
+    return b + y, _certificate(matrix, slack[None], y[None], float(np.abs(b).sum()), count)
+
+
+def project_rows(matrix: Array) -> tuple[Array, Certificate]:
+    """V (k, k): row j holds the weights of the projection of unit row j onto the dual cone. V >= I."""
+    k = len(matrix)
+    identity = np.eye(k)
+    if k == 1 or float(matrix.min()) >= 0.0:
+        return identity, Certificate("trivial", 0.0, 0)
+    if k == 2:
+        c = float(matrix[0, 1])
+        return np.array([[1.0, -c], [-c, 1.0]]), Certificate("optimal", 0.0, 0)
+    if k == 3:
+        (_, a, b), (_, _, c), _ = matrix.tolist()
+        p, q = nonnegative.pair(c, a, b)
+        r, s = nonnegative.pair(b, a, c)
+        t, u = nonnegative.pair(a, b, c)
+        y = np.array([[0.0, p, q], [r, 0.0, s], [t, u, 0.0]])
+        count = 0
+    else:
+        # The conflicting rows are the first guess of the active constraints, never row j itself.
+        y, count = nonnegative.solve_many(matrix, matrix, matrix < 0.0)
+    return identity + y, _certificate(matrix, matrix, y, 1.0, count)
+
+
+def _certificate(matrix: Array, linear: Array, y: Array, size: float, count: int) -> Certificate:
+    slack = y @ matrix + linear
+    wrong = np.maximum(-slack, np.where(y > 0.0, slack, 0.0)).max(axis=1)
+    error = max(float((wrong / (size + y.sum(axis=1))).max()), 0.0)
+    return Certificate("optimal" if error <= 64.0 * len(matrix) * EPS else "inexact", error, count)

@@ -1,0 +1,124 @@
+"""min 1/2 y'Cy + q'y over y >= 0: the problem that min-norm, dual-cone and CAGrad share.
+
+Optimality: with mu = Cy + q, y >= 0, mu >= 0, y_i mu_i = 0. C is a cosine matrix: positive semi-definite with ones
+on the diagonal. A ridge of 4 sqrt(K) eps, the size of the rounding error already in C, makes the problem strictly
+convex, so that rank-deficient rows need no special case; what it changes is below the resolution of the Gramian.
+
+Two methods. Block principal pivoting (Judice and Pires 1994; Kim and Park 2011 [memory]) exchanges every index with
+a wrong sign at once and usually ends after two to five linear systems, for many q together. It may cycle;
+what it leaves unsolved goes to the active-set method of Lawson and Hanson (1974), which is finite because the
+objective falls with each accepted set.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mtlplugins.solvers.certificate import EPS
+from mtlplugins.solvers.cosines import Array
+
+_SWEEPS = 10
+
+
+def pair(c: float, p: float, q: float) -> tuple[float, float]:
+    """Two variables, cosine c between the rows, linear term (p, q): closed form."""
+    if p >= 0.0 and q >= 0.0:
+        return 0.0, 0.0
+    # The other multiplier at a single-variable solution decides; if neither holds, both are positive.
+    if p < 0.0 and q - c * p >= 0.0:
+        return -p, 0.0
+    if q < 0.0 and p - c * q >= 0.0:
+        return 0.0, -q
+    scale = 1.0 / max((1.0 - c) * (1.0 + c), 4.0 * EPS)
+    return max((c * q - p) * scale, 0.0), max((c * p - q) * scale, 0.0)
+
+
+def ridged(matrix: Array) -> Array:
+    """C with 4 sqrt(K) eps added to its diagonal."""
+    out = matrix.copy()
+    out.flat[:: len(out) + 1] = 1.0 + 4.0 * len(out) ** 0.5 * EPS
+    return out
+
+
+def solve(matrix: Array, linear: Array, positive: Array | None = None) -> tuple[Array, int]:
+    """One problem: ``linear`` (k,) -> y (k,) and the number of systems solved. ``positive``: guess of the support."""
+    y, count = solve_many(matrix, linear[None], None if positive is None else positive[None])
+    return y[0], count
+
+
+def solve_many(matrix: Array, linear: Array, positive: Array | None = None) -> tuple[Array, int]:
+    """Several right-hand sides: ``linear`` (m, k) -> y (m, k) and the number of sweeps."""
+    m, k = linear.shape
+    c = ridged(matrix)
+    free = linear < 0.0 if positive is None else positive.copy()
+    y = np.zeros((m, k))
+    size = np.abs(linear).max(axis=1, keepdims=True)
+    rows = np.arange(m)
+    count = 0
+    while len(rows) and count < _SWEEPS:
+        count += 1
+        f, q = free[rows], linear[rows]
+        # The rows and columns that are not free are replaced by those of the identity: one batched call for all.
+        system = np.where(f[:, :, None] & f[:, None, :], c, 0.0)
+        system.reshape(len(rows), -1)[:, :: k + 1] = np.where(f, c.flat[0], 1.0)
+        x = np.linalg.solve(system, np.where(f, -q, 0.0)[:, :, None])[:, :, 0]
+        slack = x @ c + q
+        floor = 4.0 * EPS * k * (size[rows] + np.abs(x).sum(axis=1, keepdims=True))
+        wrong = np.where(f, x < 0.0, slack < -floor)
+        y[rows] = x
+        unsolved = wrong.any(axis=1)
+        if not unsolved.any():
+            return y, count
+        free[rows] = f ^ wrong
+        rows = rows[unsolved]
+    for row in rows:
+        y[row], more = _active_set(c, linear[row])
+        count += more
+    return y, count
+
+
+def _active_set(c: Array, q: Array) -> tuple[Array, int]:
+    """Lawson and Hanson on one right-hand side, in Gramian form."""
+    k = len(q)
+    y = np.zeros(k)
+    support = np.zeros(k, dtype=bool)
+    refused = np.zeros(k, dtype=bool)
+    size = float(np.abs(q).max())
+    count = 0
+    for _ in range(10 * k):
+        descent = -(c @ y + q)
+        descent[support | refused] = -np.inf
+        entering = int(descent.argmax())
+        if descent[entering] <= 4.0 * EPS * k * (size + float(y.sum())):
+            break
+        support[entering] = True
+        while True:
+            index = support.nonzero()[0]
+            target = np.zeros(k)
+            target[index] = np.linalg.solve(c[index[:, None], index], -q[index])
+            count += 1
+            blocking = index[target[index] <= 0.0]
+            if not len(blocking):
+                # Progress: an index refused at the old point may be useful at the new one.
+                refused[:] = False
+                y = target
+                break
+            if entering in blocking and y[entering] == 0.0:
+                # Its multiplier was rounding error: leave it out, or the method would cycle.
+                support[entering] = False
+                refused[entering] = True
+                break
+            step = y[blocking] / (y[blocking] - target[blocking])
+            y = y + float(step.min()) * (target - y)
+            leaving = blocking[step <= step.min()]
+            y[leaving] = 0.0
+            support[leaving] = False
+    return y, count
+
+
+def residual(matrix: Array, linear: Array, y: Array) -> float:
+    """Largest violation of the optimality conditions of one problem, relative to its terms."""
+    slack = matrix @ y + linear
+    size = float(np.abs(linear).max() + y.sum()) or 1.0
+    wrong = max(float(-slack.min()), float(np.abs(slack[y > 0.0]).max(initial=0.0)), 0.0)
+    return wrong / size
