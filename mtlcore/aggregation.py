@@ -52,7 +52,10 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
     if not isinstance(answer.state, dict) or not all(isinstance(v, Tensor) for v in answer.state.values()):
         raise PluginError(f"aggregator {_who(method)} returned a state that is not a dict of tensors.")
     k = shown.n_tasks
-    weights, heads = _vector(method, "weights", answer.weights, k), _vector(method, "head_weights", answer.head_weights, k)
+    weights, heads = (
+        _vector(method, "weights", answer.weights, k),
+        _vector(method, "head_weights", answer.head_weights, k),
+    )
     direction = answer.direction
     if direction is not None:
         expected = n_parameters if rows is None else rows.shape[1]
@@ -95,9 +98,7 @@ def _spread(value: Tensor | None, index: Tensor, n: int) -> Tensor | None:
     return value.new_zeros(n).index_copy(0, index.to(value.device), value)
 
 
-def aggregate(
-    aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | None = None, seed: int = 0
-) -> Tensor:
+def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | None = None, seed: int = 0) -> Tensor:
     """One fresh step of a method on a Jacobian, for study and tests.
 
     Args:
@@ -124,7 +125,9 @@ def aggregate(
     if losses is None:
         losses = torch.ones(k, dtype=torch.float64, device=jacobian.device)
     if tuple(losses.shape) != (k,):
-        raise ConfigurationError(f"losses must have shape ({k},), one per row of jacobian; found {tuple(losses.shape)}.")
+        raise ConfigurationError(
+            f"losses must have shape ({k},), one per row of jacobian; found {tuple(losses.shape)}."
+        )
     for what, finite in (("loss", torch.isfinite(losses)), ("gradient", torch.isfinite(jacobian).all(1))):
         if not bool(finite.all()):
             raise NonFiniteError(f"{what} of task{int((~finite).nonzero()[0])} is NaN or infinite.")

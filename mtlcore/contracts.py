@@ -61,10 +61,25 @@ class StepView:
     """
 
     __slots__ = (
-        "_losses", "_gramian", "_jacobian", "_present", "_generator", "_needs",
-        "task_names", "task_index", "step", "features", "others",
+        "_generator",
+        "_gramian",
+        "_jacobian",
+        "_losses",
+        "_needs",
+        "_present",
+        "features",
+        "others",
+        "step",
+        "task_index",
+        "task_names",
     )  # fmt: skip
 
+    _losses: Tensor
+    _gramian: Tensor | Callable[[], Tensor] | None
+    _jacobian: Tensor | Callable[[], Tensor] | None
+    _present: Tensor
+    _generator: torch.Generator | int
+    _needs: Needs
     task_names: tuple[str, ...]
     task_index: tuple[int, ...]
     step: int
@@ -136,9 +151,11 @@ class StepView:
     @property
     def generator(self) -> torch.Generator:
         """A CPU generator, seeded from the run's seed and the step: the same step draws the same numbers."""
-        if isinstance(self._generator, int):
-            object.__setattr__(self, "_generator", torch.Generator().manual_seed(self._generator))
-        return self._generator
+        generator = self._generator
+        if isinstance(generator, int):
+            generator = torch.Generator().manual_seed(generator)
+            object.__setattr__(self, "_generator", generator)
+        return generator
 
     def _check(self, wanted: Needs, name: str) -> None:
         if self._needs < wanted:
@@ -148,18 +165,20 @@ class StepView:
             )
 
     def _shared_gramian(self) -> Tensor:
-        if self._gramian is None:
-            object.__setattr__(self, "_gramian", linalg.gramian(self._shared_jacobian()))
-        elif callable(self._gramian):
-            object.__setattr__(self, "_gramian", self._gramian())
-        return self._gramian
+        gramian = self._gramian
+        if not isinstance(gramian, Tensor):
+            gramian = linalg.gramian(self._shared_jacobian()) if gramian is None else gramian()
+            object.__setattr__(self, "_gramian", gramian)
+        return gramian
 
     def _shared_jacobian(self) -> Tensor:
-        if self._jacobian is None:
+        jacobian = self._jacobian
+        if jacobian is None:
             raise PluginError("view.jacobian is not available in this view: it was made from a Gramian alone.")
-        if callable(self._jacobian):
-            object.__setattr__(self, "_jacobian", self._jacobian())
-        return self._jacobian
+        if not isinstance(jacobian, Tensor):
+            jacobian = jacobian()
+            object.__setattr__(self, "_jacobian", jacobian)
+        return jacobian
 
     def limited_to(self, needs: Needs) -> StepView:
         """The same view with ``needs`` as the most that may be read."""

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from mtlcore import aggregation
-from mtlcore.contracts import Aggregation, Aggregator, Conflict, ConflictDetector, Needs, State, StepView, TeleportStrategy
+from mtlcore.contracts import (
+    Aggregation,
+    Aggregator,
+    Conflict,
+    ConflictDetector,
+    Needs,
+    State,
+    StepView,
+    TeleportStrategy,
+)
 from mtlcore.errors import ConfigurationError, LossError, NonFiniteError, PluginError, StateError
 from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.source import GradientProblem, TaskGradients
@@ -67,7 +76,9 @@ class MultiTask:
         self._trunk = trunk if isinstance(trunk, nn.Module) else None
         parameters = list(trunk.parameters() if isinstance(trunk, nn.Module) else trunk)
         if not parameters or not all(isinstance(p, Tensor) for p in parameters):
-            raise ConfigurationError("trunk has no parameters: pass the shared nn.Module or an iterable of its parameters.")
+            raise ConfigurationError(
+                "trunk has no parameters: pass the shared nn.Module or an iterable of its parameters."
+            )
         self._parameters = list({id(p): p for p in parameters}.values())
         self.aggregator: Aggregator = _plugin("aggregator", aggregator, Aggregator)
         self.detector: ConflictDetector | None = None
@@ -78,7 +89,9 @@ class MultiTask:
         if teleport is not None:
             strategy = _plugin("teleport", teleport, TeleportStrategy)
             if self._trunk is None:
-                raise ConfigurationError("a teleport moves a network: pass the trunk as an nn.Module, not its parameters.")
+                raise ConfigurationError(
+                    "a teleport moves a network: pass the trunk as an nn.Module, not its parameters."
+                )
             name = registry().name_of(strategy)
             self._teleporter = Teleporter(strategy, name=name, detector=self.detector, tolerance=tolerance)
         self.optimizer = optimizer
@@ -183,7 +196,9 @@ class MultiTask:
         values = torch.stack([s.detach().to(torch.float64).to(problem.shared[0].device) for s in problem.losses])
         if not bool(torch.isfinite(values).all()):
             bad = [f"{n!r} ({float(v)})" for n, v in zip(present, values) if not torch.isfinite(v)]
-            raise NonFiniteError(f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched.")
+            raise NonFiniteError(
+                f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched."
+            )
         found = source.collect(problem)
         gram = _checked_gramian(found, present) if source.provides >= Needs.GRAMIAN else None
         mask = torch.tensor([n in present for n in names], device=values.device)
@@ -230,7 +245,9 @@ class MultiTask:
             dominated[index] = conflict.dominated
             conflict = dataclasses.replace(conflict, pairs=pairs, dominated=dominated)
         if conflict.conflicting and registry().listens("mtlcore_conflict_detected"):
-            registry().announce("mtlcore_conflict_detected", conflict=conflict, report=self._report(prepared, None, conflict, None))
+            registry().announce(
+                "mtlcore_conflict_detected", conflict=conflict, report=self._report(prepared, None, conflict, None)
+            )
         return conflict
 
     def _teleport(self, closure: Closure, prepared: _Prepared, conflict: Conflict | None) -> TeleportResult | None:
@@ -282,7 +299,11 @@ class MultiTask:
         return report
 
     def _report(
-        self, prepared: _Prepared, answer: Aggregation | None, conflict: Conflict | None, teleport: TeleportResult | None
+        self,
+        prepared: _Prepared,
+        answer: Aggregation | None,
+        conflict: Conflict | None,
+        teleport: TeleportResult | None,
     ) -> StepReport:
         weights = None if answer is None or answer.weights is None else answer.weights.to(torch.float64)
         return StepReport(
@@ -324,7 +345,9 @@ class MultiTask:
             if loss is not None:
                 values[i] = loss.detach().to(torch.float64)
                 if not torch.isfinite(values[i]):
-                    raise NonFiniteError(f"after the step the loss of task {n!r} is {float(values[i])}: lower the step size.")
+                    raise NonFiniteError(
+                        f"after the step the loss of task {n!r} is {float(values[i])}: lower the step size."
+                    )
         view = StepView(
             losses=values.to(self._parameters[0].device),
             present=torch.tensor([n in present for n in self._tasks], device=self._parameters[0].device),
@@ -349,7 +372,9 @@ class MultiTask:
             named = dict(losses)
         else:
             if isinstance(losses, Tensor) and losses.ndim != 1:
-                raise LossError(f"a tensor of losses must have shape (K,), found {tuple(losses.shape)}; or pass a dict.")
+                raise LossError(
+                    f"a tensor of losses must have shape (K,), found {tuple(losses.shape)}; or pass a dict."
+                )
             values = list(losses.unbind() if isinstance(losses, Tensor) else losses)
             names = self._tasks or tuple(f"task{i}" for i in range(len(values)))
             if len(names) != len(values):
@@ -452,7 +477,9 @@ def _plugin(kind: str, wish: Any, base: type) -> Any:
         return create(kind, wish)
     if not isinstance(wish, base):
         hint = f"; make an instance: {wish.__name__}(...)" if isinstance(wish, type) else ""
-        raise ConfigurationError(f"{kind} must be a registered name or an mtlcore.{base.__name__}, found {wish!r}{hint}.")
+        raise ConfigurationError(
+            f"{kind} must be a registered name or an mtlcore.{base.__name__}, found {wish!r}{hint}."
+        )
     return wish
 
 

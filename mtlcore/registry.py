@@ -19,6 +19,7 @@ import importlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import sys
 import warnings
@@ -96,7 +97,9 @@ class Registry:
                 for hook in KINDS.values():
                     for impl in getattr(trial.hook, hook).get_hookimpls():
                         if impl.wrapper or impl.hookwrapper:
-                            raise PluginError(f"{impl.function.__name__} is a hook wrapper, which mtlcore does not allow")
+                            raise PluginError(
+                                f"{impl.function.__name__} is a hook wrapper, which mtlcore does not allow"
+                            )
                 if any(known is module for _, known in self._sources):
                     return
                 self._manager.register(module, name=f"{plugin.distribution}:{plugin.name}")
@@ -109,8 +112,8 @@ class Registry:
 
     def add(self, module: Any, name: str | None = None, distribution: str = "(this process)") -> None:
         """Register the hooks of a module or object for this process."""
-        name = name or getattr(module, "__name__", type(module).__name__)
-        self._admit(_Plugin(name, distribution, "", lambda: module))
+        known_as = name or str(getattr(module, "__name__", type(module).__name__))
+        self._admit(_Plugin(known_as, distribution, "", lambda: module))
 
     def remove(self, module: Any) -> None:
         """Forget what :meth:`add` registered."""
@@ -361,7 +364,7 @@ def _loaded_fault(kind: str, target: Any) -> str | None:
     missing = sorted(getattr(target, "__abstractmethods__", ()))
     if missing:
         return f"{target.__qualname__} does not implement {', '.join(missing)}"
-    own = [a for a in target.__dict__.get("__annotations__", {}) if not str(target.__annotations__[a]).count("ClassVar")]
+    own = [name for name, kind_of in inspect.get_annotations(target).items() if "ClassVar" not in str(kind_of)]
     if own and "__dataclass_fields__" not in target.__dict__:
         return f"{target.__qualname__} has fields ({', '.join(own)}) but is not decorated with @dataclass(frozen=True)"
     return None
@@ -450,5 +453,5 @@ def create(kind: str, name: str, **options: Any) -> Any:
 
 
 def add_plugin(module: ModuleType | object, name: str | None = None) -> None:
-    """Register hooks for this process without packaging, e.g. from a notebook: ``add_plugin(sys.modules[__name__])``."""
+    """Register hooks for this process without packaging: in a notebook, ``add_plugin(sys.modules[__name__])``."""
     registry().add(module, name)

@@ -93,8 +93,8 @@ class _Weighted(TaskGradients):
         guilty = []
         for i, (name, leaves) in enumerate(zip(problem.names, own)):
             others = set().union(*(o.keys() for j, o in enumerate(own) if j != i)) if len(own) > 1 else set()
-            bad = [t for k, t in leaves.items() if k not in others and t.grad is not None]
-            if any(not bool(torch.isfinite(t.grad).all()) for t in bad):
+            bad = [t for k, t in leaves.items() if k not in others]
+            if any(t.grad is not None and not bool(torch.isfinite(t.grad).all()) for t in bad):
                 guilty.append(name)
         for leaves in own:
             for t in leaves.values():

@@ -11,7 +11,9 @@ import time
 def seconds(program: str, runs: int = 3) -> float:
     """Median wall time that a fresh interpreter reports for ``program``."""
     timed = f"import time; t = time.perf_counter()\n{program}\nprint(time.perf_counter() - t)"
-    out = [subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True) for _ in range(runs)]
+    out = [
+        subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True) for _ in range(runs)
+    ]
     return statistics.median(float(o.stdout.split()[-1]) for o in out)
 
 

@@ -88,7 +88,10 @@ BROKEN = {
     "import-error": (fails(ImportError("no module named nothing")), "ImportError: no module named nothing"),
     "exit": (fails(SystemExit(3)), r"called sys.exit\(3\)"),
     "missing-attribute": (fails(AttributeError("no such thing")), "AttributeError"),
-    "unknown-hook": (unknown_hook, "unknown hook 'mtlcore_register_agregators'; did you mean 'mtlcore_register_aggregators'"),
+    "unknown-hook": (
+        unknown_hook,
+        "unknown hook 'mtlcore_register_agregators'; did you mean 'mtlcore_register_aggregators'",
+    ),
     "wrong-signature": (wrong_signature, "registrar"),
     "wrapper": (hook_wrapper, "hook wrapper"),
     "raising": (raising_hook, "ValueError: in the middle"),
