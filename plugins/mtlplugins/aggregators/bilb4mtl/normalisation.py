@@ -67,8 +67,9 @@ def normalise(kind: str, losses: Tensor, references: State, index: Tensor | None
         return torch.log(losses / reference), losses.reciprocal()
     known = references["reference_period"] >= 0
     smallest = references["reference"].masked_fill(~known, torch.inf).min()
-    slope = smallest / reference
-    return losses * slope, slope
+    # In this order tasks at their reference are equal to the last bit; otherwise rounding would decide, in the very
+    # first step, who is pulled where.
+    return (losses / reference) * smallest, smallest / reference
 
 
 def _part(values: Tensor, index: Tensor | None) -> Tensor:
