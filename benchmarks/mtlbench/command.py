@@ -1,0 +1,100 @@
+"""`mtl bench`: list, run, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mtlcore.errors import MtlError
+
+app = typer.Typer(no_args_is_help=True, help="Compare methods on real data: paired seeds, equal budgets, raw records.")
+
+
+@app.command("list")
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Suites, tasks (and where their data are), and methods."""
+    from mtlbench import runner
+    from mtlbench.suite import TaskEntry, read, shipped
+    from mtlcore.registry import registry
+
+    suites = [{"name": n, "title": read(n).title} for n in shipped()]
+    tasks = []
+    for entry in registry().entries("task"):
+        try:
+            task = runner.make_task(TaskEntry(name=entry.name))
+            what, data = task.title, runner.data_status(task)
+        except MtlError as error:
+            what, data = "(broken)", str(error)
+        tasks.append({"name": entry.name, "title": what, "data": data, "distribution": entry.distribution})
+    methods = [
+        {"name": e.name, "kind": kind, "distribution": e.distribution, "status": e.status}
+        for kind in ("aggregator", "detector", "teleport")
+        for e in registry().entries(kind)
+    ]
+    if as_json:
+        print(json.dumps({"suites": suites, "tasks": tasks, "methods": methods}, indent=1))
+        return
+    console = Console()
+    for title, rows in (("Suites", suites), ("Tasks", tasks), ("Methods", methods)):
+        table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+        for column in rows[0] if rows else []:
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*row.values())
+        console.print(table)
+        console.print()
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="A shipped suite (see `mtl bench list`) or the path of a .toml file.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the records. Default: bench-results/SUITE.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each.")] = 1,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Paired seeds. Default: what the suite says.")] = None,
+    certify: Annotated[bool, typer.Option(help="Verify every method before training it.")] = True,
+    allow_refuted: Annotated[bool, typer.Option(help="Train a method although a law it claims is refuted.")] = False,
+) -> None:
+    """Train every method of a suite. Run it again to go on where it stopped."""
+    from mtlbench import records, runner
+    from mtlbench.suite import read
+
+    console = Console()
+    chosen = read(suite)
+    folder = out or Path("bench-results") / chosen.name
+    try:
+        summary = runner.run(
+            chosen, folder, jobs=jobs, seeds=seeds, certify=certify, allow_refuted=allow_refuted, console=console
+        )
+    except KeyboardInterrupt:
+        console.print(f"[yellow]stopped[/]; what has finished is in {folder}. Run the same command again to go on.")
+        raise typer.Exit(130) from None
+    console.print(
+        f"{summary.finished} runs finished, {summary.already} were there already, {len(summary.failed)} failed: "
+        f"{folder / records.RECORDS}"
+    )
+    for name in summary.refused:
+        console.print(f"[red]refused[/] {name}: a law it claims is refuted (--allow-refuted trains it all the same)")
+    for name in summary.failed:
+        console.print(f"[red]failed[/] {name}; run again to retry")
+    if not summary.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder given to `mtl bench run --out`.")],
+    as_json: Annotated[Path | None, typer.Option("--json", help="Also write the numbers as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Where to write the page. Default: FOLDER/report.html.")] = None,
+) -> None:
+    """One self-contained HTML page of what the records say."""
+    from mtlbench.report.page import write
+
+    page = write(folder, html or folder / "report.html", as_json)
+    Console().print(f"report: {page}")

@@ -1,0 +1,84 @@
+"""Raw records: one JSON line per finished run, written so that a crash can lose only the run in progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RECORDS = "records.jsonl"
+TRIALS = "trials.jsonl"
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line and force it to disk. A torn last line, left by a crash, is closed first so that it harms only
+    itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        while line:
+            line = line[os.write(handle, line) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """All readable records, in the order written, and how many lines were torn."""
+    if not path.is_file():
+        return [], 0
+    found: list[dict[str, Any]] = []
+    torn = 0
+    for line in path.read_bytes().split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            torn += 1
+            continue
+        if isinstance(record, dict) and {"task", "method", "seed", "status"} <= record.keys():
+            found.append(record)
+        else:
+            torn += 1
+    return found, torn
+
+
+def key(record: Mapping[str, Any]) -> tuple[str, str, int, str]:
+    """What a record is the result of: task, method, seed, and the hash of the configuration."""
+    return (record["task"], record["method"], int(record["seed"]), record.get("config_hash", ""))
+
+
+def finished(records: list[dict[str, Any]]) -> dict[tuple[str, str, int, str], dict[str, Any]]:
+    """The last successful record of each run; failed ones are to be tried again."""
+    return {key(r): r for r in records if r["status"] == "ok"}
+
+
+def latest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record per run and configuration: the successful one if there is one, else the last failure."""
+    chosen: dict[tuple[str, str, int, str], dict[str, Any]] = {}
+    for record in records:
+        known = chosen.get(key(record))
+        if known is None or known["status"] != "ok" or record["status"] == "ok":
+            chosen[key(record)] = record
+    return list(chosen.values())
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null, so that every reader can read the file."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, (str, int, bool)):
+        return value
+    return plain(value.item()) if hasattr(value, "item") and getattr(value, "size", 1) == 1 else str(value)

@@ -1,0 +1,423 @@
+"""From raw records to the numbers of the report; `mtl bench report --json` writes exactly these."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics as plain_statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtlbench import records as raw
+from mtlbench import statistics as stats
+from mtlbench.runner import CERTIFICATES, MANIFEST, make_task
+from mtlbench.suite import SINGLE_TASK, Suite, TaskEntry
+from mtlbench.tasks.base import Metric
+from mtlcore.errors import ConfigurationError, MtlError
+
+Record = dict[str, Any]
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """All numbers of the report over a folder, which may be empty or half finished.
+
+    Raises:
+        ConfigurationError: the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise ConfigurationError(f"there is no folder {str(folder)!r}; run `mtl bench run SUITE --out {folder}` first.")
+    everything, torn = raw.read(folder / raw.RECORDS)
+    manifest = _json(folder / MANIFEST)
+    certificates = _json(folder / CERTIFICATES)
+    suite = _suite(manifest)
+    current = {h for hashes in manifest.get("current", {}).values() for h in hashes}
+    shown = raw.latest(everything)
+    outdated = [r for r in shown if current and r.get("config_hash") not in current]
+    shown = [r for r in shown if r not in outdated]
+    ok = [r for r in shown if r["status"] == "ok"]
+    failed = [r for r in shown if r["status"] != "ok"]
+    reference = suite.reference if suite is not None else "sum"
+    names = _in_order(ok, suite)
+    tasks = [_task(name, [r for r in ok if r["task"] == name], names, reference, suite) for name in _tasks(ok, suite)]
+    summary: dict[str, Any] = {
+        "suite": {
+            "name": suite.name if suite else (ok[0]["suite"] if ok else folder.name),
+            "title": suite.title if suite else "Benchmark records",
+            "about": suite.about.strip() if suite else "",
+            "reference": reference,
+            "tuning_trials": suite.tuning.trials if suite else 0,
+            "left_out": manifest.get("left_out", []),
+            "refused": manifest.get("refused", []),
+        },
+        "state": {
+            "finished": len(ok),
+            "failed": [{k: r.get(k) for k in ("task", "method", "seed", "error")} for r in failed],
+            "missing": _missing(ok, suite, tasks),
+            "torn_lines": torn,
+            "outdated": len(outdated),
+        },
+        "tasks": tasks,
+        "overall": _overall(tasks, names, reference) if len(tasks) > 1 else None,
+        "certificates": [
+            {k: c.get(k) for k in ("kind", "name", "options", "passed", "summary", "seconds")}
+            | {"laws": _laws(c.get("rows", []))}
+            for c in certificates.values()
+        ],
+        "environment": _environment(ok),
+        "files": {"records": str(raw.RECORDS), "certificates": CERTIFICATES, "suite": MANIFEST},
+    }
+    summary["verdict"] = _verdict(summary)
+    return raw.plain(summary)
+
+
+# --- one task -----------------------------------------------------------------------------------------------------
+
+
+def _task(
+    name: str, records: Sequence[Record], order: Sequence[str], reference: str, suite: Suite | None
+) -> dict[str, Any]:
+    declared = _declared(name, records, suite)
+    by_method = {m: _by_seed(r for r in records if r["method"] == m) for m in order}
+    by_method = {m: runs for m, runs in by_method.items() if runs}
+    trained = [m for m in by_method if m != SINGLE_TASK]
+    deltas = {m: _deltas(by_method[m]) for m in trained}
+    versus = stats.corrected(
+        {
+            m: stats.paired([[deltas[m][s] - deltas[reference][s] for s in deltas[m] if s in deltas[reference]]])
+            for m in trained
+            if m != reference and reference in deltas
+        }
+    )
+    against_single = stats.corrected({m: stats.paired([list(deltas[m].values())]) for m in trained})
+    methods = []
+    for m in by_method:
+        runs = by_method[m]
+        row: dict[str, Any] = {
+            "name": m,
+            "n": len(runs),
+            "metrics": {
+                metric["key"]: _number([r["metrics"].get(metric["key"]) for r in runs.values()])
+                for metric in declared["metrics"]
+            },
+            "seconds_per_step": _median(runs, "seconds_per_step"),
+            "ratio_to_sum": _median(runs, "ratio_to_sum"),
+            "peak_memory_mb": _median(runs, "peak_memory_mb"),
+            "memory_above_start_mb": _median(runs, "memory_above_start_mb"),
+            "hyperparameters": next(iter(runs.values()))["hyperparameters"],
+            "certificate": next(iter(runs.values())).get("certificate"),
+            "gradient_source": next(iter(runs.values())).get("gradient_source"),
+            "diagnostics": _mean_of_dicts([r.get("diagnostics") or {} for r in runs.values()]),
+            "seeds": sorted(runs),
+        }
+        if m in deltas:
+            values = list(deltas[m].values())
+            row["delta_m"] = {
+                **dataclasses.asdict(stats.interval([values])),
+                "values": deltas[m],
+                "interquartile_mean": stats.interquartile_mean(values) if values else None,
+            }
+            row["versus_single_task"] = dataclasses.asdict(against_single[m])
+            row["versus_reference"] = dataclasses.asdict(versus[m]) if m in versus else None
+            if m in versus:
+                row["versus_reference"]["probability_of_improvement"] = stats.probability_of_improvement(
+                    [values], [list(deltas[reference].values())]
+                )
+            row["conflict"] = _mean_of_dicts([r.get("conflict") or {} for r in runs.values()])
+            row["teleports"] = _teleports([r["teleports"] for r in runs.values() if r.get("teleports")])
+        row["curves"] = _curves(list(runs.values()))
+        methods.append(row)
+    budget = records[0]["hyperparameters"]["budget"] if records else None
+    return {
+        "name": name,
+        **declared,
+        "budget": budget,
+        "methods": methods,
+        "splits": records[0].get("splits") if records else None,
+    }
+
+
+def _declared(name: str, records: Sequence[Record], suite: Suite | None) -> dict[str, Any]:
+    """Title and metrics as the task declares them; from the records alone if the task is no longer installed."""
+    entry = next((t for t in suite.tasks if t.name == name), TaskEntry(name=name)) if suite else TaskEntry(name=name)
+    try:
+        task = make_task(entry)
+    except MtlError:
+        keys = list(records[0]["metrics"]) if records else []
+        metrics = [Metric(k.partition("/")[0], k.partition("/")[2], False) for k in keys]
+        note = "This task is not installed here: directions and units of its metrics are unknown."
+        return {"title": name, "about": note, "metrics": [{**dataclasses.asdict(m), "key": m.key} for m in metrics]}
+    return {
+        "title": task.title,
+        "about": task.about,
+        "metrics": [{**dataclasses.asdict(m), "key": m.key} for m in task.metrics],
+    }
+
+
+def _curves(runs: Sequence[Record]) -> dict[str, Any]:
+    """Means over seeds of the training losses and of the conflict."""
+    curves = [r["curves"] for r in runs if r.get("curves")]
+    out: dict[str, Any] = {"loss": None, "conflict": None, "validation": None}
+    if not curves:
+        return out
+    steps = curves[0]["loss"]["step"]
+    same = [c for c in curves if c["loss"]["step"] == steps]
+    out["loss"] = {
+        "step": steps,
+        "by_task": {
+            t: [_mean(c["loss"]["by_task"][t][i] for c in same) for i in range(len(steps))]
+            for t in same[0]["loss"]["by_task"]
+        },
+    }
+    points = curves[0]["conflict"]
+    if points:
+        steps = [p["step"] for p in points]
+        same = [c["conflict"] for c in curves if [p["step"] for p in c["conflict"]] == steps]
+        out["conflict"] = {
+            "step": steps,
+            **{
+                k: [_mean(c[i].get(k) for c in same) for i in range(len(steps))]
+                for k in ("min_cosine", "mean_cosine", "norm_ratio", "min_cosine_minibatch")
+            },
+        }
+    looks = [c["validation"] for c in curves]
+    if looks[0]:
+        steps = [p["step"] for p in looks[0]]
+        same = [v for v in looks if [p["step"] for p in v] == steps]
+        out["validation"] = {"step": steps, "score": [_mean(v[i]["score"] for v in same) for i in range(len(steps))]}
+    return out
+
+
+def _teleports(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    if not found:
+        return None
+    reasons: dict[str, int] = {}
+    for one in found:
+        for reason, count in one["reasons"].items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    largest = [f["largest_relative_loss_change"] for f in found if f["largest_relative_loss_change"] is not None]
+    return {
+        "runs": len(found),
+        **{k: sum(f[k] for f in found) for k in ("detector_fired", "tried", "accepted")},
+        **{k: _mean(f[k] for f in found) for k in ("conflict_before", "conflict_after", "share_of_time")},
+        "largest_relative_loss_change": max(largest) if largest else None,
+        "reasons": dict(sorted(reasons.items(), key=lambda item: -item[1])),
+    }
+
+
+# --- over tasks ---------------------------------------------------------------------------------------------------
+
+
+def _overall(tasks: Sequence[Mapping[str, Any]], order: Sequence[str], reference: str) -> dict[str, Any]:
+    """Means over tasks of the methods that have runs on every task."""
+    tables = [{m["name"]: m for m in t["methods"] if "delta_m" in m} for t in tasks]
+    common = [m for m in order if all(m in table for table in tables)]
+    values = {m: [list(table[m]["delta_m"]["values"].values()) for table in tables] for m in common}
+    versus: dict[str, stats.Comparison] = {}
+    if reference in common:
+        for m in common:
+            if m != reference:
+                strata = []
+                for table in tables:
+                    ours, theirs = table[m]["delta_m"]["values"], table[reference]["delta_m"]["values"]
+                    strata.append([ours[s] - theirs[s] for s in ours if s in theirs])
+                versus[m] = stats.paired(strata)
+        versus = stats.corrected(versus)
+    rows = []
+    pooled = [v for m in common for s in values[m] for v in s]
+    low, high = (min(pooled), max(pooled)) if pooled else (0.0, 1.0)
+    grid = [low + (high - low) * i / 60 for i in range(61)]
+    ranks = _mean_ranks(tables, common)
+    for m in common:
+        flat = [v for s in values[m] for v in s]
+        rows.append(
+            {
+                "name": m,
+                "n": len(flat),
+                "delta_m": dataclasses.asdict(stats.interval(values[m])),
+                "interquartile_mean": dataclasses.asdict(
+                    stats.stratified_bootstrap(values[m], stats.interquartile_mean)
+                ),
+                "versus_reference": dataclasses.asdict(versus[m]) if m in versus else None,
+                "probability_of_improvement": (
+                    stats.probability_of_improvement(values[m], values[reference])
+                    if reference in common and m != reference
+                    else None
+                ),
+                "mean_rank": ranks[m],
+                "profile": stats.performance_profile(flat, grid),
+            }
+        )
+    return {"tasks": len(tasks), "thresholds": grid, "methods": rows}
+
+
+def _mean_ranks(tables: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> dict[str, float]:
+    """Mean rank by delta-m over tasks; only meaningful within this set of methods."""
+    ranks: dict[str, list[int]] = {m: [] for m in methods}
+    for table in tables:
+        for rank, m in enumerate(sorted(methods, key=lambda m: table[m]["delta_m"]["estimate"]), start=1):
+            ranks[m].append(rank)
+    return {m: _mean(r) or 0.0 for m, r in ranks.items()}
+
+
+# --- in words -----------------------------------------------------------------------------------------------------
+
+
+def _verdict(summary: Mapping[str, Any]) -> list[str]:
+    """The result in sentences, first what was found, then what could not have been found."""
+    if not summary["tasks"] or not summary["state"]["finished"]:
+        return ["There are no finished runs in this folder yet, so there is nothing to conclude."]
+    reference = summary["suite"]["reference"]
+    lines: list[str] = []
+    for task in summary["tasks"]:
+        methods = [m for m in task["methods"] if "delta_m" in m]
+        if not methods:
+            lines.append(f"{task['name']}: only the single-task baselines have finished.")
+            continue
+        n = max(m["n"] for m in methods)
+        compared = {m["name"]: m["versus_reference"] for m in methods if m["versus_reference"]}
+        better = [m for m, c in compared.items() if c["verdict"] == "better"]
+        worse = [m for m, c in compared.items() if c["verdict"] == "worse"]
+        judged = [c for c in compared.values() if c["p"] is not None]
+        if compared and not judged:
+            lines.append(f"{task['name']}: one run per method shows a number, not a difference; add seeds.")
+        elif compared and not better and not worse:
+            reach = plain_statistics.median(c["detectable"] for c in judged if c["detectable"] is not None)
+            lines.append(
+                f"{task['name']}: no significant difference in delta-m between {reference} and any of the other "
+                f"{len(compared)} methods ({n} paired seeds). This does not show that they are equal: a difference "
+                f"below about {reach:.1f} points would typically have gone unseen."
+            )
+        elif compared:
+            parts = []
+            for word, group in (("better than", better), ("worse than", worse)):
+                if group:
+                    named = ", ".join(f"{m} ({compared[m]['difference']['estimate']:+.1f})" for m in group)
+                    parts.append(f"{word} {reference}: {named}")
+            rest = len(compared) - len(better) - len(worse)
+            tail = f"; the other {rest} show no significant difference" if rest else ""
+            lines.append(
+                f"{task['name']}: in points of delta-m, {'; '.join(parts)}{tail} ({n} paired seeds, Holm-corrected)."
+            )
+        single = {m["name"]: m["versus_single_task"]["verdict"] for m in methods}
+        lines.append(f"{task['name']}, against training each task alone: " + _grouped(single) + ".")
+        costs = [(m["ratio_to_sum"], m["name"]) for m in methods if m["ratio_to_sum"]]
+        if costs:
+            low, high = min(costs), max(costs)
+            lines.append(
+                f"{task['name']}, cost of a step: from {low[0]:.2f} ({low[1]}) to {high[0]:.2f} ({high[1]}) times a "
+                "plain summed-loss step."
+            )
+        plain = next((m for m in methods if m["name"] == reference), methods[0])
+        conflict = plain["conflict"].get("min_cosine")
+        if conflict is not None:
+            extent = "little or no" if conflict > -0.1 else "clear" if conflict < -0.3 else "moderate"
+            lines.append(
+                f"{task['name']} has {extent} gradient conflict: with {plain['name']} the smallest cosine between two "
+                f"task gradients is {conflict:+.2f} on average over training."
+            )
+    known = [c for c in summary["certificates"] if c["passed"] is not None]
+    if known:
+        good = sum(c["passed"] for c in known)
+        lines.append(f"{good} of {len(known)} verified plugins keep every law they claim.")
+    return lines
+
+
+def _grouped(verdicts: Mapping[str, str]) -> str:
+    parts = []
+    for verdict in ("better", "worse", "no significant difference", "not enough runs"):
+        group = [m for m, v in verdicts.items() if v == verdict]
+        if group:
+            parts.append(f"{verdict}: {'all methods' if len(group) == len(verdicts) else ', '.join(group)}")
+    return "; ".join(parts)
+
+
+# --- small things -------------------------------------------------------------------------------------------------
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _suite(manifest: Mapping[str, Any]) -> Suite | None:
+    try:
+        return Suite.model_validate(manifest["suite"])
+    except (KeyError, ValueError):
+        return None
+
+
+def _tasks(records: Sequence[Record], suite: Suite | None) -> list[str]:
+    present = list(dict.fromkeys(r["task"] for r in records))
+    wanted = [t.name for t in suite.tasks if t.name in present] if suite else []
+    return wanted + [t for t in present if t not in wanted]
+
+
+def _in_order(records: Sequence[Record], suite: Suite | None) -> list[str]:
+    """The baseline, then the methods as the suite lists them, then any other."""
+    present = list(dict.fromkeys(r["method"] for r in records))
+    wanted = [SINGLE_TASK, *([m.name for m in suite.methods] if suite else [])]
+    return [m for m in wanted if m in present] + [m for m in present if m not in wanted]
+
+
+def _missing(records: Sequence[Record], suite: Suite | None, tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the suite wants and no record has. The number of seeds is that of the suite or of the records."""
+    if suite is None:
+        return []
+    have = {(r["task"], r["method"], r["seed"]) for r in records}
+    seeds = {r["seed"] for r in records} or set(range(suite.seeds))
+    wanted = [
+        SINGLE_TASK,
+        *(m.name for m in suite.methods if not m.optional or any(r["method"] == m.name for r in records)),
+    ]
+    return [
+        f"{m} on {t.name}, seed {s}"
+        for t in suite.tasks
+        for m in wanted
+        for s in sorted(seeds)
+        if (t.name, m, s) not in have
+    ]
+
+
+def _environment(records: Sequence[Record]) -> dict[str, Any]:
+    """Every value seen of each entry: more than one means that the records mix machines or versions."""
+    out: dict[str, list[Any]] = {}
+    for record in records:
+        for name, value in record["environment"].items():
+            if value not in out.setdefault(name, []):
+                out[name].append(value)
+    return out
+
+
+def _laws(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: r.get(k) for k in ("law", "claimed", "status", "examples", "worst_margin")} for r in rows]
+
+
+def _by_seed(records: Any) -> dict[int, Record]:
+    return dict(sorted((int(r["seed"]), r) for r in records))
+
+
+def _deltas(runs: Mapping[int, Record]) -> dict[int, float]:
+    return {seed: float(r["delta_m"]) for seed, r in runs.items() if r["delta_m"] is not None}
+
+
+def _number(values: Sequence[float | None]) -> dict[str, Any] | None:
+    known = [v for v in values if v is not None]
+    return dataclasses.asdict(stats.t_interval(known)) if known else None
+
+
+def _median(runs: Mapping[int, Record], field: str) -> float | None:
+    known = [r[field] for r in runs.values() if r.get(field) is not None]
+    return plain_statistics.median(known) if known else None
+
+
+def _mean(values: Any) -> float | None:
+    known = [v for v in values if v is not None]
+    return plain_statistics.fmean(known) if known else None
+
+
+def _mean_of_dicts(dicts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    return {k: _mean(d.get(k) for d in dicts) for k in dict.fromkeys(k for d in dicts for k in d)}

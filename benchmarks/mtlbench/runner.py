@@ -1,0 +1,573 @@
+"""Runs a suite: certificates, (tuning trials,) baselines, methods; one JSON line per finished run.
+
+Everything that has finished is on disk before the next thing starts, so a run that is killed goes on where it was
+when it is started again with the same folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import platform
+import signal
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed, parallel_config
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import mtlcore
+from mtlbench import protocol, records, tuning
+from mtlbench.data import sources
+from mtlbench.suite import SINGLE_TASK, BudgetChanges, MethodEntry, Suite, TaskEntry, digest
+from mtlbench.tasks.base import BenchmarkTask, Budget
+from mtlcore.errors import PluginError, UnknownPluginError
+from mtlcore.registry import registry
+
+CERTIFICATES = "certificates.json"
+MANIFEST = "suite.json"
+_FORMAT = 1  # part of every configuration hash: raise it when what a run measures changes its meaning
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run, complete in itself, so that any process on any machine can do it."""
+
+    suite: str
+    task: TaskEntry
+    method: MethodEntry | None
+    seed: int
+    budget: Budget
+    config_hash: str
+    certificate: dict[str, Any] | None = None
+    baseline: dict[str, float] = dataclasses.field(default_factory=dict)
+    baseline_validation: dict[str, float] = dataclasses.field(default_factory=dict)
+    trial: int | None = None
+
+    @property
+    def method_name(self) -> str:
+        """As the report calls it."""
+        return SINGLE_TASK if self.method is None else self.method.name
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """As :func:`mtlbench.records.key`."""
+        return (self.task.name, self.method_name, self.seed, self.config_hash)
+
+    def steps(self) -> int:
+        """Optimizer steps, for the progress bar."""
+        networks = len(make_task(self.task).tasks) if self.method is None else 1
+        return self.budget.steps * networks
+
+
+@dataclasses.dataclass
+class Summary:
+    """What :func:`run` did."""
+
+    finished: int = 0
+    already: int = 0
+    failed: list[str] = dataclasses.field(default_factory=list)
+    refused: list[str] = dataclasses.field(default_factory=list)
+    left_out: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Nothing failed and nothing was refused."""
+        return not self.failed and not self.refused
+
+
+def make_task(entry: TaskEntry) -> BenchmarkTask:
+    """The benchmark task of a suite entry."""
+    task = mtlcore.create("task", entry.name, **entry.options)
+    if not isinstance(task, BenchmarkTask):
+        raise PluginError(
+            f"task {entry.name!r} is a {type(task).__qualname__}, not an mtlbench.tasks.base.BenchmarkTask."
+        )
+    return task
+
+
+def run(
+    suite: Suite,
+    folder: Path,
+    *,
+    jobs: int = 1,
+    seeds: int | None = None,
+    certify: bool = True,
+    allow_refuted: bool = False,
+    console: Console | None = None,
+) -> Summary:
+    """Do what is missing of a suite in ``folder``.
+
+    Args:
+        jobs: processes; each uses one thread, so that they do not disturb one another's timing more than needed.
+        seeds: overrides the suite's number of paired seeds.
+        certify: ask for certificates before training (theory before training).
+        allow_refuted: train a method although a law that it claims is refuted.
+
+    Raises:
+        DataError: the data of a task cannot be had.
+        UnknownPluginError, ConfigurationError: a method of the suite does not exist or has wrong options.
+    """
+    console = console or Console()
+    summary = Summary()
+    folder.mkdir(parents=True, exist_ok=True)
+    methods = _existing_methods(suite, summary, console)
+    tasks = {entry.name: make_task(entry) for entry in suite.tasks}
+    for task in tasks.values():  # fetched once, here, rather than by several workers at the same time
+        for source in task.sources:
+            sources.locate(source)
+    n_seeds = suite.seeds if seeds is None else seeds
+
+    certificates = _certificates(methods, folder, jobs, console) if certify else {}
+    for method in list(methods):
+        refuted = [c["name"] for c in _of_method(certificates, method) if c["passed"] is False]
+        if refuted and not allow_refuted:
+            console.print(f"[red]refused[/] {method.name}: {', '.join(refuted)} claims a law that is refuted")
+            summary.refused.append(method.name)
+            methods.remove(method)
+
+    runner = _Runner(suite, folder, jobs, console, summary)
+    for entry in suite.tasks:
+        runner.run_task(entry, methods, n_seeds, certificates)
+    return summary
+
+
+class _Runner:
+    """One invocation of :func:`run`."""
+
+    def __init__(self, suite: Suite, folder: Path, jobs: int, console: Console, summary: Summary) -> None:
+        self.suite, self.folder, self.jobs, self.console, self.summary = suite, folder, jobs, console, summary
+
+    def run_task(
+        self, entry: TaskEntry, methods: list[MethodEntry], n_seeds: int, certificates: Mapping[str, dict[str, Any]]
+    ) -> None:
+        budget = merged_budget(make_task(entry).budget, self.suite.budget, entry.budget)
+        make = functools.partial(self._job, entry, budget)
+        chosen: dict[str, tuple[float, dict[str, Any]]] = {}
+        if self.suite.tuning.trials:
+            chosen = self._tune(entry, methods, budget)
+
+        def tuned(method: MethodEntry | None, seed: int) -> Job:
+            rate, options = chosen.get(SINGLE_TASK if method is None else method.name, (None, None))
+            return make(method, seed, rate, options)
+
+        baselines = self._do(
+            [tuned(None, seed) for seed in range(n_seeds)], records.RECORDS, f"{entry.name}: baselines"
+        )
+        todo = []
+        for seed in range(n_seeds):
+            base = baselines.get(seed)
+            if base is None:
+                self.console.print(f"[yellow]{entry.name}, seed {seed}: no baseline, so no method is run for it[/]")
+                continue
+            for method in methods:
+                todo.append(
+                    dataclasses.replace(
+                        tuned(method, seed),
+                        baseline=base["metrics"],
+                        baseline_validation=base["validation"],
+                        certificate=_short(_of_method(certificates, method)),
+                    )
+                )
+        self._write_manifest(entry, [j.config_hash for j in todo] + [r["config_hash"] for r in baselines.values()])
+        self._do(todo, records.RECORDS, entry.name)
+
+    def _job(
+        self,
+        entry: TaskEntry,
+        budget: Budget,
+        method: MethodEntry | None,
+        seed: int,
+        rate: float | None = None,
+        options: dict[str, Any] | None = None,
+        trial: int | None = None,
+    ) -> Job:
+        if rate is not None:
+            budget = dataclasses.replace(budget, learning_rate=rate)
+        if method is not None and options is not None:
+            method = method.model_copy(update={"options": options})
+        configuration = {
+            "format": _FORMAT,
+            "task": entry.model_dump(include={"name", "options"}),
+            "method": None if method is None else method.model_dump(exclude={"search", "optional"}),
+            "budget": dataclasses.asdict(budget),
+        }
+        return Job(self.suite.name, entry, method, seed, budget, digest(configuration), trial=trial)
+
+    # --- tuning -----------------------------------------------------------------------------------------------
+
+    def _tune(
+        self, entry: TaskEntry, methods: list[MethodEntry], budget: Budget
+    ) -> dict[str, tuple[float, dict[str, Any]]]:
+        """(learning rate, options) with the best validation score of each method, the baseline first."""
+        metrics = make_task(entry).metrics
+        chosen: dict[str, tuple[float, dict[str, Any]]] = {}
+
+        def trials(method: MethodEntry | None, baseline: dict[str, float]) -> list[Job]:
+            return [
+                dataclasses.replace(
+                    self._job(entry, budget, method, tuning.TRIAL_SEED, rate, options, trial=i),
+                    baseline_validation=baseline,
+                )
+                for i, (rate, options) in enumerate(tuning.candidates(method, self.suite.tuning, budget))
+            ]
+
+        def pick(jobs: list[Job], results: Mapping[str, dict[str, Any]], against: dict[str, float]) -> Job | None:
+            scored = [
+                (protocol.delta_m(results[j.config_hash]["validation"], against, metrics), j)
+                for j in jobs
+                if j.config_hash in results
+            ]
+            usable = [(score, i, j) for i, (score, j) in enumerate(scored) if score is not None]
+            return min(usable)[2] if usable else None
+
+        jobs = trials(None, {})
+        results = self._do_trials(jobs, f"{entry.name}: tuning baselines")
+        first = results.get(jobs[0].config_hash)
+        best = pick(jobs, results, first["validation"]) if first is not None else None
+        if best is None:
+            return chosen
+        chosen[SINGLE_TASK] = (best.budget.learning_rate, {})
+        against = results[best.config_hash]["validation"]
+        by_method = {m.name: trials(m, against) for m in methods}
+        results = self._do_trials([j for jobs in by_method.values() for j in jobs], f"{entry.name}: tuning")
+        for name, jobs in by_method.items():
+            best = pick(jobs, results, against)
+            if best is not None and best.method is not None:
+                chosen[name] = (best.budget.learning_rate, best.method.options)
+        return chosen
+
+    def _do_trials(self, jobs: list[Job], label: str) -> dict[str, dict[str, Any]]:
+        self._do(jobs, records.TRIALS, label)
+        found = records.finished(records.read(self.folder / records.TRIALS)[0])
+        return {j.config_hash: found[j.key] for j in jobs if j.key in found}
+
+    # --- doing ------------------------------------------------------------------------------------------------
+
+    def _do(self, jobs: list[Job], file: str, label: str) -> dict[int, dict[str, Any]]:
+        """Run what is not in ``file`` yet; {seed: record} of the successful ones (of the last job of a seed)."""
+        path = self.folder / file
+        known = records.finished(records.read(path)[0])
+        done = {job.seed: known[job.key] for job in jobs if job.key in known}
+        todo = [job for job in jobs if job.key not in known]
+        self.summary.already += len(jobs) - len(todo)
+        if not todo:
+            return done
+        with _Bar(self.console, label, todo) as bar:
+            for record in _results(todo, self.jobs, bar):
+                records.append(path, record)
+                bar.finished(record)
+                if record["status"] == "ok":
+                    self.summary.finished += 1
+                    done[record["seed"]] = record
+                else:
+                    self.summary.failed.append(f"{record['method']} on {record['task']}, seed {record['seed']}")
+        return done
+
+    def _write_manifest(self, entry: TaskEntry, hashes: list[str]) -> None:
+        """What the records in this folder are meant to be: the suite, and which configurations are current."""
+        path = self.folder / MANIFEST
+        old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        current = {**old.get("current", {}), entry.name: sorted(set(hashes))}
+        manifest = {"suite": self.suite.model_dump(mode="json"), "current": current, "left_out": self.summary.left_out}
+        _write_json(path, {**manifest, "refused": self.summary.refused})
+
+
+def merged_budget(default: Budget, *changes: BudgetChanges) -> Budget:
+    """The task's default with the changes of the suite and of the suite's task entry."""
+    for change in changes:
+        default = dataclasses.replace(default, **change.model_dump(exclude_none=True))
+    return default
+
+
+def _existing_methods(suite: Suite, summary: Summary, console: Console) -> list[MethodEntry]:
+    """The methods whose plugins exist. Options are checked now: better before two hours of training than after."""
+    methods = []
+    for method in suite.methods:
+        try:
+            for kind, name, options in method.plugins():
+                mtlcore.create(kind, name, **options)
+        except UnknownPluginError as error:
+            if not method.optional:
+                raise
+            console.print(f"[yellow]left out[/] {method.name}: {error}")
+            summary.left_out.append(method.name)
+            continue
+        methods.append(method)
+    return methods
+
+
+# --- certificates -------------------------------------------------------------------------------------------------
+
+
+def _certificates(methods: list[MethodEntry], folder: Path, jobs: int, console: Console) -> dict[str, dict[str, Any]]:
+    """{key: certificate} of every plugin in use. Known ones are kept in the folder, so that resuming is quick."""
+    path = folder / CERTIFICATES
+    known: dict[str, dict[str, Any]] = {}
+    if path.is_file():
+        with contextlib.suppress(ValueError):
+            known = json.loads(path.read_text(encoding="utf-8"))
+    wanted = {_certificate_key(*plugin): plugin for method in methods for plugin in method.plugins()}
+    todo = {key: plugin for key, plugin in wanted.items() if key not in known}
+    if todo:
+        with (
+            console.status(f"theory before training: verifying {len(todo)} plugins")
+            if console.is_terminal
+            else (contextlib.nullcontext())
+        ):
+            work = [functools.partial(certify_one, *plugin) for plugin in todo.values()]
+            for certificate in _parallel(work, jobs):
+                known[_certificate_key(certificate["kind"], certificate["name"], certificate["options"])] = certificate
+                if certificate["passed"] is not None:  # "nobody could answer" is asked again next time
+                    _write_json(path, known)
+                mark = {True: "[green]verified[/]", False: "[red]REFUTED[/]", None: "[yellow]not verified[/]"}
+                console.print(f"{mark[certificate['passed']]} {certificate['name']}: {certificate['summary']}")
+    _write_json(path, {key: known[key] for key in known if known[key]["passed"] is not None})
+    return {key: known[key] for key in wanted}
+
+
+def certify_one(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Ask whoever can answer whether this plugin keeps what it claims. ``passed`` is None if nobody can."""
+    with _one_thread():
+        began = time.perf_counter()
+        try:
+            answer = registry().ask("mtlcore_certify", kind=kind, name=name, options=options)
+        except Exception as error:
+            answer = {"passed": None, "summary": f"could not be checked: {type(error).__name__}: {error}", "rows": []}
+        if answer is None:
+            answer = {"passed": None, "summary": "no installed plugin can certify it; trained unverified", "rows": []}
+        seconds = time.perf_counter() - began
+    return {"kind": kind, "name": name, "options": options, "seconds": seconds, **answer}
+
+
+def _certificate_key(kind: str, name: str, options: dict[str, Any]) -> str:
+    return f"{kind}/{name}/{digest([options, registry().find(kind, name).provenance])}"
+
+
+def _of_method(certificates: Mapping[str, dict[str, Any]], method: MethodEntry) -> list[dict[str, Any]]:
+    keys = [_certificate_key(*plugin) for plugin in method.plugins()]
+    return [certificates[k] for k in keys if k in certificates]
+
+
+def _short(certificates: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The certificate as a record keeps it: the verdict and one line per plugin; all rows are in the folder."""
+    if not certificates:
+        return None
+    verdicts = [c["passed"] for c in certificates]
+    passed = False if False in verdicts else None if None in verdicts else True
+    return {"passed": passed, "summary": "; ".join(f"{c['name']}: {c['summary']}" for c in certificates)}
+
+
+# --- one job, in any process --------------------------------------------------------------------------------------
+
+
+def do_job(job: Job, progress: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
+    """Train and measure; an error becomes a record with status "failed"."""
+    record: dict[str, Any] = {
+        "suite": job.suite,
+        "task": job.task.name,
+        "method": job.method_name,
+        "seed": job.seed,
+        "status": "ok",
+        "metrics": None,
+        "delta_m": None,
+        "seconds_per_step": None,
+        "peak_memory_mb": None,
+        "environment": environment(),
+        "config_hash": job.config_hash,
+        "hyperparameters": {
+            "budget": dataclasses.asdict(job.budget),
+            "task_options": job.task.options,
+            "method": None if job.method is None else job.method.model_dump(exclude={"search", "optional"}),
+        },
+        "certificate": job.certificate,
+    }
+    if job.trial is not None:
+        record["trial"] = job.trial
+    with _one_thread():
+        try:
+            task = make_task(job.task)
+            if job.method is None:
+                outcome = protocol.train_single_tasks(job.task.name, task, job.seed, job.budget, progress)
+            else:
+                outcome = protocol.train(
+                    job.task.name, task, job.method, job.seed, job.budget, job.baseline_validation, progress
+                )
+            record |= dataclasses.asdict(outcome)
+            baseline = outcome.metrics if job.method is None else job.baseline
+            record["delta_m"] = protocol.delta_m(outcome.metrics, baseline, task.metrics)
+            if job.trial is not None:
+                record["metrics"] = None  # a trial must not be able to show what it did on the test part
+        except Exception as error:
+            record["status"] = "failed"
+            record["error"] = f"{type(error).__name__}: {error}"
+            record["traceback"] = traceback.format_exc(limit=-6)
+    record["finished_at"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return record
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """What a number may depend on besides the code."""
+    return {
+        "mtlcore": mtlcore.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads_per_run": 1,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- processes and progress ---------------------------------------------------------------------------------------
+
+
+def _parallel(work: list[functools.partial[dict[str, Any]]], jobs: int) -> Iterator[dict[str, Any]]:
+    """Results in the order in which they finish. Ctrl-C ends the workers; what is on disk stays valid."""
+    if jobs == 1 or len(work) == 1:
+        yield from (task() for task in work)
+        return
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        results = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)(
+            delayed(_in_worker)(task, os.getpid()) for task in work
+        )
+        try:
+            yield from results
+        except BaseException:
+            from joblib.externals.loky import get_reusable_executor
+
+            get_reusable_executor().shutdown(wait=False, kill_workers=True)
+            raise
+
+
+def _in_worker(task: functools.partial[dict[str, Any]], parent: int) -> dict[str, Any]:
+    if os.getpid() != parent:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    return task()
+
+
+def _results(jobs: list[Job], processes: int, bar: _Bar) -> Iterable[dict[str, Any]]:
+    return _parallel([functools.partial(_job_with_progress, job, bar.path_of(job)) for job in jobs], processes)
+
+
+def _job_with_progress(job: Job, path: str) -> dict[str, Any]:
+    """A worker tells how far it is through a small file: that works with every backend of joblib."""
+    last = 0.0
+
+    def progress(step: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 0.25:
+            last = now
+            with contextlib.suppress(OSError):
+                Path(path).write_text(str(step))
+
+    return do_job(job, progress)
+
+
+class _Bar:
+    """A progress bar over all optimizer steps of a phase, and one printed line per finished run."""
+
+    def __init__(self, console: Console, label: str, jobs: list[Job]) -> None:
+        self._console, self._label = console, label
+        self._steps = {self._name(job.method_name, job.seed, job.config_hash): job.steps() for job in jobs}
+        self._finished: set[str] = set()
+        self._folder = tempfile.TemporaryDirectory(prefix="mtlbench-")
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[now]}", style="dim"), console=console, transient=True,
+        )  # fmt: skip
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @staticmethod
+    def _name(method: str, seed: int, config_hash: str) -> str:
+        return f"{method.replace('/', '-')}@{seed}@{config_hash}"
+
+    def path_of(self, job: Job) -> str:
+        return str(Path(self._folder.name) / self._name(job.method_name, job.seed, job.config_hash))
+
+    def __enter__(self) -> _Bar:
+        self._bar = self._progress.add_task(self._label, total=sum(self._steps.values()), now="")
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._progress.stop()
+        self._folder.cleanup()
+
+    def finished(self, record: Mapping[str, Any]) -> None:
+        self._finished.add(self._name(record["method"], record["seed"], record["config_hash"]))
+        who = f"{record['task']} · {record['method']} · seed {record['seed']}"
+        if record.get("trial") is not None:
+            who += f" · trial {record['trial']}"
+        if record["status"] != "ok":
+            self._progress.console.print(f"[red]failed[/] {who}: {record['error']}", highlight=False)
+            return
+        numbers = [f"{record['seconds']:.1f} s"]
+        if record["method"] != SINGLE_TASK and record["delta_m"] is not None:
+            numbers.insert(0, f"delta-m {record['delta_m']:+.2f} %")
+        if record.get("ratio_to_sum"):
+            numbers.append(f"{record['ratio_to_sum']:.2f} x a summed-loss step")
+        self._progress.console.print(f"[green]done[/] {who}: {', '.join(numbers)}", highlight=False)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.25):
+            current = {}
+            for name, total in self._steps.items():
+                if name not in self._finished:
+                    with contextlib.suppress(OSError, ValueError):
+                        current[name] = min(int((Path(self._folder.name) / name).read_text()), total)
+            finished = sum(self._steps[name] for name in self._finished)
+            running = ", ".join(n.rsplit("@", 1)[0] for n in current)
+            self._progress.update(self._bar, completed=finished + sum(current.values()), now=running)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """Replace the file in one step, so that it is never half written."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with scratch.open("w", encoding="utf-8") as file:
+        json.dump(records.plain(content), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def data_status(task: BenchmarkTask) -> str:
+    """Where the data of a task are, in words."""
+    return "; ".join(sources.status(source) for source in task.sources)

@@ -1,0 +1,176 @@
+"""What a handful of paired runs can and cannot say. Everything here works on plain numbers; lower is better.
+
+With three seeds, resampling is of little use: a bootstrap of three values only ever recombines them (its interval
+is too narrow), and a sign-flip test of three pairs cannot give a two-sided p below 2/8 = 0.25. So differences of
+fewer than SMALL pairs are judged by Student's t, which assumes roughly normal differences and says so in its width
+(a factor of 4.3 for n = 3 where a large sample has 1.96); from SMALL pairs on by the exact sign-flip test and
+bootstrap. Runs pooled over several tasks are resampled within each task (stratified), as Agarwal et al. (2021) do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import stats
+
+SMALL = 8
+"""Fewer pairs than this: Student's t. From here on: resampling."""
+LEVEL = 0.95
+_RESAMPLES = 4000
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval; ``low`` and ``high`` are None when one value cannot give an interval."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    n: int
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A paired comparison of method A with method B on a lower-is-better score.
+
+    Args:
+        difference: mean of A - B over the pairs, with interval; negative means that A is better.
+        p: two-sided p-value; None with fewer than two pairs.
+        p_holm: the same, corrected for all comparisons of the family (filled in by :func:`corrected`).
+        test: which test gave p.
+        detectable: the difference that this experiment could just have called significant, before correction.
+        verdict: "better", "worse", "no significant difference" or "not enough runs".
+    """
+
+    difference: Interval
+    p: float | None
+    p_holm: float | None
+    test: str
+    detectable: float | None
+    verdict: str
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """Mean with Student's t interval."""
+    x = np.asarray(values, dtype=float)
+    if len(x) < 2:
+        return Interval(float(x.mean()) if len(x) else math.nan, None, None, len(x), "none")
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1)) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x), "Student's t")
+
+
+def interquartile_mean(values: Sequence[float]) -> float:
+    """Mean of the middle half: less noisy than the median, less moved by outliers than the mean.
+
+    With fewer than four values nothing is cut off.
+    """
+    return float(stats.trim_mean(np.asarray(values, dtype=float), 0.25))
+
+
+def stratified_bootstrap(
+    strata: Sequence[Sequence[float]],
+    statistic: Callable[[np.ndarray], float] = lambda pooled: float(pooled.mean()),
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap of a statistic of all runs, resampled within each stratum (task)."""
+    parts = [np.asarray(s, dtype=float) for s in strata if len(s)]
+    pooled = np.concatenate(parts)
+    if len(pooled) < 2:
+        return Interval(statistic(pooled), None, None, len(pooled), "none")
+    generator = np.random.default_rng(seed)
+    draws = [
+        statistic(np.concatenate([p[generator.integers(len(p), size=len(p))] for p in parts]))
+        for _ in range(_RESAMPLES)
+    ]
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(statistic(pooled), float(low), float(high), len(pooled), "stratified bootstrap")
+
+
+def interval(strata: Sequence[Sequence[float]]) -> Interval:
+    """The interval that the number of runs deserves: Student's t for a few, stratified bootstrap for many."""
+    pooled = [v for s in strata for v in s]
+    return t_interval(pooled) if len(pooled) < SMALL else stratified_bootstrap(strata)
+
+
+def sign_flip_test(differences: Sequence[float], seed: int = 0) -> float:
+    """Two-sided permutation p-value of "the differences are symmetric about 0"; exact up to 14 pairs."""
+    d = np.asarray(differences, dtype=float)
+    observed = abs(d.mean())
+    if len(d) <= 14:
+        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(d))))
+        means = np.abs(signs @ d) / len(d)
+        return float(np.mean(means >= observed * (1 - 1e-12)))
+    generator = np.random.default_rng(seed)
+    means = np.abs(generator.choice((-1.0, 1.0), size=(20_000, len(d))) @ d) / len(d)
+    return float((1 + np.sum(means >= observed * (1 - 1e-12))) / 20_001)
+
+
+def paired(strata: Sequence[Sequence[float]]) -> Comparison:
+    """Compare from the differences A - B of paired runs, one list per task. Call :func:`corrected` on the family."""
+    d = np.asarray([v for s in strata for v in s], dtype=float)
+    difference = interval(strata)
+    if len(d) < 2:
+        return Comparison(difference, None, None, "none", None, "not enough runs")
+    if len(d) < SMALL:
+        spread = float(d.std(ddof=1))
+        # Equal differences (two methods that did exactly the same) have no spread: certain, one way or the other.
+        p = float(stats.ttest_1samp(d, 0.0).pvalue) if spread > 0 else (1.0 if d[0] == 0 else 0.0)
+        test = "paired t-test"
+        detectable = float(stats.t.ppf((1 + LEVEL) / 2, len(d) - 1)) * spread / math.sqrt(len(d))
+    else:
+        p = sign_flip_test(d)
+        test = "sign-flip permutation test"
+        low, high = difference.low, difference.high
+        detectable = None if low is None or high is None else (high - low) / 2
+    return _judged(Comparison(difference, p, p, test, detectable, ""))
+
+
+def corrected(family: dict[str, Comparison]) -> dict[str, Comparison]:
+    """Holm's correction over a family of comparisons; verdicts follow the corrected p-values."""
+    tested = {name: c.p for name, c in family.items() if c.p is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values()))))
+    return {
+        name: _judged(dataclasses.replace(c, p_holm=adjusted[name])) if name in adjusted else c
+        for name, c in family.items()
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))))
+    return [float(v) for v in adjusted]
+
+
+def _judged(comparison: Comparison) -> Comparison:
+    assert comparison.p_holm is not None
+    if comparison.p_holm >= 1 - LEVEL:
+        verdict = "no significant difference"
+    else:
+        verdict = "better" if comparison.difference.estimate < 0 else "worse"
+    return dataclasses.replace(comparison, verdict=verdict)
+
+
+def probability_of_improvement(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:
+    """P(a random run of ours is better than a random run of theirs on the same task), averaged over tasks.
+
+    Ties count half (the Mann-Whitney statistic of each task, divided by the number of pairs).
+    """
+    per_task = []
+    for a, b in zip(ours, theirs, strict=True):
+        x, y = np.asarray(a, dtype=float)[:, None], np.asarray(b, dtype=float)[None, :]
+        per_task.append(float(np.mean((x < y) + 0.5 * (x == y))))
+    return float(np.mean(per_task))
+
+
+def performance_profile(values: Sequence[float], thresholds: Sequence[float]) -> list[float]:
+    """Share of runs with a score of at most each threshold."""
+    x = np.sort(np.asarray(values, dtype=float))
+    return [float(v) for v in np.searchsorted(x, np.asarray(thresholds, dtype=float), side="right") / len(x)]

@@ -1,0 +1,167 @@
+"""A suite file: which methods on which tasks, how often, with how much training. It holds only what differs from
+the defaults; anything misspelt is refused with the place and the allowed names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mtlcore.errors import ConfigurationError
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+SINGLE_TASK = "single-task"
+"""Name of the baseline: one network per sub-task, same budget, same initial weights."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class BudgetChanges(_Strict):
+    """What differs from a task's default budget."""
+
+    steps: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    evaluations: int | None = Field(None, ge=1)
+
+
+class TaskEntry(_Strict):
+    """A benchmark task: registered name, its options, and changes of its budget."""
+
+    name: str
+    options: dict[str, Any] = {}
+    budget: BudgetChanges = BudgetChanges()
+
+
+class MethodEntry(_Strict):
+    """One line of the comparison.
+
+    ``name`` is how the report calls it; ``aggregator`` defaults to it. ``search`` gives the values that tuning may
+    choose an option from; ``optional`` leaves the method out, with a note, where no plugin of that name exists.
+    """
+
+    name: str = Field(pattern=r"^[^\s/][^/]*$")
+    aggregator: str = ""
+    options: dict[str, Any] = {}
+    detector: str | None = None
+    detector_options: dict[str, Any] = {}
+    teleport: str | None = None
+    teleport_options: dict[str, Any] = {}
+    brakes: dict[str, Any] = {}
+    tolerance: float | None = Field(None, gt=0)
+    search: dict[str, list[Any]] = {}
+    optional: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_aggregator(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = {"name": data}
+        if isinstance(data, dict):
+            data = {"aggregator": data.get("name"), **data}
+        return data
+
+    @model_validator(mode="after")
+    def _reserved(self) -> MethodEntry:
+        if self.name == SINGLE_TASK:
+            raise ValueError(f"{SINGLE_TASK!r} is the baseline, which is always run; choose another name")
+        return self
+
+    def plugins(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """(kind, name, options) of every plugin it uses."""
+        found = [("aggregator", self.aggregator, self.options)]
+        if self.detector is not None:
+            found.append(("detector", self.detector, self.detector_options))
+        if self.teleport is not None:
+            found.append(("teleport", self.teleport, self.teleport_options))
+        return found
+
+
+class Tuning(_Strict):
+    """The tuning budget, the same number of trials for every method and for the baseline.
+
+    Trials are quasi-random points of (learning rate, the method's ``search``); the first is the default setting.
+    They are trained with a seed of their own and judged on validation data only.
+    """
+
+    trials: int = Field(0, ge=0)
+    learning_rate_factors: tuple[float, float] = (0.2, 5.0)
+
+
+class Suite(_Strict):
+    """A validated suite."""
+
+    name: str
+    title: str
+    about: str = ""
+    tasks: tuple[TaskEntry, ...] = Field(min_length=1)
+    methods: tuple[MethodEntry, ...] = Field(min_length=1)
+    seeds: int = Field(3, ge=1)
+    budget: BudgetChanges = BudgetChanges()
+    tuning: Tuning = Tuning()
+    reference: str = "ls"
+    """The method that the others are compared with in words."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            data = dict(data)
+            data["tasks"] = [{"name": t} if isinstance(t, str) else t for t in data.get("tasks", [])]
+        return data
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Suite:
+        for what, names in (("method", [m.name for m in self.methods]), ("task", [t.name for t in self.tasks])):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise ValueError(f"{what} {', '.join(map(repr, twice))} is listed twice")
+        return self
+
+
+def shipped() -> list[str]:
+    """Names of the suites that come with the package."""
+    folder = resources.files("mtlbench") / "suites"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def read(name: str) -> Suite:
+    """A shipped suite by name, or a suite file by path.
+
+    Raises:
+        ConfigurationError: no such suite, or what is wrong in it and where.
+    """
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise ConfigurationError(f"there is no suite file {name!r}. Shipped suites: {', '.join(shipped())}.")
+        text, stem = path.read_text(encoding="utf-8"), path.stem
+    else:
+        if name not in shipped():
+            raise ConfigurationError(
+                f"there is no suite {name!r}. Shipped: {', '.join(shipped())}; or give the path of a .toml file."
+            )
+        text, stem = (resources.files("mtlbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8"), name
+    try:
+        return Suite.model_validate({"name": stem, **tomllib.loads(text)})
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"suite {name!r} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        lines = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'suite'}: {e['msg']}" for e in error.errors())
+        raise ConfigurationError(f"suite {name!r} is not valid: {lines}") from error
+
+
+def digest(configuration: Any) -> str:
+    """A short hash of a configuration, by which a record says what exactly was run."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True, default=str).encode()).hexdigest()[:12]
