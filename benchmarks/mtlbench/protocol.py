@@ -18,6 +18,7 @@ import ctypes
 import dataclasses
 import gc
 import hashlib
+import itertools
 import statistics
 import sys
 import time
@@ -503,7 +504,7 @@ def _thinned(losses: list[list[float]], names: tuple[str, ...]) -> dict[str, Any
     """{"step": [...], "by_task": {name: [...]}} with at most CURVE_POINTS bins, each the mean of its steps."""
     n = len(losses)
     edges = sorted({round(i * n / min(n, CURVE_POINTS)) for i in range(min(n, CURVE_POINTS) + 1)})
-    bins = list(zip(edges[:-1], edges[1:]))
+    bins = list(itertools.pairwise(edges))
     return {
         "step": [b for _, b in bins],
         "by_task": {

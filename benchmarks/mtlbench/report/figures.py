@@ -1,0 +1,258 @@
+"""Figures as inline SVG: coloured by the page's style sheet, so that they follow light, dark and print.
+
+Each function returns one ``<svg>`` element. Nothing here knows what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from markupsafe import Markup
+
+Numbers = Sequence[float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Maps numbers to pixels, linearly or logarithmically."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Pixel of a value; values outside land on the edge."""
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        v = math.log(max(value, self.low)) if self.log else value
+        share = 0.5 if high == low else (min(max(v, low), high) - low) / (high - low)
+        return self.start + share * (self.end - self.start)
+
+    def ticks(self, about: int = 5) -> list[float]:
+        """Round numbers within the axis."""
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            for steps in ((1,), (1, 3), (1, 2, 5)):
+                found = [s * 10.0**d for d in decades for s in steps if self.low <= s * 10.0**d <= self.high]
+                if len(found) >= 2:
+                    return found
+            return [self.low, self.high]
+        return nice_ticks(self.low, self.high, about)
+
+
+def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten within [low, high]."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [0.0 if i == 0 else i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def padded(values: Sequence[float], include: Sequence[float] = (), share: float = 0.06) -> tuple[float, float]:
+    """The range of the values and of ``include``, a little widened."""
+    everything = [v for v in [*values, *include] if v is not None and math.isfinite(v)]
+    if not everything:
+        return 0.0, 1.0
+    low, high = min(everything), max(everything)
+    margin = (high - low) * share or abs(low) * 0.1 or 1.0
+    return low - margin, high + margin
+
+
+def short(value: float) -> str:
+    """A tick label."""
+    text = f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+# --- the strip of intervals beside a table --------------------------------------------------------------------------
+
+STRIP_WIDTH, STRIP_HEIGHT = 300, 26
+
+
+def strip(
+    domain: tuple[float, float],
+    estimate: float | None,
+    low: float | None,
+    high: float | None,
+    values: Numbers,
+    label: str,
+) -> Markup:
+    """One row: the runs as small dots, the interval as a line, the mean as a diamond, zero as a thin rule."""
+    x = Axis(*domain, 8, STRIP_WIDTH - 8)
+    middle = STRIP_HEIGHT / 2
+    parts = [_rule(x(t), 0, x(t), STRIP_HEIGHT, "grid") for t in x.ticks()]
+    if domain[0] <= 0 <= domain[1]:
+        parts.append(_rule(x(0), 0, x(0), STRIP_HEIGHT, "zero"))
+    if low is not None and high is not None:
+        parts.append(_rule(x(low), middle, x(high), middle, "interval"))
+        for end, beyond in ((low, low < domain[0]), (high, high > domain[1])):
+            if not beyond:
+                parts.append(_rule(x(end), middle - 4, x(end), middle + 4, "interval"))
+    parts += [f'<circle class="run" cx="{x(v):.1f}" cy="{middle}" r="2.6"/>' for v in values if v is not None]
+    if estimate is not None:
+        cx = x(estimate)
+        parts.append(
+            f'<path class="mean" d="M{cx - 5:.1f} {middle}L{cx:.1f} {middle - 5}L{cx + 5:.1f} {middle}L{cx:.1f} {middle + 5}Z"/>'
+        )
+    return _svg(STRIP_WIDTH, STRIP_HEIGHT, parts, label, "strip")
+
+
+def strip_axis(domain: tuple[float, float], unit: str) -> Markup:
+    """The tick labels under a column of strips."""
+    x = Axis(*domain, 8, STRIP_WIDTH - 8)
+    parts = [_text(x(t), 11, short(t), "tick", "middle") for t in x.ticks()]
+    parts.append(_text(STRIP_WIDTH / 2, 25, unit, "axis-title", "middle"))
+    return _svg(STRIP_WIDTH, 30, parts, f"axis: {unit}", "strip")
+
+
+# --- small multiples ------------------------------------------------------------------------------------------------
+
+PANEL_WIDTH, PANEL_HEIGHT = 216, 138
+
+
+def panel(
+    steps: Sequence[float],
+    own: Mapping[str, Numbers],
+    others: Sequence[tuple[Sequence[float], Numbers]],
+    domain: tuple[float, float],
+    last_step: float,
+    label: str,
+    log: bool = False,
+    zero: bool = False,
+) -> Markup:
+    """Lines of one method in colour over the lines of all the others in grey, on axes shared by all panels."""
+    x = Axis(0, last_step, 34, PANEL_WIDTH - 8)
+    y = Axis(*domain, PANEL_HEIGHT - 20, 8, log=log)
+    parts = []
+    for t in y.ticks(4):
+        parts.append(_rule(x.start, y(t), x.end, y(t), "zero" if zero and t == 0 else "grid"))
+        parts.append(_text(x.start - 5, y(t) + 3.5, short(t), "tick", "end"))
+    parts.append(_text(x.start, PANEL_HEIGHT - 5, "0", "tick", "start"))
+    parts.append(_text(x.end, PANEL_HEIGHT - 5, f"{last_step:g} steps", "tick", "end"))
+    parts += [_line(s, values, x, y, "other") for s, values in others]
+    parts += [_line(steps, values, x, y, f"own own-{i}") for i, values in enumerate(own.values())]
+    return _svg(PANEL_WIDTH, PANEL_HEIGHT, parts, label, "panel")
+
+
+# --- scatter --------------------------------------------------------------------------------------------------------
+
+
+def scatter(
+    points: Mapping[str, tuple[float, float]],
+    x_title: str,
+    y_title: str,
+    label: str,
+    reference: float | None = None,
+    y_zero: bool = True,
+) -> Markup:
+    """Named points; labels are moved apart vertically so that none hides another."""
+    width, height = 640, 300
+    x = Axis(
+        *padded([p[0] for p in points.values()], [1.0] if reference is None else [reference], 0.1), 56, width - 110
+    )
+    y = Axis(*padded([p[1] for p in points.values()], [0.0] if y_zero else [], 0.1), height - 44, 12)
+    parts = []
+    for t in x.ticks(6):
+        parts.append(_rule(x(t), y.end, x(t), y.start, "grid"))
+        parts.append(_text(x(t), height - 28, short(t), "tick", "middle"))
+    for t in y.ticks(5):
+        parts.append(_rule(x.start, y(t), x.end, y(t), "zero" if t == 0 else "grid"))
+        parts.append(_text(x.start - 7, y(t) + 4, short(t), "tick", "end"))
+    parts.append(_text((x.start + x.end) / 2, height - 8, x_title, "axis-title", "middle"))
+    centre = (y.start + y.end) / 2
+    parts.append(
+        f'<text class="axis-title" text-anchor="middle" transform="translate(14 {centre:.0f}) rotate(-90)">{escape(y_title)}</text>'
+    )
+    placed: list[tuple[float, float]] = []
+    for name, (px, py) in sorted(points.items(), key=lambda item: item[1][1]):
+        cx, cy = x(px), y(py)
+        ty = cy + 4
+        while any(abs(ty - other_y) < 13 and abs(cx - other_x) < 90 for other_x, other_y in placed):
+            ty -= 2
+        placed.append((cx, ty))
+        if abs(ty - cy - 4) > 3:
+            parts.append(_rule(cx + 4, cy, cx + 9, ty - 4, "leader"))
+        parts.append(f'<circle class="dot" cx="{cx:.1f}" cy="{cy:.1f}" r="4.5"/>')
+        parts.append(_text(cx + 10, ty, name, "name", "start"))
+    return _svg(width, height, parts, label, "wide")
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Numbers]],
+    x_title: str,
+    y_title: str,
+    label: str,
+    y_domain: tuple[float, float],
+    marks: bool = False,
+) -> Markup:
+    """A few named lines in one frame, each with its name at its end and a dash pattern of its own."""
+    width, height = 640, 320
+    xs = [v for s, _ in series.values() for v in s]
+    x = Axis(min(xs), max(xs), 56, width - 120)
+    y = Axis(*y_domain, height - 44, 12)
+    parts = []
+    for t in x.ticks(6):
+        parts.append(_rule(x(t), y.end, x(t), y.start, "grid"))
+        parts.append(_text(x(t), height - 28, short(t), "tick", "middle"))
+    for t in y.ticks(5):
+        parts.append(_rule(x.start, y(t), x.end, y(t), "grid"))
+        parts.append(_text(x.start - 7, y(t) + 4, short(t), "tick", "end"))
+    parts.append(_text((x.start + x.end) / 2, height - 8, x_title, "axis-title", "middle"))
+    parts.append(_text(x.start, 8, y_title, "axis-title", "start"))
+    free = y.start
+    ends = sorted(series, key=lambda n: -y(_last(series[n][1])))
+    for i, name in enumerate(series):
+        parts.append(_line(*series[name], x, y, f"own own-{i % 10}"))
+        if marks:
+            parts += [
+                f'<circle class="dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3"/>'
+                for a, b in zip(*series[name])
+                if b is not None
+            ]
+    for name in ends:
+        free = min(y(_last(series[name][1])) + 4, free)
+        parts.append(_text(x.end + 8, free, name, f"name own-{list(series).index(name) % 10}", "start"))
+        free -= 14
+    return _svg(width, height, parts, label, "wide")
+
+
+# --- elements -------------------------------------------------------------------------------------------------------
+
+
+def _svg(width: float, height: float, parts: Sequence[str], label: str, kind: str) -> Markup:
+    body = "".join(parts)
+    return Markup(  # every text in it went through escape
+        f'<svg class="{kind}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="{escape(label)}">{body}</svg>'
+    )
+
+
+def _rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _line(steps: Sequence[float], values: Numbers, x: Axis, y: Axis, kind: str) -> str:
+    """A polyline; a missing value interrupts it."""
+    path, pen = [], "M"
+    for s, v in zip(steps, values):
+        if v is None:
+            pen = "M"
+            continue
+        path.append(f"{pen}{x(s):.1f} {y(v):.1f}")
+        pen = "L"
+    return f'<path class="{kind}" d="{"".join(path)}"/>'
+
+
+def _last(values: Numbers) -> float:
+    return next((v for v in reversed(values) if v is not None), 0.0)
