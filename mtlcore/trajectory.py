@@ -13,7 +13,6 @@ schedulers go on working. Only parameters named by the caller are touched.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -64,8 +63,6 @@ _SUPPORTED: dict[type[torch.optim.Optimizer], dict[str, Memory]] = {
 }
 _COUNTERS = frozenset({"step", "mu_product"})
 
-MapLike = Map
-
 
 def check_supported(optimizer: torch.optim.Optimizer | None) -> None:
     """Raise if the history of this optimizer cannot be carried over.
@@ -76,9 +73,9 @@ def check_supported(optimizer: torch.optim.Optimizer | None) -> None:
     if optimizer is not None and _entries(optimizer) is None:
         known = ", ".join(sorted(c.__name__ for c in _SUPPORTED))
         raise TeleportError(
-            f"the history of optimizer {type(optimizer).__module__}.{type(optimizer).__qualname__} cannot be carried across "
-            f"a teleport: known are {known}. Use one of these, or Teleporter(..., history='reset'), which makes the "
-            f"optimizer forget the parameters that moved."
+            f"the history of optimizer {type(optimizer).__module__}.{type(optimizer).__qualname__} cannot be carried "
+            f"across a teleport: known are {known}. Use one of these, or Teleporter(..., history='reset'): the "
+            f"optimizer then forgets the parameters that moved."
         )
 
 
@@ -100,8 +97,8 @@ def _memories(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> list
             continue
         if key not in entries:
             raise TeleportError(
-                f"optimizer {type(optimizer).__qualname__} keeps an entry {key!r} whose meaning is unknown, so it cannot be "
-                f"carried across a teleport. Use Teleporter(..., history='reset')."
+                f"optimizer {type(optimizer).__qualname__} keeps an entry {key!r} whose meaning is unknown, so it "
+                f"cannot be carried across a teleport. Use Teleporter(..., history='reset')."
             )
         found.append((key, value, entries[key]))
     return found
@@ -121,36 +118,33 @@ def transport(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, map: Ma
     """
     for _, value, memory in _memories(optimizer, parameter):
         if memory.power:
-            value.copy_(_pull(value, map, memory.power))
+            value.copy_(_pulled(value, map, memory))
 
 
-def _pull(value: Tensor, map: Map, power: int) -> Tensor:
-    if not isinstance(map, MatrixMap):
-        return value / map.to(value).pow(power) if power > 1 else value / map.to(value)
-    factor = torch.linalg.inv(map.matrix.to(torch.float64)).T.contiguous()
-    factor = factor.square() if power == 2 else factor
-    return apply_along(factor, value, map.dim)
+def _pulled(value: Tensor, map: Map, memory: Memory) -> Tensor:
+    if isinstance(map, MatrixMap):
+        factor = torch.linalg.inv(map.matrix.to(torch.float64)).T
+    else:
+        factor = map.to(value).reciprocal()
+    if memory.power == 2:
+        factor = factor.square()
+    elif memory is Memory.MAX:
+        factor = factor.abs()
+    return apply_along(factor, value, map.dim) if isinstance(map, MatrixMap) else value * factor
 
 
 def apply_along(matrix: Tensor, value: Tensor, dim: int) -> Tensor:
     """``matrix`` (n, n) times ``value`` along ``dim``, computed in float64, in the dtype of ``value``."""
     moved = torch.tensordot(matrix.to(torch.float64), value.to(torch.float64), dims=([1], [dim]))
-    return moved.movedim(0, dim).to(value.dtype)
+    back: Tensor = moved.movedim(0, dim).to(value.dtype)
+    return back
 
 
 # --- historical trajectory reuse ------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Reuse:
-    """What :func:`reuse` decided. ``cosine`` is before clamping; ``sigma`` is what remains of the past."""
-
-    cosine: float
-    sigma: float
-
-
-def similarity(displacements: Sequence[Tensor], directions: Sequence[Tensor], sign: int = 1) -> Reuse:
-    """sigma = clamp(cos(theta' - theta, g'), 0, 1) over the parameters that moved. [paper Eq. 12]
+def similarity(displacements: Sequence[Tensor], directions: Sequence[Tensor], sign: int = 1) -> float:
+    """The cosine of theta' - theta and g' over the parameters that moved; clamped to [0, 1] it is sigma. [paper Eq. 12]
 
     Args:
         displacements: theta' - theta, parameter by parameter.
@@ -158,12 +152,9 @@ def similarity(displacements: Sequence[Tensor], directions: Sequence[Tensor], si
         sign: +1 as in paper and code; -1 compares with the descent direction -g'. [choice]
     """
     inner = sum(float(torch.sum(a.double() * b.double())) for a, b in zip(displacements, directions))
-    squares = [
-        sum(float(torch.sum(t.double().square())) for t in tensors) for tensors in (displacements, directions)
-    ]
+    squares = [sum(float(torch.sum(t.double().square())) for t in tensors) for tensors in (displacements, directions)]
     norm = (squares[0] ** 0.5) * (squares[1] ** 0.5)
-    cosine = sign * inner / norm if norm > 0.0 else 0.0
-    return Reuse(cosine, min(max(cosine, 0.0), 1.0))
+    return sign * inner / norm if norm > 0.0 else 0.0
 
 
 def reuse(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], sigma: float) -> Callable[[], None]:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from mtlcore.hookspecs import Register, hookimpl
 
 AGGREGATORS: dict[str, str] = {
+    "aligned-mtl": "mtlplugins.aggregators.aligned_mtl:AlignedMTL",
     "bilb4mtl": "mtlplugins.aggregators.bilb4mtl.single_loop:BiLB4MTL",
     "bilb4mtl-double-loop": "mtlplugins.aggregators.bilb4mtl.double_loop:BiLB4MTLDoubleLoop",
     "cagrad": "mtlplugins.aggregators.cagrad:CAGrad",
+    "config": "mtlplugins.aggregators.config:ConFIG",
+    "dualproj": "mtlplugins.aggregators.dualproj:DualProj",
+    "fairgrad": "mtlplugins.aggregators.fairgrad:FairGrad",
     "gradops": "mtlplugins.aggregators.gradops:GradOPS",
+    "imtl-g": "mtlplugins.aggregators.imtl_g:IMTLG",
     "ls": "mtlplugins.aggregators.ls:LS",
     "mgda": "mtlplugins.aggregators.mgda:MGDA",
+    "nash-mtl": "mtlplugins.aggregators.nash_mtl:NashMTL",
     "pcgrad": "mtlplugins.aggregators.pcgrad:PCGrad",
     "sum": "mtlplugins.aggregators.sum:Sum",
     "upgrad": "mtlplugins.aggregators.upgrad:UPGrad",
@@ -21,9 +27,6 @@ DETECTORS: dict[str, str] = {
     "imbalance": "mtlplugins.detectors.imbalance:Imbalance",
 }
 TELEPORTS: dict[str, str] = {
-    "attention-qk": "mtlplugins.teleports.attention_qk:AttentionQK",
-    "linear-boundary": "mtlplugins.teleports.linear_boundary:LinearBoundary",
-    "lora": "mtlplugins.teleports.lora:LoRA",
     "random": "mtlplugins.teleports.random_rescaling:RandomRescaling",
     "relu-rescaling": "mtlplugins.teleports.relu_rescaling:ReluRescaling",
 }

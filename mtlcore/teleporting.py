@@ -1,0 +1,663 @@
+"""Teleporting as a transaction: snapshot, propose, check, accept or roll back bit for bit.
+
+A strategy (a plugin) only proposes a :class:`~mtlcore.contracts.Displacement`. Everything that makes it safe is here,
+once, for every strategy: the search runs on a network whose dropout and batch statistics are frozen; whatever it did to
+the network is undone; the proposal is tried on a probe batch and kept only if every task's loss stayed within
+tolerance and the conflict became less. Otherwise, and on any exception or Ctrl-C, nothing has happened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtlcore import linalg, trajectory
+from mtlcore.contracts import ConflictDetector, Displacement, StepView, TeleportProblem, TeleportStrategy
+from mtlcore.errors import ConfigurationError, PluginError
+from mtlcore.hyperparameters import Validated, integer
+from mtlcore.report import TeleportResult
+
+Evaluation = tuple[dict[str, Tensor], tuple[Tensor, ...]]
+Closure = Callable[[], Evaluation]
+History = Literal["carry", "reset", "keep"]
+
+_EXACT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Largest relative loss change of a teleport that calls itself exact: rounding of its dtype through a deep network
+(float32: with the reduced precision that accelerators use for products), far below what a broken symmetry would do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Brakes(Validated):
+    """When a step may look for conflict and teleport. Without brakes: always.
+
+    Args:
+        start_step: no teleport before this step. [paper A.6; code: 50 of 200 epochs]
+        cap: at most so many attempts per window, None for no cap. A window is an epoch if ``steps_per_epoch`` is given,
+            else the whole run. [paper A.6; code: 1 per epoch]
+        steps_per_epoch: length of a window.
+        cooldown: at least so many steps between two attempts. [choice]
+        detect_every: look for conflict only in every n-th step; for methods that need losses only, detection costs
+            task gradients that the step would not compute otherwise. [choice]
+    """
+
+    start_step: int = integer(0, low=0)
+    cap: int | None = integer(None, low=0)
+    steps_per_epoch: int | None = integer(None, low=1)
+    cooldown: int = integer(0, low=0)
+    detect_every: int = integer(1, low=1)
+
+    def allows(self, step: int, history: Sequence[int]) -> bool:
+        """Whether a teleport may be tried in ``step``, given the steps in which one was tried before."""
+        if step < self.start_step or (history and step - history[-1] < self.cooldown):
+            return False
+        if self.cap is None:
+            return True
+        window = self.steps_per_epoch
+        tried = len(history) if window is None else sum(s // window == step // window for s in history)
+        return tried < self.cap
+
+
+class Teleporter:
+    """Tries one strategy as a transaction.
+
+    Args:
+        strategy: what proposes.
+        name: its name, for the result.
+        detector: whose severity measures conflict. Default: minus the worst cosine of a task with the mean gradient.
+        tolerance: largest relative change of any task's loss on the probe batch. For a strategy that calls itself
+            exact the bound is that of rounding (1e-9 in float64, 1e-3 in float32) if it is smaller.
+        scales: fractions of an approximate displacement that are tried in turn until one passes.
+        history: "carry" transports what an exact map explains and reuses the rest by similarity; "reset" forgets the
+            parameters that moved (any optimizer); "keep" leaves the history alone.
+        reuse_sign: sign of the pre-teleport gradient in historical trajectory reuse: +1 paper and code, -1 descent.
+        batch_norm: how batch norms work during search and conflict check: "running" statistics [code], or those of the
+            "batch". Losses are checked in both ways when the trunk trains with batch statistics.
+    """
+
+    def __init__(
+        self,
+        strategy: TeleportStrategy,
+        *,
+        name: str,
+        detector: ConflictDetector | None = None,
+        tolerance: float = 0.02,
+        scales: Sequence[float] = (1.0, 0.7, 0.5, 0.35, 0.25),
+        history: History = "carry",
+        reuse_sign: Literal[1, -1] = 1,
+        batch_norm: Literal["running", "batch"] = "running",
+    ) -> None:
+        if not tolerance > 0.0:
+            raise ConfigurationError(f"tolerance={tolerance!r}: must be a positive number.")
+        if history not in ("carry", "reset", "keep"):
+            raise ConfigurationError(f"history={history!r}: must be one of 'carry', 'reset', 'keep'.")
+        if reuse_sign not in (1, -1):
+            raise ConfigurationError(f"reuse_sign={reuse_sign!r}: must be 1 or -1.")
+        if batch_norm not in ("running", "batch"):
+            raise ConfigurationError(f"batch_norm={batch_norm!r}: must be one of 'running', 'batch'.")
+        if not scales or not all(0.0 < s <= 1.0 for s in scales):
+            raise ConfigurationError(f"scales={scales!r}: must be fractions in (0, 1].")
+        self.strategy = strategy
+        self.name = name
+        self.detector = detector
+        self.tolerance = tolerance
+        self.scales = tuple(scales)
+        self.history = history
+        self.reuse_sign = reuse_sign
+        self.batch_norm = batch_norm
+
+    def attempt(
+        self,
+        *,
+        trunk: nn.Module,
+        heads: nn.Module | None,
+        closure: Closure,
+        probe: Closure | None,
+        view: StepView,
+        optimizer: torch.optim.Optimizer | None,
+        generator: torch.Generator,
+        direction: Sequence[Tensor] | None = None,
+    ) -> TeleportResult:
+        """Try to teleport. On accept the network has moved and the optimizer's history with it; on refusal, and when an
+        exception passes through, everything is bit for bit as before.
+
+        Args:
+            trunk: the shared network.
+            heads: the task-specific networks, if known.
+            closure: evaluates the trigger batch: ({task: loss with graph}, features).
+            probe: the same for a held-out batch; None: the trigger batch judges itself.
+            view: losses and Gramian at the trigger.
+            optimizer: whose history follows, or None.
+            generator: source of randomness; its state is not advanced.
+            direction: combined gradient of the last ordinary step per trainable trunk parameter, for historical
+                trajectory reuse [paper]. Default: the mean gradient of the trigger batch. [choice]
+
+        Raises:
+            TeleportError: the optimizer's history cannot be carried.
+            PluginError: the strategy broke its contract.
+        """
+        started = time.perf_counter()
+        if self.history == "carry":
+            trajectory.check_supported(optimizer)
+        own = torch.Generator().manual_seed(_next_seed(generator) ^ view.step)
+        transaction = _Transaction(trunk, heads, optimizer, frozen_statistics=self.batch_norm == "running")
+        try:
+            verdict = self._try(transaction, closure, probe, view, own, direction)
+        except BaseException:
+            transaction.roll_back()
+            raise
+        if not verdict.accepted:
+            transaction.roll_back()
+        return TeleportResult(
+            strategy=self.name,
+            accepted=verdict.accepted,
+            reason=verdict.reason,
+            relative_loss_change=verdict.changes,
+            held_out=probe is not None,
+            conflict_before=verdict.before,
+            conflict_after=verdict.after,
+            seconds=time.perf_counter() - started,
+            diagnostics=verdict.diagnostics,
+        )
+
+    def _try(
+        self,
+        transaction: _Transaction,
+        closure: Closure,
+        probe: Closure | None,
+        view: StepView,
+        generator: torch.Generator,
+        direction: Sequence[Tensor] | None,
+    ) -> _Verdict:
+        problem = _Problem(transaction, closure, view, self.detector)
+        judge = problem if probe is None else _Problem(transaction, probe, view, self.detector)
+        with transaction.frozen():
+            proposal = self.strategy.propose(problem, generator)
+            transaction.undo_search()
+            proposal = _checked(proposal, transaction, self.strategy)
+            if not proposal.parameters and not proposal.head_parameters:
+                nan = float("nan")
+                reason = str(proposal.diagnostics.get("reason", "the strategy stayed where it was"))
+                return _Verdict(False, reason, {}, nan, nan, dict(proposal.diagnostics))
+            slope = self._slope(problem, proposal, direction)
+            verdict = self._judge(transaction, judge, proposal)
+        if verdict.accepted:
+            # Flags and hooks come back first: the history is blended by a hook on the optimizer, not on the network.
+            transaction.undo_search()
+            transaction.move(proposal, verdict.scale)
+            verdict.diagnostics.update(self._carry_history(transaction, proposal, verdict.scale, slope))
+            transaction.commit(proposal)
+        return verdict
+
+    # --- the verdict ------------------------------------------------------------------------------------------
+
+    def _judge(self, transaction: _Transaction, judge: _Problem, proposal: Displacement) -> _Verdict:
+        exact = self.strategy.exact
+        losses_before, before = self._measure(judge)
+        other_before = judge.losses_with_batch_statistics()
+        diagnostics: dict[str, Any] = dict(proposal.diagnostics)
+        refusals = []
+        verdict = _Verdict(False, "", {}, before, float("nan"), diagnostics)
+        for scale in (1.0,) if exact else self.scales:
+            transaction.move(proposal, scale)
+            losses = judge.losses()
+            changes = relative_changes(losses_before, losses)
+            other = relative_changes(other_before, judge.losses_with_batch_statistics())
+            worst = _worst({**changes, **{f"{t} with batch statistics": c for t, c in other.items()}})
+            limit = min(self.tolerance, self._exact_limit(losses)) if exact else self.tolerance
+            verdict = dataclasses.replace(verdict, changes=changes, scale=scale)
+            if other:
+                diagnostics["relative_loss_change_with_batch_statistics"] = other
+            if not abs(worst[1]) <= limit:
+                refusals.append(
+                    f"scale {scale:g}: loss of {worst[0]} changes by {worst[1]:+.3g}, allowed is {limit:.3g}"
+                )
+                continue
+            _, after = self._measure(judge)
+            verdict = dataclasses.replace(verdict, after=after)
+            if self.strategy.improves and not after < before:
+                refusals.append(f"scale {scale:g}: conflict {before:.4g} -> {after:.4g} is no improvement")
+                continue
+            reason = f"conflict {before:.4g} -> {after:.4g}, largest relative loss change {worst[1]:+.3g} ({worst[0]})"
+            return dataclasses.replace(verdict, accepted=True, reason=reason)
+        return dataclasses.replace(verdict, reason="; ".join(refusals))
+
+    def _exact_limit(self, losses: Mapping[str, Tensor]) -> float:
+        return min((_EXACT_TOLERANCE.get(v.dtype, self.tolerance) for v in losses.values()), default=self.tolerance)
+
+    def _measure(self, judge: _Problem) -> tuple[dict[str, Tensor], float]:
+        """Losses and severity of the conflict at the network's current point: one pass of task gradients."""
+        losses, gram = judge.gramian()
+        return losses, severity(losses, gram, self.detector, judge.view)
+
+    # --- the optimizer's history -------------------------------------------------------------------------------
+
+    def _slope(
+        self, problem: _Problem, proposal: Displacement, direction: Sequence[Tensor] | None
+    ) -> dict[str, Tensor]:
+        """g' of historical trajectory reuse per displaced parameter; empty if nothing needs it."""
+        displaced = [n for n in proposal.parameters if n not in proposal.maps]
+        if self.history != "carry" or problem.optimizer_is_blank() or not displaced:
+            return {}
+        parameters = problem.parameters()
+        if direction is not None:
+            return {n: d for n, d in zip(parameters, direction) if n in displaced}
+        losses, _ = problem.evaluate()
+        total = torch.stack([v.double() for v in losses.values()]).mean()
+        found = torch.autograd.grad(total, [parameters[n] for n in displaced], allow_unused=True)
+        return {n: torch.zeros_like(parameters[n]) if g is None else g for n, g in zip(displaced, found)}
+
+    def _carry_history(
+        self, transaction: _Transaction, proposal: Displacement, scale: float, slope: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        optimizer = transaction.optimizer
+        if optimizer is None or self.history == "keep":
+            return {"history": "kept"}
+        moved = {n: transaction.trunk_parameters[n] for n in proposal.parameters}
+        head_moved = {n: transaction.head_parameters[n] for n in proposal.head_parameters}
+        if self.history == "reset":
+            trajectory.reset(optimizer, [*moved.values(), *head_moved.values()])
+            return {"history": "reset"}
+        for parameters, maps in ((moved, proposal.maps), (head_moved, proposal.head_maps)):
+            for name, parameter in parameters.items():
+                if name in maps:
+                    trajectory.transport(optimizer, parameter, maps[name])
+        displaced = [n for n in moved if n not in proposal.maps]
+        if not displaced:
+            return {"history": "transported"}
+        if not slope:
+            return {"history": "none yet"}
+        jump = [(proposal.parameters[n] - transaction.saved(moved[n])) * scale for n in displaced]
+        cosine = trajectory.similarity(jump, [slope[n] for n in displaced], self.reuse_sign)
+        sigma = min(max(cosine, 0.0), 1.0)
+        trajectory.reuse(optimizer, [moved[n] for n in displaced], sigma)
+        return {"history": "reused", "history_cosine": cosine, "sigma": sigma}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Verdict:
+    accepted: bool
+    reason: str
+    changes: dict[str, float]
+    before: float
+    after: float
+    diagnostics: dict[str, Any]
+    scale: float = 1.0
+
+
+def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """(after - before) / max(|before|, eps * largest |before| of all tasks), eps the resolution of the dtype.
+
+    The second term is the scale below which a loss is rounding beside the others (an almost fitted task), so that
+    nothing depends on the unit of the losses. All losses exactly zero: any change counts as infinite.
+    """
+    values = {t: float(v) for t, v in before.items()}
+    largest = max((abs(v) for v in values.values()), default=0.0)
+    changes = {}
+    for task, value in values.items():
+        difference = float(after[task]) - value
+        scale = max(abs(value), torch.finfo(before[task].dtype).eps * largest)
+        changes[task] = difference / scale if scale > 0.0 else (0.0 if difference == 0.0 else float("inf"))
+    return changes
+
+
+def severity(
+    losses: Mapping[str, Tensor], gram: Tensor, detector: ConflictDetector | None = None, view: StepView | None = None
+) -> float:
+    """How bad the conflict is: the detector's severity, or minus the worst cosine of a task with the mean gradient."""
+    if detector is None:
+        norms = gram.diagonal().clamp_min(0.0).sqrt()
+        size = gram.mean().clamp_min(0.0).sqrt()
+        # A mean gradient below this is what rounding leaves of gradients that cancel: it points nowhere.
+        alive = (norms > 0.0) & (size > norms.max() * (gram.shape[0] * torch.finfo(gram.dtype).eps) ** 0.5)
+        cos = (gram.mean(dim=0) / (norms * size)).clamp(-1.0, 1.0)
+        return float(-cos[alive].min()) if bool(alive.any()) else 0.0
+    names = tuple(losses)
+    positions = [view.task_names.index(n) for n in names] if view is not None else list(range(len(names)))
+    return detector.detect(
+        StepView(
+            losses=torch.stack([v.detach().double() for v in losses.values()]).to(gram.device),
+            gramian=gram,
+            task_names=names,
+            task_index=positions,
+            step=0 if view is None else view.step,
+            needs=detector.needs,
+        )
+    ).severity
+
+
+def _worst(changes: Mapping[str, float]) -> tuple[str, float]:
+    """The largest change in size; NaN counts as the largest."""
+    return max(changes.items(), key=lambda item: abs(item[1]) if item[1] == item[1] else float("inf"))
+
+
+def _next_seed(generator: torch.Generator) -> int:
+    """What the generator would draw next, without advancing it."""
+    copy = torch.Generator(device=generator.device)
+    copy.set_state(generator.get_state())
+    return int(torch.randint(2**62, (), generator=copy, device=generator.device))
+
+
+def _checked(proposal: Any, transaction: _Transaction, strategy: TeleportStrategy) -> Displacement:
+    who = type(strategy).__qualname__
+    if not isinstance(proposal, Displacement):
+        raise PluginError(f"teleport {who} returned {type(proposal).__name__}, not an mtlcore.Displacement.")
+    for where, known, values, maps in (
+        ("trunk", transaction.trunk_parameters, proposal.parameters, proposal.maps),
+        ("heads", transaction.head_parameters, proposal.head_parameters, proposal.head_maps),
+    ):
+        for name, value in values.items():
+            if name not in known:
+                raise PluginError(f"teleport {who} wants to move {name!r}, which is no parameter of the {where}.")
+            if value.shape != known[name].shape:
+                raise PluginError(
+                    f"teleport {who} wants to give {name!r} of the {where} the shape {tuple(value.shape)}; "
+                    f"it has {tuple(known[name].shape)}."
+                )
+        if where == "heads" and set(values) - set(maps):
+            raise PluginError(f"teleport {who} displaces heads; a head may only be reparametrised (give head_maps).")
+    if strategy.exact and set(proposal.parameters) - set(proposal.maps):
+        raise PluginError(
+            f"teleport {who} calls itself exact but gives no map for {set(proposal.parameters) - set(proposal.maps)}."
+        )
+    return proposal
+
+
+# --- the network during a transaction -----------------------------------------------------------------------------
+
+
+class _Problem(TeleportProblem):
+    """One batch, evaluated deterministically at the network's current parameters."""
+
+    def __init__(
+        self, transaction: _Transaction, closure: Closure, view: StepView, detector: ConflictDetector | None
+    ) -> None:
+        self._transaction = transaction
+        self._closure = closure
+        self.trunk = transaction.trunk
+        self.heads = transaction.heads
+        self.view = view
+        self.detector = detector
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self._transaction.trunk_parameters.items() if p.requires_grad}
+
+    def evaluate(self) -> Evaluation:
+        self._transaction.same_noise()
+        losses, features = self._closure()
+        return losses, features
+
+    def task_gradients(self) -> Iterator[tuple[str, list[Tensor | None]]]:
+        losses, _ = self.evaluate()
+        return self._gradients(losses)
+
+    def _gradients(self, losses: dict[str, Tensor]) -> Iterator[tuple[str, list[Tensor | None]]]:
+        parameters = list(self.parameters().values())
+        last = list(losses)[-1]
+        for name, loss in losses.items():
+            yield name, list(torch.autograd.grad(loss, parameters, retain_graph=name != last, allow_unused=True))
+
+    def gramian(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Detached losses and the (K, K) Gramian in float64."""
+        losses, _ = self.evaluate()
+        kept = {n: v.detach() for n, v in losses.items()}
+        rows = [
+            torch.cat(
+                [
+                    torch.zeros_like(p).flatten() if g is None else g.flatten()
+                    for p, g in zip(self.parameters().values(), row)
+                ]
+            )
+            for _, row in self._gradients(losses)
+        ]
+        return kept, linalg.gramian(torch.stack(rows))
+
+    def losses(self) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return {n: v.detach() for n, v in self.evaluate()[0].items()}
+
+    def losses_with_batch_statistics(self) -> dict[str, Tensor]:
+        """Losses with the statistics that a training step would use, if they differ from those of the search."""
+        if not self._transaction.has_batch_statistics():
+            return {}
+        with self._transaction.other_statistics():
+            return self.losses()
+
+    def optimizer_is_blank(self) -> bool:
+        optimizer = self._transaction.optimizer
+        return optimizer is None or not any(p in optimizer.state for p in self.parameters().values())
+
+
+_Norm = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+class _Transaction:
+    """Everything that a teleport may disturb, saved; and the frozen network in which it searches."""
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        heads: nn.Module | None,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        frozen_statistics: bool,
+    ) -> None:
+        self.trunk = trunk
+        self.heads = heads
+        self.optimizer = optimizer
+        self._running = frozen_statistics
+        self.trunk_parameters = dict(trunk.named_parameters())
+        self.head_parameters = {} if heads is None else dict(heads.named_parameters())
+        self._modules: dict[nn.Module, _ModuleState] = {}
+        self._tensors: dict[Tensor, _TensorState] = {}
+        self._noise = _Noise()
+        self._enabled = torch.is_grad_enabled()
+        for module in (trunk, *(() if heads is None else (heads,))):
+            for part in module.modules():
+                self._remember(part)
+        known = [t for t in self._tensors if isinstance(t, nn.Parameter)]
+        self._optimizer_state = trajectory.Snapshot(optimizer, known)
+
+    def _remember(self, module: nn.Module) -> None:
+        if module in self._modules:
+            return
+        self._modules[module] = _ModuleState(module)
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and tensor not in self._tensors:
+                self._tensors[tensor] = _TensorState(tensor)
+
+    def saved(self, parameter: Tensor) -> Tensor:
+        """The value at the start."""
+        return self._tensors[parameter].bits
+
+    def has_batch_statistics(self) -> bool:
+        """Whether some norm was training on batch statistics while it also keeps running ones."""
+        return any(isinstance(m, _Norm) and m.track_running_stats and s.training for m, s in self._modules.items())
+
+    def frozen(self) -> _Frozen:
+        """While open: evaluation mode, gradients on, and modules nobody handed over are saved when first called."""
+        return _Frozen(self)
+
+    def freeze(self, module: nn.Module) -> None:
+        """Take noise and learning of statistics out of one module."""
+        if isinstance(module, nn.RNNBase):
+            # Accelerators refuse the backward pass of a recurrent net in evaluation mode; its only noise is dropout.
+            module.dropout = 0.0
+        elif not (isinstance(module, _Norm) and not self._running):
+            module.training = False
+
+    def other_statistics(self) -> _OtherStatistics:
+        """While open: batch norms that were training work as they do in a training step."""
+        norms = [m for m, s in self._modules.items() if isinstance(m, _Norm) and m.track_running_stats and s.training]
+        return _OtherStatistics(norms, self)
+
+    def restore_buffers(self) -> None:
+        """Batch norms learn their statistics from every evaluation; take that back."""
+        for tensor, state in self._tensors.items():
+            if not isinstance(tensor, nn.Parameter):
+                state.restore_value()
+
+    def same_noise(self) -> None:
+        """Every evaluation starts here: same random state, same buffers."""
+        self._noise.restore()
+        if not self._running:
+            self.restore_buffers()
+
+    def undo_search(self) -> None:
+        """Structure and values of the network as at the start; modes too, unless they are frozen right now."""
+        for module, module_state in self._modules.items():
+            module_state.restore(module)
+        for state in self._tensors.values():
+            state.restore()
+        if self._is_frozen:
+            for module in self._modules:
+                self.freeze(module)
+
+    _is_frozen = False
+
+    @torch.no_grad()
+    def move(self, proposal: Displacement, scale: float) -> None:
+        """Go to start + scale * (proposal - start). ``.data``: a step's own graph must survive a later rollback."""
+        for known, values in (
+            (self.trunk_parameters, proposal.parameters),
+            (self.head_parameters, proposal.head_parameters),
+        ):
+            for name, value in values.items():
+                parameter = known[name]
+                start = self.saved(parameter)
+                target = value.to(start) if scale == 1.0 else start + scale * (value.to(start) - start)
+                parameter.data.copy_(target)
+
+    def commit(self, proposal: Displacement) -> None:
+        """Tell autograd what moved, so that a graph from before cannot be used by mistake."""
+        moved = [self.trunk_parameters[n] for n in proposal.parameters]
+        torch.autograd.graph.increment_version([*moved, *(self.head_parameters[n] for n in proposal.head_parameters)])
+
+    def roll_back(self) -> None:
+        """As if nothing had happened."""
+        self._is_frozen = False
+        self.undo_search()
+        self._optimizer_state.restore()
+        self._noise.restore()
+        torch.set_grad_enabled(self._enabled)
+
+
+class _Frozen:
+    def __init__(self, transaction: _Transaction) -> None:
+        self._transaction = transaction
+
+    def __enter__(self) -> None:
+        transaction = self._transaction
+        transaction._is_frozen = True
+        for module in list(transaction._modules):
+            transaction.freeze(module)
+        torch.set_grad_enabled(True)
+
+        def meet(module: nn.Module, args: Any) -> None:
+            if module not in transaction._modules:
+                transaction._remember(module)
+                transaction.freeze(module)
+
+        # Heads that only the closure knows must not learn statistics or draw dropout masks either.
+        self._hook = nn.modules.module.register_module_forward_pre_hook(meet)
+
+    def __exit__(self, *error: object) -> None:
+        transaction = self._transaction
+        self._hook.remove()
+        transaction._is_frozen = False
+        for module, state in transaction._modules.items():
+            state.restore_modes(module)
+        transaction.restore_buffers()
+        transaction._noise.restore()
+        torch.set_grad_enabled(transaction._enabled)
+
+
+class _OtherStatistics:
+    def __init__(self, norms: Sequence[nn.Module], transaction: _Transaction) -> None:
+        self._norms = norms
+        self._transaction = transaction
+
+    def __enter__(self) -> None:
+        for module in self._norms:
+            module.training = not module.training
+
+    def __exit__(self, *error: object) -> None:
+        for module in self._norms:
+            module.training = not module.training
+        self._transaction.restore_buffers()
+
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+class _ModuleState:
+    """One module's class, attributes, tables and hooks: what adapters, hooks and parametrisations change."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._class = module.__class__
+        self._attributes = dict(module.__dict__)
+        self._tables = {k: (v, dict(v)) for k, v in module.__dict__.items() if isinstance(v, dict)}
+        self._sets = {k: (v, set(v)) for k, v in module.__dict__.items() if isinstance(v, set)}
+        self.training = module.training
+
+    def restore_modes(self, module: nn.Module) -> None:
+        module.training = self.training
+        if isinstance(module, nn.RNNBase):
+            module.dropout = self._attributes["dropout"]
+
+    def restore(self, module: nn.Module) -> None:
+        module.__class__ = self._class
+        module.__dict__.clear()
+        module.__dict__.update(self._attributes)
+        for table, content in self._tables.values():
+            table.clear()
+            table.update(content)
+        for members, elements in self._sets.values():
+            members.clear()
+            members.update(elements)
+
+
+class _TensorState:
+    """One parameter or buffer: bits, requires_grad, .grad."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self.bits = tensor.detach().clone()
+        self._requires_grad = tensor.requires_grad
+        self._grad = tensor.grad if tensor.is_leaf else None
+        self._grad_bits = None if self._grad is None else self._grad.detach().clone()
+
+    def restore_value(self) -> None:
+        self._tensor.data.copy_(self.bits)
+
+    def restore(self) -> None:
+        tensor = self._tensor
+        self.restore_value()
+        if tensor.is_leaf:
+            tensor.requires_grad_(self._requires_grad)
+            tensor.grad = self._grad
+            if self._grad is not None and self._grad_bits is not None:
+                self._grad.data.copy_(self._grad_bits)
+
+
+class _Noise:
+    """The state of every global random stream."""
+
+    def __init__(self) -> None:
+        self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+        self._python = random.getstate()
+        self._numpy = np.random.get_state()
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._torch)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)

@@ -1,0 +1,1 @@
+"""Conflict detectors: stateless, scale-free, from the Gramian alone."""

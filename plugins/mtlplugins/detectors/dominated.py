@@ -1,0 +1,61 @@
+"""COST's trigger: does the mean gradient harm a task?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from mtlcore import Conflict, ConflictDetector, Needs, StepView, choice, number
+from mtlplugins.detectors import angles
+
+
+@dataclass(frozen=True)
+class Dominated(ConflictDetector):
+    """Dominated conflict: cos(g_i, g_0) < -threshold for the mean gradient g_0 = (1/K) sum_j g_j. [paper Def. 1]
+
+    Args:
+        rule: which tasks count.
+            "smallest": the task with the smallest gradient norm (ties: any of them). [paper Eq. 3]
+            "any": at least one task. [code; the same as "smallest" for K = 2, stricter about nothing for K > 2]
+            "fraction": at least ``rho`` of the tasks, for many tasks. [choice A; the paper's Eq. 4 was not readable]
+        threshold: tau in [0, 1). With tau > 0 mild domination is let pass. [choice B for "any"]
+        rho: the fraction of "fraction".
+
+    ``severity`` is minus the cosine that decides: that of the smallest task, the smallest one, or the
+    ceil(rho K)-th smallest. It is in [-1, 1], invariant under scaling of the Jacobian, and the verdict is exactly
+    severity > threshold. Zero gradients take part in the mean and in K, and are never dominated. One task, or a mean
+    gradient of zero: no conflict, severity 0.
+    """
+
+    needs = Needs.GRAMIAN
+    claims = frozenset({"permutation-equivariant", "scale-free"})
+
+    rule: str = choice("smallest", ("smallest", "any", "fraction"))
+    threshold: float = number(0.0, low=0.0, high=1.0, open_high=True)
+    rho: float = number(0.5, low=0.0, high=1.0, open_low=True)
+
+    def detect(self, view: StepView) -> Conflict:
+        """The verdict on the tasks of ``view``."""
+        gram = view.gramian
+        k = view.n_tasks
+        cos = angles.with_mean(gram)
+        size = angles.norms(gram)
+        if k < 2:
+            severity = 0.0
+        elif self.rule == "smallest":
+            weakest = size == torch.where(size > 0.0, size, torch.full_like(size, math.inf)).min()
+            severity = -angles.smallest(cos[weakest])
+        elif self.rule == "any":
+            severity = -angles.smallest(cos)
+        else:
+            severity = -angles.smallest(cos, math.ceil(self.rho * k))
+        severity += 0.0  # -0.0 reads badly in a log
+        return Conflict(
+            conflicting=severity > self.threshold,
+            severity=severity,
+            pairs=angles.negative(angles.pairwise(gram)),
+            dominated=angles.negative(cos, self.threshold),
+            diagnostics={"cosine_with_mean": cos, "rule": self.rule},
+        )

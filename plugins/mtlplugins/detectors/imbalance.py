@@ -1,0 +1,51 @@
+"""Imbalance: is one task's gradient so large that the others do not count?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mtlcore import Conflict, ConflictDetector, Needs, StepView, number
+from mtlplugins.detectors import angles
+
+
+@dataclass(frozen=True)
+class Imbalance(ConflictDetector):
+    """Magnitude imbalance: max_i |g_i| / min_i |g_i| > ratio, over the tasks whose gradient is not zero. [choice]
+
+    COST names imbalance as what turns a disagreement into domination; this detector looks at it alone.
+
+    Args:
+        ratio: largest ratio of gradient norms that is let pass.
+
+    ``severity`` is log(max |g_i| / min |g_i|) >= 0, in nats; the verdict is exactly severity > log(ratio). ``pairs``
+    are the pairs whose own ratio is larger than ``ratio``. Fewer than two non-zero gradients: no conflict, severity 0.
+    """
+
+    needs = Needs.GRAMIAN
+    claims = frozenset({"permutation-equivariant", "scale-free"})
+
+    ratio: float = number(10.0, low=1.0, log=True)
+
+    def detect(self, view: StepView) -> Conflict:
+        """The verdict on the tasks of ``view``."""
+        gram = view.gramian
+        size = angles.norms(gram)
+        alive = size > 0.0
+        largest = float(size[alive].max() / size[alive].min()) if bool(alive.any()) else 1.0
+        return Conflict(
+            conflicting=largest > self.ratio,
+            severity=math.log(largest),
+            pairs=_unequal(size, self.ratio),
+            dominated=angles.negative(angles.with_mean(gram)),
+            diagnostics={"norm_ratio": largest},
+        )
+
+
+def _unequal(size: Tensor, ratio: float) -> Tensor:
+    """Pairs of non-zero gradients whose norms differ by more than ``ratio``."""
+    alive = size > 0.0
+    larger = (size[:, None] / size[None, :] > ratio) & alive[:, None] & alive[None, :]
+    return larger | larger.T

@@ -1,0 +1,45 @@
+"""The baseline for ablations: go somewhere on the same symmetry orbit, but not anywhere in particular."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mtlcore import Displacement, TeleportProblem, TeleportStrategy, number
+from mtlplugins.teleports.channels import find_groups
+from mtlplugins.teleports.relu_rescaling import sound
+from mtlplugins.teleports.scaling import displacement, factors
+
+
+@dataclass(frozen=True)
+class RandomRescaling(TeleportStrategy):
+    """``relu-rescaling`` with log-scales drawn uniformly from [-bound, bound] instead of optimised. [choice]
+
+    It does not look at the conflict, so it is accepted whenever it keeps the losses. What a method gains over this one
+    is what its search is worth.
+
+    Args:
+        bound: largest \\|log lambda\\|.
+    """
+
+    exact = True
+    improves = False
+    claims = frozenset({"exact"})
+
+    bound: float = number(0.7, low=0.0)
+
+    def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
+        """A point on the network's symmetry orbit, with its maps."""
+        found = find_groups(problem.trunk)
+        groups = sound(problem, found.groups, generator)
+        if not groups:
+            return Displacement({}, diagnostics={"reason": f"no unit of the trunk can be rescaled: {found.note}"})
+        parameters = dict(problem.trunk.named_parameters())
+        device = next(iter(parameters.values())).device
+        logs = [
+            self.bound * (2.0 * torch.rand(g.units, generator=generator, dtype=torch.float64) - 1.0).to(device)
+            for g in groups
+        ]
+        scales = factors(groups, logs, {n: p.shape for n, p in parameters.items()})
+        return displacement(problem, scales, {"groups": len(groups), "units": sum(g.units for g in groups)})

@@ -1,0 +1,81 @@
+"""The positive rescaling symmetry of networks with ReLU-like activations, used to lower conflict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, integer, number
+from mtlplugins.teleports.channels import find_groups
+from mtlplugins.teleports.scaling import Group, factors, rescale
+
+
+@dataclass(frozen=True)
+class ReluRescaling(TeleportStrategy):
+    """Multiply what produces unit j by lambda_j > 0, divide what consumes it: an exact symmetry. [derived, seeds 2.3]
+
+    W1[j,:] *= lambda_j, b1[j] *= lambda_j, W2[:,j] /= lambda_j, for Linear and Conv chains, through batch norm (whose
+    affine part then is what produces), pooling, dropout and flatten, inside residual blocks and, all branches
+    together, along residual streams. Units are found in the trunk's graph (see ``channels.py``); what cannot be shown
+    to be safe is left alone. Every loss is kept on every input, to rounding.
+
+    The log-scales maximise the worst cosine by the closed form of ``scaling.py``: one pass of task gradients, no matter
+    how many steps. What changes is the metric in which gradients are compared, not the function: gains in the cosine
+    need not be gains in the loss. Weight decay breaks the symmetry of the training problem, not of the network.
+
+    Args:
+        objective: "dominated": the worst cos(g_i, g_0); "pairwise": the worst cos(g_i, g_j).
+        bound: largest \\|log lambda\\|. [choice]
+        stiffness: mu of the penalty mu mean(log lambda^2) that keeps idle units where they are. [choice]
+        steps: of the optimisation on the K x K tables.
+    """
+
+    exact = True
+    claims = frozenset({"exact"})
+
+    objective: str = choice("dominated", ("dominated", "pairwise"))
+    bound: float = number(0.7, low=0.0, open_low=True)
+    stiffness: float = number(0.01, low=0.0)
+    steps: int = integer(60, low=0)
+
+    def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
+        """A point on the network's symmetry orbit, with its maps."""
+        found = find_groups(problem.trunk)
+        groups = sound(problem, found.groups, generator)
+        if not groups:
+            return Displacement({}, diagnostics={"reason": f"no unit of the trunk can be rescaled: {found.note}"})
+        return rescale(
+            problem, groups, measure=self.objective, bound=self.bound, stiffness=self.stiffness, steps=self.steps
+        )
+
+
+def sound(problem: TeleportProblem, groups: tuple[Group, ...], generator: torch.Generator) -> tuple[Group, ...]:
+    """The groups that keep the trigger batch's losses under random scales: a second, independent look.
+
+    The graph search is a proof only as far as the trunk is called through its own ``forward``; a closure that reaches
+    into it, or a part that was traced alone, is caught here. Costs two evaluations.
+    """
+    if not groups or _keeps_losses(problem, groups, generator):
+        return groups
+    return tuple(g for g in groups if _keeps_losses(problem, (g,), generator))
+
+
+@torch.no_grad()
+def _keeps_losses(problem: TeleportProblem, groups: tuple[Group, ...], generator: torch.Generator) -> bool:
+    parameters = dict(problem.trunk.named_parameters())
+    device = next(iter(parameters.values())).device
+    logs = [(torch.rand(g.units, generator=generator, dtype=torch.float64) - 0.5).to(device) for g in groups]
+    scales = factors(groups, logs, {n: p.shape for n, p in parameters.items()})
+    before = problem.evaluate()[0]
+    saved = {n: parameters[n].detach().clone() for n in scales}
+    for n, d in scales.items():
+        parameters[n].data.copy_(saved[n] * d)
+    after = problem.evaluate()[0]
+    for n, value in saved.items():
+        parameters[n].data.copy_(value)
+    largest = max(float(v.abs()) for v in before.values())
+    eps = max(torch.finfo(v.dtype).eps for v in before.values())
+    return all(
+        abs(float(after[t]) - float(v)) <= eps**0.5 * 8 * max(abs(float(v)), eps * largest) for t, v in before.items()
+    )

@@ -1,0 +1,198 @@
+"""Positive rescaling of units, and its effect on the task gradients in closed form.
+
+A :class:`Group` is a set of U units (channels, features) such that multiplying, for every unit u, the elements that
+*produce* it by lambda_u > 0 and dividing the elements that *consume* it by lambda_u changes no output of the network.
+
+Effect on the Gramian [derived, seeds 2.4]. Under theta' = D theta a gradient becomes g' = g / D, so with
+A_u[i, k] = the part of <g_i, g_k> over the elements that produce unit u, B_u over those that consume it, C the rest,
+
+    Gram(lambda) = C + sum_u ( lambda_u^{-2} A_u + lambda_u^{2} B_u ).
+
+A, B, C come from one pass of task gradients; after that, any conflict measure can be optimised over log lambda without
+touching the network again. The formula needs elements to be touched by one group only, but a weight between two
+groups is produced by one and consumed by the other; so groups are optimised in rounds of disjoint ones, and between
+rounds the gradients are carried along, g <- g / D, which is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtlcore import Displacement, TeleportProblem
+
+
+@dataclass(frozen=True)
+class Member:
+    """Elements of one parameter that belong to a group.
+
+    Args:
+        parameter: qualified name in the trunk.
+        elements: (U, m) flat indices: row u are the elements that produce (or consume) unit u.
+        produces: True: multiplied by lambda_u; False: divided by it.
+    """
+
+    parameter: str
+    elements: Tensor
+    produces: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that can be rescaled without changing the function."""
+
+    name: str
+    units: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A (K, K, U), B (K, K, U), C (K, K), all float64; U runs over the units of all groups of one round."""
+
+    produced: Tensor
+    consumed: Tensor
+    rest: Tensor
+
+    def gramian(self, log_scales: Tensor) -> Tensor:
+        """Gram(lambda) for log lambda (U,)."""
+        return self.rest + self.produced @ (-2.0 * log_scales).exp() + self.consumed @ (2.0 * log_scales).exp()
+
+
+def rounds(groups: Sequence[Group], sizes: Mapping[str, int]) -> list[list[Group]]:
+    """Split groups into rounds within which no element is touched twice; greedy, in the given order."""
+    waiting, out = list(groups), []
+    while waiting:
+        taken = {name: torch.zeros(n, dtype=torch.bool) for name, n in sizes.items()}
+        now, later = [], []
+        for group in waiting:
+            if any(bool(taken[m.parameter][m.elements].any()) for m in group.members):
+                later.append(group)
+                continue
+            for m in group.members:
+                taken[m.parameter][m.elements] = True
+            now.append(group)
+        out.append(now)
+        waiting = later
+    return out
+
+
+def tables(groups: Sequence[Group], rows: Mapping[str, Tensor]) -> Tables:
+    """The closed form's three tables for disjoint groups, from the (K, numel) gradients of every parameter."""
+    k = next(iter(rows.values())).shape[0]
+    device = next(iter(rows.values())).device
+    touched = {name: torch.zeros(r.shape[1], dtype=torch.bool, device=device) for name, r in rows.items()}
+    produced, consumed = [], []
+    for group in groups:
+        parts = {flag: torch.zeros(group.units, k, k, dtype=torch.float64, device=device) for flag in (True, False)}
+        for member in group.members:
+            if member.parameter not in rows:
+                continue  # frozen: it moves with the others, but has no gradient
+            elements = member.elements.to(device)
+            touched[member.parameter][elements] = True
+            block = rows[member.parameter][:, elements].to(torch.float64).transpose(0, 1)
+            parts[member.produces] += block @ block.transpose(1, 2)
+        produced.append(parts[True])
+        consumed.append(parts[False])
+    rest = torch.zeros(k, k, dtype=torch.float64, device=device)
+    for name, r in rows.items():
+        left = r[:, ~touched[name]].to(torch.float64)
+        rest += left @ left.T
+    return Tables(torch.cat(produced).permute(1, 2, 0), torch.cat(consumed).permute(1, 2, 0), rest)
+
+
+def factors(
+    groups: Sequence[Group], log_scales: Sequence[Tensor], shapes: Mapping[str, torch.Size]
+) -> dict[str, Tensor]:
+    """D per touched parameter (float64, full shape) for the log-scales of each group."""
+    found: dict[str, Tensor] = {}
+    for group, logs in zip(groups, log_scales):
+        for m in group.members:
+            if m.parameter not in found:
+                found[m.parameter] = torch.zeros(shapes[m.parameter].numel(), dtype=torch.float64, device=logs.device)
+            sign = 1.0 if m.produces else -1.0
+            found[m.parameter][m.elements.to(logs.device)] += sign * logs[:, None]
+    return {name: logs.exp().view(shapes[name]) for name, logs in found.items()}
+
+
+# --- how good is a Gramian? ---------------------------------------------------------------------------------------
+
+
+def soft_minimum(values: Tensor, temperature: float = 0.05) -> Tensor:
+    """A smooth lower estimate of the minimum, exact as the temperature goes to 0."""
+    return -temperature * torch.logsumexp(-values / temperature, dim=0)
+
+
+def worst_cosine(gram: Tensor, measure: str) -> Tensor:
+    """Soft minimum of cos(g_i, g_0) ("dominated") or cos(g_i, g_j) ("pairwise"), over non-zero gradients."""
+    alive = gram.detach().diagonal() > 0.0
+    gram = gram[alive][:, alive]
+    k = gram.shape[0]
+    size = gram.diagonal().sqrt()
+    if measure == "pairwise":
+        upper = torch.triu_indices(k, k, offset=1, device=gram.device)
+        return soft_minimum((gram / size[:, None] / size[None, :])[upper[0], upper[1]])
+    return soft_minimum(gram.mean(dim=0) / (size * gram.mean().sqrt()))
+
+
+def optimise(form: Tables, measure: str, *, bound: float, stiffness: float, steps: int) -> Tensor:
+    """log lambda (U,) in [-bound, bound] with a high worst cosine; zeros if there is nothing to gain.
+
+    Adam on log lambda = bound tanh(x) for worst_cosine - stiffness mean(log lambda^2), from the identity; the best
+    point seen is returned, so the answer is never worse than staying.
+    """
+    x = torch.zeros(form.produced.shape[2], dtype=torch.float64, device=form.rest.device, requires_grad=True)
+    start = form.gramian(x.detach())
+    if int((start.diagonal() > 0.0).sum()) < 2 or bool(start.mean() <= 1e-14 * start.diagonal().max()):
+        return x.detach()  # one gradient, or gradients that cancel: no angle to improve
+    optimizer = torch.optim.Adam([x], lr=0.2)
+    best, chosen = -float("inf"), torch.zeros_like(x)
+    for _ in range(steps + 1):
+        logs = bound * torch.tanh(x)
+        gain = worst_cosine(form.gramian(logs), measure) - stiffness * logs.square().mean()
+        if float(gain.detach()) > best:
+            best, chosen = float(gain.detach()), logs.detach().clone()
+        optimizer.zero_grad()
+        (-gain).backward()
+        optimizer.step()
+    return chosen
+
+
+def rescale(
+    problem: TeleportProblem, groups: Sequence[Group], *, measure: str, bound: float, stiffness: float, steps: int
+) -> Displacement:
+    """The displacement that optimises the worst cosine over all groups, from one pass of task gradients."""
+    parameters = dict(problem.trunk.named_parameters())
+    names, blocks = problem.rows()
+    rows = dict(zip(problem.parameters(), blocks))
+    shapes = {n: p.shape for n, p in parameters.items()}
+    if len(names) < 2:
+        return Displacement({}, diagnostics={"reason": "one task only: nothing can conflict"})
+    total: dict[str, Tensor] = {}
+    with torch.enable_grad():
+        for groups_now in rounds(groups, {n: p.numel() for n, p in parameters.items()}):
+            logs = optimise(tables(groups_now, rows), measure, bound=bound, stiffness=stiffness, steps=steps)
+            scales = factors(groups_now, logs.split([g.units for g in groups_now]), shapes)
+            for name, d in scales.items():
+                if name in rows:
+                    rows[name] = (rows[name] / d.flatten()).to(rows[name].dtype)
+                total[name] = d * total[name] if name in total else d
+    return displacement(problem, total, {"groups": len(groups), "units": sum(g.units for g in groups)})
+
+
+def displacement(
+    problem: TeleportProblem, scales: Mapping[str, Tensor], diagnostics: Mapping[str, object]
+) -> Displacement:
+    """theta' = D theta with its maps."""
+    parameters = dict(problem.trunk.named_parameters())
+    moved = {n: d for n, d in scales.items() if bool((d != 1.0).any())}
+    if not moved:
+        return Displacement({}, diagnostics={"reason": "no rescaling lowers the conflict", **diagnostics})
+    return Displacement(
+        parameters={n: (parameters[n].detach() * d).to(parameters[n].dtype) for n, d in moved.items()},
+        maps=moved,
+        diagnostics=diagnostics,
+    )
