@@ -122,7 +122,9 @@ class GradOPS(Aggregator):
         c = rows.matrix
         k = len(c)
         # A cosine within rounding of zero is not a conflict: projecting for it would be a jump caused by noise.
-        hit = (c < -4.0 * EPS * k).any(axis=1) if self.project == "conflict-only" else np.ones(k, dtype=bool)
+        hit = np.asarray((c < -4.0 * EPS * k).any(axis=1))
+        if self.project == "always":
+            hit = np.ones(k, dtype=bool)
         if not hit.any():
             return np.eye(k), {"projected": 0}
         basis, sines = remainders(c)
@@ -147,7 +149,8 @@ class GradOPS(Aggregator):
         if not total > 0.0:
             return np.ones(k)
         share = np.maximum(r * (k / total), 1e-6) ** self.alpha
-        return np.maximum(share * (k / share.sum()), 1e-3)
+        w: Array = np.maximum(share * (k / share.sum()), 1e-3)
+        return w
 
 
 def _ratio_to_mean(rows: Cosines, b: Array) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mtlplugins.solvers import nonnegative
 from mtlplugins.solvers.certificate import EPS, Certificate
-from mtlplugins.solvers.cosines import Array
+from mtlplugins.solvers.cosines import Array, Mask
 from mtlplugins.solvers.min_norm import min_norm
 
 _LIMIT = 50
@@ -88,13 +88,13 @@ def cagrad(matrix: Array, inverse_norms: Array, b0: Array, c: float) -> tuple[Ar
     return y * length, Certificate("optimal" if error <= 256.0 * k * EPS else "inexact", error, count)
 
 
-def _nearest(matrix: Array, linear: Array, positive: Array | None) -> tuple[Array, int]:
+def _nearest(matrix: Array, linear: Array, positive: Mask | None) -> tuple[Array, int]:
     if len(linear) == 2:
         return np.array(nonnegative.pair(float(matrix[0, 1]), float(linear[0]), float(linear[1]))), 0
     return nonnegative.solve(matrix, linear, positive)
 
 
-def _root(matrix: Array, p: Array, s: Array, positive: Array, c: float) -> float:
+def _root(matrix: Array, p: Array, s: Array, positive: Mask, c: float) -> float:
     """The larger t with |J^T z| = c for z = t C_F^-1 s - C_F^-1 p on the active set F."""
     index = positive.nonzero()[0]
     if not len(index):
@@ -103,4 +103,4 @@ def _root(matrix: Array, p: Array, s: Array, positive: Array, c: float) -> float
     p, s = p[index], s[index]
     alpha, beta = np.linalg.solve(block, np.stack([s, p], axis=1)).T
     a, h, f = float(s @ alpha), float(s @ beta), float(p @ beta) - c * c
-    return (h + max(h * h - a * f, 0.0) ** 0.5) / a
+    return float((h + max(h * h - a * f, 0.0) ** 0.5) / a)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from mtlplugins.solvers.certificate import EPS
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Index = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Cosines:
 
     matrix: Array
     norms: Array
-    live: Array | None
+    live: Index | None
     n_tasks: int
 
     def scatter(self, weights: Array, dead: float = 0.0) -> Array:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from mtlplugins.solvers.certificate import EPS
-from mtlplugins.solvers.cosines import Array
+from mtlplugins.solvers.cosines import Array, Mask
 
 _SWEEPS = 10
 
@@ -40,13 +40,13 @@ def ridged(matrix: Array) -> Array:
     return out
 
 
-def solve(matrix: Array, linear: Array, positive: Array | None = None) -> tuple[Array, int]:
+def solve(matrix: Array, linear: Array, positive: Mask | None = None) -> tuple[Array, int]:
     """One problem: ``linear`` (k,) -> y (k,) and the number of systems solved. ``positive``: guess of the support."""
     y, count = solve_many(matrix, linear[None], None if positive is None else positive[None])
     return y[0], count
 
 
-def solve_many(matrix: Array, linear: Array, positive: Array | None = None) -> tuple[Array, int]:
+def solve_many(matrix: Array, linear: Array, positive: Mask | None = None) -> tuple[Array, int]:
     """Several right-hand sides: ``linear`` (m, k) -> y (m, k) and the number of sweeps."""
     m, k = linear.shape
     c = ridged(matrix)

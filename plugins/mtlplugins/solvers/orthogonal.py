@@ -32,7 +32,8 @@ def remainders(matrix: Array) -> tuple[Array, Array]:
     reciprocal = inverse.diagonal()
     if not (reciprocal.min() > 0.5 and reciprocal.max() < _TRUSTED):
         return _one_by_one(matrix)
-    return inverse / reciprocal[:, None], reciprocal**-0.5
+    lengths: Array = 1.0 / np.sqrt(reciprocal)
+    return inverse / reciprocal[:, None], lengths
 
 
 def _one_by_one(matrix: Array) -> tuple[Array, Array]:
