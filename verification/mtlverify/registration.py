@@ -1,3 +1,68 @@
 """What this wing registers. Strings only: nothing is imported until somebody asks for it."""
 
 from __future__ import annotations
+
+from typing import Any
+
+from mtlcore.hookspecs import Register, hookimpl
+
+LAWS: dict[str, str] = {
+    # every aggregator must obey these
+    "finite": "mtlverify.laws.universal:finite",
+    "pure": "mtlverify.laws.universal:pure",
+    "deterministic": "mtlverify.laws.universal:deterministic",
+    "shape-dtype-device": "mtlverify.laws.universal:shape_dtype_device",
+    # an aggregator may claim these
+    "non-conflicting": "mtlverify.laws.conflict:non_conflicting",
+    "descent-lower-bound": "mtlverify.laws.conflict:descent_lower_bound",
+    "no-worse-than-mean": "mtlverify.laws.conflict:no_worse_than_mean",
+    "no-conflict-identity": "mtlverify.laws.conflict:no_conflict_identity",
+    "equal-projections": "mtlverify.laws.conflict:equal_projections",
+    "conic-combination": "mtlverify.laws.weights:conic_combination",
+    "simplex-weights": "mtlverify.laws.weights:simplex_weights",
+    "permutation-equivariant": "mtlverify.laws.symmetry:permutation_equivariant",
+    "parameter-rotation": "mtlverify.laws.symmetry:parameter_rotation",
+    "duplicate-task": "mtlverify.laws.symmetry:duplicate_task",
+    "absent-task": "mtlverify.laws.tasks:absent_task",
+    "positively-homogeneous": "mtlverify.laws.scaling:positively_homogeneous",
+    "scale-free": "mtlverify.laws.scaling:scale_free",
+    "linear-under-scaling": "mtlverify.laws.scaling:linear_under_scaling",
+    "loss-unit-invariant": "mtlverify.laws.scaling:loss_unit_invariant",
+    "pareto-stationary-zero": "mtlverify.laws.stationarity:pareto_stationary_zero",
+    "strongly-stationary-zero": "mtlverify.laws.stationarity:strongly_stationary_zero",
+    "zero-only-if-stationary": "mtlverify.laws.stationarity:zero_only_if_stationary",
+    "resume-equivalent": "mtlverify.laws.state:resume_equivalent",
+    "matches-reference": "mtlverify.laws.reference:matches_reference",
+    # every detector must obey these
+    "detector.finite": "mtlverify.laws.detectors:finite",
+    "detector.pure": "mtlverify.laws.detectors:pure",
+    "detector.deterministic": "mtlverify.laws.detectors:deterministic",
+    "detector.shape-dtype-device": "mtlverify.laws.detectors:shape_dtype_device",
+    # a detector may claim these
+    "detector.matches-reference": "mtlverify.laws.detectors:matches_reference",
+    "detector.scale-free": "mtlverify.laws.detectors:scale_free",
+    "detector.permutation-equivariant": "mtlverify.laws.detectors:permutation_equivariant",
+    "detector.symmetric": "mtlverify.laws.detectors:symmetric",
+    "detector.silent-on-aligned": "mtlverify.laws.detectors:silent_on_aligned",
+}
+
+
+@hookimpl
+def mtlcore_register_laws(register: Register) -> None:
+    """The laws of this wing; any plugin may add its own."""
+    for name, target in LAWS.items():
+        register(name, target)
+
+
+@hookimpl
+def mtlcore_register_commands(register: Register) -> None:
+    """``mtl verify``."""
+    register("verify", "mtlverify.command:app")
+
+
+@hookimpl
+def mtlcore_certify(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The certificate of one plugin, made now or taken from the cache."""
+    from mtlverify.certificates import certify
+
+    return certify(kind, name, options)

@@ -1,0 +1,82 @@
+"""Asking a method one question. Laws look at methods only through here, so that all of them ask alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlcore import Aggregation, Aggregator, Needs, StepView
+from mtlcore.linalg import combine
+from mtlverify.example import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a method answered, and the direction that follows from it.
+
+    Args:
+        direction: (P,) in the dtype of the rows.
+        weights: (K,) float64, or None if the method gave a direction.
+        state: the next state.
+        jacobian: (K, P) the rows it was asked about.
+    """
+
+    direction: Tensor
+    weights: Tensor | None
+    state: dict[str, Tensor]
+    jacobian: Tensor
+
+    @property
+    def length(self) -> float:
+        """|d|, computed without overflow."""
+        return float(self.direction.double().norm())
+
+    @property
+    def size(self) -> float:
+        """The magnitude out of which d was made, |w_1||g_1| + ... + |w_K||g_K|.
+
+        Cancellation makes d shorter than this, and rounding is relative to this, not to |d|. For a method that
+        returns no weights it is taken as |g_1| + ... + |g_K|.
+        """
+        norms = self.jacobian.double().norm(dim=1)
+        made_of = float(norms.sum() if self.weights is None else (self.weights.abs() * norms).sum())
+        return max(made_of, self.length)
+
+
+def view_of(
+    plugin: Any, jacobian: Tensor, losses: Tensor, *, seed: int = 0, step: int = 0, needs: Needs | None = None
+) -> StepView:
+    """The view of one step, limited to what the plugin says it needs. Further batches are this same batch again."""
+    limit = plugin.needs if needs is None else needs
+
+    def view(others: tuple[StepView, ...] = ()) -> StepView:
+        return StepView(losses=losses, jacobian=jacobian, generator=seed, step=step, others=others, needs=limit)
+
+    return view(tuple(view() for _ in range(getattr(plugin, "batches", 1) - 1)))
+
+
+def ask(plugin: Aggregator, example: Example, *, state: dict[str, Tensor] | None = None, **changes: Any) -> Answer:
+    """One step of a method on ``example`` (with ``changes`` to it); a fresh state unless one is given."""
+    example = example.with_(**changes) if changes else example
+    view = view_of(plugin, example.jacobian, example.losses, seed=example.seed)
+    aggregation = plugin.aggregate(view, plugin.init(example.n_tasks) if state is None else state)
+    return answered(aggregation, example.jacobian)
+
+
+def answered(aggregation: Aggregation, jacobian: Tensor) -> Answer:
+    """The answer in one form, whichever form the method chose."""
+    weights = None if aggregation.weights is None else aggregation.weights.detach().to(torch.float64)
+    direction = combine(jacobian, weights) if aggregation.direction is None else aggregation.direction.detach()
+    return Answer(direction, weights, dict(aggregation.state), jacobian)
+
+
+def uses_randomness(plugin: Aggregator) -> bool:
+    """Whether the answer depends on the seed of the generator, found out by asking with different seeds."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4, 6, dtype=torch.float64, generator=generator)
+    example = Example(rows, torch.ones(4, dtype=torch.float64))
+    first = ask(plugin, example).direction
+    return any(not torch.equal(first, ask(plugin, example, seed=seed).direction) for seed in range(1, 9))

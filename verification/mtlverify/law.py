@@ -1,0 +1,84 @@
+"""What a law is.
+
+A law is a statement about every input of a method, with a check that measures by how much it holds. Write one as a
+function and register it through the hook ``mtlcore_register_laws``, here or in a package of your own::
+
+    @law(
+        "non-conflicting",
+        statement="No task gradient has a negative inner product with the direction.",
+        source="Quinton & Rey 2024, definition 1",
+        examples=jacobians,
+        margin="smallest cosine <g_i, d> / (|g_i| |d|), plus the rounding noise floor",
+    )
+    def non_conflicting(plugin, example) -> float: ...
+
+The registered name of a law is its id; for a kind other than "aggregator" it is "kind.id".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+Check = Callable[[Any, Any], float]
+
+WORST = 1e300
+"""Margins are clamped to +-WORST, so that a NaN or an infinity in an answer is still a number in JSON."""
+
+
+def always(plugin: Any) -> str | None:
+    """Applicability of a law that speaks about every plugin of its kind."""
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """A checkable statement.
+
+    Args:
+        id: what a plugin writes into ``claims``.
+        statement: the law in one sentence.
+        source: the mathematics it comes from.
+        kind: kind of plugin it speaks about.
+        check: ``check(plugin, example) -> margin``; a scale-free number, >= 0 where the law holds.
+        examples: makes the Hypothesis strategy of the inputs; called once per search.
+        margin: what the number means.
+        applies: returns None, or the reason why the law says nothing about this plugin.
+        universal: every plugin of the kind must obey it, claimed or not.
+        effort: share of ``max_examples`` that is tried; below 1 for a law whose check is expensive.
+        decode: turns the JSON of a stored example back into an example.
+    """
+
+    id: str
+    statement: str
+    source: str
+    kind: str
+    check: Check
+    examples: Callable[[], Any]
+    margin: str = "share of the tolerance that is left"
+    applies: Callable[[Any], str | None] = always
+    universal: bool = False
+    effort: float = 1.0
+    decode: Callable[[Any], Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name in the registry: laws of different kinds may share an id."""
+        return self.id if self.kind == "aggregator" else f"{self.kind}.{self.id}"
+
+    def measure(self, plugin: Any, example: Any) -> float:
+        """The margin on one example, a finite number. NaN counts as the worst violation."""
+        margin = float(self.check(plugin, example))
+        return -WORST if math.isnan(margin) else max(-WORST, min(WORST, margin))
+
+
+def law(id: str, *, statement: str, source: str, examples: Callable[[], Any], **others: Any) -> Callable[[Check], Law]:
+    """Turn a check into a :class:`Law`; the keywords are its fields."""
+
+    def decorate(check: Check) -> Law:
+        fields = {"kind": "aggregator", **others}
+        return Law(id=id, statement=statement, source=source, examples=examples, check=check, **fields)
+
+    return decorate

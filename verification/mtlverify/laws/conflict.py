@@ -1,0 +1,101 @@
+"""Laws about agreement of the direction with every task. Parameters move along -d, so <g_i, d> > 0 means task i gains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtlverify import tolerance
+from mtlverify.answer import Answer, ask
+from mtlverify.example import Example
+from mtlverify.law import law
+from mtlverify.strategies import ALIGNED, INDEPENDENT, jacobians
+
+
+def cosines(answer: Answer) -> list[float]:
+    """<g_i, d> / (|g_i| |d|) for every task whose gradient is not zero; empty if d is zero."""
+    rows, direction = answer.jacobian.double(), answer.direction.double()
+    norms, length = rows.norm(dim=1), direction.norm()
+    if length == 0:
+        return []
+    units = rows[norms > 0] / norms[norms > 0, None]
+    return [float(c) for c in units @ (direction / length)]
+
+
+@law(
+    "non-conflicting",
+    statement="No task gradient has a negative inner product with the direction: min_i <g_i, d> >= 0.",
+    source="Quinton & Rey 2024 (2406.16232), non-conflicting aggregators",
+    margin="smallest cosine <g_i, d> / (|g_i| |d|), plus the rounding noise of that cosine",
+    examples=jacobians,
+)
+def non_conflicting(plugin: Any, example: Example) -> float:
+    """Measured as a cosine: comparing norms would hide a violation of size e behind e^2."""
+    answer = ask(plugin, example)
+    return min(cosines(answer), default=0.0) + tolerance.cosine_noise(answer)
+
+
+@law(
+    "descent-lower-bound",
+    statement="Every task gains at least |d|^2: <g_i, d> >= |d|^2 for all i.",
+    source="Desideri 2012: the minimum-norm point of the convex hull of the gradients",
+    margin="smallest (<g_i, d> - |d|^2) / ((|g_i| + |d|) |d|), plus rounding noise",
+    examples=jacobians,
+)
+def descent_lower_bound(plugin: Any, example: Example) -> float:
+    """Stronger than non-conflicting; it characterises the minimum-norm point together with d being in the hull."""
+    answer = ask(plugin, example)
+    if answer.length == 0:
+        return 0.0
+    rows, unit = answer.jacobian.double(), answer.direction.double() / answer.direction.double().norm()
+    gains = (rows @ unit - answer.length) / (rows.norm(dim=1) + answer.length)
+    return float(gains.min()) + tolerance.cosine_noise(answer)
+
+
+@law(
+    "no-worse-than-mean",
+    statement="The task that gains least gains at least as much as under the mean gradient: "
+    "min_i <g_i, d> >= min_i <g_i, g_0>.",
+    source="Liu et al. 2021 (2110.14048): g_0 is feasible in CAGrad's problem",
+    examples=jacobians,
+    margin="(min_i <g_i, d> - min_i <g_i, g_0>) / (max_i |g_i| (|d| + |g_0|)), plus rounding noise",
+)
+def no_worse_than_mean(plugin: Any, example: Example) -> float:
+    """The maximin value of a method that maximises the smallest gain in a ball around the mean."""
+    answer = ask(plugin, example)
+    rows, direction = answer.jacobian.double(), answer.direction.double()
+    mean = rows.mean(dim=0)
+    scale = float(rows.norm(dim=1).max()) * float(direction.norm() + mean.norm())
+    if scale == 0:
+        return 0.0
+    noise = tolerance.rounding(answer) * float(rows.norm(dim=1).max()) / scale
+    return float((rows @ direction).min() - (rows @ mean).min()) / scale + noise
+
+
+@law(
+    "no-conflict-identity",
+    statement="Where no two gradients conflict, the direction is their sum or their mean: nothing is repaired.",
+    source="Yu et al. 2020 (2001.06782), section 2; Quinton & Rey 2024",
+    examples=lambda: jacobians(ALIGNED),
+)
+def no_conflict_identity(plugin: Any, example: Example) -> float:
+    """The same answer for sum and mean: which of the two a method uses is a matter of step size."""
+    answer = ask(plugin, example)
+    total = answer.jacobian.double().sum(dim=0)
+    allowed = tolerance.equality(answer)
+    errors = [float((answer.direction.double() - total / n).norm()) for n in (1, example.n_tasks)]
+    return max(tolerance.share_left(error, allowed) for error in errors)
+
+
+@law(
+    "equal-projections",
+    statement="The direction has the same inner product with every unit gradient g_i / |g_i|.",
+    source="Liu et al. 2021 (IMTL-G, equation 3); Liu et al. 2024 (2408.11104, ConFIG)",
+    examples=lambda: jacobians(INDEPENDENT),
+)
+def equal_projections(plugin: Any, example: Example) -> float:
+    """Stated for linearly independent gradients: dependent ones need not admit any such direction."""
+    answer = ask(plugin, example)
+    values = cosines(answer)
+    if not values:
+        return tolerance.share_left(1.0, 0.0)
+    return tolerance.share_left(max(values) - min(values), tolerance.equality(answer) / answer.length)

@@ -1,0 +1,180 @@
+"""Laws about conflict detectors."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from hypothesis import assume
+from torch import Tensor
+
+from mtlcore import Conflict
+from mtlcore.registry import registry
+from mtlverify.answer import view_of
+from mtlverify.example import Example
+from mtlverify.law import law
+from mtlverify.laws.scaling import factor
+from mtlverify.laws.symmetry import permutation
+from mtlverify.laws.universal import HOUSE, VERDICT, _global_generators, _same, verdict
+from mtlverify.references import conflicts
+from mtlverify.strategies import ALIGNED, jacobians
+
+
+def detect(plugin: Any, example: Example, **changes: Any) -> Conflict:
+    """The verdict of a detector on ``example``, with ``changes`` to it."""
+    example = example.with_(**changes) if changes else example
+    found: Conflict = plugin.detect(view_of(plugin, example.jacobian, example.losses, seed=example.seed))
+    return found
+
+
+def verdicts(found: Conflict) -> list[Any]:
+    """What a detector decided, without the severity, which may be rounded."""
+    return [bool(found.conflicting), found.pairs, found.dominated]
+
+
+@law("finite", kind="detector", statement="The severity is a number, never NaN.", source=HOUSE, universal=True,
+     margin=VERDICT, examples=jacobians)  # fmt: skip
+def finite(plugin: Any, example: Example) -> float:
+    """Zero rows, a single task and no task in conflict included."""
+    return verdict(math.isfinite(detect(plugin, example).severity))
+
+
+@law("pure", kind="detector", statement="A detector writes to nothing.", source=HOUSE, universal=True,
+     margin=VERDICT, examples=jacobians)  # fmt: skip
+def pure(plugin: Any, example: Example) -> float:
+    """Neither to the view, nor to itself, nor to any global generator."""
+    rows, before = example.jacobian.clone(), (copy.deepcopy(vars(plugin)), _global_generators())
+    plugin.detect(view_of(plugin, rows, example.losses, seed=example.seed))
+    return verdict(_same(rows, example.jacobian) and _same(before, (vars(plugin), _global_generators())))
+
+
+@law("deterministic", kind="detector", statement="Asked again, a detector says the same.", source=HOUSE,
+     universal=True, margin=VERDICT, examples=jacobians)  # fmt: skip
+def deterministic(plugin: Any, example: Example) -> float:
+    """Asked something else in between."""
+    first = detect(plugin, example)
+    detect(plugin, example, jacobian=-2 * example.jacobian.flip(0))
+    again = detect(plugin, example)
+    return verdict(_same([*verdicts(first), first.severity], [*verdicts(again), again.severity]))
+
+
+@law(
+    "shape-dtype-device",
+    kind="detector",
+    statement="pairs is (K, K) bool, symmetric, False on the diagonal; dominated is (K,) bool; the rest are plain numbers.",
+    source=HOUSE,
+    universal=True,
+    margin=VERDICT,
+    examples=jacobians,
+)
+def shape_dtype_device(plugin: Any, example: Example) -> float:
+    """Also for one task and for float32."""
+    found, k = detect(plugin, example), example.n_tasks
+
+    def mask(value: Any, *shape: int) -> bool:
+        return isinstance(value, Tensor) and value.dtype == torch.bool and tuple(value.shape) == shape
+
+    sound = isinstance(found.conflicting, bool) and isinstance(found.severity, float)
+    sound = sound and mask(found.pairs, k, k) and mask(found.dominated, k)
+    return verdict(sound and not bool(found.pairs.diagonal().any()))
+
+
+@law(
+    "symmetric",
+    kind="detector",
+    statement="If task i conflicts with task j, then j conflicts with i.",
+    source="the inner product is symmetric",
+    universal=True,
+    margin=VERDICT,
+    examples=jacobians,
+)
+def symmetric(plugin: Any, example: Example) -> float:
+    """Exactly, not up to rounding."""
+    pairs = detect(plugin, example).pairs
+    return verdict(torch.equal(pairs, pairs.T))
+
+
+def has_definition(plugin: Any) -> str | None:
+    """Definitions are known by the registered name of a detector."""
+    known = conflicts.definition(registry().name_of(plugin), plugin) is not None
+    return None if known else "no independent definition of this detector is known to the harness"
+
+
+@law(
+    "matches-reference",
+    kind="detector",
+    statement="Verdict, pairs and dominated tasks are those of the definition, wherever rounding cannot decide.",
+    source="mtlverify.references.conflicts",
+    margin=VERDICT,
+    examples=jacobians,
+    applies=has_definition,
+)
+def matches_reference(plugin: Any, example: Example) -> float:
+    """The definition looks at the gradients, not at their Gramian, with exactly rounded sums."""
+    definition = conflicts.definition(registry().name_of(plugin), plugin)
+    assert definition is not None
+    expected, found = definition(example.jacobian), detect(plugin, example)
+    wrong = [conflicts.disagreement(expected.conflicting, bool(found.conflicting))]
+    wrong += [conflicts.disagreement(e, bool(f)) for e, f in zip(expected.dominated, found.dominated, strict=True)]
+    for expected_row, row in zip(expected.pairs, found.pairs, strict=True):
+        wrong += [conflicts.disagreement(e, bool(f)) for e, f in zip(expected_row, row, strict=True)]
+    return verdict(not any(wrong))
+
+
+@law(
+    "scale-free",
+    kind="detector",
+    statement="Multiplying all gradients by t > 0 changes neither the verdict nor the severity.",
+    source="whether tasks conflict does not depend on the unit of loss",
+    margin=VERDICT,
+    examples=lambda: jacobians(more=factor, scalings=("unit", "spread rows")),
+)
+def scale_free(plugin: Any, example: Example) -> float:
+    """From 1e-12 to 1e+12; t is a power of two, so the data are exact."""
+    plain = detect(plugin, example)
+    scaled = detect(plugin, example, jacobian=example.extra["factor"] * example.jacobian)
+    return verdict(_same(verdicts(plain), verdicts(scaled)) and _close(plain.severity, scaled.severity))
+
+
+@law(
+    "permutation-equivariant",
+    kind="detector",
+    statement="Reordering the tasks reorders the verdict with them.",
+    source="no task is special by its position",
+    margin=VERDICT,
+    examples=lambda: jacobians(more=permutation),
+)
+def permutation_equivariant(plugin: Any, example: Example) -> float:
+    """The sums over tasks run in another order, so a quantity that is zero up to rounding may change its sign: such
+    examples show nothing and are passed over."""
+    order = torch.tensor(example.extra["permutation"])
+    plain = detect(plugin, example)
+    moved = detect(plugin, example, jacobian=example.jacobian[order], losses=example.losses[order])
+    expected = [bool(plain.conflicting), plain.pairs[order][:, order], plain.dominated[order]]
+    close = _close(plain.severity, moved.severity)
+    if not (close and _same(verdicts(moved), expected)):
+        clear = conflicts.weak(example.jacobian)
+        assume(None not in clear.dominated and not any(None in row for row in clear.pairs))
+    return verdict(close and _same(verdicts(moved), expected))
+
+
+@law(
+    "silent-on-aligned",
+    kind="detector",
+    statement="Where no two gradients have a negative inner product, there is no conflict.",
+    source="the definition of conflict",
+    margin=VERDICT,
+    examples=lambda: jacobians(ALIGNED),
+)
+def silent_on_aligned(plugin: Any, example: Example) -> float:
+    """Exactly orthogonal gradients included: they do not conflict."""
+    found = detect(plugin, example)
+    return verdict(not found.conflicting and not bool(found.pairs.any()) and not bool(found.dominated.any()))
+
+
+def _close(a: float, b: float) -> bool:
+    from mtlverify.tolerance import HALF_DIGITS
+
+    return abs(a - b) <= HALF_DIGITS * (1.0 + abs(a) + abs(b))

@@ -1,0 +1,55 @@
+"""The law that ties a method to its exact reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import assume
+
+from mtlverify import references, tolerance
+from mtlverify.answer import ask
+from mtlverify.example import Example
+from mtlverify.law import law
+from mtlverify.strategies import jacobians
+
+
+def has_reference(plugin: Any) -> str | None:
+    """References are known by registered name and for the hyper-parameters they cover."""
+    if references.reference_for(plugin) is None:
+        return "no exact reference is known for this method with these hyper-parameters"
+    return None
+
+
+@law(
+    "matches-reference",
+    statement="The direction is that of the exact reference (a convex program, or a closed form, in float64).",
+    source="the references' docstrings",
+    examples=jacobians,
+    applies=has_reference,
+    effort=0.5,
+)
+def matches_reference(plugin: Any, example: Example) -> float:
+    """Errors are relative to what the direction is made of; what the reference does not know for sure is allowed on
+    top, and where the strict tolerance fails, the conditioning of the *problem* (not of the method)."""
+    reference = references.reference_for(plugin)
+    assert reference is not None
+    rows = example.jacobian
+    try:
+        exact = reference(rows.double().numpy(), plugin)
+    except references.NoUniqueAnswer:
+        assume(False)
+        raise
+    answer = ask(plugin, example)
+    error = float((answer.direction.double() - torch.from_numpy(exact.direction)).norm())
+    allowed = tolerance.REFERENCE * exact.size + exact.distance + tolerance.rounding(answer)
+    if error <= allowed or error != error:
+        return tolerance.share_left(error, allowed)
+
+    def respond(moved: torch.Tensor) -> torch.Tensor:
+        try:
+            return torch.from_numpy(reference(moved.double().numpy(), plugin).direction)
+        except references.NoUniqueAnswer:
+            return torch.full((rows.shape[1],), float("inf"), dtype=torch.float64)
+
+    return tolerance.share_left(error, allowed + tolerance.sensitivity(respond, rows))

@@ -1,0 +1,120 @@
+"""Laws about the units in which gradients and losses are measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from mtlverify import tolerance
+from mtlverify.answer import Answer, ask
+from mtlverify.example import Example
+from mtlverify.law import law
+from mtlverify.laws.compare import same_direction_and_length
+from mtlverify.strategies import Draw, jacobians
+from mtlverify.strategies.scales import decade
+
+
+def factor(draw: Draw, k: int, p: int) -> dict[str, Any]:
+    """One factor from 1e-12 to 1e+12."""
+    return {"factor": decade(draw(st.integers(-12, 12)))}
+
+
+@law(
+    "positively-homogeneous",
+    statement="Multiplying all gradients by t > 0 multiplies the direction by t^degree (degree 1 unless declared).",
+    source="a change of the unit of loss; a method that breaks it has a length scale of its own, such as an epsilon",
+    examples=lambda: jacobians(more=factor, scalings=("unit", "spread rows")),
+)
+def positively_homogeneous(plugin: Any, example: Example) -> float:
+    """t is a power of two, so that t J is exact: a violation cannot be rounding of the data."""
+    t, degree = example.extra["factor"], float(getattr(plugin, "degree", 1.0))
+    small, large = ask(plugin, example), ask(plugin, example, jacobian=t * example.jacobian)
+    return same_direction_and_length(
+        large.direction.double() * t**-degree, small.direction, (small,),
+        lambda rows: ask(plugin, example, jacobian=rows).direction, example.jacobian,
+    )  # fmt: skip
+
+
+def row_factors(draw: Draw, k: int, p: int) -> dict[str, Any]:
+    """A factor from 1e-3 to 1e+3 for each task."""
+    exponents = draw(st.lists(st.integers(-3, 3), min_size=k, max_size=k))
+    return {"factors": [decade(e) for e in exponents]}
+
+
+@law(
+    "scale-free",
+    statement="Multiplying the gradient of one task by a positive number does not turn the direction.",
+    source="a change of the unit of one loss; Navon et al. 2022 (2202.01017) for Nash-MTL",
+    examples=lambda: jacobians(more=row_factors),
+)
+def scale_free(plugin: Any, example: Example) -> float:
+    """Only the direction is compared: its length may follow the gradients."""
+    factors = torch.tensor(example.extra["factors"], dtype=example.jacobian.dtype)[:, None]
+    plain, scaled = ask(plugin, example), ask(plugin, example, jacobian=factors * example.jacobian)
+
+    def unit(answer: Answer) -> torch.Tensor:
+        return answer.direction.double() / answer.length if answer.length > 0 else answer.direction.double()
+
+    if not bool(plain.direction.isfinite().all() and scaled.direction.isfinite().all()):
+        return float("nan")
+    error = float((unit(plain) - unit(scaled)).norm())
+    allowed = sum(tolerance.equality(a) / a.length if a.length > 0 else 0.0 for a in (plain, scaled))
+    if error <= allowed:
+        return tolerance.share_left(error, allowed)
+    # An answer of length zero next to one of rounding: compare lengths instead of directions.
+    if min(plain.length, scaled.length) == 0 and all(a.length <= tolerance.equality(a) for a in (plain, scaled)):
+        return 0.0
+    respond = lambda rows: unit(ask(plugin, example, jacobian=rows))
+    return tolerance.share_left(
+        error,
+        allowed
+        + tolerance.sensitivity(respond, example.jacobian)
+        + tolerance.sensitivity(respond, factors * example.jacobian),
+    )
+
+
+def two_factors(draw: Draw, k: int, p: int) -> dict[str, Any]:
+    """Two positive factors for each task, integers so that their sum is exact."""
+    pairs = draw(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=k, max_size=k))
+    return {"left": [a for a, _ in pairs], "right": [b for _, b in pairs]}
+
+
+@law(
+    "linear-under-scaling",
+    statement="As a function of positive row scales c, A(diag(c) J) is linear: A(diag(a + b) J) = A(diag(a) J) + "
+    "A(diag(b) J).",
+    source="Quinton & Rey 2024 (2406.16232), linearity under scaling",
+    examples=lambda: jacobians(more=two_factors),
+)
+def linear_under_scaling(plugin: Any, example: Example) -> float:
+    """A task's influence is proportional to its gradient's norm."""
+    left, right = (torch.tensor(example.extra[n], dtype=example.jacobian.dtype)[:, None] for n in ("left", "right"))
+
+    def scaled(factors: torch.Tensor, rows: torch.Tensor = example.jacobian) -> Answer:
+        return ask(plugin, example, jacobian=factors * rows)
+
+    first, second, both = scaled(left), scaled(right), scaled(left + right)
+    return same_direction_and_length(
+        both.direction, first.direction.double() + second.direction.double(), (first, second, both),
+        lambda rows: torch.cat([scaled(c, rows).direction for c in (left, right, left + right)]), example.jacobian,
+    )  # fmt: skip
+
+
+@law(
+    "loss-unit-invariant",
+    statement="Measuring one task in another unit (loss and gradient times c_i > 0) leaves c_i w_i / w_i the same: the "
+    "direction does not turn.",
+    source="Lin et al. 2023 (2308.12029); Liu et al. 2023 (2306.03792): methods that work on log-losses",
+    examples=lambda: jacobians(more=row_factors),
+)
+def loss_unit_invariant(plugin: Any, example: Example) -> float:
+    """Unlike scale-free, the losses are measured in the new unit as well."""
+    factors = torch.tensor(example.extra["factors"], dtype=torch.float64)
+    rows = factors.to(example.jacobian.dtype)[:, None] * example.jacobian
+    plain, scaled = ask(plugin, example), ask(plugin, example, jacobian=rows, losses=factors * example.losses)
+    if 0 in (plain.length, scaled.length):
+        return 1.0 if plain.length == scaled.length else -1.0
+    error = float((plain.direction.double() / plain.length - scaled.direction.double() / scaled.length).norm())
+    return tolerance.share_left(error, sum(tolerance.equality(a) / a.length for a in (plain, scaled)))

@@ -1,0 +1,94 @@
+"""Laws about renaming: of tasks, of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mtlverify.answer import ask, uses_randomness
+from mtlverify.example import Example
+from mtlverify.law import law
+from mtlverify.laws.compare import same_direction_and_length
+from mtlverify.strategies import Draw, jacobians
+
+
+def same_draws(plugin: Any) -> str | None:
+    """Renaming tasks renames the draws of a random method, too: it can only be equivariant in distribution."""
+    if uses_randomness(plugin):
+        return "draws from the generator: the order of the draws follows the order of the tasks, so the law can hold " \
+            "in distribution only"  # fmt: skip
+    return None
+
+
+def permutation(draw: Draw, k: int, p: int) -> dict[str, Any]:
+    """A reordering of the tasks."""
+    from hypothesis import strategies as st
+
+    return {"permutation": draw(st.permutations(range(k)))}
+
+
+@law(
+    "permutation-equivariant",
+    statement="Reordering the tasks leaves the direction as it is and reorders the weights with them.",
+    source="no task is special by its position",
+    examples=lambda: jacobians(more=permutation),
+    applies=same_draws,
+)
+def permutation_equivariant(plugin: Any, example: Example) -> float:
+    """Judged by the direction: equal tasks may share their weight in any way."""
+    order = list(example.extra["permutation"])
+    first = ask(plugin, example)
+    second = ask(plugin, example, jacobian=example.jacobian[order], losses=example.losses[order])
+    return same_direction_and_length(
+        second.direction, first.direction, (first, second),
+        lambda rows: ask(plugin, example, jacobian=rows).direction, example.jacobian,
+    )  # fmt: skip
+
+
+def plane(draw: Draw, k: int, p: int) -> dict[str, Any]:
+    """Two coordinates to rotate in."""
+    from hypothesis import strategies as st
+
+    return {"plane": [draw(st.integers(0, p - 1)), draw(st.integers(0, p - 1))]}
+
+
+@law(
+    "parameter-rotation",
+    statement="An orthogonal change of the parameters' coordinates changes the direction in the same way: A(J Q) = A(J) Q.",
+    source="true of every method that sees gradients only through their inner products",
+    examples=lambda: jacobians(more=plane),
+)
+def parameter_rotation(plugin: Any, example: Example) -> float:
+    """5 Q = [[3, 4], [-4, 3]] in a plane and 5 elsewhere (a sign change if the plane is one coordinate): both 5 J and
+    5 J Q are exact integer matrices times the row scales, so the rotation itself adds no rounding."""
+    i, j = example.extra["plane"]
+    turn = 5.0 * torch.eye(example.jacobian.shape[1], dtype=example.jacobian.dtype)
+    if i == j:
+        turn[i, i] = -5.0
+    else:
+        turn[i, i], turn[i, j], turn[j, i], turn[j, j] = 3.0, 4.0, -4.0, 3.0
+    straight = ask(plugin, example, jacobian=5.0 * example.jacobian)
+    turned = ask(plugin, example, jacobian=example.jacobian @ turn)
+    return same_direction_and_length(
+        turned.direction, straight.direction.double() @ turn.double() / 5.0, (straight, turned),
+        lambda rows: ask(plugin, example, jacobian=rows).direction, 5.0 * example.jacobian,
+    )  # fmt: skip
+
+
+@law(
+    "duplicate-task",
+    statement="Listing a task twice changes nothing.",
+    source="a property of methods that see the set of gradients, such as the minimum-norm point of their hull",
+    examples=jacobians,
+    applies=same_draws,
+)
+def duplicate_task(plugin: Any, example: Example) -> float:
+    """The last task is repeated."""
+    again = [*range(example.n_tasks), example.n_tasks - 1]
+    once = ask(plugin, example)
+    twice = ask(plugin, example, jacobian=example.jacobian[again], losses=example.losses[again])
+    return same_direction_and_length(
+        twice.direction, once.direction, (once, twice),
+        lambda rows: ask(plugin, example, jacobian=rows).direction, example.jacobian,
+    )  # fmt: skip

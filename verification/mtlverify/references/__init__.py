@@ -1,0 +1,120 @@
+"""Exact references: the same methods computed another way, in float64, sharing no code with the methods themselves.
+
+Convex methods are cvxpy programs (solved by Clarabel, then polished on the active set they found), the others closed
+forms on QR or SVD. Every answer carries the residual of its optimality conditions; an answer that does not satisfy
+them is an error (:class:`ReferenceFailed`), never a pass. Where a method's definition has no unique answer, the
+reference says so (:class:`NoUniqueAnswer`) and the example shows nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from mtlcore import Aggregation, Aggregator, Needs, StepView
+from mtlcore.registry import registry
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+ACCEPTED = 1e-7
+"""Largest residual of the optimality conditions (of unit rows) that is accepted."""
+
+
+class ReferenceFailed(ArithmeticError):
+    """The reference did not converge; its residual is in the message."""
+
+
+class NoUniqueAnswer(ArithmeticError):
+    """The definition of the method does not determine an answer for this input."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """What a reference found.
+
+    Args:
+        direction: (P,) float64.
+        size: the magnitude it was made of, sum_i |w_i| |g_i|; errors are relative to it.
+        residual: largest violation of the optimality conditions or duality gap, relative to unit rows; 0 for a closed
+            form.
+        distance: a bound on |direction - exact| that follows from the residual, as a length.
+    """
+
+    direction: Array
+    size: float
+    residual: float = 0.0
+    distance: float = 0.0
+
+    def accepted(self) -> Solution:
+        """Itself, if it is a solution."""
+        if not self.residual <= ACCEPTED or not np.isfinite(self.direction).all():
+            raise ReferenceFailed(f"the reference's optimality residual is {self.residual:.2g} > {ACCEPTED:g}")
+        return self
+
+
+Reference = Callable[[Array, Any], Solution]
+"""``reference(rows, plugin)``: rows (K, P) float64; hyper-parameters are read from the plugin."""
+
+TABLE: dict[str, str] = {
+    "ls": "linear:mean",
+    "sum": "linear:total",
+    "mgda": "min_norm:mgda",
+    "upgrad": "dual_cone:upgrad",
+    "dualproj": "dual_cone:dualproj",
+    "cagrad": "cagrad:dual",
+    "fairgrad": "barrier:fairgrad",
+    "nash-mtl": "barrier:nash_mtl",
+    "gradops": "gradops:gradops",
+    "imtl-g": "equal_angles:imtl_g",
+    "config": "equal_angles:config",
+    "aligned-mtl": "aligned:aligned_mtl",
+}
+"""Registered name of a method -> module:function in this package."""
+
+
+def reference_for(plugin: Any) -> Reference | None:
+    """The reference of a plugin, by its registered name; None if there is none, or not for its hyper-parameters.
+
+    An unregistered class may name the method it implements in an attribute ``reference``.
+    """
+    target = TABLE.get(getattr(plugin, "reference", None) or registry().name_of(plugin))
+    if target is None:
+        return None
+    module, _, function = target.partition(":")
+    loaded = importlib.import_module(f"{__name__}.{module}")
+    covers = getattr(loaded, "covers", None)
+    if covers is not None and not covers(plugin):
+        return None
+    found: Reference = getattr(loaded, function)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact(Aggregator):
+    """A reference in the form of a method, so that a law can be asked about the mathematics alone."""
+
+    original: Any = None
+    needs = Needs.JACOBIAN
+
+    @property
+    def degree(self) -> float:
+        """That of the method."""
+        return float(getattr(self.original, "degree", 1.0))
+
+    def aggregate(self, view: StepView, state: dict[str, torch.Tensor]) -> Aggregation:
+        """The reference's direction, in the dtype of the rows."""
+        rows = view.jacobian
+        reference = reference_for(self.original)
+        assert reference is not None
+        found = reference(rows.double().numpy(), self.original)
+        return Aggregation(direction=torch.from_numpy(found.direction).to(rows.dtype), state=state)
+
+
+def exact_twin(plugin: Any) -> Exact | None:
+    """The exact reference of a method as a method, or None."""
+    return None if reference_for(plugin) is None else Exact(plugin)

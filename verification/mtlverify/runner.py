@@ -1,0 +1,242 @@
+"""Checking a plugin against the laws: one result per law, with the number of inputs really tried."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from mtlcore.errors import ConfigurationError, UnknownPluginError
+from mtlcore.registry import registry
+from mtlverify.example import Example
+from mtlverify.law import Law
+from mtlverify.search import Outcome, require_hypothesis, search
+
+KINDS = ("aggregator", "detector", "teleport")
+DEPTH = 100
+"""Examples per law at default depth."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The verdict on one plugin and one law.
+
+    Args:
+        kind: "aggregator", "detector" or "teleport".
+        name: registered name of the plugin, or its class name.
+        distribution: where it comes from, "name version".
+        law: id of the law.
+        claimed: the plugin promises it, or the law is universal.
+        status: "verified", "refuted", "not-applicable" or "error".
+        examples: inputs really measured.
+        worst_margin: the smallest margin seen (negative: violated); None if nothing was measured.
+        counterexample: the shrunk input as JSON, with what is needed to replay it; None unless refuted or in error.
+        detail: why it does not apply, what was raised, or whether the mathematics or the numerics is at fault.
+    """
+
+    kind: str
+    name: str
+    distribution: str
+    law: str
+    claimed: bool
+    status: str
+    examples: int = 0
+    worst_margin: float | None = None
+    counterexample: dict[str, Any] | None = None
+    detail: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether this result must fail a build: a broken promise, or a check that could not be made."""
+        return self.status == "error" or (self.claimed and self.status == "refuted")
+
+    def to_json(self) -> dict[str, Any]:
+        """The row of ``mtl verify --json``."""
+        return dataclasses.asdict(self)
+
+
+def laws(kind: str) -> list[Law]:
+    """All registered laws about a kind of plugin, universal ones first, then by id."""
+    found = [registry().load("law", entry.name) for entry in registry().entries("law") if entry.status == "ok"]
+    return sorted((law for law in found if law.kind == kind), key=lambda law: (not law.universal, law.id))
+
+
+def check(
+    plugin: Any,
+    laws: Iterable[str] | None = None,
+    max_examples: int = DEPTH,
+    seed: int = 0,
+    *,
+    kind: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[Result]:
+    """Check a plugin (an instance, or a registered name with ``options``) against laws, one after the other.
+
+    A law is tried whether the plugin claims it or not; ``Result.failed`` says whether a violation breaks a promise.
+
+    Args:
+        laws: ids of the laws to check; None means all of the plugin's kind.
+        max_examples: inputs per law (a law with an expensive check may take a fixed share of them).
+        seed: seed of the search; the same seed finds the same counterexample.
+        kind: "aggregator", "detector" or "teleport"; needed only for a name that two kinds share.
+
+    Raises:
+        UnknownPluginError: no plugin, or no law, of that name.
+        PluginError: the plugin cannot be imported or created.
+        MissingExtraError: hypothesis is not installed.
+    """
+    require_hypothesis()
+    if max_examples < 1:
+        raise ConfigurationError(f"max_examples={max_examples}: at least one example must be tried.")
+    if isinstance(plugin, str):
+        kind = kind_of_name(plugin) if kind is None else kind
+        plugin = registry().create(kind, plugin, **(options or {}))
+    kind = kind_of(plugin)
+    wanted = _select(kind, laws)
+    yield from _claims_of_nothing(plugin, kind, laws)
+    for law in wanted:
+        yield examine(plugin, law, max_examples, seed)
+
+
+def examine(plugin: Any, law: Law, max_examples: int, seed: int, *, explicit: Iterable[Any] = ()) -> Result:
+    """The verdict of one law. ``explicit`` inputs are tried first."""
+    result = _blank(plugin, law)
+    try:
+        reason = law.applies(plugin)
+    except Exception as error:  # it may have asked the method a question
+        return dataclasses.replace(result, detail=f"raised {type(error).__name__}: {error}")
+    if reason is not None:
+        return dataclasses.replace(result, status="not-applicable", detail=reason)
+    examples = law.examples()
+    restrict = getattr(type(plugin), "verification_examples", None)
+    if restrict is not None:
+        examples = restrict(examples)
+    depth = max(1, round(max_examples * law.effort))
+    outcome = search(law, plugin, examples, depth, _seed(seed, result.name, law.name), explicit)
+    return _judged(plugin, law, outcome, result)
+
+
+def replay(plugin: Any, counterexample: Mapping[str, Any]) -> Result:
+    """Measure one stored counterexample again: "refuted" if it still is one, "verified" if it no longer is."""
+    law: Law = registry().load("law", counterexample["law"])
+    example = (law.decode or Example.from_json)(counterexample["example"])
+    result = _blank(plugin, law)
+    try:
+        margin = law.measure(plugin, example)
+    except Exception as error:
+        return _judged(plugin, law, Outcome(1, None, example, error, example), result)
+    outcome = Outcome(1, margin, example if margin < 0 else None, None, example)
+    return _judged(plugin, law, outcome, result)
+
+
+def kind_of(plugin: Any) -> str:
+    """ "aggregator", "detector" or "teleport"."""
+    from mtlcore import Aggregator, ConflictDetector, TeleportStrategy
+
+    for kind, base in zip(KINDS, (Aggregator, ConflictDetector, TeleportStrategy), strict=True):
+        if isinstance(plugin, base):
+            return kind
+    raise ConfigurationError(f"{plugin!r} is not an instance of Aggregator, ConflictDetector or TeleportStrategy.")
+
+
+def kind_of_name(name: str) -> str:
+    """The kind in which a name is registered; the registry's own error if there is none."""
+    kinds = [k for k in KINDS if any(e.name == name for e in registry().entries(k))]
+    if len(kinds) > 1:
+        raise ConfigurationError(f"{name!r} names plugins of several kinds ({', '.join(kinds)}): say which with kind.")
+    if kinds:
+        return kinds[0]
+    import difflib
+
+    known = sorted({e.name for k in KINDS for e in registry().entries(k) if e.status == "ok"})
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Available: {', '.join(known)}."
+    raise UnknownPluginError(
+        f"there is no aggregator, detector or teleport called {name!r}. {hint} `mtl list` shows all."
+    )
+
+
+# --- pieces -------------------------------------------------------------------------------------------------------
+
+
+def _blank(plugin: Any, law: Law) -> Result:
+    owner = registry()._owner.get(type(plugin))
+    return Result(
+        kind=law.kind,
+        name=registry().name_of(plugin),
+        distribution="(unregistered)" if owner is None else owner.provenance,
+        law=law.id,
+        claimed=law.universal or law.id in plugin.claims,
+        status="error",
+    )
+
+
+def _judged(plugin: Any, law: Law, outcome: Outcome, result: Result) -> Result:
+    if outcome.error is not None:
+        # A promise can be broken by raising, too; a method that refuses an input says so in verification_examples.
+        changes: dict[str, Any] = {
+            "status": "error",
+            "detail": f"raised {type(outcome.error).__name__}: {outcome.error}",
+        }
+    elif outcome.examples == 0:
+        changes = {"status": "error", "detail": "vacuous: not one input satisfied the preconditions"}
+    elif outcome.counterexample is not None:
+        changes = {"status": "refuted", "detail": _blame(plugin, law, outcome.counterexample)}
+    else:
+        changes = {"status": "verified"}
+    stored = None
+    if outcome.counterexample is not None:
+        stored = {"law": law.name, "margin": outcome.margin, "example": outcome.counterexample.to_json()}
+    return dataclasses.replace(
+        result, examples=outcome.examples, worst_margin=outcome.margin, counterexample=stored, **changes
+    )
+
+
+def _blame(plugin: Any, law: Law, example: Any) -> str:
+    """Whether the exact reference of the same method breaks the law on the same input, too."""
+    from mtlverify import references
+
+    exact = references.exact_twin(plugin) if law.kind == "aggregator" and law.id != "matches-reference" else None
+    if exact is None or law.applies(exact) is not None:
+        return ""
+    try:
+        margin = law.measure(exact, example.with_(jacobian=example.jacobian.double()))
+    except ArithmeticError as error:
+        return f"undecided: the exact reference has no answer here ({error})"
+    if margin < 0:
+        return f"the mathematics: the exact reference breaks the law here, too (margin {margin:.3g})"
+    return f"the numerics: the exact reference obeys the law here (margin {margin:.3g})"
+
+
+def _select(kind: str, wanted: Iterable[str] | None) -> list[Law]:
+    known = laws(kind)
+    if wanted is None:
+        return known
+    by_id = {law.id: law for law in known}
+    chosen = []
+    for id in wanted:
+        if id not in by_id:
+            import difflib
+
+            near = difflib.get_close_matches(id, by_id, n=3, cutoff=0.5)
+            hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Laws: {', '.join(by_id)}."
+            raise UnknownPluginError(f"there is no law called {id!r} about a {kind}. {hint}")
+        chosen.append(by_id[id])
+    return chosen
+
+
+def _claims_of_nothing(plugin: Any, kind: str, wanted: Iterable[str] | None) -> Iterator[Result]:
+    """A claim that no law answers to is an error, not a silently kept promise."""
+    known = {law.id for law in laws(kind)}
+    for id in sorted(plugin.claims - known) if wanted is None else ():
+        owner = registry()._owner.get(type(plugin))
+        yield Result(
+            kind, registry().name_of(plugin), "(unregistered)" if owner is None else owner.provenance,
+            id, True, "error", detail=f"claims {id!r}, but no law of that id is registered about a {kind}",
+        )  # fmt: skip
+
+
+def _seed(seed: int, name: str, law: str) -> int:
+    """Each pair of plugin and law searches on its own seed, so that the order of checks changes nothing."""
+    return zlib.crc32(f"{seed}/{name}/{law}".encode())

@@ -1,0 +1,72 @@
+"""Inputs on which laws are tried: Hypothesis strategies that shrink to small integers, with a proof of what they are.
+
+A Jacobian is an integer matrix from a *family* (generic.py, stationary.py, degenerate.py), times a positive scale for
+each row (scales.py). Families are constructions with a proof in the docstring; scales are powers of two, so every
+entry is exact in float32 and float64 and the proofs survive to the last bit.
+
+`jacobians()` draws from all families; `jacobians(STATIONARY)` from some. A law adds its own draws with ``more``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from mtlverify.example import Example
+from mtlverify.strategies import degenerate, generic, stationary
+from mtlverify.strategies.losses import losses
+from mtlverify.strategies.scales import SCALINGS, row_scales
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+Family = Callable[[Draw], list[list[int]]]
+
+GENERIC: tuple[Family, ...] = (generic.gaussian, generic.small, generic.opposed, generic.single_task, generic.tall)
+ALIGNED: tuple[Family, ...] = (generic.aligned, generic.orthogonal)
+STRONGLY_STATIONARY: tuple[Family, ...] = (stationary.strongly,)
+WEAKLY_STATIONARY: tuple[Family, ...] = (stationary.weakly,)
+NOT_STATIONARY: tuple[Family, ...] = (stationary.escapable,)
+DEGENERATE: tuple[Family, ...] = (
+    degenerate.rank_deficient,
+    degenerate.near_collinear,
+    degenerate.antiparallel,
+    degenerate.duplicate_rows,
+    degenerate.one_zero_row,
+    degenerate.all_zero,
+)
+INDEPENDENT: tuple[Family, ...] = (generic.independent,)
+ALL: tuple[Family, ...] = (
+    *GENERIC, *ALIGNED, *INDEPENDENT, *STRONGLY_STATIONARY, *WEAKLY_STATIONARY, *NOT_STATIONARY, *DEGENERATE,
+)  # fmt: skip
+"""Simplest first: Hypothesis shrinks towards the front."""
+
+DTYPES = (torch.float64, torch.float32)
+
+
+def jacobians(
+    families: Sequence[Family] = ALL,
+    *,
+    scalings: Sequence[str] = SCALINGS,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    more: Callable[[Draw, int, int], dict[str, Any]] | None = None,
+) -> st.SearchStrategy[Example]:
+    """Examples whose Jacobian comes from ``families`` under one of ``scalings``; ``more(draw, K, P)`` fills ``extra``."""
+
+    @st.composite
+    def examples(draw: Draw) -> Example:
+        family = draw(st.sampled_from(families))
+        rows = torch.tensor(family(draw), dtype=torch.float64)
+        scaling = draw(st.sampled_from(scalings))
+        k, p = rows.shape
+        scaled = rows * row_scales(draw, k, scaling)[:, None]
+        return Example(
+            jacobian=scaled.to(draw(st.sampled_from(dtypes))),
+            losses=losses(draw, k),
+            seed=draw(st.integers(0, 99)),
+            family=family.__name__ + ("" if scaling == "unit" else f" ({scaling})"),
+            extra={} if more is None else more(draw, k, p),
+        )
+
+    return examples()

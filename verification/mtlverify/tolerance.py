@@ -1,0 +1,100 @@
+"""Every tolerance of the harness, each with its reason. No law and no test has a magic number of its own.
+
+Three quantities make a tolerance: the rounding of the dtype, the scale of what was added up, and how strongly the
+answer reacts to the last bit of its data. None of them is an absolute number, so gradients of size 1e-12 and 1e+12
+are judged alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mtlverify.answer import Answer
+
+EPS64 = torch.finfo(torch.float64).eps
+"""Weights, Gramian and losses are float64 by contract."""
+
+HALF_DIGITS = EPS64**0.5
+"""1.5e-8. A method that sees gradients through their Gramian squares the condition number, so of the 16 digits of
+the data half survive in the answer. Used where two answers have to be equal."""
+
+ROUNDINGS = 2.0**6
+"""How many roundings of the row dtype may pile up in an answer: a sum over a few dozen entries, some divisions."""
+
+SOLVER = 2.0**14 * EPS64
+"""3.6e-12. What an exact K x K solver leaves over in its optimality conditions: backward error of a handful of
+triangular solves, relative to the normalised rows."""
+
+REFERENCE = 1e-6
+"""Agreement asked of a method and a reference that solves the same problem in another way. A projection known up to a
+duality gap of 1e-12 (relative) is known up to its square root, 1e-6, in the direction."""
+
+PROBES = 6
+"""Perturbed copies of the data that measure conditioning; a discontinuity next to the data hides from all of them
+with probability 2^-6, and only if the law failed there in the first place."""
+
+AMPLIFY = 32.0
+"""A law may be off by this many times what the last bits of the data do to the answer: the worst of 6 random probes
+understates the worst direction in a few dozen dimensions by about this factor."""
+
+
+def eps(dtype: torch.dtype) -> float:
+    """Unit of the last place of 1.0."""
+    return float(torch.finfo(dtype).eps)
+
+
+def rounding(answer: Answer) -> float:
+    """What rounding alone may have done to d, as a length.
+
+    d = J^T w is summed in float64 and stored in the dtype of the rows: the first is relative to the summands, the
+    second to the result. A method that returns a direction did its sums in the dtype of the rows.
+    """
+    last = eps(answer.direction.dtype)
+    if answer.weights is None:
+        return ROUNDINGS * last * answer.size
+    return ROUNDINGS * last * answer.length + SOLVER * answer.size
+
+
+def cosine_noise(answer: Answer) -> float:
+    """How far below zero <g_i, d> / (|g_i| |d|) may be for rounding alone. At least 1 if d is nothing but noise."""
+    return rounding(answer) / answer.length if answer.length > 0 else 1.0
+
+
+def equality(*answers: Answer) -> float:
+    """The distance, as a length, below which answers count as equal: half of the digits, never less than rounding."""
+    half = max((HALF_DIGITS if a.weights is not None else eps(a.direction.dtype) ** 0.5) * a.size for a in answers)
+    return half + sum(rounding(a) for a in answers)
+
+
+def last_bits(rows: Tensor, probe: int) -> Tensor:
+    """The same rows as far as their dtype can tell: each moved by one unit of the last place of its own norm."""
+    generator = torch.Generator().manual_seed(probe)
+    noise = torch.randn(rows.shape, generator=generator, dtype=torch.float64)
+    noise = noise / noise.norm(dim=1, keepdim=True).clamp_min(1.0)
+    moved = rows.double() + 2.0 * eps(rows.dtype) * rows.double().norm(dim=1, keepdim=True) * noise
+    return moved.to(rows.dtype)
+
+
+def sensitivity(respond: Callable[[Tensor], Tensor], rows: Tensor) -> float:
+    """How far the answer moves, as a length, when the rows move in their last bits. Infinite if it stops existing."""
+    base = respond(rows).double()
+    worst = 0.0
+    for probe in range(PROBES):
+        moved = respond(last_bits(rows, probe)).double()
+        worst = max(worst, float((moved - base).norm()) if bool(moved.isfinite().all()) else float("inf"))
+    return AMPLIFY * worst
+
+
+def share_left(error: float, allowed: float) -> float:
+    """The margin of a law about equality: 1 if exact, 0 at the tolerance, negative beyond it.
+
+    ``allowed`` may be 0 only where everything is exactly 0; then anything but an exact answer is a violation.
+    """
+    if error != error:
+        return float("nan")
+    if error == 0:
+        return 1.0
+    return 1.0 - error / allowed if allowed > 0 else float("-inf")
