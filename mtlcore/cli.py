@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -16,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from mtlcore import __version__
-from mtlcore.errors import MtlError, PluginError
+from mtlcore.errors import MtlError, PluginError, PluginWarning
 from mtlcore.hookspecs import KINDS
 from mtlcore.registry import Entry, registry
 
@@ -120,15 +121,21 @@ def _show(entries: list[Entry]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("kind", "name", "distribution", "version", "status"):
-        table.add_column(column, no_wrap=column != "status")
+        table.add_column(column, no_wrap=True)
     last = None
     for e in entries:
-        status = Text("ok", style="green") if e.status == "ok" else Text(f"{e.status}: {e.problem}", style="red")
+        status = Text(e.status, style="green" if e.status == "ok" else "bold red")
         table.add_row(e.kind if e.kind != last else "", e.name, e.distribution, e.version, status)
         last = e.kind
-    Console().print(table)
+    console.print(table)
+    broken = [e for e in entries if e.status != "ok"]
+    if broken:
+        console.print(f"\n[bold red]{len(broken)} broken[/], set aside; everything else works without them:")
+    for e in broken:
+        console.print(Text(f"  {e.kind} {e.name!r} ({e.provenance}): {e.problem}"), soft_wrap=True)
 
 
 @app.command("new-plugin")
@@ -144,8 +151,19 @@ def new_plugin(
     typer.echo(f"Created {folder}. Next:\n  pip install -e {folder}\n  mtl verify {name}\n  pytest {folder}")
 
 
+def _warn_in_one_line(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    if issubclass(category, PluginWarning):
+        typer.secho(f"mtl: warning: {message}", fg="yellow", err=True)
+    else:
+        _show_warning(message, category, *place)
+
+
+_show_warning: Any = warnings.showwarning
+
+
 def main() -> None:
     """Entry point: errors made on purpose are one line and exit code 2, all others are tracebacks."""
+    warnings.showwarning = _warn_in_one_line  # type: ignore[assignment]  # same call, looser annotations
     try:
         app()
     except MtlError as error:

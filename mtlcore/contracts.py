@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, final
 
@@ -57,6 +58,7 @@ class StepView:
         generator: source of randomness; the only one a method may use. Seeded afresh for every step.
         features: detached tensors between trunk and heads, or () if the caller did not hand them over.
         others: views of further independent batches, for a method with ``batches > 1``.
+        inner: the service behind :attr:`inner`; offered by ``MultiTask.step``.
         needs: the most that may be read; reading beyond it is an error that names the remedy.
     """
 
@@ -66,6 +68,7 @@ class StepView:
         "_jacobian",
         "_losses",
         "_needs",
+        "_inner",
         "_present",
         "features",
         "others",
@@ -80,6 +83,7 @@ class StepView:
     _present: Tensor
     _generator: torch.Generator | int
     _needs: Needs
+    _inner: Callable[[StepView, Callable[[StepView], Tensor], int, float], StepView] | None
     task_names: tuple[str, ...]
     task_index: tuple[int, ...]
     step: int
@@ -99,6 +103,7 @@ class StepView:
         generator: torch.Generator | int = 0,
         features: Sequence[Tensor] = (),
         others: Sequence[StepView] = (),
+        inner: Callable[[StepView, Callable[[StepView], Tensor], int, float], StepView] | None = None,
         needs: Needs = Needs.JACOBIAN,
     ) -> None:
         n = losses.shape[0]
@@ -109,6 +114,7 @@ class StepView:
         put(self, "_present", torch.ones(n, dtype=torch.bool, device=losses.device) if present is None else present)
         put(self, "_generator", generator)
         put(self, "_needs", needs)
+        put(self, "_inner", inner)
         put(self, "task_names", tuple(f"task{i}" for i in range(n)) if task_names is None else tuple(task_names))
         put(self, "task_index", tuple(range(n)) if task_index is None else tuple(task_index))
         put(self, "step", step)
@@ -156,6 +162,16 @@ class StepView:
             generator = torch.Generator().manual_seed(generator)
             object.__setattr__(self, "_generator", generator)
         return generator
+
+    @property
+    def inner(self) -> Callable[[Callable[[StepView], Tensor], int, float], StepView] | None:
+        """``view.inner(weigh, steps, lr)``: the view at the point that inner gradient steps would reach.
+
+        ``weigh(view) -> (K,)`` gives the task weights at each inner point. The network is back bit for bit
+        afterwards (see :mod:`mtlcore.inner_loop`). None where no network stands behind the view, or in
+        ``MultiTask.backward``, which cannot evaluate the batch again.
+        """
+        return None if self._inner is None else functools.partial(self._inner, self)
 
     def _check(self, wanted: Needs, name: str) -> None:
         if self._needs < wanted:
@@ -211,6 +227,7 @@ class StepView:
             "generator": self._generator,
             "features": self.features,
             "others": self.others,
+            "inner": self._inner,
             "needs": self._needs,
         }
         return StepView(**{**fields, **changes})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtlcore import aggregation
+from mtlcore import aggregation, inner_loop
 from mtlcore.contracts import (
     Aggregation,
     Aggregator,
@@ -156,11 +157,12 @@ class MultiTask:
         others = [self._other_view(c) for c in closures[1:]]
         twice = self.aggregator.looks_twice()
         noise = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
-        prepared = self._prepare(*_evaluate(closures[0]), others=others)
+        inner = self._inner(closures[0])
+        prepared = self._prepare(*_evaluate(closures[0]), others=others, inner=inner)
         conflict = self._detect(prepared)
         teleport = self._teleport(closures[0], prepared, conflict)
         if teleport is not None and (teleport.accepted or prepared.found.deferred):
-            prepared = self._prepare(*_evaluate(closures[0]), others=others)
+            prepared = self._prepare(*_evaluate(closures[0]), others=others, inner=inner)
         report = self._finish(prepared, conflict, teleport)
         optimizer.step()
         if twice:
@@ -171,7 +173,23 @@ class MultiTask:
 
     # --- parts of a step ------------------------------------------------------------------------------------
 
-    def _prepare(self, losses: Losses, features: Features, others: Sequence[StepView] = ()) -> _Prepared:
+    def _inner(self, closure: Closure) -> Callable[..., StepView]:
+        """The service behind ``view.inner``: inner gradient steps on this step's batch, undone afterwards."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        return functools.partial(
+            inner_loop.descend,
+            evaluate=lambda: self._named(*_evaluate(closure)),
+            parameters=[*self._parameters, *(p for group in groups for p in group["params"])],
+            modules=[m for m in (self._trunk, self._heads) if m is not None],
+        )
+
+    def _prepare(
+        self,
+        losses: Losses,
+        features: Features,
+        others: Sequence[StepView] = (),
+        inner: Callable[..., StepView] | None = None,
+    ) -> _Prepared:
         """Check what the user handed over, pick a gradient source, make the view. Changes nothing."""
         by_name = self._by_name(losses)
         names = self._tasks or tuple(by_name)
@@ -219,6 +237,7 @@ class MultiTask:
             generator=aggregation.step_seed(self._seed, self._step),
             features=problem.features,
             others=others,
+            inner=inner,
             needs=needs,
         )
         return _Prepared(view, problem, found, full_gram, index, reason, detecting)

@@ -1,0 +1,53 @@
+"""Code in README and docs runs: Python blocks page by page in one namespace, `$ mtl ...` lines of console blocks."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Blocks of a language; one whose fence says "not run" is left out, and must say why in the page."""
+    return [text for lang, note, text in BLOCK.findall(page.read_text()) if lang == language and "not run" not in note]
+
+
+def identifier(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=identifier)
+def test_python_blocks_run(page, tmp_path):
+    program = tmp_path / "page.py"
+    program.write_text("\n\n".join(blocks(page, "python")))
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "console")], ids=identifier)
+def test_mtl_commands_run(page, tmp_path):
+    for block in blocks(page, "console"):
+        for line in block.splitlines():
+            if line.startswith("$ mtl "):
+                command = [sys.executable, "-m", "mtlcore", *shlex.split(line.removeprefix("$ mtl "), comments=True)]
+                env = {**os.environ, "COLUMNS": "120"}
+                done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+                assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+def test_links_between_pages_are_not_broken():
+    broken = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{identifier(page)} -> {target}")
+    assert not broken
