@@ -282,7 +282,7 @@ def test_reaches_pareto_stationary_points(n: int, p: int, rank: int, normalisati
 def test_large_lambda_without_safety_pushes_a_low_loss_task_up_and_with_it_does_not() -> None:
     """What pareto_safe is for: one negative coefficient is an ascent direction for that task."""
     losses = torch.tensor([0.1, 1.0], dtype=torch.float64)
-    o = dict(normalisation="identical", lamb=2.0)
+    o: dict[str, Any] = {"normalisation": "identical", "lamb": 2.0}
     assert float(method(**o, pareto_safe=False).aggregate(StepView(losses=losses), method().init(2)).weights[0]) < 0
     assert float(method(**o).aggregate(StepView(losses=losses), method().init(2)).weights[0]) == 0.0
 

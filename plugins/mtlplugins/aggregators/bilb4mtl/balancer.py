@@ -120,9 +120,11 @@ class Balancer(Aggregator):
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """What is promised depends on the options."""
-        promised = set()
+        promised = {"resume-equivalent"}
         if self.pareto_safe:
             promised.add("conic-combination")
+        if self.normalisation == "log" or (self.normalisation == "rescaled" and self.router_optimizer == "adam"):
+            promised.add("loss-unit-invariant")
         if self.discrepancy != "adjacent" and self.router == "free" and self.init_low == self.init_high:
             promised.add("permutation-equivariant")
         return frozenset(promised)

@@ -1,0 +1,83 @@
+"""``famo``: fast adaptive multitask optimization (Liu et al. 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from mtlcore import number
+from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
+from mtlplugins import adam
+from mtlplugins.positive import positive, solve_part
+from mtlplugins.subproblem import put, take, touched
+
+
+@dataclasses.dataclass(frozen=True)
+class FAMO(Aggregator):
+    """Equal rates of decrease of the log losses, amortised over steps [paper*, official code].
+
+    With logits u, z = softmax(u): the step descends on sum_i z_i log L_i, scaled so that the weights sum to one,
+        w_i = (z_i / L_i) / sum_j (z_j / L_j).
+    After it the losses of the same batch are looked at again; delta_i = log L_i(before) - log L_i(after), and
+        u <- Adam(u, (diag z - z z^T) delta + gamma u):
+    the task that improved most loses weight. One backward pass and one more forward pass a step.
+
+    Proved: weights are positive and sum to one; equal improvements leave u alone (gamma = 0); w_i grad L_i changes by
+    one common factor when a loss is measured in another unit, and delta not at all.
+    Not promised: descent of every task in a single step: that holds for the problem it amortises.
+    Differs from the code: no 1e-8 beside the losses (see mtlplugins.positive). Loss minima L* other than zero: subtract
+    them from the losses handed in.
+
+    Args:
+        lr: Adam's step size of u.
+        gamma: its weight decay: 0.001 on NYUv2, CelebA and QM9, 0.01 on Cityscapes [official run scripts].
+
+    Raises:
+        LossError: a negative loss; names the task.
+    """
+
+    needs = Needs.LOSSES
+    claims = frozenset(
+        {"simplex-weights", "conic-combination", "permutation-equivariant", "loss-unit-invariant", "resume-equivalent"}
+    )
+
+    lr: float = number(0.025, low=0.0, log=True)
+    gamma: float = number(1e-3, low=0.0, log=True)
+
+    def init(self, n_tasks: int) -> State:
+        """Logits u, Adam's moments, and the losses before the step (0: the task took no part in it)."""
+        zeros = torch.zeros(n_tasks, dtype=torch.float64)
+        return {"logits": zeros, "before": zeros.clone(), **adam.fresh(n_tasks)}
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """Weights (K,) that sum to one. Remembers the losses for :meth:`observe`."""
+        losses = view.losses
+        keep = positive(view, losses, _WAY_OUT)
+        forgotten = {**state, "before": torch.zeros_like(state["before"], device=losses.device)}
+        if keep is not None:
+            return solve_part(view, keep, forgotten, lambda part: self.aggregate(part, state))
+        z = torch.softmax(take(state["logits"], view), 0)
+        weights = z / losses
+        new = {**state, "before": put(forgotten["before"], view, losses)}
+        return Aggregation(weights=weights / weights.sum(), state=new, diagnostics={"z": z})
+
+    def observe(self, view: StepView, state: State) -> State:
+        """One step of Adam on the logits of the tasks that had a positive loss before and after."""
+        before, after = take(state["before"], view), view.losses
+        positive(view, after, _WAY_OUT)
+        both = (before > 0) & (after > 0)
+        if not bool(both.all()):
+            view = view.restricted(both)
+            if view.n_tasks == 0:
+                return state
+            before, after = before[both], after[both]
+        u = state["logits"].to(after.device)
+        z = torch.softmax(take(u, view), 0)
+        delta = torch.log(before / after)
+        gradient = put(torch.zeros_like(u), view, z * (delta - z @ delta))
+        moved, moments = adam.step(u, gradient, state, lr=self.lr, weight_decay=self.gamma, touched=touched(u, view))
+        return {**state, "logits": moved, **moments}
+
+
+_WAY_OUT = "famo takes its logarithm: shift the loss by its lower bound, or use a method without logarithms."

@@ -1,0 +1,37 @@
+"""``gls``: geometric loss strategy (Chennupati et al. 2019)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
+from mtlplugins.positive import positive, solve_part
+
+
+@dataclasses.dataclass(frozen=True)
+class GLS(Aggregator):
+    """min (prod_i L_i)^(1/K), hence w_i = GLS / (K L_i) with GLS the geometric mean of the losses [paper*, lib code].
+
+    Proved: the step is GLS times the mean gradient of the log losses, so its *direction* does not change with the
+    losses' units; its length changes by c^(1/K) when one loss is scaled by c. Weights are positive.
+    Not promised: descent of every task.
+
+    Raises:
+        LossError: a negative loss; names the task.
+    """
+
+    needs = Needs.LOSSES
+    claims = frozenset({"conic-combination", "permutation-equivariant", "loss-unit-invariant", "resume-equivalent"})
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """Weights GLS / (K L_i), the mean taken over the tasks whose loss is not exactly zero."""
+        losses = view.losses
+        keep = positive(view, losses, "gls takes its logarithm: shift the loss, or use a method without logarithms.")
+        if keep is not None:
+            return solve_part(view, keep, state, lambda part: self.aggregate(part, state))
+        # Through logarithms: a product of 40 losses of 1e-12 would underflow.
+        logs = losses.log()
+        mean = logs.mean()
+        return Aggregation(
+            weights=(mean - logs).exp() / view.n_tasks, state=state, diagnostics={"geometric_mean": mean.exp()}
+        )

@@ -1,0 +1,40 @@
+"""``rlw``: random loss weighting (Lin et al. 2022)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from mtlcore import choice
+from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
+
+
+@dataclasses.dataclass(frozen=True)
+class RLW(Aggregator):
+    """w = softmax(z), z ~ N(0, I_K), drawn afresh in every step [paper, lib code].
+
+    E[w] = 1/K, so the expected step is that of linear scalarisation: a baseline that every loss balancer should
+    beat. The draw comes from the step's own generator; the same run draws the same weights.
+    Promised: positive weights. Equivariance under permutations holds in law only, and is not claimed.
+
+    Args:
+        total: "one", or "n-tasks" for weights that sum to K (the paper allows both).
+    """
+
+    needs = Needs.LOSSES
+
+    total: str = choice("one", ("one", "n-tasks"))
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        """The weights sum to one only if asked to."""
+        return frozenset(
+            {"conic-combination", "resume-equivalent"} | ({"simplex-weights"} if self.total == "one" else set())
+        )
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """Weights (K,) that sum to one or to K."""
+        noise = torch.randn(view.n_tasks, generator=view.generator, dtype=torch.float64)
+        weights = torch.softmax(noise, 0).to(view.present.device)
+        return Aggregation(weights=weights * view.n_tasks if self.total == "n-tasks" else weights, state=state)

@@ -1,0 +1,32 @@
+"""``si``: scale-invariant, the sum of log losses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
+from mtlplugins.positive import positive, solve_part
+
+
+@dataclasses.dataclass(frozen=True)
+class SI(Aggregator):
+    """min sum_i log L_i, hence w_i = 1 / L_i [paper*, as in the Nash-MTL and FAMO comparisons].
+
+    Proved: w_i grad L_i does not change when task i's loss is measured in another unit (L_i -> c L_i). Weights are
+    positive, so a stationary point of the sum is Pareto stationary.
+    Not promised: descent of every task. As a loss goes to zero its weight grows without bound.
+
+    Raises:
+        LossError: a negative loss; names the task.
+    """
+
+    needs = Needs.LOSSES
+    claims = frozenset({"conic-combination", "permutation-equivariant", "loss-unit-invariant", "resume-equivalent"})
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """Weights 1 / L_i; a task whose loss is exactly zero is left out (see mtlplugins.positive)."""
+        losses = view.losses
+        keep = positive(view, losses, "si takes its logarithm: shift the loss, or use a method without logarithms.")
+        if keep is not None:
+            return solve_part(view, keep, state, lambda part: self.aggregate(part, state))
+        return Aggregation(weights=losses.reciprocal(), state=state)

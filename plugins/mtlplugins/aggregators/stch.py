@@ -1,0 +1,102 @@
+"""``stch``: smooth Tchebycheff scalarisation (Lin et al. 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from mtlcore import choice, integer, number, vector
+from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
+from mtlcore.errors import ConfigurationError
+from mtlplugins.positive import positive, solve_part
+from mtlplugins.subproblem import put, take
+
+
+@dataclasses.dataclass(frozen=True)
+class STCH(Aggregator):
+    """A smooth maximum of the losses: mu log sum_i exp(x_i / mu).
+
+    - form "plain": x_i = p_i (L_i - z_i*), hence w_i = p_i softmax(x / mu)_i. [paper]
+    - form "log": x_i = log(L_i / N_i), times K, hence w_i = K softmax(x / mu)_i / L_i. N is the nadir, the mean losses
+      over ``nadir_steps`` steps after ``warmup_steps``; until it is known the step is that of sum_i log L_i. [official
+      code, where warm-up is 4 epochs and the nadir is averaged over the next one; the steps here are a choice]
+
+    Proved: max x <= value <= max x + mu log K; mu -> 0 gives the largest x alone, mu -> infinity equal shares; "log"
+    does not change with the losses' units once N is taken. Weights are positive.
+    Not promised: descent of every task.
+
+    Args:
+        mu: smoothing.
+        form: "log" or "plain".
+        preferences: p (K,), positive, for "plain"; None: ones.
+        ideal: z* (K,), for "plain"; None: zeros.
+        warmup_steps: steps before the nadir is measured, for "log".
+        nadir_steps: steps over which it is averaged.
+
+    Raises:
+        LossError: a negative loss in form "log"; names the task.
+        ConfigurationError: a vector whose length is not K.
+    """
+
+    needs = Needs.LOSSES
+
+    mu: float = number(1.0, low=0.0, open_low=True, log=True)
+    form: str = choice("log", ("log", "plain"))
+    preferences: tuple[float, ...] | None = vector(None, low=0.0)
+    ideal: tuple[float, ...] | None = vector(None)
+    warmup_steps: int = integer(0, low=0)
+    nadir_steps: int = integer(1, low=1)
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        """Preferences and ideal losses belong to tasks in their order; only logarithms forget units."""
+        promised = {"conic-combination", "resume-equivalent"}
+        if self.form == "log":
+            promised.add("loss-unit-invariant")
+        if self.form == "log" or (self.preferences is None and self.ideal is None):
+            promised.add("permutation-equivariant")
+        return frozenset(promised)
+
+    def init(self, n_tasks: int) -> State:
+        """Sum and count of the losses that make the nadir; nothing for "plain"."""
+        for name in ("preferences", "ideal"):
+            value = getattr(self, name)
+            if value is not None and len(value) != n_tasks:
+                raise ConfigurationError(f"stch: {name} has {len(value)} entries for {n_tasks} tasks.")
+        if self.form == "plain":
+            return {}
+        return {name: torch.zeros(n_tasks, dtype=torch.float64) for name in ("nadir_sum", "nadir_count")}
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """Weights (K,)."""
+        losses = view.losses
+        if self.form == "plain":
+            preferences = self._vector(self.preferences, 1.0, view)
+            x = preferences * (losses - self._vector(self.ideal, 0.0, view))
+            return Aggregation(weights=preferences * torch.softmax(x / self.mu, 0), state=state, diagnostics={"x": x})
+        keep = positive(view, losses, "stch takes its logarithm: shift the loss, or use form='plain'.")
+        if keep is not None:
+            return solve_part(view, keep, state, lambda part: self.aggregate(part, state))
+        if view.step < self.warmup_steps:
+            return Aggregation(weights=losses.reciprocal(), state=state, diagnostics={"phase": "warm-up"})
+        total, count = take(state["nadir_sum"], view), take(state["nadir_count"], view)
+        measuring = view.step < self.warmup_steps + self.nadir_steps
+        # A task that was absent while the nadir was measured gets its first loss after that.
+        due = torch.ones_like(count, dtype=torch.bool) if measuring else count == 0
+        total, count = torch.where(due, total + losses, total), torch.where(due, count + 1.0, count)
+        new = {
+            "nadir_sum": put(state["nadir_sum"], view, total),
+            "nadir_count": put(state["nadir_count"], view, count),
+        }
+        if measuring:
+            return Aggregation(weights=losses.reciprocal(), state=new, diagnostics={"phase": "nadir"})
+        x = torch.log(losses / (total / count))
+        weights = view.n_tasks * torch.softmax(x / self.mu, 0) / losses
+        return Aggregation(weights=weights, state=new, diagnostics={"phase": "smooth maximum", "x": x})
+
+    def _vector(self, values: tuple[float, ...] | None, default: float, view: StepView) -> Tensor:
+        if values is None:
+            return torch.full((view.n_tasks,), default, dtype=torch.float64, device=view.present.device)
+        return take(torch.tensor(values, dtype=torch.float64), view)
