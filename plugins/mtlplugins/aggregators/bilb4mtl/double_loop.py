@@ -21,8 +21,8 @@ class BiLB4MTLDoubleLoop(Balancer):
     ``kept_norm`` = ||grad_W g(W, x)||, their quotient ``dropped_ratio``, and the losses at z_N, ``inner_losses``.
 
     Costs N + 1 further forward and N further backward passes a step, and one copy of the network. The inner steps
-    are taken by ``view.inner``, which only ``MultiTask.step(closure)`` can offer. In a view without it (a single
-    call for study) the step is that of ``bilb4mtl``, and the diagnostic ``inner`` says so.
+    are taken by ``view.inner``, which only ``MultiTask.step(closure)`` can offer. In a view without it (``backward``,
+    or a single call for study) the step is that of ``bilb4mtl``, and the diagnostic ``inner`` says so.
 
     Args:
         inner_steps: N.
@@ -34,12 +34,12 @@ class BiLB4MTLDoubleLoop(Balancer):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights dTOTAL/dl_i; the next state has the router one step further."""
-        if getattr(view, "inner", None) is None:
+        if view.inner is None:
             answer = self._step(view, state)
-            note = {"inner": "not available: grad_W g(W, z_N) was dropped"}
+            note = {"inner": "not available: grad_W g(W, z_N) was dropped; use MultiTask.step(closure)"}
             return dataclasses.replace(answer, diagnostics={**answer.diagnostics, **note})
         return self._step(view, state, self._solve)
 
     def _solve(self, view: StepView, weigh: Weigh) -> StepView:
-        found: StepView = view.inner(weigh, self.inner_steps, self.inner_lr)
-        return found
+        assert view.inner is not None
+        return view.inner(weigh, self.inner_steps, self.inner_lr)
