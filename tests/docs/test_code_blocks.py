@@ -47,7 +47,8 @@ def test_mtl_commands_run(page, tmp_path):
 def test_links_between_pages_are_not_broken():
     broken = []
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        prose = re.sub(r"`[^`]*`", "", BLOCK.sub("", page.read_text()))
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", prose):
             if "://" not in target and not (page.parent / target).exists():
                 broken.append(f"{identifier(page)} -> {target}")
     assert not broken

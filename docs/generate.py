@@ -1,0 +1,138 @@
+"""Writes the reference pages that are made from the code: docs/reference/{api,methods,command-line}.md.
+
+Run by `make docs`; a test fails when a page is stale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["MTLCORE_PLUGINS"] = "off"  # the pages describe this distribution, whatever else is installed
+
+import mtlcore
+from mtlcore.hyperparameters import allowed
+from mtlcore.registry import registry
+
+REFERENCE = Path(__file__).parent / "reference"
+NOTE = "<!-- Made by docs/generate.py from the code. Do not edit. -->\n\n"
+
+
+def prose(text: str | None) -> str:
+    """A docstring as Markdown: roles become code, Args and Raises become lists."""
+    lines: list[str] = []
+    for line in inspect.cleandoc(text or "").splitlines():
+        line = re.sub(r":(?:class|func|meth|mod|attr):`~?([^`]+)`", lambda m: f"`{m[1].split('.')[-1]}`", line)
+        line = line.replace("``", "`")
+        if line in ("Args:", "Raises:", "Returns:"):
+            line = f"**{line[:-1]}**\n"
+        elif line.startswith("        "):
+            line = line[4:]
+        elif line.startswith("    "):
+            head, colon, rest = line.strip().partition(": ")
+            line = f"- `{head}`: {rest}" if colon and re.fullmatch(r"[\w, *]+", head) else f"  {line.strip()}"
+        lines.append(line.rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def signature(thing: Any) -> str:
+    """Its signature without the quotes of deferred annotations."""
+    try:
+        return str(inspect.signature(thing)).replace("'", "").replace("torch.Tensor", "Tensor")
+    except (TypeError, ValueError):
+        return ""
+
+
+def api() -> str:
+    """Everything ``mtlcore`` exports."""
+    out = ["# Python reference\n", f"What `mtlcore` {mtlcore.__version__} exports. Everything else is internal.\n"]
+    for name in sorted(mtlcore.__all__, key=str.lower):
+        thing = getattr(mtlcore, name)
+        if name.startswith("__") or name == "hookimpl":
+            continue
+        if not inspect.isclass(thing):
+            out += [f"## {name}\n", f"```text\n{name}{signature(thing)}\n```\n", prose(thing.__doc__)]
+            continue
+        out += [f"## {name}\n", f"```text\n{name}{signature(thing)}\n```\n", prose(thing.__doc__)]
+        for attribute, value in vars(thing).items():
+            documented = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+            if attribute.startswith("_") or not inspect.isfunction(documented) or not documented.__doc__:
+                continue
+            shown = (
+                ""
+                if isinstance(value, property)
+                else signature(documented).replace("(self, ", "(").replace("(self)", "()")
+            )
+            out += [f"### {name}.{attribute}\n", f"```text\n{attribute}{shown}\n```\n", prose(documented.__doc__)]
+    return "\n".join(out)
+
+
+def methods() -> str:
+    """Every built-in aggregator, detector and teleport with its hyper-parameters and claims."""
+    out = [
+        "# Methods\n",
+        "Every built-in plugin: its docstring, its hyper-parameters and the laws it claims. What was verified and what "
+        "was refuted is in [the ledger](ledger.md).\n",
+        "Tags: [paper] read in the paper; [code] read in the authors' code; [memory] not confirmed; [choice] ours.\n",
+    ]
+    for kind, title in (("aggregator", "Aggregators"), ("detector", "Conflict detectors"), ("teleport", "Teleports")):
+        out.append(f"## {title}\n")
+        for name in mtlcore.available(kind):
+            cls = registry().load(kind, name)
+            out += [f"### {name}\n", prose(cls.__doc__)]
+            ranges = allowed(cls)
+            if ranges:
+                out.append("| hyper-parameter | default | allowed |\n|---|---|---|")
+                for field in dataclasses.fields(cls):
+                    if field.name in ranges:
+                        out.append(f"| `{field.name}` | `{field.default!r}` | {ranges[field.name]} |")
+                out.append("")
+            needs = getattr(cls, "needs", None)
+            claims = sorted(mtlcore.create(kind, name).claims)
+            facts = [f"needs `{needs.name}`"] if needs is not None else []
+            facts.append("claims " + (", ".join(f"`{c}`" for c in claims) if claims else "nothing"))
+            out.append("; ".join(facts).capitalize() + f". Source: `{cls.__module__}`.\n")
+    return "\n".join(out)
+
+
+def command_line() -> str:
+    """The help of every command."""
+    out = ["# Command line\n", "`mtl ...` is the same as `python -m mtlcore ...`.\n"]
+    env = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    for command in (
+        [],
+        ["list"],
+        ["verify"],
+        ["bench"],
+        ["bench", "list"],
+        ["bench", "run"],
+        ["bench", "report"],
+        ["new-plugin"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "mtlcore", *command, "--help"], capture_output=True, text=True, env=env, check=True
+        )
+        text = "\n".join(line.rstrip() for line in done.stdout.replace("__main__.py", "mtl").splitlines()).strip()
+        text = text.replace("python -m mtlcore", "mtl")
+        out += [f"## {' '.join(['mtl', *command])}\n", f"```text\n{text}\n```\n"]
+    return "\n".join(out)
+
+
+PAGES = {"api.md": api, "methods.md": methods, "command-line.md": command_line}
+
+
+def main() -> None:
+    """Write all pages."""
+    for page, make in PAGES.items():
+        (REFERENCE / page).write_text(NOTE + make().rstrip() + "\n", encoding="utf-8")
+        print(f"wrote {REFERENCE / page}")
+
+
+if __name__ == "__main__":
+    main()
