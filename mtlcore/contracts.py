@@ -405,15 +405,19 @@ class TeleportProblem(abc.ABC):
         """For each present task its name and its gradient on the trigger batch at the network's current parameters,
         parameter by parameter, in the order of :meth:`parameters`. Costs one pass; nothing is written to ``.grad``."""
 
-    def rows(self) -> tuple[tuple[str, ...], list[Tensor]]:
-        """The same as matrices: task names (K,), and per parameter the (K, numel) task gradients, zeros where a task
-        does not depend on it. The column order is that of :meth:`parameters`."""
+    def rows(self) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Detached losses by task, and per parameter (in the order of :meth:`parameters`) the (K, numel) matrix of task
+        gradients at the network's current parameters; zeros where a task does not depend on it. Costs one pass."""
+        losses, _ = self.evaluate()
         parameters = list(self.parameters().values())
-        found = [(name, list(row)) for name, row in self.task_gradients()]
-        return tuple(name for name, _ in found), [
-            torch.stack([(torch.zeros_like(p) if row[j] is None else row[j]).flatten() for _, row in found])  # type: ignore[union-attr]
-            for j, p in enumerate(parameters)
-        ]
+        names = list(losses)
+        blocks = [p.new_zeros(len(names), p.numel()) for p in parameters]
+        for i, name in enumerate(names):
+            found = torch.autograd.grad(losses[name], parameters, retain_graph=i + 1 < len(names), allow_unused=True)
+            for block, gradient in zip(blocks, found):
+                if gradient is not None:
+                    block[i] = gradient.flatten()
+        return {n: v.detach() for n, v in losses.items()}, blocks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -395,9 +395,6 @@ class _Problem(TeleportProblem):
 
     def task_gradients(self) -> Iterator[tuple[str, list[Tensor | None]]]:
         losses, _ = self.evaluate()
-        return self._gradients(losses)
-
-    def _gradients(self, losses: dict[str, Tensor]) -> Iterator[tuple[str, list[Tensor | None]]]:
         parameters = list(self.parameters().values())
         last = list(losses)[-1]
         for name, loss in losses.items():
@@ -405,18 +402,8 @@ class _Problem(TeleportProblem):
 
     def gramian(self) -> tuple[dict[str, Tensor], Tensor]:
         """Detached losses and the (K, K) Gramian in float64."""
-        losses, _ = self.evaluate()
-        kept = {n: v.detach() for n, v in losses.items()}
-        rows = [
-            torch.cat(
-                [
-                    torch.zeros_like(p).flatten() if g is None else g.flatten()
-                    for p, g in zip(self.parameters().values(), row)
-                ]
-            )
-            for _, row in self._gradients(losses)
-        ]
-        return kept, linalg.gramian(torch.stack(rows))
+        losses, blocks = self.rows()
+        return losses, torch.stack([linalg.gramian(block) for block in blocks]).sum(dim=0)
 
     def losses(self) -> dict[str, Tensor]:
         with torch.no_grad():

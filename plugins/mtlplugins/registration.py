@@ -35,6 +35,7 @@ DETECTORS: dict[str, str] = {
     "imbalance": "mtlplugins.detectors.imbalance:Imbalance",
 }
 TELEPORTS: dict[str, str] = {
+    "lora": "mtlplugins.teleports.lora:LoRA",
     "random": "mtlplugins.teleports.random_rescaling:RandomRescaling",
     "relu-rescaling": "mtlplugins.teleports.relu_rescaling:ReluRescaling",
 }

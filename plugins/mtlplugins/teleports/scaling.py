@@ -166,10 +166,10 @@ def rescale(
 ) -> Displacement:
     """The displacement that optimises the worst cosine over all groups, from one pass of task gradients."""
     parameters = dict(problem.trunk.named_parameters())
-    names, blocks = problem.rows()
+    losses, blocks = problem.rows()
     rows = dict(zip(problem.parameters(), blocks))
     shapes = {n: p.shape for n, p in parameters.items()}
-    if len(names) < 2:
+    if len(losses) < 2:
         return Displacement({}, diagnostics={"reason": "one task only: nothing can conflict"})
     total: dict[str, Tensor] = {}
     with torch.enable_grad():

@@ -1,0 +1,121 @@
+"""The losses as a function of a displacement of the trunk's parameters.
+
+Adapters need not live inside the network to be searched: for a weight W + Delta(factors) the chain rule takes the
+gradient with respect to W, which autograd gives for any layer whatever, to the factors. So a search moves the weights
+in place and asks the user's own closure; nothing has to be injected or removed. (The transaction around a search puts
+the weights back, whatever happens.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mtlcore import TeleportProblem
+
+Vector = list[Tensor]
+"""A direction in parameter space: one tensor per trainable trunk parameter."""
+
+
+class Field:
+    """One batch's losses around the starting point.
+
+    Attributes:
+        names: of the trainable trunk parameters; all vectors are in this order.
+        start: their values.
+        tasks: names of the tasks, K of them, in the order of every (K,) tensor.
+        reference: (K,) losses at the start, float64.
+        unit: (K,) max(|L_i|, eps * largest |L|): what relative changes are relative to.
+    """
+
+    def __init__(self, problem: TeleportProblem) -> None:
+        self._problem = problem
+        self._parameters = problem.parameters()
+        self.names = tuple(self._parameters)
+        self.start = [p.detach().clone() for p in self._parameters.values()]
+        losses, self.rows_at_start = problem.rows()
+        self.tasks = tuple(losses)
+        self.reference = _stacked(losses)
+        eps = max(torch.finfo(v.dtype).eps for v in losses.values())
+        self.unit = self.reference.abs().clamp_min(eps * float(self.reference.abs().max()))
+        self.unit = torch.where(self.unit > 0.0, self.unit, torch.ones_like(self.unit))
+
+    def current(self) -> Vector:
+        """Copy of the current point."""
+        return [p.detach().clone() for p in self._parameters.values()]
+
+    def place(self, values: Sequence[Tensor], shift: Sequence[Tensor] | None = None) -> None:
+        """Go to ``values`` (+ ``shift``)."""
+        for i, parameter in enumerate(self._parameters.values()):
+            parameter.data.copy_(values[i] if shift is None else values[i] + shift[i])
+
+    def displace(self, displacement: Mapping[str, Tensor]) -> None:
+        """Go to start + displacement."""
+        self.place([s + displacement[n] if n in displacement else s for n, s in zip(self.names, self.start)])
+
+    @torch.no_grad()
+    def losses(self) -> Tensor:
+        """(K,) at the current point."""
+        return _stacked(self._problem.evaluate()[0])
+
+    def relative_change(self) -> Tensor:
+        """(K,) (L_i - L_i*) / unit_i at the current point, L_i* cached for this batch."""
+        return (self.losses() - self.reference) / self.unit
+
+    def rows(self) -> tuple[Tensor, list[Tensor]]:
+        """(K,) losses and the (K, numel) task gradients per parameter at the current point."""
+        losses, blocks = self._problem.rows()
+        return _stacked(losses), blocks
+
+    def gradients(self, *weights: Tensor, graph: bool = False) -> tuple[Tensor, list[Vector]]:
+        """(K,) losses, and grad sum_i w_i L_i for each (K,) ``weights``: one forward, one backward each."""
+        losses = _stacked(self._problem.evaluate()[0])
+        parameters = list(self._parameters.values())
+        found = []
+        for i, w in enumerate(weights):
+            total = (w * losses).sum()
+            keep = graph or i + 1 < len(weights)
+            raw = torch.autograd.grad(total, parameters, retain_graph=keep, create_graph=graph, allow_unused=True)
+            found.append([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, raw)])
+        return losses if graph else losses.detach(), found
+
+    def backward(self, scalar: Tensor) -> Vector:
+        """Gradient of a scalar made of ``gradients(..., graph=True)``: the double backward pass."""
+        parameters = list(self._parameters.values())
+        raw = torch.autograd.grad(scalar, parameters, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, raw)]
+
+    def small_step(self, direction: Vector) -> float:
+        """A step along ``direction`` for finite differences: its size is sqrt(eps)-small beside the weights, where the
+        rounding of a gradient and the curvature of its change weigh about the same."""
+        size = norm(self.start)
+        length = norm(direction)
+        eps = torch.finfo(direction[0].dtype).eps
+        return eps**0.5 * (size if size > 0.0 else 1.0) / length if length > 0.0 else 0.0
+
+
+def _stacked(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([v.double() for v in losses.values()])
+
+
+def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """<a, b> in float64."""
+    return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b))
+
+
+def norm(a: Sequence[Tensor]) -> float:
+    """|a|."""
+    return float(inner(a, a) ** 0.5)
+
+
+def combine(terms: Sequence[tuple[float, Sequence[Tensor]]]) -> Vector:
+    """sum_j c_j v_j."""
+    first = terms[0][1]
+    return [sum(c * v[i] for c, v in terms) + torch.zeros_like(first[i]) for i in range(len(first))]
+
+
+def weighted(weights: Tensor, blocks: Sequence[Tensor], like: Sequence[Tensor]) -> Vector:
+    """sum_i w_i g_i from the (K, numel) blocks."""
+    return [(weights.to(b.dtype) @ b).view_as(p) for b, p in zip(blocks, like)]

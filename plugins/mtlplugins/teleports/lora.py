@@ -1,0 +1,133 @@
+"""COST's teleport: a low-rank jump of the trunk that keeps the losses and eases the conflict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number
+from mtlcore.errors import ConfigurationError
+from mtlplugins.teleports import low_rank, objectives, penalty, tangent
+from mtlplugins.teleports.field import Field
+
+
+@dataclass(frozen=True)
+class LoRA(TeleportStrategy):
+    """Displace the trunk by low-rank factors so that L_i(theta + Delta) = L_i(theta) for all i, and less conflict.
+
+    The transaction around it decides whether the jump is kept.
+
+    Args:
+        objective: what to have more of.
+            "conflict": the cosine with the mean gradient of the tasks that it serves worst. [choice; the default, as
+            gradient norms are most easily raised by making losses worse: see benchmarks/mtlbench/speed/teleports.py]
+            "sharpness": max over perturbations of L_i(theta + Delta + eps) - L_i(theta + Delta), over delta. [paper]
+            "gradient-norm": what sharpness estimates. [choice]
+        estimator: how its gradient is had. "sphere": n random perturbations [paper], sharpness only;
+            "finite-difference": one more gradient per curvature product; "double-backward": exact, for nets whose
+            operations can be differentiated twice. [seeds 1.6]
+        search: "tangent": predictor-corrector on the surface of constant losses, a few steps [choice];
+            "penalty": Adam on L_t - gamma L_g [paper].
+        rank: of every weight's displacement. [paper: 5]
+        gamma: weight of the objective in the penalty [paper: 0.1]. 0: nothing to gain, so the losses are kept by
+            staying (either search).
+        steps: of the search.
+        drift: tangent only: largest relative change of a loss on the trigger batch.
+        reach: tangent only: gain of the objective that a step tries first.
+        lr: penalty only: Adam's. [code: the learning rate of the training]
+        alpha: penalty only: Delta = alpha / rank * B A. [code: 8]
+        adapter: penalty only: who makes the factors: "low-rank" (own), or PEFT: "peft-lora", "peft-loha", "peft-lokr".
+        relative: losses and gradient norms relative to their size before the jump, so that the unit of a loss does not
+            matter [choice]; False: absolute [paper].
+        samples: n of the sphere. [code: 5]
+        delta: its radius. [code: 1e-4]
+        per_tensor: every tensor's noise has norm delta [code], or the whole vector's [paper's wording].
+        targets: patterns of weight names to adapt. Default: every weight of two or more dimensions.
+    """
+
+    exact = False
+    claims = frozenset({"keeps-losses-on-probe"})
+
+    objective: str = choice("conflict", ("conflict", "sharpness", "gradient-norm"))
+    estimator: str = choice("finite-difference", ("finite-difference", "double-backward", "sphere"))
+    search: str = choice("tangent", ("tangent", "penalty"))
+    rank: int = integer(5, low=1)
+    gamma: float = number(0.1, low=0.0)
+    steps: int = integer(2, low=0)
+    drift: float = number(0.01, low=0.0, open_low=True)
+    reach: float = number(0.3, low=0.0, open_low=True)
+    lr: float = number(1e-3, low=0.0, open_low=True, log=True)
+    alpha: int = integer(8, low=1)
+    adapter: str = choice("low-rank", ("low-rank", "peft-lora", "peft-loha", "peft-lokr"))
+    relative: bool = flag(True)
+    samples: int = integer(5, low=1)
+    delta: float = number(1e-4, low=0.0, open_low=True, log=True)
+    per_tensor: bool = flag(True)
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.estimator == "sphere" and self.objective != "sharpness":
+            raise ConfigurationError(
+                f"LoRA(objective={self.objective!r}, estimator='sphere'): random perturbations estimate "
+                f"sharpness only; use estimator='finite-difference' or objective='sharpness'."
+            )
+        if not isinstance(self.targets, tuple):
+            object.__setattr__(
+                self, "targets", (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+            )
+
+    def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
+        """The jump; it stays if there is nothing to adapt, nothing to gain, or nothing found."""
+        weights = low_rank.adapted(problem.parameters(), self.targets)
+        if not weights:
+            return _stay("the trunk has no trainable weight of two or more dimensions")
+        if self.gamma == 0.0 or self.steps == 0:
+            return _stay("nothing to gain: gamma or steps is 0")
+        field = Field(problem)
+        if len(field.tasks) < 2:
+            return _stay("one task only: nothing can conflict")
+        if self.search == "tangent":
+            found, log = tangent.search(
+                field,
+                list(weights),
+                self._objective(field),
+                rank=self.rank,
+                steps=self.steps,
+                drift=self.drift,
+                reach=self.reach,
+                generator=generator,
+            )
+        else:
+            found = penalty.search(
+                field,
+                low_rank.make(self.adapter, weights, self.rank, self.alpha, generator),
+                self._objective(field),
+                gamma=self.gamma,
+                steps=self.steps,
+                lr=self.lr,
+                relative=self.relative,
+                generator=generator,
+            )
+            log = {}
+        moved = {n: d for n, d in found.items() if bool(d.any())}
+        if not moved:
+            return _stay("no direction keeps every loss and eases the conflict", **log)
+        return Displacement({n: weights[n].detach() + d for n, d in moved.items()}, diagnostics=log)
+
+    def _objective(self, field: Field) -> objectives.Objective:
+        exact = self.estimator == "double-backward"
+        if self.objective == "conflict":
+            return objectives.Conflict(exact)
+        factor = objectives.balance(field.rows_at_start)
+        if self.relative:
+            norms = objectives.norms(field.rows_at_start)
+            factor = torch.where(norms > 0.0, factor / norms, torch.zeros_like(factor))
+        if self.estimator == "sphere":
+            return objectives.Sharpness(factor, self.samples, self.delta, self.per_tensor)
+        return objectives.GradientNorm(factor, exact)
+
+
+def _stay(reason: str, **log: float) -> Displacement:
+    return Displacement({}, diagnostics={"reason": reason, **log})
