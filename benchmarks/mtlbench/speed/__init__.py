@@ -1,0 +1,9 @@
+"""What a training step costs. Each module is one measurement with its own command line.
+
+* ``python -m mtlbench.speed.gradients``: task gradients, against TorchJD, LibMTL's form and hand-written loops.
+"""
+
+import os
+
+# The profiler that counts memory would otherwise print two lines per measurement; read when torch is imported.
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")

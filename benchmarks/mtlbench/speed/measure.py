@@ -1,0 +1,69 @@
+"""Timing and memory of contenders, so that neighbours' load and the allocator do not decide the result."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch.autograd.profiler import profile
+
+
+def interleaved(steps: Mapping[str, Callable[[], object]], seconds: float, least: int = 5) -> dict[str, list[float]]:
+    """Seconds of each step, measured in rounds: every contender once per round, so that all see the same load.
+
+    Args:
+        steps: name -> one step.
+        seconds: time to spend in all.
+        least: rounds even if the time is over.
+    """
+    out: dict[str, list[float]] = {name: [] for name in steps}
+    names, end = list(steps), time.perf_counter() + seconds
+    rounds = 0
+    while rounds < least or time.perf_counter() < end:
+        # The order rotates: whoever runs after a memory-hungry neighbour pays for its page faults.
+        shift = rounds % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = time.perf_counter()
+            steps[name]()
+            out[name].append(time.perf_counter() - start)
+        rounds += 1
+    return out
+
+
+def ratio(times: Mapping[str, Sequence[float]], name: str, to: str) -> float:
+    """Median over the rounds of time(name) / time(to): load that both share cancels."""
+    return statistics.median(a / b for a, b in zip(times[name], times[to]))
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """exp(mean(log))."""
+    return statistics.geometric_mean(values)
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Most bytes that torch's CPU allocator held at once during ``function``, above what it held before.
+
+    Every allocation and release of tensor memory is in the profiler's trace; their running sum is exact and knows
+    nothing of caches, page sizes or other processes, unlike the resident set size.
+    """
+    gc.collect()
+    with profile(profile_memory=True, use_kineto=True) as trace:
+        kept = function()
+    del kept
+    assert trace.kineto_results is not None
+    events = [
+        e for e in trace.kineto_results.events() if e.name() == "[memory]" and str(e.device_type()).endswith("CPU")
+    ]
+    level = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak
+
+
+def threads() -> int:
+    """How many threads torch uses; part of every record, for ratios depend on it."""
+    return torch.get_num_threads()
