@@ -130,12 +130,16 @@ class Balancer(Aggregator):
         return frozenset(promised)
 
     def init(self, n_tasks: int) -> State:
-        """References, and an empty router: it is drawn in the first step, when its input's size is known."""
-        empty = {"router": torch.zeros(0, dtype=torch.float64)}
-        moments = adam.fresh(0) if self.router_optimizer == "adam" else {}
-        # K itself, for a first batch that lacks some tasks.
-        n = {"n_tasks": torch.tensor(n_tasks)}
-        return {**empty, **moments, **n, **normalisations.fresh(self.normalisation, n_tasks)}
+        """References, router, moments. What the router's size or first values depend on (features, the generator) is
+        known in the first step only; until then ``drawn`` is False and the router is of size 0, if not free."""
+        size = n_tasks if self.router == "free" else 0
+        return {
+            "n_tasks": torch.tensor(n_tasks),  # K itself, for a first batch that lacks some tasks
+            "drawn": torch.tensor(False),
+            "router": torch.zeros(size, dtype=torch.float64),
+            **(adam.fresh(size) if self.router_optimizer == "adam" else {}),
+            **normalisations.fresh(self.normalisation, n_tasks),
+        }
 
     def _step(self, view: StepView, state: State, solve: Solve | None = None) -> Aggregation:
         """One step. ``solve`` takes the view at x and the weights of g as a function of a view, and returns the view
@@ -193,7 +197,7 @@ class Balancer(Aggregator):
             trained = {"router": flat, **moments}
         return Aggregation(
             weights=weights,
-            state={**state, **references, **trained},
+            state={**state, **references, **trained, "drawn": torch.tensor(True)},
             diagnostics=diagnostics,
             feature_gradient=feature_gradient,
         )
@@ -203,9 +207,8 @@ class Balancer(Aggregator):
         device = view.present.device
         width = 0 if self.router == "free" else routers.width(view, self.channel_dim)
         layout = routers.Router(self.router, n_tasks, width, self.hidden)
-        flat = state["router"]
-        moments = {k: v for k, v in state.items() if k.startswith("adam_")}
-        if not flat.numel():
+        flat, moments = state["router"], {k: v for k, v in state.items() if k.startswith("adam_")}
+        if not bool(state["drawn"]):
             flat = layout.draw(view.generator, self.init_low, self.init_high)
             moments = adam.fresh(len(flat)) if moments else {}
         elif len(flat) != layout.size:
