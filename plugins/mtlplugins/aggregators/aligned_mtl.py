@@ -34,7 +34,13 @@ class AlignedMTL(Aggregator):
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
     claims: ClassVar[frozenset[str]] = frozenset(
-        {"permutation-equivariant", "positively-homogeneous", "matches-reference", "resume-equivalent"}
+        {
+            "permutation-equivariant",
+            "positively-homogeneous",
+            "matches-reference",
+            "resume-equivalent",
+            "parameter-rotation",
+        }
     )
 
     scale: str = choice("min", ("min", "median", "rmse"))

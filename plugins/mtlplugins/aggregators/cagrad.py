@@ -50,8 +50,14 @@ class CAGrad(Aggregator):
             "conic-combination",
             "matches-reference",
             "resume-equivalent",
+            "parameter-rotation",
+            "zero-only-if-stationary",
         }
-        return frozenset(always | ({"non-conflicting"} if self.c >= 1.0 else set()))
+        if self.c >= 1.0:
+            always |= {"non-conflicting", "strongly-stationary-zero"}
+        if self.rescale == "none":
+            always.add("no-worse-than-mean")
+        return frozenset(always)
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """w = u + y / |g|."""

@@ -35,6 +35,8 @@ class ConFIG(Aggregator):
             "linear-under-scaling",
             "matches-reference",
             "resume-equivalent",
+            "equal-projections",
+            "parameter-rotation",
         }
     )
 

@@ -36,6 +36,9 @@ class DualProj(Aggregator):
             "no-conflict-identity",
             "matches-reference",
             "resume-equivalent",
+            "parameter-rotation",
+            "strongly-stationary-zero",
+            "zero-only-if-stationary",
         }
     )
 

@@ -83,9 +83,11 @@ class GradOPS(Aggregator):
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """What is promised for these hyper-parameters."""
-        out = {"non-conflicting", "positively-homogeneous", "resume-equivalent"}
+        out = {"non-conflicting", "positively-homogeneous", "parameter-rotation", "resume-equivalent"}
         if self.weights is None:
-            out |= {"permutation-equivariant", "matches-reference"}
+            out |= {"permutation-equivariant", "matches-reference", "strongly-stationary-zero"}
+            if self.fallback:
+                out.add("zero-only-if-stationary")
         if self.alpha == 0.0 and not self.rescale:
             out.add("linear-under-scaling")
             if self.weights is None and self.project == "conflict-only":

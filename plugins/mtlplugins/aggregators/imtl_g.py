@@ -36,6 +36,7 @@ class IMTLG(Aggregator):
             "equal-projections",
             "matches-reference",
             "resume-equivalent",
+            "parameter-rotation",
         }
     )
 
@@ -49,7 +50,7 @@ class IMTLG(Aggregator):
         v = x * (float(rows.norms.min()) / rows.norms)
         total, size = float(v.sum()), float(np.abs(v).sum())
         diagnostics: dict[str, object] = {"rank": rank}
-        if abs(total) <= 1e-12 * size:
+        if abs(total) <= 1e-12 * size or size == 0.0:
             diagnostics["undefined"] = "the weights sum to zero: no combination has equal projections"
             v, total = np.zeros_like(v), 1.0
         diagnostics["conflicts_with_all"] = total < 0.0

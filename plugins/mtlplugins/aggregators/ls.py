@@ -41,8 +41,11 @@ class LS(Aggregator):
             "simplex-weights",
             "matches-reference",
             "resume-equivalent",
+            "parameter-rotation",
         }
-        return frozenset(always | ({"permutation-equivariant"} if self.weights is None else set()))
+        if self.weights is None:
+            always |= {"permutation-equivariant", "no-conflict-identity", "zero-only-if-stationary"}
+        return frozenset(always)
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Constant weights."""

@@ -50,13 +50,18 @@ class MGDA(Aggregator):
             "permutation-equivariant",
             "positively-homogeneous",
             "conic-combination",
-            "pareto-stationary-zero",
             "matches-reference",
             "resume-equivalent",
+            "parameter-rotation",
+            "strongly-stationary-zero",
+            "zero-only-if-stationary",
         }
-        return frozenset(
-            always | {"none": {"simplex-weights", "duplicate-task"}, "l2": {"scale-free"}}.get(self.normalize, set())
-        )
+        own = {
+            "none": {"simplex-weights", "duplicate-task", "descent-lower-bound", "pareto-stationary-zero"},
+            "loss": {"pareto-stationary-zero"},
+            "l2": {"scale-free"},
+        }
+        return frozenset(always | own.get(self.normalize, set()))
 
     @property
     def degree(self) -> float:

@@ -57,6 +57,8 @@ class NashMTL(Aggregator):
             "scale-free",
             "conic-combination",
             "resume-equivalent",
+            "parameter-rotation",
+            "zero-only-if-stationary",
         }
         return frozenset(out | ({"matches-reference"} if self.max_norm is None else set()))
 

@@ -32,7 +32,15 @@ class PCGrad(Aggregator):
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
     claims: ClassVar[frozenset[str]] = frozenset(
-        {"positively-homogeneous", "linear-under-scaling", "conic-combination", "resume-equivalent"}
+        {
+            "positively-homogeneous",
+            "linear-under-scaling",
+            "conic-combination",
+            "no-conflict-identity",
+            "matches-reference",
+            "resume-equivalent",
+            "parameter-rotation",
+        }
     )
 
     reduction: str = choice("sum", ("sum", "mean"))

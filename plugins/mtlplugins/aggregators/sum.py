@@ -28,6 +28,8 @@ class Sum(Aggregator):
             "conic-combination",
             "matches-reference",
             "resume-equivalent",
+            "parameter-rotation",
+            "zero-only-if-stationary",
             "no-conflict-identity",
         }
     )

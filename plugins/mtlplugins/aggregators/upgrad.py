@@ -39,6 +39,9 @@ class UPGrad(Aggregator):
             "no-conflict-identity",
             "matches-reference",
             "resume-equivalent",
+            "parameter-rotation",
+            "strongly-stationary-zero",
+            "zero-only-if-stationary",
         }
     )
 

@@ -52,7 +52,7 @@ def cagrad(matrix: Array, inverse_norms: Array, b0: Array, c: float) -> tuple[Ar
     _, _, stationarity = min_norm(matrix, np.ones(k))
     y, count = _nearest(matrix, p, None)
     bounded = stationarity.status == "stationary"
-    if bounded and float(-p @ y) <= c * c:
+    if bounded and float(-p @ y) <= c * c * (1.0 + 16.0 * EPS):
         return y * length, Certificate("stationary", nonnegative.residual(matrix, p, y), count)
 
     # One constraint alone, the first to bind: the others only shrink the polyhedron, so this level is an upper bound.

@@ -13,5 +13,8 @@ def minimum_norm(matrix: Array, right: Array) -> tuple[Array, int]:
     values, vectors = np.linalg.eigh(matrix)
     keep = values > 8.0 * len(values) * EPS * values[-1]
     vectors = vectors[:, keep]
-    solution: Array = vectors @ ((vectors.T @ right) / values[keep])
+    along = vectors.T @ right
+    # A right-hand side without a component along the range has the solution 0, not its rounding error.
+    along[np.abs(along) <= 8.0 * len(values) * EPS * np.abs(right).sum()] = 0.0
+    solution: Array = vectors @ (along / values[keep])
     return solution, int(keep.sum())

@@ -38,10 +38,9 @@ def min_norm(matrix: Array, inverse_norms: Array) -> tuple[Array, float, Certifi
     else:
         y, count = nonnegative.solve(matrix, -s)
     b = y / float(s @ y)
-    slack = matrix @ b
-    square = max(float(b @ slack), 0.0)
-    # Optimality on the simplex: C b >= |d|^2 s everywhere, with equality where b > 0.
-    gap = slack - square * s
+    # Optimality on the simplex: C b >= |d|^2 s everywhere, with equality where b > 0; so |d|^2 = b'Cb = 1 / s'y.
+    square = 1.0 / float(s @ y)
+    gap = matrix @ b - square * s
     size = float(b.sum())
     error = max(-float(gap.min()), float(np.abs(gap[b > 0.0]).max()), 0.0) / size
     stationary = square <= 16.0 * k * EPS * size * size

@@ -29,8 +29,12 @@ def pair(c: float, p: float, q: float) -> tuple[float, float]:
         return -p, 0.0
     if q < 0.0 and p - c * q >= 0.0:
         return 0.0, -q
-    scale = 1.0 / max((1.0 - c) * (1.0 + c), 4.0 * EPS)
-    return max((c * q - p) * scale, 0.0), max((c * p - q) * scale, 0.0)
+    # The second follows from its own equation, so that the first one's error, large for c near +-1, cancels there.
+    y = (c * q - p) / max((1.0 - c) * (1.0 + c), 4.0 * EPS)
+    z = -q - c * y
+    if y < 0.0 or z < 0.0:
+        return (-p, 0.0) if p < q else (0.0, -q)
+    return y, z
 
 
 def ridged(matrix: Array) -> Array:
