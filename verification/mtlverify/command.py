@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
+import multiprocessing
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from mtlcore.errors import MtlError, UnknownPluginError
+from mtlcore.errors import MtlError
 from mtlcore.registry import Entry, registry
+
+if TYPE_CHECKING:
+    from mtlverify.runner import Result
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -23,106 +29,123 @@ def verify(
     kind: Annotated[Optional[str], typer.Option(help="aggregator, detector or teleport.")] = None,  # noqa: UP045
     max_examples: Annotated[int, typer.Option(min=1, help="Inputs tried per law.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
-    json_file: Annotated[
-        Optional[Path], typer.Option("--json", help="Write the rows as JSON ('-': to standard output).")
-    ] = None,  # noqa: UP045
-    all_rows: Annotated[
-        bool, typer.Option("--all", help="Also show laws that hold unclaimed or do not apply.")
-    ] = False,
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows there; - is stdout.")] = None,  # noqa: UP045
+    jobs: Annotated[Optional[int], typer.Option(min=1, help="Processes; default: one per core.")] = None,  # noqa: UP045
+    all_rows: Annotated[bool, typer.Option("--all", help="Show every row, not only promises and refutations.")] = False,
 ) -> None:
     """Check what methods promise, and what they do not: every law of their kind is searched for a counterexample.
 
     Exit code 1 if a claimed (or universal) law is refuted or could not be checked, 2 on bad usage, 0 otherwise.
     """
-    from mtlverify.runner import KINDS, Result, kind_of_name
+    from mtlverify.runner import KINDS
 
     if kind is not None and kind not in KINDS:
         raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="--kind")
     try:
-        chosen = [registry().find(kind or kind_of_name(name), name) for name in names or []]
-        broken: list[Entry] = []
-        if not names:
-            entries = [e for k in ([kind] if kind else KINDS) for e in registry().entries(k)]
-            chosen = [e for e in entries if e.status == "ok"]
-            broken = [e for e in entries if e.status != "ok"] + registry().problems()
-    except (UnknownPluginError, MtlError) as error:
+        chosen, broken = _chosen(names or [], kind)
+    except MtlError as error:
         typer.secho(f"mtl verify: {error}", fg="red", err=True)
         raise typer.Exit(2) from error
-    results = [_broken_row(e.kind, e, e.problem or "broken") for e in broken]
-    results += _progress(chosen, max_examples, seed, quiet=str(json_file) == "-")
-    rows = [r.to_json() for r in results]
+    to_stdout = str(json_file) == "-"
+    results = [_broken_row(entry, entry.problem or "broken") for entry in broken]
+    results += _progress(chosen, max_examples, seed, jobs or _cores(), quiet=to_stdout)
     if json_file is not None:
-        text = json.dumps(rows, indent=2) + "\n"
-        if str(json_file) == "-":
+        text = json.dumps([r.to_json() for r in results], indent=2) + "\n"
+        if to_stdout:
             typer.echo(text, nl=False)
         else:
             json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(text, encoding="utf-8")
-    if str(json_file) != "-":
+    if not to_stdout:
         _show(results, all_rows)
-    failed: list[Result] = [r for r in results if r.failed]
-    if failed:
+    if any(r.failed for r in results):
         raise typer.Exit(1)
 
 
-def _broken_row(kind: str, entry: Entry, problem: str) -> Any:
+def _chosen(names: list[str], kind: str | None) -> tuple[list[Entry], list[Entry]]:
+    """The sound entries to check, and, when everything is to be checked, the broken ones."""
+    from mtlverify.runner import KINDS, kind_of_name
+
+    if names:
+        return [registry().find(kind or kind_of_name(name), name) for name in names], []
+    entries = [e for k in ([kind] if kind else KINDS) for e in registry().entries(k)]
+    return [e for e in entries if e.status == "ok"], [e for e in entries if e.status != "ok"] + registry().problems()
+
+
+def _broken_row(entry: Entry, problem: str) -> Result:
     from mtlverify.runner import Result
 
-    return Result(kind, entry.name, entry.provenance, "loads", True, "error", detail=problem)
+    return Result(entry.kind, entry.name, entry.distribution, "loads", True, "error", detail=problem)
 
 
-def _progress(chosen: list[Entry], max_examples: int, seed: int, quiet: bool) -> list[Any]:
-    """Check one plugin after the other under a progress bar on standard error."""
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _progress(chosen: list[Entry], max_examples: int, seed: int, jobs: int, quiet: bool) -> list[Result]:
+    """The results in the order of ``chosen``, whatever the number of processes, under a progress bar on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from mtlverify.runner import laws
-
-    results: list[Any] = []
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
-        task = bar.add_task("", total=sum(len(laws(e.kind)) for e in chosen))
-        for entry in chosen:
-            for result in _checked(entry, max_examples, seed):
-                results.append(result)
-                bar.update(task, advance=1, description=f"{result.name}: {result.law}")
-    return results
+        task = bar.add_task("", total=len(chosen))
+        found: list[Result] = []
+        for entry, results in zip(chosen, _all_checked(chosen, max_examples, seed, jobs), strict=True):
+            found += results
+            bar.update(task, advance=1, description=f"{entry.kind} {entry.name}")
+    return found
 
 
-def _checked(entry: Entry, max_examples: int, seed: int) -> Iterator[Any]:
+def _all_checked(chosen: list[Entry], max_examples: int, seed: int, jobs: int) -> Iterator[list[Result]]:
+    """One process per core, one plugin at a time. Started afresh (a fork would inherit the locks of torch's and rich's
+    threads), so a plugin that was registered by hand in this process is checked in this process."""
+    arguments = [(e.kind, e.name, max_examples, seed) for e in chosen]
+    if min(jobs, len(chosen)) <= 1 or any(e.distribution == "(this process)" for e in chosen):
+        yield from map(_checked, arguments)
+        return
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_checked, arguments)
+
+
+def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
     """The results of one plugin; one that cannot be imported or made is one row, and the others go on."""
+    import torch
+
     from mtlverify.runner import check
 
+    torch.set_num_threads(1)  # K x K problems gain nothing from more, and the cores are in use
+    kind, name, max_examples, seed = arguments
     try:
-        plugin = registry().create(entry.kind, entry.name)
+        plugin = registry().create(kind, name)
     except MtlError as error:
-        yield _broken_row(entry.kind, entry, str(error))
-        return
-    yield from check(plugin, max_examples=max_examples, seed=seed)
+        return [_broken_row(registry().find(kind, name), str(error))]
+    return list(check(plugin, max_examples=max_examples, seed=seed))
 
 
-def _show(results: list[Any], all_rows: bool) -> None:
+def _show(results: list[Result], all_rows: bool) -> None:
     """One line per plugin and law worth reading, then the counts."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column, justify in (
-        ("plugin", "left"), ("law", "left"), ("claimed", "center"), ("status", "left"),
-        ("examples", "right"), ("worst margin", "right"), ("detail", "left"),
-    ):  # fmt: skip
-        table.add_column(column, justify=justify, no_wrap=column not in ("detail",))  # type: ignore[arg-type]
+    for column in ("plugin", "law", "claimed", "status", "examples", "worst margin", "detail"):
+        number = column in ("examples", "worst margin")
+        table.add_column(column, justify="right" if number else "left", no_wrap=column != "detail")
     last = None
     for r in results:
         if not (all_rows or r.claimed or r.status == "refuted" or r.failed):
             continue
-        style = "bold red" if r.failed else STYLES[r.status]
         margin = "" if r.worst_margin is None else f"{r.worst_margin:.2g}"
-        name = r.name if (r.kind, r.name) != last else ""
-        detail = Text(r.detail if len(r.detail) < 160 else r.detail[:157] + "...", style="red" if r.failed else "dim")
         table.add_row(
-            name, r.law, "yes" if r.claimed else "", Text(r.status, style=style), str(r.examples), margin, detail
+            r.name if (r.kind, r.name) != last else "",
+            r.law,
+            "yes" if r.claimed else "",
+            Text(r.status, style="bold red" if r.failed else STYLES[r.status]),
+            str(r.examples),
+            margin,
+            Text(_shortened(r.detail), style="red" if r.failed else "dim"),
         )
         last = (r.kind, r.name)
         if r.failed and r.counterexample is not None:
@@ -130,13 +153,14 @@ def _show(results: list[Any], all_rows: bool) -> None:
     console = Console()
     console.print(table)
     counts = ", ".join(f"{sum(r.status == s for r in results)} {s}" for s in STYLES)
-    tried, failed = sum(r.examples for r in results), sum(r.failed for r in results)
-    verdict = (
-        Text(f"{failed} promises broken or unchecked", "bold red")
-        if failed
-        else Text("every promise kept", "bold green")
-    )
-    console.print(Text(f"\n{tried:,} examples tried: {counts}. "), verdict, sep="", end="\n")
+    failed = sum(r.failed for r in results)
+    broken = Text(f"{failed} promises broken or unchecked.", "bold red")
+    console.print(f"\n{sum(r.examples for r in results):,} examples tried: {counts}.")
+    console.print(broken if failed else Text("Every promise kept.", "bold green"))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _input(counterexample: dict[str, Any]) -> str:

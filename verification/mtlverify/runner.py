@@ -25,7 +25,7 @@ class Result:
     Args:
         kind: "aggregator", "detector" or "teleport".
         name: registered name of the plugin, or its class name.
-        distribution: where it comes from, "name version".
+        distribution: name of the distribution it comes from.
         law: id of the law.
         claimed: the plugin promises it, or the law is universal.
         status: "verified", "refuted", "not-applicable" or "error".
@@ -165,7 +165,7 @@ def _blank(plugin: Any, law: Law) -> Result:
     return Result(
         kind=law.kind,
         name=registry().name_of(plugin),
-        distribution="(unregistered)" if owner is None else owner.provenance,
+        distribution="(unregistered)" if owner is None else owner.distribution,
         law=law.id,
         claimed=law.universal or law.id in plugin.claims,
         status="error",
@@ -232,7 +232,7 @@ def _claims_of_nothing(plugin: Any, kind: str, wanted: Iterable[str] | None) -> 
     for id in sorted(plugin.claims - known) if wanted is None else ():
         owner = registry()._owner.get(type(plugin))
         yield Result(
-            kind, registry().name_of(plugin), "(unregistered)" if owner is None else owner.provenance,
+            kind, registry().name_of(plugin), "(unregistered)" if owner is None else owner.distribution,
             id, True, "error", detail=f"claims {id!r}, but no law of that id is registered about a {kind}",
         )  # fmt: skip
 

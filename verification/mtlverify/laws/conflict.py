@@ -1,4 +1,7 @@
-"""Laws about agreement of the direction with every task. Parameters move along -d, so <g_i, d> > 0 means task i gains."""
+"""Laws about agreement of the direction with every task.
+
+Parameters move along -d, so <g_i, d> > 0 means that task i gains.
+"""
 
 from __future__ import annotations
 

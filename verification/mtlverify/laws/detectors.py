@@ -63,7 +63,7 @@ def deterministic(plugin: Any, example: Example) -> float:
 @law(
     "shape-dtype-device",
     kind="detector",
-    statement="pairs is (K, K) bool, symmetric, False on the diagonal; dominated is (K,) bool; the rest are plain numbers.",
+    statement="pairs is (K, K) bool, False on the diagonal; dominated is (K,) bool; the rest are plain numbers.",
     source=HOUSE,
     universal=True,
     margin=VERDICT,

@@ -41,7 +41,7 @@ def strongly_stationary_zero(plugin: Any, example: Example) -> float:
 
 @law(
     "zero-only-if-stationary",
-    statement="Where no convex combination of the gradients vanishes, the direction is not zero: the method never stalls.",
+    statement="Where no convex combination of the gradients vanishes, the direction is not zero: no stall.",
     source="the converse of pareto-stationary-zero",
     margin="|d| / sum_i |w_i| |g_i|, minus the rounding noise",
     examples=lambda: jacobians(NOT_STATIONARY, scalings=("unit", "common scale")),

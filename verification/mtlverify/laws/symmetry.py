@@ -55,7 +55,7 @@ def plane(draw: Draw, k: int, p: int) -> dict[str, Any]:
 
 @law(
     "parameter-rotation",
-    statement="An orthogonal change of the parameters' coordinates changes the direction in the same way: A(J Q) = A(J) Q.",
+    statement="An orthogonal change of the parameters' coordinates turns the direction with them: A(J Q) = A(J) Q.",
     source="true of every method that sees gradients only through their inner products",
     examples=lambda: jacobians(more=plane),
 )

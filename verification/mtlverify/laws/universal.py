@@ -73,7 +73,7 @@ def pure(plugin: Any, example: Example) -> float:
     examples=jacobians,
 )
 def deterministic(plugin: Any, example: Example) -> float:
-    """Asked, then asked something else, then asked again under other global seeds: hidden memory or randomness shows."""
+    """Asked, asked something else, asked again under other global seeds: hidden memory or randomness shows."""
     saved = _global_generators()
     try:
         first = ask(plugin, example)

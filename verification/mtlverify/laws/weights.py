@@ -25,7 +25,7 @@ def returns_weights(plugin: Any) -> str | None:
     "conic-combination",
     statement="The direction is a combination of the gradients with weights >= 0.",
     source="a direction outside the cone of the gradients spends length on what no task asked for",
-    margin="smallest w_i |g_i| / sum_j |w_j| |g_j|, else minus the distance of d / |d| to the cone; plus rounding noise",
+    margin="smallest w_i |g_i| / sum_j |w_j| |g_j|, else minus the distance of d / |d| to the cone; plus noise",
     examples=jacobians,
 )
 def conic_combination(plugin: Any, example: Example) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mtlverify.references import Array, NoUniqueAnswer, Solution, programs
+from mtlverify.references import ACCEPTED, Array, NoUniqueAnswer, ReferenceFailed, Solution, programs
+from mtlverify.references.min_norm import min_norm
 from mtlverify.references.rows import UnitRows, unit_rows
 
 
@@ -29,12 +30,20 @@ def dual(rows: Array, plugin: Any) -> Solution:
     cost = float(given.norms.min()) / given.norms
     problem, root, linear, scale, b = _dual_program(len(rows))
     root.value, linear.value, scale.value = c * given.square_root, given.units @ mean / length, cost
-    programs.solve(problem)
     point = mean / length
-    found = [_at(given, point, c, np.maximum(b.value, 0.0)), *_polished(given, point, c, cost, b.value)]
-    gap, best = min(((_gap(given, point, c, cost, y), tuple(y)) for y in found if y is not None), default=(1.0, ()))
-    y = np.array(best)
-    if not best or float(np.linalg.norm(given.units.T @ y)) == 0:
+    found: list[Array] = []
+    try:
+        programs.solve(problem)
+        near = np.maximum(b.value, 0.0)
+        found = _on_sphere(given, c, near) + _polished(given, point, c, cost, _guesses(near))
+    except ReferenceFailed:
+        pass  # rows of very different size: the supports are tried one by one below
+    if not found or min(_gap(given, point, c, cost, y) for y in found) > ACCEPTED:
+        found += _polished(given, point, c, cost, _subsets(len(rows)))
+    y = min(found, key=lambda y: _gap(given, point, c, cost, y), default=None)
+    gap = 1.0 if y is None else _gap(given, point, c, cost, y)
+    level = 0.0 if y is None else float(y @ given.units @ (point + given.units.T @ y)) / float(y @ cost)
+    if (y is None or gap > ACCEPTED or level * float(cost.max()) > -ACCEPTED) and _stationary(given):
         raise NoUniqueAnswer("g_w vanishes: every direction in the ball that harms no task is a maximiser")
     size = 1.0 + float(y.sum())
     return _scaled(
@@ -74,17 +83,31 @@ def _dual_program(k: int) -> tuple[Any, ...]:
     return cp.Problem(cp.Minimize(linear @ b + cp.norm(root @ b)), [cost @ b == 1]), root, linear, cost, b
 
 
-def _at(given: UnitRows, point: Array, c: float, b: Array) -> Array | None:
+def _stationary(given: UnitRows) -> bool:
+    """Whether g_w = 0 is possible: then level 0 is the best, and reached by many d if the ball reaches it."""
+    return float(np.linalg.norm(min_norm(given.units).direction)) < 1e-6
+
+
+def _on_sphere(given: UnitRows, c: float, b: Array) -> list[Array]:
     """The multiple of b for which |U'b| = c: what is added to the mean."""
     length = float(np.linalg.norm(given.units.T @ b))
-    return b * (c / length) if length > 1e-7 * float(b.sum()) else None
+    return [b * (c / length)] if length > 1e-7 * float(b.sum()) else []
 
 
-def _polished(given: UnitRows, point: Array, c: float, cost: Array, b: Array) -> list[Array | None]:
-    """On the support all gains <g_i, d> are equal: U_S (point + U_S'y) = t cost_S, |U_S'y| = c: a quadratic in t."""
-    found: list[Array | None] = []
-    for cut in (1e-9, 1e-7, 1e-5, 1e-3):
-        support = np.flatnonzero(b > cut * b.max())
+def _guesses(b: Array) -> list[Array]:
+    """Supports that the solver's answer suggests: its small entries may be zero or merely small."""
+    return [np.flatnonzero(b > cut * b.max()) for cut in (1e-9, 1e-7, 1e-5, 1e-3)]
+
+
+def _subsets(k: int) -> list[Array]:
+    """Every non-empty support: 63 of them for 6 tasks."""
+    return [np.flatnonzero([(code >> i) & 1 for i in range(k)]) for code in range(1, 2 ** min(k, 8))]
+
+
+def _polished(given: UnitRows, point: Array, c: float, cost: Array, supports: list[Array]) -> list[Array]:
+    """On a support all gains <g_i, d> are equal: U_S (point + U_S'y) = t cost_S, |U_S'y| = c: a quadratic in t."""
+    found = []
+    for support in supports:
         part = given.units[support]
         inverse = np.linalg.pinv(part @ part.T, rcond=1e-13, hermitian=True)
         slope, offset = inverse @ cost[support], -inverse @ (part @ point)
@@ -93,7 +116,7 @@ def _polished(given: UnitRows, point: Array, c: float, cost: Array, b: Array) ->
         if disc < 0 or p @ p == 0:
             continue
         for sign in (1.0, -1.0):
-            y = np.zeros(len(b))
+            y = np.zeros(len(cost))
             y[support] = slope * ((-(p @ q) + sign * np.sqrt(disc)) / (p @ p)) + offset
             if (y >= 0).all():
                 found.append(y)

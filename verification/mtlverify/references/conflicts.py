@@ -45,7 +45,7 @@ def weak(rows: Tensor, threshold: float = 0.0) -> Decisions:
 
 
 def dominated(rows: Tensor, rule: str = "smallest", threshold: float = 0.0, rho: float = 0.5) -> Decisions:
-    """cos(g_i, g_0) < -threshold for the mean gradient g_0: of the smallest task, of any, of a fraction. [COST, eq. 3]"""
+    """cos(g_i, g_0) < -threshold, g_0 the mean: for the smallest task, for any, for a fraction. [COST, eq. 3]"""
     opposed = _opposed(rows, threshold)
     norms = [math.hypot(*row) for row in rows.double().tolist()]
     alive = [n for n in norms if n > 0]

@@ -12,7 +12,7 @@ from mtlverify.references.rows import UnitRows, unit_rows
 
 
 def upgrad(rows: Array, plugin: Any) -> Solution:
-    """The mean of the K projected gradients. A projection commutes with positive scaling, so unit rows are projected."""
+    """The mean of the K projected gradients; projections commute with positive scaling, so unit rows are used."""
     if not rows.any():
         return Solution(np.zeros(rows.shape[1]), 0.0)
     given = unit_rows(rows)

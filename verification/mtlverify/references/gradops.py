@@ -1,4 +1,4 @@
-"""GradOPS by an orthonormal basis of the rows: each conflicting gradient loses its part in the span of all others. [Zhu et al. 2025]"""
+"""GradOPS by orthonormal bases: a conflicting gradient loses its part in the span of all others. [Zhu et al. 2025]"""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ def mgda(rows: Array, plugin: Any) -> Solution:
 def min_norm(rows: Array) -> Solution:
     """With b_i = a_i |g_i| / m and m = min |g_i|: min |U'b|^2 over b >= 0, sum_i b_i m / |g_i| = 1; then d = m U'b.
 
-    A zero row makes the answer 0. The optimality conditions are r = C b - |x|^2 c >= 0 and b r = 0, where c_i = m/|g_i|;
-    if they hold up to e, then |x - x*|^2 <= <x, x - x*> <= 2 e |b|_1, because x* is feasible.
+    A zero row makes the answer 0. The optimality conditions are r = C b - |x|^2 c >= 0 and b r = 0, c_i = m / |g_i|; if
+    they hold up to e, then |x - x*|^2 <= <x, x - x*> <= 2 e |b|_1, because x* is feasible.
     """
     lengths = np.linalg.norm(rows, axis=1)
     if (lengths == 0).any():
@@ -71,7 +71,7 @@ def _polished(units: Array, b: Array, cost: Array) -> list[Array]:
 
 
 def _active_set(units: Array, cost: Array) -> list[Array]:
-    """Lawson-Hanson on min |U'b|^2 + (<c, b> - 1)^2: along each ray the best value is |x|^2 / (1 + |x|^2) with <c, b> = 1,
+    """Lawson-Hanson on min |U'b|^2 + (<c, b> - 1)^2: on a ray the best value is |x|^2 / (1 + |x|^2), x at <c, b> = 1,
     so the minimiser is a multiple of the one sought."""
     b, _ = nnls(np.vstack([units.T, cost]), np.append(np.zeros(units.shape[1]), 1.0), maxiter=100 * len(cost))
     return [_repaired(b, cost)] if float(cost @ b) > 0 else []

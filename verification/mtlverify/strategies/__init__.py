@@ -52,7 +52,7 @@ def jacobians(
     dtypes: Sequence[torch.dtype] = DTYPES,
     more: Callable[[Draw, int, int], dict[str, Any]] | None = None,
 ) -> st.SearchStrategy[Example]:
-    """Examples whose Jacobian comes from ``families`` under one of ``scalings``; ``more(draw, K, P)`` fills ``extra``."""
+    """Examples from ``families`` under one of ``scalings``; ``more(draw, K, P)`` fills ``extra``."""
 
     @st.composite
     def examples(draw: Draw) -> Example:
