@@ -35,6 +35,8 @@ DETECTORS: dict[str, str] = {
     "imbalance": "mtlplugins.detectors.imbalance:Imbalance",
 }
 TELEPORTS: dict[str, str] = {
+    "attention-qk": "mtlplugins.teleports.attention_qk:AttentionQK",
+    "linear-boundary": "mtlplugins.teleports.linear_boundary:LinearBoundary",
     "lora": "mtlplugins.teleports.lora:LoRA",
     "random": "mtlplugins.teleports.random_rescaling:RandomRescaling",
     "relu-rescaling": "mtlplugins.teleports.relu_rescaling:ReluRescaling",

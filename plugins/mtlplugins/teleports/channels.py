@@ -101,9 +101,9 @@ class Found:
 def find_groups(trunk: nn.Module) -> Found:
     """Every group of the trunk that can be shown to be free."""
     try:
-        return Found(_Walk(trunk, "", _shared_modules(trunk)).groups(), "whole trunk traced")
+        return Found(_Walk(trunk, "", shared_modules(trunk)).groups(), "whole trunk traced")
     except Exception as error:  # tracing runs the user's forward on proxies: anything can be raised
-        shared = _shared_modules(trunk)
+        shared = shared_modules(trunk)
         groups, traced = _children(trunk, "", shared)
         note = f"trunk cannot be traced ({type(error).__name__}); {traced} of its parts were traced one by one"
         return Found(tuple(groups), note)
@@ -131,7 +131,7 @@ def _children(module: nn.Module, prefix: str, unsafe: set[nn.Module]) -> tuple[l
     return groups, traced
 
 
-def _shared_modules(trunk: nn.Module) -> set[nn.Module]:
+def shared_modules(trunk: nn.Module) -> set[nn.Module]:
     """Modules that are not plain: with hooks, parametrisations, or parameters that are frozen or owned twice."""
     owners = Counter(p for m in trunk.modules() for p in m._parameters.values() if p is not None)
     unsafe = set()
@@ -179,7 +179,7 @@ class _Walk:
         self._module = module
         self._prefix = prefix
         self._unsafe = unsafe
-        self._graph = _trace(module)
+        self._graph = trace(module)
         self._values: dict[fx.Node, _Value | None] = {}
         self._spaces: list[_Space] = []
         self._inputs: dict[nn.Module, _Value | None] = {}
@@ -415,7 +415,7 @@ class _Walk:
         return _Value(value.space, -1 if ndim == 2 else 1, ndim)
 
 
-def _trace(module: nn.Module) -> fx.Graph:
+def trace(module: nn.Module) -> fx.Graph:
     """The graph; optional arguments of forward are taken at their defaults, as nobody can know better."""
     defaults = {
         name: p.default

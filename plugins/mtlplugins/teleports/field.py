@@ -8,12 +8,15 @@ the weights back, whatever happens.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mtlcore import TeleportProblem
+from mtlcore.errors import TeleportError
 
 Vector = list[Tensor]
 """A direction in parameter space: one tensor per trainable trunk parameter."""
@@ -71,7 +74,8 @@ class Field:
 
     def gradients(self, *weights: Tensor, graph: bool = False) -> tuple[Tensor, list[Vector]]:
         """(K,) losses, and grad sum_i w_i L_i for each (K,) ``weights``: one forward, one backward each."""
-        losses = _stacked(self._problem.evaluate()[0])
+        with _twice_differentiable() if graph else contextlib.nullcontext():
+            losses = _stacked(self._problem.evaluate()[0])
         parameters = list(self._parameters.values())
         found = []
         for i, w in enumerate(weights):
@@ -82,9 +86,18 @@ class Field:
         return losses if graph else losses.detach(), found
 
     def backward(self, scalar: Tensor) -> Vector:
-        """Gradient of a scalar made of ``gradients(..., graph=True)``: the double backward pass."""
+        """Gradient of a scalar made of ``gradients(..., graph=True)``: the double backward pass.
+
+        Raises:
+            TeleportError: an operation of the network cannot be differentiated twice.
+        """
         parameters = list(self._parameters.values())
-        raw = torch.autograd.grad(scalar, parameters, allow_unused=True)
+        try:
+            raw = torch.autograd.grad(scalar, parameters, allow_unused=True)
+        except RuntimeError as error:
+            raise TeleportError(
+                f"the network cannot be differentiated twice ({error}). Use estimator='finite-difference'."
+            ) from error
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, raw)]
 
     def small_step(self, direction: Vector) -> float:
@@ -94,6 +107,13 @@ class Field:
         length = norm(direction)
         eps = torch.finfo(direction[0].dtype).eps
         return eps**0.5 * (size if size > 0.0 else 1.0) / length if length > 0.0 else 0.0
+
+
+@contextlib.contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Fused attention and recurrent kernels have no second derivative; their plain forms have."""
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        yield
 
 
 def _stacked(losses: Mapping[str, Tensor]) -> Tensor:

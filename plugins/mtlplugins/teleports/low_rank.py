@@ -96,14 +96,14 @@ class PeftAdapter:
         }
         stand_in = nn.Module()
         for i, p in enumerate(weights.values()):
-            linear: nn.Module = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            linear: nn.Module = nn.utils.skip_init(
                 nn.Linear, p.numel() // p.shape[0], p.shape[0], bias=False, device=p.device, dtype=p.dtype
             )
             stand_in.add_module(f"w{i}", linear)
         # PEFT draws the factors from the global stream: lend it one that starts from our generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            adapted = peft.inject_adapter_in_model(configs[kind](), stand_in)
+            adapted = peft.inject_adapter_in_model(configs[kind](), stand_in)  # type: ignore[no-untyped-call]
         self._shapes = {n: p.shape for n, p in weights.items()}
         self._layers = [getattr(adapted, f"w{i}") for i in range(len(weights))]
         self.factors = [p for p in adapted.parameters() if p.requires_grad]
