@@ -95,9 +95,9 @@ def methods() -> str:
                 out.append("")
             needs = getattr(cls, "needs", None)
             claims = sorted(mtlcore.create(kind, name).claims)
-            facts = [f"needs `{needs.name}`"] if needs is not None else []
-            facts.append("claims " + (", ".join(f"`{c}`" for c in claims) if claims else "nothing"))
-            out.append("; ".join(facts).capitalize() + f". Source: `{cls.__module__}`.\n")
+            facts = [f"Needs `{needs.name}`."] if needs is not None else []
+            facts.append("Claims " + (", ".join(f"`{c}`" for c in claims) if claims else "nothing"))
+            out.append(" ".join(facts) + f". Source: `{cls.__module__}`.\n")
     return "\n".join(out)
 
 
