@@ -5,7 +5,8 @@
 - *Selection on validation only.* The checkpoint with the best validation score is kept; the test part is
   evaluated once, on that checkpoint.
 - *Time.* Each step is timed; a plain summed-loss step on a copy of the network runs right before or after it at
-  regular steps, so that the ratio compares like with like on a noisy machine.
+  regular steps, so that the ratio compares like with like; it is a ratio of processor times (runs have one thread),
+  which waiting for a busy machine does not change.
 - *Conflict* is measured on fixed probe batches at a few checkpoints, for every method alike, outside the timed
   part and without touching the run.
 """
@@ -131,12 +132,12 @@ def train(
             run.renew_held_out()
             paired = step in run.timed
             plain_first = paired and len(pairs) % 2 == 0
-            plain_seconds = plain.step(*batches[0]) if plain_first else 0.0
-            start = time.perf_counter()
+            plain_cpu = plain.step(*batches[0]) if plain_first else 0.0
+            start, start_cpu = time.perf_counter(), time.process_time()
             report = multi.step(closures[0] if n_batches == 1 else closures)
-            seconds = time.perf_counter() - start
+            seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
             if paired and not plain_first:
-                plain_seconds = plain.step(*batches[0])
+                plain_cpu = plain.step(*batches[0])
             run.schedule.step()
             losses.append(report.losses.tolist())
             fired += bool(report.conflict is not None and report.conflict.conflicting)
@@ -145,7 +146,7 @@ def train(
             if report.teleport is None and step > 0:  # the first step pays for warming up
                 calm.append(seconds)
                 if paired:
-                    pairs.append((seconds, plain_seconds))
+                    pairs.append((cpu, plain_cpu))
             _note_diagnostics(diagnostics, report.diagnostics)
             if step in run.looks:
                 best.look(step, evaluate(task, network, splits.validation), network)
@@ -335,16 +336,16 @@ class _PlainTwin:
         self._optimizer, _ = _optimizer(self._network, run.budget)
 
     def step(self, inputs: Tensor, targets: Mapping[str, Tensor]) -> float:
-        """Seconds of one step. The run's random stream is not touched."""
+        """Processor seconds of one step. The run's random stream is not touched."""
         with torch.random.fork_rng(devices=[]):
-            start = time.perf_counter()
+            start = time.process_time()
             self._optimizer.zero_grad()
             outputs, _ = self._network(inputs)
             total = sum(self._task.loss(name, output, targets[name]) for name, output in outputs.items())
             assert isinstance(total, Tensor)
             total.backward()
             self._optimizer.step()
-            return time.perf_counter() - start
+            return time.process_time() - start
 
 
 class _Best:

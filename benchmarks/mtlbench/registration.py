@@ -5,7 +5,11 @@ from __future__ import annotations
 from mtlcore.hookspecs import Register, hookimpl
 
 TASKS: dict[str, str] = {
+    "fashion-scenes": "mtlbench.tasks.fashion_scenes:FashionScenes",
+    "grid-fashion": "mtlbench.tasks.grid_fashion:GridFashion",
     "multimnist": "mtlbench.tasks.multimnist:MultiMNIST",
+    "qm9": "mtlbench.tasks.qm9:QM9",
+    "rf1": "mtlbench.tasks.rf1:RiverFlow",
 }
 
 

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from support import bench_tiny
+import pytest
+
+from mtlcore.registry import registry
+
+
+@pytest.fixture
+def tiny():
+    """The tiny task and its methods, registered for one test."""
+    plugin = bench_tiny.Plugin()
+    registry().add(plugin, "tiny")
+    yield bench_tiny
+    registry().remove(plugin)

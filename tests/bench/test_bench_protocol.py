@@ -1,0 +1,181 @@
+"""The protocol: pairing of seeds, delta-m, selection on validation, and looking without touching."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from mtlbench import protocol, tuning
+from mtlbench.suite import MethodEntry, Tuning
+from mtlbench.tasks.base import Budget, Metric, Network
+
+METRICS = (Metric("a", "accuracy", True, "%"), Metric("b", "error", False))
+
+
+def test_delta_m_follows_the_direction_of_each_metric():
+    base = {"a/accuracy": 80.0, "b/error": 0.5}
+    # 10 % less accuracy and 10 % more error are both 10 % worse.
+    assert protocol.delta_m({"a/accuracy": 72.0, "b/error": 0.55}, base, METRICS) == pytest.approx(10.0)
+    assert protocol.delta_m({"a/accuracy": 88.0, "b/error": 0.5}, base, METRICS) == pytest.approx(-5.0)
+    assert protocol.delta_m(base, base, METRICS) == 0.0
+
+
+def test_delta_m_does_not_invent_a_value():
+    assert protocol.delta_m({"a/accuracy": 1.0, "b/error": 1.0}, {"a/accuracy": 0.0, "b/error": 1.0}, METRICS) is None
+    assert protocol.delta_m({"a/accuracy": 1.0}, {"a/accuracy": 1.0, "b/error": 1.0}, METRICS) is None
+
+
+def _train(tiny, method="tiny-equal", seed=0, **options):
+    entry = MethodEntry(name=method, aggregator=method, **options)
+    task = tiny.Tiny()
+    base = {"a/MAE": 1.0, "b/MAE": 1.0}
+    return protocol.train("tiny", task, entry, seed, task.budget, base)
+
+
+def test_runs_are_reproducible_and_seeds_differ(tiny):
+    one, again, other = _train(tiny), _train(tiny), _train(tiny, seed=1)
+    assert one.metrics == again.metrics
+    assert one.curves["loss"] == again.curves["loss"]
+    assert one.metrics != other.metrics
+
+
+def test_the_callers_random_state_is_left_alone(tiny):
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    _train(tiny)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_methods_start_from_the_same_weights_and_see_the_same_batches(tiny):
+    # Equal and Slow are the same mathematics under different names: identical runs mean nothing depends on the name.
+    one, two = _train(tiny, "tiny-equal"), _train(tiny, "tiny-slow")
+    assert one.metrics == two.metrics
+    assert one.curves["conflict"] == two.curves["conflict"]
+    # Two truly different methods still share the first loss (weights, batch, dropout mask).
+    ls = _train(tiny, "mgda")
+    first = {k: v[0] for k, v in ls.curves["loss"]["by_task"].items()}
+    assert first == {k: v[0] for k, v in one.curves["loss"]["by_task"].items()}
+    assert ls.metrics != one.metrics
+
+
+def test_seed_axes_are_independent_of_one_another():
+    drawn = {protocol.seed_for(axis, task, s) for axis in ("weights", "order") for task in ("x", "y") for s in (0, 1, -1)}
+    assert len(drawn) == 12
+
+
+def test_single_task_networks_start_from_the_weights_of_the_joint_network(tiny):
+    with protocol._own_randomness(3):
+        joint = Network(tiny.Tiny())
+    with protocol._own_randomness(3):
+        alone = Network(tiny.Tiny(), only="b")
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, joint.state_dict()[name])
+    assert not any(name.startswith("heads.a") for name in alone.state_dict())
+
+
+def test_looking_changes_nothing(tiny, monkeypatch):
+    """Conflict probes and the twin for timing must not influence training."""
+    watched = _train(tiny)
+    monkeypatch.setattr(protocol._ConflictProbe, "look", lambda self, network, step: None)
+    monkeypatch.setattr(protocol._PlainTwin, "step", lambda self, inputs, targets: 1.0)
+    assert _train(tiny).metrics == watched.metrics
+
+
+def test_the_test_part_is_evaluated_once_and_at_the_checkpoint_that_validation_chose(tiny, monkeypatch):
+    task = tiny.Tiny()
+    splits = task.load()
+    looked = []
+    real = protocol.evaluate
+
+    def spy(task, network, split, *rest):
+        part = next(n for n in ("train", "validation", "test") if getattr(splits, n).sources is split.sources)
+        looked.append(part)
+        return real(task, network, split, *rest)
+
+    monkeypatch.setattr(tiny.Tiny, "load", lambda self: splits)
+    monkeypatch.setattr(protocol, "evaluate", spy)
+    outcome = _train(tiny)
+    assert looked == ["validation"] * 4 + ["test"]
+    scores = {p["step"]: p["score"] for p in outcome.curves["validation"]}
+    assert outcome.selected_step == min(scores, key=scores.get)
+
+
+def test_selection_keeps_the_best_checkpoint_even_if_training_gets_worse(tiny):
+    task = tiny.Tiny()
+    with protocol._own_randomness(0):
+        network = Network(task)
+    best = protocol._Best(lambda metrics: metrics["score"])
+    best.look(0, {"score": 2.0}, network)
+    best.look(1, {"score": 1.0}, network)
+    kept = {k: v.clone() for k, v in network.state_dict().items()}
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(1.0)
+    best.look(2, {"score": 3.0}, network)
+    best.test(task, network, task.load().test)
+    assert best.step == 2
+    assert all(torch.equal(v, kept[k]) for k, v in network.state_dict().items())
+
+
+def test_conflict_probe_measures_the_cosine_of_the_task_gradients(tiny):
+    task = tiny.Tiny()
+    with protocol._own_randomness(0):
+        network = Network(task)
+    probe = protocol._ConflictProbe("tiny", task, task.load().train, 0, 8)
+    probe.look(network, 0)
+    network.eval()
+    rows = []
+    for name in task.tasks:  # one big batch has the mean gradient of the probe's batches
+        network.zero_grad()
+        inputs = torch.cat([b[0] for b in probe._batches])
+        target = torch.cat([b[1][name] for b in probe._batches])
+        task.loss(name, network(inputs)[0][name], target).backward()
+        rows.append(torch.cat([p.grad.flatten() for p in network.trunk.parameters()]))
+    expected = torch.nn.functional.cosine_similarity(rows[0], rows[1], dim=0)
+    assert probe.seen[0]["min_cosine"] == pytest.approx(float(expected), abs=1e-5)
+    norms = sorted(float(r.norm()) for r in rows)
+    assert probe.seen[0]["norm_ratio"] == pytest.approx(norms[1] / norms[0], rel=1e-4)
+
+
+def test_cost_spreads_teleports_over_all_steps():
+    per_step, ratio = protocol._cost([1.0, 1.0, 9.0], [(2.0, 1.0), (2.0, 1.0)], teleport_seconds=5.0, steps=10)
+    assert per_step == 1.5
+    assert ratio == 2.5
+
+
+def test_loss_curves_are_means_of_all_steps():
+    thin = protocol._thinned([[float(i)] for i in range(1000)], ("a",))
+    assert len(thin["step"]) == protocol.CURVE_POINTS
+    assert thin["step"][-1] == 1000
+    assert sum(thin["by_task"]["a"]) / protocol.CURVE_POINTS == pytest.approx(499.5, rel=0.01)
+
+
+def test_every_method_gets_the_same_number_of_trials_and_the_same_learning_rates():
+    budget = Budget(steps=10, batch_size=4, learning_rate=1e-3)
+    plan = Tuning(trials=5)
+    plain = tuning.candidates(MethodEntry(name="ls", aggregator="ls"), plan, budget)
+    searched = tuning.candidates(
+        MethodEntry(name="cagrad", aggregator="cagrad", search={"c": [0.2, 0.4, 0.6]}), plan, budget
+    )
+    baseline = tuning.candidates(None, plan, budget)
+    assert len(plain) == len(searched) == len(baseline) == 5
+    assert [r for r, _ in plain] == [r for r, _ in searched] == [r for r, _ in baseline]
+    assert plain[0][0] == 1e-3
+    assert all(2e-4 <= r <= 5e-3 for r, _ in plain)
+    assert {o["c"] for _, o in searched[1:]} <= {0.2, 0.4, 0.6}
+    assert searched[0][1] == {}
+
+
+def test_multimnist_is_learnt():
+    """The real digits, a tenth of the demo's training: far above the 10 % of guessing."""
+    import mtlcore
+
+    task = mtlcore.create("task", "multimnist")
+    budget = dataclasses.replace(task.budget, steps=60, evaluations=1)
+    base = {m.key: 100.0 for m in task.metrics}
+    entry = MethodEntry(name="sum", aggregator="sum")
+    outcome = protocol.train("multimnist", task, entry, 0, budget, base)
+    assert min(outcome.metrics.values()) > 60.0
+    assert outcome.ratio_to_sum is not None
+    assert -1.0 <= outcome.conflict["min_cosine"] <= 1.0

@@ -1,0 +1,102 @@
+"""Statistics against values known from elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mtlbench import statistics as stats
+from scipy import stats as scipy_stats
+
+
+def test_t_interval_of_three_values():
+    # mean 2, s = 1, n = 3: 2 +- 4.302653 / sqrt(3)
+    found = stats.t_interval([1.0, 2.0, 3.0])
+    assert found.estimate == 2.0
+    assert found.high - 2.0 == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert 2.0 - found.low == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+
+
+def test_one_value_has_no_interval():
+    assert stats.t_interval([1.0]).low is None
+    assert stats.paired([[1.0]]).verdict == "not enough runs"
+
+
+def test_interquartile_mean_ignores_the_outer_quarters():
+    assert stats.interquartile_mean([-1000.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1000.0]) == 3.5
+    assert stats.interquartile_mean([1.0, 2.0, 6.0]) == 3.0
+
+
+def test_sign_flip_test_is_exact():
+    # All five differences positive: only the two extreme of the 32 sign patterns are as far from zero.
+    assert stats.sign_flip_test([1.0, 2.0, 3.0, 4.0, 5.0]) == 2 / 32
+    # Three pairs can never do better than 2/8, which is why a t-test is used there.
+    assert stats.sign_flip_test([10.0, 10.1, 10.2]) == 0.25
+
+
+def test_sign_flip_test_samples_for_many_pairs():
+    rng = np.random.default_rng(0)
+    null = stats.sign_flip_test(rng.normal(0, 1, 20))
+    shifted = stats.sign_flip_test(rng.normal(2, 1, 20))
+    assert shifted < 0.001 < 0.05 < null
+
+
+def test_holm_against_the_textbook():
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+
+
+def test_paired_t_equals_scipy():
+    d = [0.4, 0.7, 0.2, 0.5]
+    found = stats.paired([d])
+    assert found.p == pytest.approx(scipy_stats.ttest_1samp(d, 0.0).pvalue)
+    assert found.verdict == "worse"
+    assert found.test == "paired t-test"
+
+
+def test_detectable_difference_is_the_half_width():
+    found = stats.paired([[0.4, -0.7, 0.2]])
+    assert found.verdict == "no significant difference"
+    assert found.detectable == pytest.approx(found.difference.high - found.difference.estimate)
+
+
+def test_equal_runs_are_no_difference_and_not_an_error():
+    assert stats.paired([[0.0, 0.0, 0.0]]).verdict == "no significant difference"
+    assert stats.paired([[-1.0, -1.0, -1.0]]).verdict == "better"
+
+
+def test_correction_can_take_a_verdict_back():
+    alone = stats.paired([[0.4, 0.7, 0.2, 0.5]])
+    assert alone.verdict == "worse"
+    family = {"a": alone, **{f"b{i}": stats.paired([[0.1, -0.1, 0.05]]) for i in range(9)}}
+    assert stats.corrected(family)["a"].verdict == "no significant difference"
+    assert stats.corrected(family)["a"].p_holm == pytest.approx(10 * alone.p)
+
+
+def test_stratified_bootstrap_keeps_strata_apart():
+    # Two tasks without any spread inside: resampling within tasks cannot move the mean; pooled it would.
+    found = stats.stratified_bootstrap([[0.0] * 5, [10.0] * 5])
+    assert (found.low, found.estimate, found.high) == (5.0, 5.0, 5.0)
+
+
+def test_stratified_bootstrap_covers_about_95_percent():
+    rng = np.random.default_rng(3)
+    hits = 0
+    for i in range(100):
+        found = stats.stratified_bootstrap([rng.normal(0, 1, 20), rng.normal(4, 1, 20)], seed=i)
+        hits += found.low <= 2.0 <= found.high
+    assert 88 <= hits <= 99
+
+
+def test_few_runs_get_students_t_and_many_the_bootstrap():
+    assert stats.interval([[1.0, 2.0, 3.0]]).kind == "Student's t"
+    assert stats.interval([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]).kind == "stratified bootstrap"
+
+
+def test_probability_of_improvement_counts_ties_half_and_averages_tasks():
+    assert stats.probability_of_improvement([[1.0, 2.0]], [[3.0, 4.0]]) == 1.0
+    assert stats.probability_of_improvement([[1.0, 2.0]], [[1.0, 2.0]]) == 0.5
+    assert stats.probability_of_improvement([[1.0], [1.0]], [[2.0], [0.0]]) == 0.5
+
+
+def test_performance_profile():
+    assert stats.performance_profile([3.0, 1.0, 2.0, 2.0], [0.0, 1.0, 2.0, 5.0]) == [0.0, 0.25, 0.75, 1.0]

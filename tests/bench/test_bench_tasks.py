@@ -1,0 +1,124 @@
+"""Benchmark tasks: no source example in two parts, normalised with training data only, splits that never change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mtlbench.data import sources
+from mtlbench.tasks.base import Network, evaluate
+
+import mtlcore
+
+TASKS = {
+    "multimnist": {"train": "b140affd6c1dc98e", "validation": "f4a56b39b081802a", "test": "ba6898c3646bc9d9"},
+    "grid-fashion": {"train": "9c2797365d732f07", "validation": "e8623d02a885f916", "test": "c8e890f9728080f3"},
+    "fashion-scenes": {"train": "ba23a84d0f269ac0", "validation": "87fc7637e990b371", "test": "4ea0c7c110e5a0e4"},
+    "rf1": {"train": "5a3e6c2bae2f0083", "validation": "7749c666e46372ba", "test": "171e809cdf901567"},
+    "qm9": {"train": "5eb7c93dbabb7df0", "validation": "24cc72fb343cefa1", "test": "9cd80f52d178a06b"},
+}
+QUICK = ("multimnist", "grid-fashion", "rf1")
+
+
+@pytest.fixture
+def task(request):
+    """A task whose data are on this machine; tests never download anything."""
+    made = mtlcore.create("task", request.param)
+    for source in made.sources:
+        if sources.status(source).startswith("to fetch"):
+            pytest.skip(f"needs data source {source!r}: {sources.status(source)}")
+    return made
+
+
+def _all(test):
+    marks = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in TASKS]
+    return pytest.mark.parametrize("task", marks, indirect=True)(test)
+
+
+def _name(task):
+    return next(n for n in TASKS if type(mtlcore.create("task", n)) is type(task))
+
+
+@_all
+def test_no_source_example_is_in_two_parts(task):
+    splits = task.load()
+    used = {name: set(np.unique(getattr(splits, name).sources)) for name in ("train", "validation", "test")}
+    assert all(used.values())
+    assert not used["train"] & used["validation"]
+    assert not used["train"] & used["test"]
+    assert not used["validation"] & used["test"]
+
+
+@_all
+def test_splits_are_pinned(task):
+    assert task.load().fingerprints() == TASKS[_name(task)]
+
+
+@_all
+def test_training_inputs_are_standardised_and_test_inputs_only_nearly(task):
+    splits = task.load()
+    train, test = splits.train.inputs, splits.test.inputs
+    assert abs(float(train.mean())) < 0.02
+    assert abs(float(train.std()) - 1.0) < 0.05
+    # With statistics of its own the test part would be exactly centred too.
+    assert abs(float(test.mean())) > 1e-5
+
+
+@_all
+def test_an_untrained_network_has_finite_losses_and_all_declared_metrics(task):
+    torch.manual_seed(0)
+    network = Network(task)
+    inputs, targets = task.load().train.batch(torch.arange(8))
+    outputs, _ = network(inputs)
+    for name in task.tasks:
+        loss = task.loss(name, outputs[name], targets[name])
+        assert loss.shape == ()
+        assert bool(torch.isfinite(loss))
+    found = evaluate(task, network, task.load().validation)
+    assert set(found) == {m.key for m in task.metrics}
+    assert all(np.isfinite(v) for v in found.values())
+
+
+@_all
+def test_metrics_do_not_depend_on_the_batch_size(task):
+    torch.manual_seed(0)
+    network = Network(task)
+    part = task.load().validation
+    small, large = evaluate(task, network, part, 37), evaluate(task, network, part, 500)
+    assert small == pytest.approx(large, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["multimnist"], indirect=True)
+def test_multimnist_shows_both_digits(task):
+    from mtlbench.data.images import mnist_5k
+
+    images, digits = mnist_5k()
+    part = task.load().test
+    top_left, bottom_right = part.sources[0]
+    canvas = part.inputs[0, 0]
+    darkest = canvas.min()
+    # Where only one of the digits can be, the canvas shows exactly that digit.
+    corner = torch.from_numpy(images[top_left][:8, :8] > 0)
+    assert bool(((canvas[:8, :8] > darkest) == corner).all())
+    other = torch.from_numpy(images[bottom_right][-8:, -8:] > 0)
+    assert bool(((canvas[-8:, -8:] > darkest) == other).all())
+    assert int(part.targets["top-left"][0]) == digits[top_left]
+    assert int(part.targets["bottom-right"][0]) == digits[bottom_right]
+
+
+@pytest.mark.parametrize("task", ["rf1"], indirect=True)
+def test_rf1_parts_do_not_overlap_in_time(task):
+    splits = task.load()
+    rows = {name: np.sort(getattr(splits, name).sources) for name in ("train", "validation", "test")}
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        gaps = np.abs(rows[one][:, None] - rows[other][None, :])
+        assert gaps.min() > 100  # a row spans 108 hours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["fashion-scenes"], indirect=True)
+def test_scene_normals_are_unit_and_depth_is_positive(task):
+    targets = task.load().test.targets
+    assert torch.allclose(targets["normals"].norm(dim=1), torch.tensor(1.0), atol=1e-5)
+    assert float(targets["depth"].min()) > 0
+    assert int(targets["segmentation"].max()) == 10
