@@ -59,7 +59,8 @@ class GradOPS(Aggregator):
     Args:
         project: "conflict-only", or "always".
         alpha: exponent of the trade-off; 0 gives w = 1.
-        contribution: how r_i is measured.
+        contribution: how r_i is measured. With "relative" two conflicting tasks always have r_1 = r_2, the squared
+            sine of their angle, so that alpha would have no effect at K = 2; hence "projection" [choice].
         weights: further factors >= 0, one per task, multiplied into w.
         rescale: scale d to the length of the mean gradient (keeps non-conflict; undoes the shrinking of nearly
             dependent gradients).
@@ -74,7 +75,7 @@ class GradOPS(Aggregator):
 
     project: str = choice("conflict-only", ("conflict-only", "always"))
     alpha: float = number(0.0, low=-10.0, high=10.0)
-    contribution: str = choice("relative", ("relative", "projection"))
+    contribution: str = choice("projection", ("projection", "relative"))
     weights: tuple[float, ...] | None = vector(None, low=0.0)
     rescale: bool = flag(False)
     fallback: bool = flag(True)
