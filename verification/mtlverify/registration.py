@@ -45,12 +45,28 @@ LAWS: dict[str, str] = {
     "detector.symmetric": "mtlverify.laws.detectors:symmetric",
     "detector.silent-on-aligned": "mtlverify.laws.detectors:silent_on_aligned",
 }
+PROBLEMS: dict[str, str] = {
+    "cagrad-toy": "mtlverify.problems.cagrad_toy:CAGradToy",
+    "curved-quadratics": "mtlverify.problems.curved_quadratics:CurvedQuadratics",
+    "deep-linear": "mtlverify.problems.deep_linear:DeepLinear",
+    "matrix-factorisation": "mtlverify.problems.matrix_factorisation:MatrixFactorisation",
+    "pareto-mtl-toy": "mtlverify.problems.pareto_mtl_toy:ParetoMTLToy",
+    "pl-nonconvex": "mtlverify.problems.pl_nonconvex:PLNonconvex",
+    "quadratics": "mtlverify.problems.quadratics:Quadratics",
+}
 
 
 @hookimpl
 def mtlcore_register_laws(register: Register) -> None:
     """The laws of this wing; any plugin may add its own."""
     for name, target in LAWS.items():
+        register(name, target)
+
+
+@hookimpl
+def mtlcore_register_problems(register: Register) -> None:
+    """Synthetic problems with a declared Pareto set."""
+    for name, target in PROBLEMS.items():
         register(name, target)
 
 

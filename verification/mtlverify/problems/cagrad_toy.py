@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ STARTS = ((-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0))
 
 @dataclass(frozen=True)
 class CAGradToy(CurveProblem):
-    """Formula of the FAMO code [official code]: L_i = f_i c_1 + q_i c_2, logarithmic ravines f above, quadratics q below.
+    """L_i = f_i c_1 + q_i c_2 [official code of FAMO]: logarithmic ravines f above, quadratics q below.
 
     The Pareto set, exactly. Below (x_2 < 0) L_i = q_i t with t = tanh(-x_2 / 2), and t_1 g_1 + t_2 g_2 = 0 with
     t_1 - t_2 = s gives x_1 = 7 s from the first coordinate and, from the second,
@@ -59,15 +60,15 @@ class CAGradToy(CurveProblem):
         """s = 2 t - 1; the root by bisection."""
         s = 2.0 * t - 1.0
 
-        def slope(x2: Tensor) -> Tensor:
+        def slope(x2: float) -> float:
             mixed = (49.0 * (1.0 - s * s) + 0.1 * (x2 + 8.0) ** 2) / 10.0 - 20.0
-            return 0.02 * (x2 + 8.0) * torch.tanh(-x2 / 2) - 0.5 * mixed / torch.cosh(x2 / 2) ** 2
+            return 0.02 * (x2 + 8.0) * math.tanh(-x2 / 2) - 0.5 * mixed / math.cosh(x2 / 2) ** 2
 
-        low, high = torch.tensor(-20.0, dtype=torch.float64), torch.tensor(-8.0, dtype=torch.float64)
+        low, high = -20.0, -8.0
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (low, middle) if float(slope(middle)) > 0 else (middle, high)
-        return torch.tensor([7.0 * s, float(high)], dtype=torch.float64)
+            low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+        return torch.tensor([7.0 * s, high], dtype=torch.float64)
 
     def start(self, generator: torch.Generator) -> Tensor:
         """A fixed point."""

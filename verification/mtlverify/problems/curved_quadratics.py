@@ -56,7 +56,8 @@ class CurvedQuadratics(CurveProblem):
         hessians, centres = self._pieces()
         weights = torch.tensor([t, 1.0 - t], dtype=torch.float64)
         mixed = torch.einsum("k,kij->ij", weights, hessians)
-        return torch.linalg.solve(mixed, torch.einsum("k,kij,kj->i", weights, hessians, centres))
+        out: Tensor = torch.linalg.solve(mixed, torch.einsum("k,kij,kj->i", weights, hessians, centres))
+        return out
 
     def start(self, generator: torch.Generator) -> Tensor:
         """Away from the curve."""

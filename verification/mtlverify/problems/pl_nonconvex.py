@@ -42,7 +42,8 @@ class PLNonconvex(HullProblem):
     def anchors(self) -> Tensor:
         """Standard normal."""
         g = torch.Generator().manual_seed(self.seed)
-        return torch.randn(self.shape, dtype=torch.float64, generator=g)
+        out: Tensor = torch.randn(self.shape, dtype=torch.float64, generator=g)
+        return out
 
     def image(self, x: Tensor) -> Tensor:
         """x + b sin(x)."""

@@ -20,9 +20,9 @@ from mtlverify.problems.problem import Constants
 class Quadratics(HullProblem):
     """L_i(x) = s_i / 2 (x - c_i)^T H (x - c_i) with one Hessian shape H: the Pareto set is the hull of the c_i.
 
-    A hull problem with phi(x) = H^(1/2) x. The dials are exact at the start x = 0: the gradients -s_i H c_i all make the
-    same angle with each other, and their norms s_i rise geometrically from 1 to ``imbalance``. H has eigenvalues from
-    1 / conditioning to 1 in a random basis.
+    A hull problem with phi(x) = H^(1/2) x. The dials are exact at the start x = 0: the gradients -s_i H c_i all make
+    the same angle with each other, and their norms s_i rise geometrically from 1 to ``imbalance``. H has eigenvalues
+    from 1 / conditioning to 1 in a random basis.
 
     Args:
         n_tasks: K.
@@ -72,7 +72,8 @@ class Quadratics(HullProblem):
 
     def _power(self, exponent: float) -> Tensor:
         values, basis = self._spectrum
-        return (basis * values**exponent) @ basis.T
+        out: Tensor = (basis * values**exponent) @ basis.T
+        return out
 
     @functools.cached_property
     def _root(self) -> Tensor:
