@@ -1,0 +1,325 @@
+"""The K x K solvers: optimality conditions on every answer, independent references on some."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from mtlplugins.solvers import nonnegative, orthogonal
+from mtlplugins.solvers.barrier import barrier
+from mtlplugins.solvers.cagrad import cagrad
+from mtlplugins.solvers.certificate import EPS
+from mtlplugins.solvers.cosines import cosines
+from mtlplugins.solvers.dual_cone import project, project_rows
+from mtlplugins.solvers.least_squares import minimum_norm
+from mtlplugins.solvers.min_norm import min_norm
+from mtlplugins.solvers.safety import without_conflict
+
+
+def rows(k: int, p: int, seed: int, decades: float = 0.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(k, p)) * 10.0 ** rng.uniform(-decades / 2, decades / 2, size=(k, 1))
+
+
+def unit(j: np.ndarray) -> np.ndarray:
+    return j / np.linalg.norm(j, axis=1, keepdims=True)
+
+
+SHAPES = [(2, 5), (3, 2), (3, 9), (5, 3), (5, 20), (11, 4), (11, 30), (40, 15), (40, 100)]
+CASES = [(k, p, seed) for k, p in SHAPES for seed in range(4)]
+
+
+# --- normalisation --------------------------------------------------------------------------------------------------
+
+
+def test_cosines_drop_zero_rows_and_keep_the_scale_apart():
+    j = np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 1e-9]])
+    found = cosines(j @ j.T)
+    assert found.n_tasks == 3
+    np.testing.assert_allclose(found.norms, [5.0, 1e-9])
+    np.testing.assert_allclose(found.matrix, [[1.0, 0.8], [0.8, 1.0]], rtol=1e-15)
+    np.testing.assert_array_equal(found.scatter(np.array([1.0, 2.0]), dead=7.0), [1.0, 7.0, 2.0])
+    np.testing.assert_array_equal(found.gather(np.array([1.0, 2.0, 3.0])), [1.0, 3.0])
+
+
+# --- nonnegative least squares in Gramian form --------------------------------------------------------------------
+
+
+def by_enumeration(c: np.ndarray, q: np.ndarray) -> float:
+    """The least value of 1/2 y'Cy + q'y over y >= 0 by trying every support."""
+    best = 0.0
+    for size in range(1, len(q) + 1):
+        for support in itertools.combinations(range(len(q)), size):
+            i = list(support)
+            y = np.linalg.lstsq(c[np.ix_(i, i)], -q[i], rcond=None)[0]
+            if (y >= -1e-12).all():
+                best = min(best, float(0.5 * y @ c[np.ix_(i, i)] @ y + q[i] @ y))
+    return best
+
+
+@pytest.mark.parametrize(("k", "p", "seed"), [c for c in CASES if c[0] <= 5])
+def test_nonnegative_reaches_the_best_of_all_supports(k, p, seed):
+    c = cosines(rows(k, p, seed) @ rows(k, p, seed).T).matrix
+    for q in c[: min(k, 3)] - 0.2 * np.arange(min(k, 3))[:, None] * (c @ np.ones(k)):
+        y, _ = nonnegative.solve(c, q)
+        value = 0.5 * y @ c @ y + q @ y
+        assert value == pytest.approx(by_enumeration(c, q), abs=1e-12)
+
+
+@pytest.mark.parametrize(("k", "p", "seed"), CASES)
+def test_both_nonnegative_methods_end_at_the_optimality_conditions(k, p, seed):
+    u = unit(rows(k, p, seed))
+    c = cosines(u @ u.T).matrix
+    many, _ = nonnegative.solve_many(c, c)
+    for j in range(0, k, 3):
+        alone, _ = nonnegative._active_set(nonnegative.ridged(c), c[j])
+        for y in (many[j], alone):
+            assert (y >= 0).all()
+            assert nonnegative.residual(c, c[j], y) <= 64 * k * EPS
+        # The weights need not be unique, the projected vector is.
+        np.testing.assert_allclose(u.T @ many[j], u.T @ alone, atol=1e-7)
+
+
+@pytest.mark.parametrize("c", [-1.0, -1.0 + EPS, -0.9999999, -0.5, 0.0, 0.5, 1.0 - EPS, 1.0])
+def test_pair_satisfies_the_optimality_conditions(c):
+    # On linear terms in the range of C (dual cone) where C is singular; arbitrary ones elsewhere.
+    rng = np.random.default_rng(0)
+    matrix = np.array([[1.0, c], [c, 1.0]])
+    for _ in range(200):
+        q = matrix @ rng.normal(size=2)
+        y = np.array(nonnegative.pair(c, *map(float, q)))
+        assert nonnegative.residual(matrix, q, y) <= 16 * EPS
+        assert (y >= 0).all()
+
+
+# --- min-norm -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decades", [0.0, 8.0])
+@pytest.mark.parametrize(("k", "p", "seed"), CASES)
+def test_min_norm_satisfies_its_optimality_conditions(k, p, seed, decades):
+    j = rows(k, p, seed, decades)
+    found = cosines(j @ j.T)
+    b, square, certificate = min_norm(found.matrix, 1.0 / found.norms)
+    a = b / found.norms
+    assert certificate.status in ("optimal", "stationary")
+    assert (a >= 0).all()
+    assert a.sum() == pytest.approx(1.0, abs=1e-13)
+    d = j.T @ a
+    noise = 100 * k * EPS * (a * found.norms).sum()
+    assert ((j @ d) / found.norms >= square / found.norms - noise).all()
+    if certificate.status == "stationary":
+        assert np.linalg.norm(d) <= 1e-6 * found.norms.min()
+
+
+def test_min_norm_agrees_with_a_convex_program():
+    cp = pytest.importorskip("cvxpy")
+    for k, p, seed in [(3, 8, 0), (5, 20, 1), (11, 6, 2), (11, 40, 3)]:
+        j = rows(k, p, seed, decades=1.0)
+        found = cosines(j @ j.T)
+        b, _, _ = min_norm(found.matrix, 1.0 / found.norms)
+        x = cp.Variable(k)
+        scaled = j / found.norms.min()
+        cp.Problem(cp.Minimize(cp.sum_squares(scaled.T @ x)), [x >= 0, cp.sum(x) == 1]).solve(solver="CLARABEL")
+        np.testing.assert_allclose(scaled.T @ (b / found.norms), scaled.T @ x.value, atol=1e-5)
+
+
+def test_min_norm_of_hundreds_of_rows():
+    j = rows(300, 500, 0)
+    found = cosines(j @ j.T)
+    _, square, certificate = min_norm(found.matrix, 1.0 / found.norms)
+    assert certificate.status == "optimal"
+    assert square > 0
+
+
+def test_min_norm_by_hand():
+    # The hull of (2, 0) and (0, 1) comes nearest to 0 at (2/5, 4/5).
+    found = cosines(np.diag([4.0, 1.0]))
+    b, square, _ = min_norm(found.matrix, 1.0 / found.norms)
+    np.testing.assert_allclose(b / found.norms, [0.2, 0.8], rtol=1e-15)
+    assert square == pytest.approx(0.8, rel=1e-15)
+
+
+# --- dual cone ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("k", "p", "seed"), CASES)
+def test_projection_onto_the_dual_cone_is_a_projection(k, p, seed):
+    u = unit(rows(k, p, seed))
+    c = cosines(u @ u.T).matrix
+    start = np.abs(np.random.default_rng(seed).normal(size=k))
+    b, certificate = project(c, start)
+    assert certificate.status in ("optimal", "trivial")
+    x, d = u.T @ start, u.T @ b
+    noise = 100 * k * EPS * b.sum()
+    # In the cone; orthogonal to what was removed; and what was added is in the cone of the rows (Moreau).
+    assert (u @ d).min() >= -noise
+    assert abs(d @ (x - d)) <= noise * b.sum()
+    assert (b >= start).all()
+
+
+@pytest.mark.parametrize(("k", "p", "seed"), CASES)
+def test_projecting_all_rows_agrees_with_projecting_each(k, p, seed):
+    u = unit(rows(k, p, seed))
+    c = cosines(u @ u.T).matrix
+    v, certificate = project_rows(c)
+    assert certificate.status in ("optimal", "trivial")
+    for j in range(k):
+        one, _ = project(c, np.eye(k)[j])
+        np.testing.assert_allclose(u.T @ v[j], u.T @ one, atol=1e-7)
+
+
+# --- CAGrad ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("c", [0.2, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize(("k", "p", "seed"), CASES)
+def test_cagrad_satisfies_its_optimality_conditions(k, p, seed, c):
+    j = rows(k, p, seed, decades=2.0)
+    found = cosines(j @ j.T)
+    y, certificate = cagrad(found.matrix, 1.0 / found.norms, found.norms / k, c)
+    assert (y >= 0).all()
+    mean = j.mean(axis=0)
+    length = np.linalg.norm(mean)
+    added = unit(j).T @ y
+    gains = j @ (mean + added)
+    noise = 1e-11 * (length + y.sum())
+    if certificate.status == "stationary":
+        assert c >= 1.0 or p < k
+        assert (gains / found.norms >= -noise).all()
+        return
+    assert certificate.status == "optimal"
+    # A maximiser: on the sphere, equal gains where the multiplier is positive, no smaller gain elsewhere.
+    assert np.linalg.norm(added) == pytest.approx(c * length, abs=noise)
+    level = gains[y > 0].mean()
+    assert (np.abs(gains - level)[y > 0] / found.norms[y > 0] <= noise).all()
+    assert ((gains - level) / found.norms >= -noise).all()
+
+
+def test_cagrad_agrees_with_a_convex_program():
+    cp = pytest.importorskip("cvxpy")
+    for k, p, seed, c in [(2, 6, 0, 0.4), (3, 8, 1, 0.5), (5, 4, 2, 1.0), (11, 30, 3, 0.7)]:
+        j = rows(k, p, seed)
+        found = cosines(j @ j.T)
+        y, _ = cagrad(found.matrix, 1.0 / found.norms, found.norms / k, c)
+        mean = j.mean(axis=0)
+        d, t = cp.Variable(p), cp.Variable()
+        cp.Problem(cp.Maximize(t), [j @ d >= t, cp.norm(d - mean) <= c * np.linalg.norm(mean)]).solve(solver="CLARABEL")
+        assert (j @ (mean + unit(j).T @ y)).min() == pytest.approx(t.value, abs=1e-6)
+
+
+# --- barrier --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 2.0, 10.0])
+@pytest.mark.parametrize("decades", [0.0, 8.0])
+@pytest.mark.parametrize(("k", "p"), [(2, 5), (3, 9), (5, 20), (11, 30), (40, 100)])
+def test_barrier_solves_its_equation(k, p, decades, alpha):
+    for seed in range(3):
+        j = rows(k, p, seed, decades)
+        found = cosines(j @ j.T)
+        b, certificate = barrier(found.matrix, found.norms, alpha)
+        assert certificate.status == "optimal"
+        w = b / found.norms
+        left, right = j @ (j.T @ w), w ** (-1.0 / alpha)
+        # Each equation up to the rounding of its own terms.
+        terms = np.abs(j @ j.T) @ w + right
+        assert (np.abs(left - right) <= 1e-12 * terms).all()
+
+
+@pytest.mark.parametrize("alpha", [0.25, 1.0, 4.0])
+def test_barrier_of_orthogonal_rows_in_closed_form(alpha):
+    norms = np.array([1e-6, 0.3, 2.0, 1e5])
+    b, _ = barrier(np.eye(4), norms, alpha)
+    np.testing.assert_allclose(b / norms, norms ** (-2.0 * alpha / (1.0 + alpha)), rtol=1e-12)
+
+
+def test_barrier_of_two_rows_agrees_with_the_iteration():
+    for cosine in (-0.999999, -0.3, 0.0, 0.8):
+        c = np.array([[1.0, cosine], [cosine, 1.0]])
+        closed, _ = barrier(c, np.ones(2), 1.0)
+        iterated, _ = barrier(c, np.ones(2), 1.0 + 1e-13)
+        np.testing.assert_allclose(closed, iterated, rtol=1e-9)
+
+
+def test_barrier_agrees_with_a_convex_program():
+    cp = pytest.importorskip("cvxpy")
+    for k, p, seed, alpha in [(3, 8, 0, 1.0), (5, 20, 1, 2.0), (11, 30, 2, 0.5)]:
+        j = rows(k, p, seed)
+        found = cosines(j @ j.T)
+        b, _ = barrier(found.matrix, found.norms, alpha)
+        w = cp.Variable(k)
+        power = 1.0 - 1.0 / alpha
+        fairness = cp.sum(cp.log(w)) if alpha == 1.0 else cp.sum(cp.power(w, power)) / power
+        cp.Problem(cp.Minimize(cp.sum_squares(j.T @ w) / 2 - fairness)).solve(solver="CLARABEL")
+        np.testing.assert_allclose(b / found.norms, w.value, rtol=1e-3)
+
+
+def test_barrier_without_common_descent_direction_leaves_no_direction():
+    c = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    for alpha in (0.5, 1.0, 2.0):
+        b, _ = barrier(c, np.array([1.0, 3.0]), alpha)
+        assert np.isfinite(b).all()
+        assert b @ c @ b <= 64 * EPS * b.sum() ** 2
+
+
+# --- remainders, least squares, safety ----------------------------------------------------------------------------
+
+
+def by_basis(u: np.ndarray, i: int) -> np.ndarray:
+    """Row i minus its projection onto the span of the others, by an orthonormal basis of them."""
+    _, values, basis = np.linalg.svd(np.delete(u, i, axis=0), full_matrices=False)
+    basis = basis[values > 1e-9]
+    return u[i] - basis.T @ (basis @ u[i])
+
+
+@pytest.mark.parametrize(("k", "p", "seed"), CASES)
+def test_remainders_agree_with_an_orthonormal_basis(k, p, seed):
+    u = unit(rows(k, p, seed))
+    found, lengths = orthogonal.remainders(cosines(u @ u.T).matrix)
+    for i in range(k):
+        expected = by_basis(u, i)
+        np.testing.assert_allclose(found[i] @ u, expected, atol=2 * orthogonal.SMALLEST_SINE)
+        assert lengths[i] == pytest.approx(np.linalg.norm(expected), abs=2 * orthogonal.SMALLEST_SINE)
+
+
+def test_remainders_of_dependent_rows_are_exactly_zero():
+    u = unit(np.array([[1.0, 2.0, 0.0], [2.0, -1.0, 0.0], [3.0, 1.0, 0.0], [0.0, 0.0, 5.0]]))
+    found, lengths = orthogonal.remainders(cosines(u @ u.T).matrix)
+    np.testing.assert_array_equal(lengths[:3], 0.0)
+    np.testing.assert_array_equal(found[:3], 0.0)
+    np.testing.assert_allclose(found[3], [0.0, 0.0, 0.0, 1.0], atol=1e-15)
+
+
+def test_remainders_see_duplicates_among_the_others():
+    u = unit(np.array([[1.0, 0.5], [0.0, 1.0], [0.0, 1.0]]))
+    found, lengths = orthogonal.remainders(cosines(u @ u.T).matrix)
+    np.testing.assert_allclose(found[0] @ u, [u[0, 0], 0.0], atol=1e-15)
+    assert lengths[0] == pytest.approx(u[0, 0])
+    np.testing.assert_array_equal(lengths[1:], 0.0)
+
+
+@pytest.mark.parametrize(("k", "p", "seed"), CASES)
+def test_minimum_norm_is_the_pseudo_inverse(k, p, seed):
+    u = unit(rows(k, p, seed))
+    c = cosines(u @ u.T).matrix
+    y, rank = minimum_norm(c, np.ones(k))
+    assert rank == min(k, p)
+    np.testing.assert_allclose(y, np.linalg.pinv(c, rcond=1e-12, hermitian=True) @ np.ones(k), rtol=1e-6, atol=1e-6)
+
+
+def test_safety_repairs_a_conflict_and_says_so():
+    c = np.array([[1.0, -0.9], [-0.9, 1.0]])
+    b, diagnostics = without_conflict(c, np.array([1.0, 0.1]))
+    assert diagnostics["polished"] < -0.5
+    assert diagnostics["min_cosine"] >= -1e-15
+    np.testing.assert_allclose(b, [1.0, 0.9])
+
+
+def test_safety_leaves_a_good_direction_alone():
+    start = np.array([0.3, 2.0])
+    b, diagnostics = without_conflict(np.array([[1.0, 0.2], [0.2, 1.0]]), start)
+    assert b is start
+    assert "polished" not in diagnostics
+    assert diagnostics["min_cosine"] > 0
