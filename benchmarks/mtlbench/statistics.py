@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -69,26 +69,28 @@ def interquartile_mean(values: Sequence[float]) -> float:
 
     With fewer than four values nothing is cut off.
     """
-    return float(stats.trim_mean(np.asarray(values, dtype=float), 0.25))
+    return float(_trimmed(np.asarray(values, dtype=float)))
 
 
-def stratified_bootstrap(
-    strata: Sequence[Sequence[float]],
-    statistic: Callable[[np.ndarray], float] = lambda pooled: float(pooled.mean()),
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap of a statistic of all runs, resampled within each stratum (task)."""
+def _trimmed(runs: np.ndarray) -> np.ndarray:
+    return np.asarray(stats.trim_mean(runs, 0.25, axis=-1))
+
+
+def _mean(runs: np.ndarray) -> np.ndarray:
+    return np.asarray(runs.mean(axis=-1))
+
+
+def stratified_bootstrap(strata: Sequence[Sequence[float]], trimmed: bool = False, seed: int = 0) -> Interval:
+    """Percentile bootstrap of the mean (or interquartile mean) of all runs, resampled within each stratum (task)."""
+    statistic = _trimmed if trimmed else _mean
     parts = [np.asarray(s, dtype=float) for s in strata if len(s)]
     pooled = np.concatenate(parts)
     if len(pooled) < 2:
-        return Interval(statistic(pooled), None, None, len(pooled), "none")
+        return Interval(float(statistic(pooled)), None, None, len(pooled), "none")
     generator = np.random.default_rng(seed)
-    draws = [
-        statistic(np.concatenate([p[generator.integers(len(p), size=len(p))] for p in parts]))
-        for _ in range(_RESAMPLES)
-    ]
+    draws = statistic(np.concatenate([p[generator.integers(len(p), size=(_RESAMPLES, len(p)))] for p in parts], axis=1))
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(statistic(pooled), float(low), float(high), len(pooled), "stratified bootstrap")
+    return Interval(float(statistic(pooled)), float(low), float(high), len(pooled), "stratified bootstrap")
 
 
 def interval(strata: Sequence[Sequence[float]]) -> Interval:

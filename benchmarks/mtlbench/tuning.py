@@ -27,7 +27,8 @@ def candidates(method: MethodEntry | None, tuning: Tuning, budget: Budget) -> li
         return chosen
     low, high = (math.log(f) for f in tuning.learning_rate_factors)
     # The first coordinate is the learning rate, so all methods try the same ones.
-    points = qmc.Halton(d=1 + len(search), scramble=False).random(tuning.trials)[1:]
+    # Its first two points are the lower end and the middle, which is the default again: both are skipped.
+    points = qmc.Halton(d=1 + len(search), scramble=False).random(tuning.trials + 1)[2:]
     for point in points:
         drawn = {
             name: values[min(int(x * len(values)), len(values) - 1)]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from support import bench_tiny
 import pytest
+from support import bench_tiny
 
 from mtlcore.registry import registry
 

@@ -60,7 +60,9 @@ def test_methods_start_from_the_same_weights_and_see_the_same_batches(tiny):
 
 
 def test_seed_axes_are_independent_of_one_another():
-    drawn = {protocol.seed_for(axis, task, s) for axis in ("weights", "order") for task in ("x", "y") for s in (0, 1, -1)}
+    drawn = {
+        protocol.seed_for(axis, task, s) for axis in ("weights", "order") for task in ("x", "y") for s in (0, 1, -1)
+    }
     assert len(drawn) == 12
 
 

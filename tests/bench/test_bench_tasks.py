@@ -59,7 +59,7 @@ def test_training_inputs_are_standardised_and_test_inputs_only_nearly(task):
     splits = task.load()
     train, test = splits.train.inputs, splits.test.inputs
     assert abs(float(train.mean())) < 0.02
-    assert abs(float(train.std()) - 1.0) < 0.05
+    assert abs(float(train.std()) - 1.0) < 0.06  # rf1 clips at 6 standard deviations
     # With statistics of its own the test part would be exactly centred too.
     assert abs(float(test.mean())) > 1e-5
 

@@ -50,7 +50,7 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
         return [low]
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.7)
     first = math.ceil(low / step - 1e-9)
     return [0.0 if i == 0 else i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -98,9 +98,8 @@ def strip(
     parts += [f'<circle class="run" cx="{x(v):.1f}" cy="{middle}" r="2.6"/>' for v in values if v is not None]
     if estimate is not None:
         cx = x(estimate)
-        parts.append(
-            f'<path class="mean" d="M{cx - 5:.1f} {middle}L{cx:.1f} {middle - 5}L{cx + 5:.1f} {middle}L{cx:.1f} {middle + 5}Z"/>'
-        )
+        corners = f"M{cx - 5:.1f} {middle}L{cx:.1f} {middle - 5}L{cx + 5:.1f} {middle}L{cx:.1f} {middle + 5}Z"
+        parts.append(f'<path class="mean" d="{corners}"/>')
     return _svg(STRIP_WIDTH, STRIP_HEIGHT, parts, label, "strip")
 
 
@@ -168,7 +167,8 @@ def scatter(
     parts.append(_text((x.start + x.end) / 2, height - 8, x_title, "axis-title", "middle"))
     centre = (y.start + y.end) / 2
     parts.append(
-        f'<text class="axis-title" text-anchor="middle" transform="translate(14 {centre:.0f}) rotate(-90)">{escape(y_title)}</text>'
+        f'<text class="axis-title" text-anchor="middle" transform="translate(14 {centre:.0f}) rotate(-90)">'
+        f"{escape(y_title)}</text>"
     )
     placed: list[tuple[float, float]] = []
     for name, (px, py) in sorted(points.items(), key=lambda item: item[1][1]):

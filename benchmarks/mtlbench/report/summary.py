@@ -235,9 +235,7 @@ def _overall(tasks: Sequence[Mapping[str, Any]], order: Sequence[str], reference
                 "name": m,
                 "n": len(flat),
                 "delta_m": dataclasses.asdict(stats.interval(values[m])),
-                "interquartile_mean": dataclasses.asdict(
-                    stats.stratified_bootstrap(values[m], stats.interquartile_mean)
-                ),
+                "interquartile_mean": dataclasses.asdict(stats.stratified_bootstrap(values[m], trimmed=True)),
                 "versus_reference": dataclasses.asdict(versus[m]) if m in versus else None,
                 "probability_of_improvement": (
                     stats.probability_of_improvement(values[m], values[reference])

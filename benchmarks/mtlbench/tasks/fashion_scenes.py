@@ -119,7 +119,9 @@ class _EncoderDecoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.enter = nn.Sequential(nn.Conv2d(1, 16, 5, stride=2, padding=2), nn.ReLU())
-        self.down = nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())
+        self.down = nn.Sequential(
+            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()
+        )
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
         self.merge = nn.Sequential(nn.Conv2d(48, 24, 3, padding=1), nn.ReLU())
 
@@ -185,4 +187,10 @@ def _scenes(images: np.ndarray, classes: np.ndarray, pool: np.ndarray, count: in
     slope_down, slope_right = np.gradient(depth * 6.0, axis=(1, 2))
     normals = np.stack([-slope_right, -slope_down, np.ones_like(depth)], axis=1)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return {"brightness": brightness, "kind": kind, "depth": depth, "normals": normals.astype(np.float32), "drawn": drawn}
+    return {
+        "brightness": brightness,
+        "kind": kind,
+        "depth": depth,
+        "normals": normals.astype(np.float32),
+        "drawn": drawn,
+    }

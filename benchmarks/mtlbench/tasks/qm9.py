@@ -92,7 +92,12 @@ class QM9(RegressionTask):
     def trunk(self) -> nn.Module:
         """(N, 34) -> (N, 64)."""
         return nn.Sequential(
-            nn.Linear(_MAX_ATOMS + len(_ELEMENTS), 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 64), nn.SiLU()
+            nn.Linear(_MAX_ATOMS + len(_ELEMENTS), 128),
+            nn.SiLU(),
+            nn.Linear(128, 128),
+            nn.SiLU(),
+            nn.Linear(128, 64),
+            nn.SiLU(),
         )
 
     def head(self, task: str) -> nn.Module:

@@ -43,7 +43,9 @@ class RegressionTask(BenchmarkTask, abc.ABC):
     def tally(self, task: str, output: Tensor, target: Tensor) -> Tensor:
         """(sum of absolute errors, count)."""
         errors = (output.squeeze(-1) - target).abs().to(torch.float64)
-        return torch.stack([errors.sum(), torch.tensor(float(target.numel()), dtype=torch.float64, device=errors.device)])
+        return torch.stack(
+            [errors.sum(), torch.tensor(float(target.numel()), dtype=torch.float64, device=errors.device)]
+        )
 
     def score(self, task: str, tally: Tensor) -> dict[str, float]:
         """Mean absolute error in the unit of the target."""

@@ -1,0 +1,93 @@
+"""`mtl bench`: what it prints and its exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from mtlbench.command import app
+from typer.testing import CliRunner
+
+from mtlcore.errors import MtlError
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    return lambda *arguments: runner.invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def suite_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'title = "mine"\ntasks = ["tiny"]\nseeds = 1\nreference = "tiny-equal"\n[[methods]]\nname = "tiny-equal"\n'
+    )
+    return path
+
+
+def test_list_shows_suites_tasks_with_data_status_and_methods(invoke):
+    result = invoke("list", "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert "demo" in {s["name"] for s in found["suites"]}
+    assert {t["name"]: t["data"] for t in found["tasks"]}["multimnist"] == "installed"
+    assert {"gradops", "sum"} <= {m["name"] for m in found["methods"]}
+    assert invoke("list").exit_code == 0
+
+
+def test_run_and_report(tiny, invoke, suite_file, tmp_path):
+    result = invoke("run", suite_file, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "2 runs finished" in result.stdout
+    result = invoke("report", tmp_path / "out", "--json", tmp_path / "numbers.json")
+    assert result.exit_code == 0
+    assert (tmp_path / "out" / "report.html").read_text().startswith("\n<!doctype html>") or (
+        "<!doctype html>" in (tmp_path / "out" / "report.html").read_text()[:50]
+    )
+    assert json.loads((tmp_path / "numbers.json").read_text())["state"]["finished"] == 2
+
+
+def test_failures_exit_with_1(tiny, invoke, suite_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINY_BREAKS", "1")
+    suite_file.write_text(suite_file.read_text() + '[[methods]]\nname = "tiny-breaks"\n')
+    result = invoke("run", suite_file, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "failed" in result.stdout
+
+
+def test_a_refused_method_exits_with_1(tiny, invoke, suite_file, tmp_path):
+    suite_file.write_text(suite_file.read_text() + '[[methods]]\nname = "tiny-refuted"\n')
+    result = invoke("run", suite_file, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "refused" in result.stdout
+    assert invoke("run", suite_file, "--out", tmp_path / "out", "--allow-refuted").exit_code == 0
+
+
+def test_ctrl_c_exits_with_130_and_leaves_valid_records(tiny, invoke, suite_file, tmp_path, monkeypatch):
+    from mtlbench import records, runner
+
+    real = runner.do_job
+
+    def interrupted(job, progress):
+        if job.method is not None:
+            raise KeyboardInterrupt
+        return real(job, progress)
+
+    monkeypatch.setattr(runner, "do_job", interrupted)
+    result = invoke("run", suite_file, "--out", tmp_path / "out")
+    assert result.exit_code == 130
+    assert len(records.read(tmp_path / "out" / "records.jsonl")[0]) == 1
+    monkeypatch.setattr(runner, "do_job", real)
+    assert "1 were there already" in invoke("run", suite_file, "--out", tmp_path / "out").stdout
+
+
+@pytest.mark.parametrize("arguments", [("run", "no-such-suite"), ("report", "no-such-folder")])
+def test_mistakes_are_errors_of_ours(invoke, arguments):
+    assert isinstance(invoke(*arguments).exception, MtlError)  # `mtl` turns these into one line and exit code 2
+
+
+def test_bad_usage_exits_with_2(invoke):
+    assert invoke("run").exit_code == 2
+    assert invoke("run", "demo", "--jobs", "0").exit_code == 2

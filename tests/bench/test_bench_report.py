@@ -1,0 +1,192 @@
+"""The report over synthetic records: right numbers, self-contained, readable when little is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from mtlbench import records
+from mtlbench.report import figures
+from mtlbench.report.page import write
+from mtlbench.report.summary import summarise
+
+from mtlcore.errors import ConfigurationError
+
+KEYS = ("top-left/accuracy", "bottom-right/accuracy")
+
+
+def _record(method, seed, delta, task="multimnist", **changes):
+    single = method == "single-task"
+    curve = {"step": [10, 20], "by_task": {k.partition("/")[0]: [1.0, 0.5 + 0.01 * seed] for k in KEYS}}
+    point = {"min_cosine": -0.2, "mean_cosine": 0.1, "norm_ratio": 2.0, "min_cosine_minibatch": -0.3}
+    conflict = [] if single else [{"step": s, **point} for s in (0, 20)]
+    return {
+        "suite": "s", "task": task, "method": method, "seed": seed, "status": "ok", "config_hash": f"h-{method}",
+        "metrics": dict.fromkeys(KEYS, 90.0 - delta), "validation": dict.fromkeys(KEYS, 90.0), "delta_m": delta,
+        "seconds_per_step": 0.01, "ratio_to_sum": None if single else 1.5, "peak_memory_mb": 300.0,
+        "memory_above_start_mb": 20.0, "environment": {"torch": "2", "cores": 2}, "certificate": None,
+        "hyperparameters": {"budget": {"steps": 20, "batch_size": 8, "learning_rate": 0.001, "evaluations": 2},
+                            "method": None if single else {"aggregator": method, "options": {}, "detector": None,
+                                                           "detector_options": {}, "teleport": None,
+                                                           "teleport_options": {}, "brakes": {}}},
+        "curves": {"loss": curve, "validation": [], "conflict": conflict},
+        "conflict": {} if single else point, "teleports": None, "gradient_source": "sequential",
+        "splits": {"train": "ab"},
+        **changes,
+    }  # fmt: skip
+
+
+TELEPORTS = {
+    "detector_fired": 4, "tried": 2, "accepted": 1, "steps": [3, 9], "seconds": 0.5, "share_of_time": 0.1,
+    "reasons": {"accepted": 1, "loss of task a changed by 9 %": 1}, "conflict_before": 0.8, "conflict_after": 0.3,
+    "largest_relative_loss_change": 0.013,
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    out = tmp_path / "out"
+    for seed in range(3):
+        for method, delta in (
+            ("single-task", 0.0),
+            ("sum", 5.0 + 0.1 * seed),
+            ("mgda", 1.0 + 0.1 * seed + 0.02 * seed**2),
+        ):
+            records.append(out / "records.jsonl", _record(method, seed, delta))
+        records.append(out / "records.jsonl", _record("cost", seed, 5.0 - seed + 0.5, teleports=TELEPORTS))
+    return out
+
+
+def _page(folder):
+    return write(folder, folder / "report.html").read_text()
+
+
+def test_numbers(folder):
+    (task,) = summarise(folder)["tasks"]
+    rows = {m["name"]: m for m in task["methods"]}
+    assert rows["sum"]["delta_m"]["estimate"] == pytest.approx(5.1)
+    versus = rows["mgda"]["versus_reference"]
+    assert versus["verdict"] == "better"
+    assert versus["difference"]["estimate"] == pytest.approx(-3.9667, abs=1e-3)
+    assert versus["probability_of_improvement"] == 1.0
+    assert versus["p_holm"] > versus["p"]
+    assert rows["cost"]["versus_reference"]["verdict"] == "no significant difference"
+    assert rows["cost"]["teleports"]["tried"] == 6
+    assert rows["cost"]["teleports"]["reasons"]["accepted"] == 3
+    assert rows["sum"]["versus_single_task"]["verdict"] == "worse"
+    assert rows["single-task"]["metrics"][KEYS[0]]["estimate"] == 90.0
+
+
+def test_the_verdict_says_in_words_what_was_found_and_what_was_not(folder):
+    text = " ".join(summarise(folder)["verdict"])
+    assert "better than sum: mgda (-4.0)" in text
+    assert "the other 1 show no significant difference" in text
+
+
+def test_no_difference_is_a_verdict_with_its_reach(tmp_path):
+    for seed in range(3):
+        for method, delta in (("single-task", 0.0), ("sum", seed % 2), ("mgda", (seed + 1) % 2)):
+            records.append(tmp_path / "records.jsonl", _record(method, seed, float(delta)))
+    first = summarise(tmp_path)["verdict"][0]
+    assert "no significant difference" in first
+    assert "does not show that they are equal" in first
+    assert re.search(r"below about \d\.\d points", first)
+
+
+def test_the_page_is_self_contained(folder):
+    html = _page(folder)
+    assert not re.search(r"(?i)\b(?:src|href)\s*=\s*[\"'](?!#)", html)
+    assert "://" not in html
+    assert "@import" not in html
+    assert "<script" not in html
+    assert "url(" not in html
+
+
+def test_every_figure_is_well_formed_and_described(folder):
+    html = _page(folder)
+    drawn = re.findall(r"<svg.*?</svg>", html, flags=re.S)
+    assert len(drawn) > 10
+    for svg in drawn:
+        root = ElementTree.fromstring(svg)
+        assert root.get("aria-label") or root.get("aria-hidden")
+        assert "nan" not in svg.lower()
+        assert "inf" not in svg.lower()
+
+
+def test_the_page_shows_all_that_it_must(folder):
+    html = _page(folder)
+    for part in (
+        "Verdict", "delta-m", "95 %", "accuracy in %", "↑", "ratio to a plain", "peak memory", "Training loss",
+        "Conflict", "Detections and teleports", "Certificates", "Environment", "mtl bench run", "records.jsonl",
+        "prefers-color-scheme", "@media print", "no significant difference",
+    ):  # fmt: skip
+        assert part in html, part
+
+
+def test_json_has_the_same_numbers(folder, tmp_path):
+    write(folder, folder / "report.html", tmp_path / "numbers.json")
+    assert json.loads((tmp_path / "numbers.json").read_text()) == summarise(folder)
+
+
+def test_names_are_escaped(tmp_path):
+    nasty = "<script>alert(1)</script>"
+    for seed in range(2):
+        for method, delta in (("single-task", 0.0), (nasty, 1.0 + seed)):
+            records.append(tmp_path / "records.jsonl", _record(method, seed, delta))
+    assert "<script" not in _page(tmp_path)
+
+
+def test_an_empty_folder_gives_a_page_that_says_so(tmp_path):
+    assert "no finished runs" in _page(tmp_path)
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(ConfigurationError, match="run `mtl bench run"):
+        summarise(tmp_path / "nowhere")
+
+
+def test_partial_records_baselines_only_one_seed_failures_and_torn_lines(tmp_path):
+    path = tmp_path / "records.jsonl"
+    records.append(path, _record("single-task", 0, 0.0))
+    assert "only the single-task baselines" in _page(tmp_path)
+    records.append(path, _record("sum", 0, 1.0))
+    records.append(path, _record("mgda", 0, 0.0, status="failed", error="RuntimeError: boom", metrics=None, curves={}))
+    with path.open("ab") as file:
+        file.write(b'{"torn')
+    html = _page(tmp_path)
+    assert "RuntimeError: boom" in html
+    assert "1 line of the records could not be read" in html
+    assert "one run" in html
+
+
+def test_runs_of_an_earlier_configuration_are_not_mixed_in(tiny, tmp_path):
+    from mtlbench import runner
+
+    runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, console=tiny.quiet())
+    runner.run(tiny.suite("tiny-equal", budget={"steps": 24}), tmp_path, seeds=1, console=tiny.quiet())
+    summary = summarise(tmp_path)
+    assert summary["state"]["outdated"] == 2
+    assert summary["tasks"][0]["budget"]["steps"] == 24
+    assert "earlier version of the suite" in _page(tmp_path)
+
+
+def test_several_tasks_are_pooled_by_stratified_bootstrap(folder):
+    for seed in range(3):
+        for method, delta in (("single-task", 0.0), ("sum", 7.0 + seed), ("mgda", 2.0 + 0.5 * seed)):
+            records.append(folder / "records.jsonl", _record(method, seed, delta, task="another"))
+    overall = summarise(folder)["overall"]
+    rows = {m["name"]: m for m in overall["methods"]}
+    assert set(rows) == {"sum", "mgda"}  # cost has no runs on the second task
+    assert rows["sum"]["n"] == 6
+    assert rows["mgda"]["mean_rank"] == 1.0
+    assert rows["mgda"]["probability_of_improvement"] == 1.0
+    assert "Performance profile" in _page(folder)
+
+
+def test_ticks_are_round_and_inside():
+    assert figures.nice_ticks(-0.13, 1.02, 5) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert figures.Axis(0.01, 2.0, 0, 100, log=True).ticks() == pytest.approx([0.01, 0.1, 1.0])
+    assert figures.Axis(0.0, 10.0, 0.0, 100.0)(5.0) == 50.0
+    assert figures.Axis(1.0, 100.0, 0.0, 100.0, log=True)(10.0) == pytest.approx(50.0)

@@ -1,0 +1,224 @@
+"""The runner: one line per finished run, nothing finished is ever lost, failed runs are retried, theory comes first."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mtlbench import records, runner
+from mtlbench.suite import SINGLE_TASK, BudgetChanges
+
+from mtlcore.errors import ConfigurationError, UnknownPluginError
+
+REQUIRED = {
+    "suite", "task", "method", "seed", "status", "metrics", "delta_m", "seconds_per_step", "peak_memory_mb",
+    "environment", "curves", "hyperparameters", "config_hash", "certificate", "conflict",
+}  # fmt: skip
+
+
+def _lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def _results(folder: Path) -> dict:
+    """What must be equal however often a run was interrupted: not the times."""
+    found = records.finished(records.read(folder / "records.jsonl")[0])
+    return {k: (r["metrics"], r["delta_m"], r["curves"]) for k, r in found.items()}
+
+
+def test_one_complete_line_per_run(tiny, tmp_path):
+    summary = runner.run(tiny.suite(), tmp_path, console=tiny.quiet())
+    lines = _lines(tmp_path)
+    assert summary.ok
+    assert summary.finished == len(lines) == 2 * 3
+    for line in lines:
+        assert line.keys() >= REQUIRED
+        assert line["status"] == "ok"
+        assert line["environment"]["torch"]
+    assert {(x["method"], x["seed"]) for x in lines} == {
+        (m, s) for m in (SINGLE_TASK, "tiny-equal", "tiny-slow") for s in (0, 1)
+    }
+    # Baselines come first, because delta-m needs them; their own delta-m is 0 by definition.
+    assert [x["method"] for x in lines[:2]] == [SINGLE_TASK] * 2
+    assert all(x["delta_m"] == 0 for x in lines[:2])
+    equal = {x["seed"]: x["delta_m"] for x in lines if x["method"] == "tiny-equal"}
+    slow = {x["seed"]: x["delta_m"] for x in lines if x["method"] == "tiny-slow"}
+    assert equal == slow  # the same mathematics, paired
+
+
+def test_a_second_run_does_nothing(tiny, tmp_path):
+    runner.run(tiny.suite(), tmp_path, console=tiny.quiet())
+    before = (tmp_path / "records.jsonl").read_bytes()
+    summary = runner.run(tiny.suite(), tmp_path, console=tiny.quiet())
+    assert (summary.finished, summary.already) == (0, 6)
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_more_seeds_add_runs_and_another_budget_repeats_them(tiny, tmp_path):
+    runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, console=tiny.quiet())
+    assert runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=2, console=tiny.quiet()).finished == 2
+    longer = tiny.suite("tiny-equal", budget={"steps": 24})
+    assert runner.run(longer, tmp_path, seeds=2, console=tiny.quiet()).finished == 4
+
+
+def test_killed_in_the_middle_and_resumed_equals_uninterrupted(tiny, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    runner.run(tiny.suite(), whole, console=tiny.quiet())
+    script = Path(tiny.__file__)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent.parent)}
+    process = subprocess.Popen([sys.executable, "-W", "ignore", str(script), str(killed)], env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if (killed / "records.jsonl").is_file() and len(records.read(killed / "records.jsonl")[0]) >= 3:
+                break
+            time.sleep(0.005)
+        assert process.poll() is None, "it finished before it could be killed"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    survived = len(records.read(killed / "records.jsonl")[0])
+    assert 3 <= survived < 6
+    with (killed / "records.jsonl").open("ab") as file:  # and the worst moment: in the middle of a write
+        file.write(b'{"suite": "tiny", "task": "ti')
+    summary = runner.run(tiny.suite(), killed, console=tiny.quiet())
+    assert summary.already == survived
+    assert summary.finished == 6 - survived
+    assert _results(killed) == _results(whole)
+    assert records.read(killed / "records.jsonl")[1] == 1
+
+
+def test_several_processes_give_the_same_records(tmp_path):
+    """With tasks and methods of the package itself: worker processes know nothing of a test's plugins."""
+    from mtlbench.suite import Suite
+
+    suite = Suite.model_validate(
+        {
+            "name": "small",
+            "title": "small",
+            "tasks": [{"name": "multimnist", "budget": {"steps": 3, "batch_size": 8, "evaluations": 1}}],
+            "methods": ["sum", "mgda"],
+            "seeds": 1,
+        }
+    )
+    from support import bench_tiny
+
+    one = runner.run(suite, tmp_path / "one", jobs=1, certify=False, console=bench_tiny.quiet())
+    two = runner.run(suite, tmp_path / "two", jobs=2, certify=False, console=bench_tiny.quiet())
+    assert one.ok
+    assert two.ok
+    assert _results(tmp_path / "one") == _results(tmp_path / "two")
+
+
+def test_a_failed_run_is_a_record_and_is_retried(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINY_BREAKS", "1")
+    summary = runner.run(tiny.suite("tiny-equal", "tiny-breaks"), tmp_path, console=tiny.quiet())
+    assert len(summary.failed) == 2
+    assert not summary.ok
+    failed = [x for x in _lines(tmp_path) if x["status"] == "failed"]
+    assert {x["method"] for x in failed} == {"tiny-breaks"}
+    assert "broken on purpose" in failed[0]["error"]
+    assert failed[0]["metrics"] is None
+    monkeypatch.delenv("TINY_BREAKS")
+    summary = runner.run(tiny.suite("tiny-equal", "tiny-breaks"), tmp_path, console=tiny.quiet())
+    assert (summary.finished, summary.failed) == (2, [])
+    assert len(records.latest(records.read(tmp_path / "records.jsonl")[0])) == 6
+
+
+def test_a_refuted_method_is_not_trained_unless_allowed(tiny, tmp_path):
+    suite = tiny.suite("tiny-equal", "tiny-refuted")
+    summary = runner.run(suite, tmp_path, console=tiny.quiet())
+    assert summary.refused == ["tiny-refuted"]
+    assert not summary.ok
+    assert "tiny-refuted" not in {x["method"] for x in _lines(tmp_path)}
+    summary = runner.run(suite, tmp_path, allow_refuted=True, console=tiny.quiet())
+    assert summary.ok
+    found = next(x for x in _lines(tmp_path) if x["method"] == "tiny-refuted")
+    assert found["certificate"]["passed"] is False
+
+
+def test_certificates_are_asked_once_per_plugin_and_kept(tiny, tmp_path, monkeypatch):
+    asked = []
+    real = runner.certify_one
+    monkeypatch.setattr(runner, "certify_one", lambda *a: asked.append(a) or real(*a))
+    runner.run(tiny.suite(), tmp_path, console=tiny.quiet())
+    runner.run(tiny.suite(), tmp_path, console=tiny.quiet())
+    assert [a[1] for a in asked] == ["tiny-equal", "tiny-slow"]
+    kept = json.loads((tmp_path / "certificates.json").read_text())
+    assert all(c["passed"] is True and c["rows"] for c in kept.values())
+
+
+def test_without_anybody_who_can_certify_it_goes_on_and_says_so(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny.Plugin, "mtlcore_certify", lambda self, kind, name, options: None)
+    monkeypatch.setattr(runner.registry(), "ask", lambda hook, **arguments: None)
+    summary = runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, console=tiny.quiet())
+    assert summary.ok
+    record = next(x for x in _lines(tmp_path) if x["method"] == "tiny-equal")
+    assert record["certificate"]["passed"] is None
+    assert "unverified" in record["certificate"]["summary"]
+
+
+def test_methods_that_do_not_exist(tiny, tmp_path):
+    with pytest.raises(UnknownPluginError, match="tiny-eqaul"):
+        runner.run(tiny.suite("tiny-equal", "tiny-eqaul"), tmp_path, console=tiny.quiet())
+    suite = tiny.suite("tiny-equal", {"name": "tiny-eqaul", "optional": True})
+    assert runner.run(suite, tmp_path, seeds=1, console=tiny.quiet()).left_out == ["tiny-eqaul"]
+    with pytest.raises(ConfigurationError, match="hyper-parameter 'gamma'"):
+        runner.run(tiny.suite({"name": "x", "aggregator": "tiny-equal", "options": {"gamma": 1}}), tmp_path)
+
+
+def test_tuning_is_by_validation_and_never_shows_the_test_part(tiny, tmp_path):
+    suite = tiny.suite("tiny-equal", tuning={"trials": 3})
+    runner.run(suite, tmp_path, seeds=1, console=tiny.quiet())
+    trials, _ = records.read(tmp_path / "trials.jsonl")
+    assert len(trials) == 6  # three for the baseline, three for the method
+    assert all(t["metrics"] is None and t["seed"] == -1 and t["validation"] for t in trials)
+    mine = [t for t in trials if t["method"] == "tiny-equal"]
+    rates = {t["hyperparameters"]["budget"]["learning_rate"] for t in mine}
+    assert len(rates) == 3
+    used = next(x for x in _lines(tmp_path) if x["method"] == "tiny-equal")["hyperparameters"]["budget"][
+        "learning_rate"
+    ]
+    baseline = [t for t in trials if t["method"] == SINGLE_TASK]
+    task = tiny.Tiny()
+    from mtlbench.protocol import delta_m
+
+    against = min(baseline, key=lambda t: delta_m(t["validation"], baseline[0]["validation"], task.metrics))[
+        "validation"
+    ]
+    best = min(mine, key=lambda t: delta_m(t["validation"], against, task.metrics))
+    assert used == best["hyperparameters"]["budget"]["learning_rate"]
+    assert runner.run(suite, tmp_path, seeds=1, console=tiny.quiet()).finished == 0
+
+
+def test_budget_changes_are_merged_from_suite_and_task_entry(tiny):
+    default = tiny.Tiny().budget
+    merged = runner.merged_budget(default, BudgetChanges(steps=7, batch_size=3), BudgetChanges(steps=9))
+    assert (merged.steps, merged.batch_size, merged.learning_rate) == (9, 3, default.learning_rate)
+
+
+def test_appending_after_a_torn_line_keeps_both_neighbours(tmp_path):
+    path = tmp_path / "records.jsonl"
+    base = {"task": "t", "method": "m", "status": "ok", "config_hash": "h"}
+    records.append(path, {**base, "seed": 0})
+    with path.open("ab") as file:
+        file.write(b'{"task": "t", "meth')
+    records.append(path, {**base, "seed": 1, "delta_m": float("nan")})
+    found, torn = records.read(path)
+    assert [r["seed"] for r in found] == [0, 1]
+    assert torn == 1
+    assert found[1]["delta_m"] is None
+
+
+def test_a_good_run_outlives_a_later_failure():
+    base = {"task": "t", "method": "m", "seed": 0, "config_hash": "h"}
+    good, bad = {**base, "status": "ok"}, {**base, "status": "failed"}
+    assert records.latest([bad, good]) == [good]
+    assert records.latest([good, bad]) == [good]
+    assert records.finished([bad]) == {}

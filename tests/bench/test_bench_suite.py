@@ -1,0 +1,70 @@
+"""Suite files: short, validated, with errors that name the place."""
+
+from __future__ import annotations
+
+import pytest
+from mtlbench.suite import Suite, digest, read, shipped
+
+from mtlcore.errors import ConfigurationError
+
+SMALL = """
+title = "mine"
+tasks = ["multimnist"]
+[[methods]]
+name = "gradops with COST"
+aggregator = "gradops"
+options = {alpha = 0.5}
+detector = "dominated"
+teleport = "lora"
+brakes = {start_step = 10}
+"""
+
+
+def test_a_suite_holds_only_differences(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(SMALL)
+    suite = read(str(path))
+    assert (suite.name, suite.seeds, suite.tuning.trials) == ("mine", 3, 0)
+    (method,) = suite.methods
+    assert method.plugins() == [
+        ("aggregator", "gradops", {"alpha": 0.5}), ("detector", "dominated", {}), ("teleport", "lora", {}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("seeds", "seed"), "Extra inputs"),
+        (('tasks = ["multimnist"]', "tasks = []"), "tasks"),
+        (("brakes", "breaks"), "methods.0.breaks"),
+        (('name = "gradops with COST"', 'name = "single-task"'), "is the baseline"),
+        (("title", "x = ["), "not valid TOML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, change, complaint):
+    path = tmp_path / "mine.toml"
+    path.write_text(("seeds = 2\n" + SMALL).replace(*change))
+    with pytest.raises(ConfigurationError, match=complaint):
+        read(str(path))
+
+
+def test_names_must_differ():
+    with pytest.raises(ValueError, match="'a' is listed twice"):
+        Suite.model_validate({"name": "s", "title": "s", "tasks": ["t"], "methods": ["a", "a"]})
+
+
+def test_unknown_suite_names_the_shipped_ones():
+    with pytest.raises(ConfigurationError, match="demo"):
+        read("dmeo")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_suites_are_valid_and_have_three_seeds(name):
+    suite = read(name)
+    assert suite.seeds >= 3
+    assert suite.reference in {m.name for m in suite.methods}
+
+
+def test_the_hash_of_a_configuration_ignores_order_only():
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
