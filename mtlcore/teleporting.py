@@ -9,6 +9,7 @@ tolerance and the conflict became less. Otherwise, and on any exception or Ctrl-
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,7 +74,8 @@ class Teleporter:
         detector: whose severity measures conflict. Default: minus the worst cosine of a task with the mean gradient.
         tolerance: largest relative change of any task's loss on the probe batch. For a strategy that calls itself
             exact the bound is that of rounding (1e-9 in float64, 1e-3 in float32) if it is smaller.
-        scales: fractions of an approximate displacement that are tried in turn until one passes.
+        trials: how many points an approximate displacement is tried at: itself, then nearer and nearer to the start,
+            by what the measured drift suggests. An exact one is tried as it is.
         history: "carry" transports what an exact map explains and reuses the rest by similarity; "reset" forgets the
             parameters that moved (any optimizer); "keep" leaves the history alone.
         reuse_sign: sign of the pre-teleport gradient in historical trajectory reuse: +1 paper and code, -1 descent.
@@ -88,7 +90,7 @@ class Teleporter:
         name: str,
         detector: ConflictDetector | None = None,
         tolerance: float = 0.02,
-        scales: Sequence[float] = (1.0, 0.7, 0.5, 0.35, 0.25),
+        trials: int = 5,
         history: History = "carry",
         reuse_sign: Literal[1, -1] = 1,
         batch_norm: Literal["running", "batch"] = "running",
@@ -101,13 +103,13 @@ class Teleporter:
             raise ConfigurationError(f"reuse_sign={reuse_sign!r}: must be 1 or -1.")
         if batch_norm not in ("running", "batch"):
             raise ConfigurationError(f"batch_norm={batch_norm!r}: must be one of 'running', 'batch'.")
-        if not scales or not all(0.0 < s <= 1.0 for s in scales):
-            raise ConfigurationError(f"scales={scales!r}: must be fractions in (0, 1].")
+        if trials < 1:
+            raise ConfigurationError(f"trials={trials!r}: must be an integer in [1, inf).")
         self.strategy = strategy
         self.name = name
         self.detector = detector
         self.tolerance = tolerance
-        self.scales = tuple(scales)
+        self.trials = trials
         self.history = history
         self.reuse_sign = reuse_sign
         self.batch_norm = batch_norm
@@ -204,7 +206,8 @@ class Teleporter:
         diagnostics: dict[str, Any] = dict(proposal.diagnostics)
         refusals = []
         verdict = _Verdict(False, "", {}, before, float("nan"), diagnostics)
-        for scale in (1.0,) if exact else self.scales:
+        scale = 1.0
+        for _ in range(1 if exact else self.trials):
             transaction.move(proposal, scale)
             losses = judge.losses()
             changes = relative_changes(losses_before, losses)
@@ -212,17 +215,21 @@ class Teleporter:
             worst = _worst({**changes, **{f"{t} with batch statistics": c for t, c in other.items()}})
             limit = min(self.tolerance, self._exact_limit(losses)) if exact else self.tolerance
             verdict = dataclasses.replace(verdict, changes=changes, scale=scale)
+            diagnostics["scale"] = scale
             if other:
                 diagnostics["relative_loss_change_with_batch_statistics"] = other
             if not abs(worst[1]) <= limit:
                 refusals.append(
-                    f"scale {scale:g}: loss of {worst[0]} changes by {worst[1]:+.3g}, allowed is {limit:.3g}"
+                    f"at scale {scale:.3g} the loss of {worst[0]} changes by {worst[1]:+.3g}, allowed is {limit:.3g}"
                 )
+                # Drift on the probe is linear in a small scale: go where it should fit.
+                scale *= min(0.7, 0.9 * limit / abs(worst[1])) if math.isfinite(worst[1]) else 0.1
                 continue
             _, after = self._measure(judge)
             verdict = dataclasses.replace(verdict, after=after)
             if self.strategy.improves and not after < before:
-                refusals.append(f"scale {scale:g}: conflict {before:.4g} -> {after:.4g} is no improvement")
+                refusals.append(f"at scale {scale:.3g} conflict {before:.4g} -> {after:.4g} is no improvement")
+                scale *= 0.5
                 continue
             reason = f"conflict {before:.4g} -> {after:.4g}, largest relative loss change {worst[1]:+.3g} ({worst[0]})"
             return dataclasses.replace(verdict, accepted=True, reason=reason)
@@ -355,6 +362,8 @@ def _checked(proposal: Any, transaction: _Transaction, strategy: TeleportStrateg
         for name, value in values.items():
             if name not in known:
                 raise PluginError(f"teleport {who} wants to move {name!r}, which is no parameter of the {where}.")
+            if not known[name].requires_grad:
+                raise PluginError(f"teleport {who} wants to move {name!r} of the {where}, which is frozen.")
             if value.shape != known[name].shape:
                 raise PluginError(
                     f"teleport {who} wants to give {name!r} of the {where} the shape {tuple(value.shape)}; "

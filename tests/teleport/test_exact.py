@@ -1,0 +1,292 @@
+"""Exact teleports: symmetries hold on unseen data, predictions equal recomputation, histories follow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mtlplugins.teleports.channels import find_groups
+from mtlplugins.teleports.scaling import factors, rounds, tables
+from support.teleport_nets import TASKS, Falling, problem, teleport
+from torch import nn
+
+import mtlcore
+
+MOVES = [
+    ("relu-rescaling", "mlp"),
+    ("relu-rescaling", "conv"),
+    ("relu-rescaling", "conv1d"),
+    ("relu-rescaling", "conv3d"),
+    ("relu-rescaling", "residual"),
+    ("relu-rescaling", "attention"),
+    ("random", "mlp"),
+    ("random", "residual"),
+    ("attention-qk", "attention"),
+    ("linear-boundary", "mlp"),
+    ("linear-boundary", "conv"),
+    ("linear-boundary", "residual"),
+    ("linear-boundary", "attention"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), MOVES)
+@pytest.mark.parametrize("training", [True, False])
+def test_every_loss_is_kept_on_unseen_inputs(name, kind, training):
+    made = problem(kind)
+    made.trunk.train(training)
+    for part in made.trunk.modules():
+        if isinstance(part, (nn.Dropout, nn.MultiheadAttention)):
+            part.eval()  # so that two evaluations can be compared at all
+    start = {n: p.detach().clone() for n, p in made.trunk.named_parameters()}
+    before = [made.losses(seed) for seed in (50, 51)]
+    result = teleport(made, name, detector=Falling())
+    assert result.accepted, result.reason
+    moved = [
+        n for n, p in made.trunk.named_parameters() if float((p.detach() - start[n]).norm() / start[n].norm()) > 1e-3
+    ]
+    assert moved, "the teleport went nowhere"
+    for seed, old in zip((50, 51), before):
+        new = made.losses(seed)
+        for task in TASKS:
+            assert new[task] == pytest.approx(old[task], rel=1e-9), (name, kind, task)
+
+
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n, k in MOVES if n != "random"])
+def test_the_search_lowers_the_conflict_of_its_own_batch(name, kind):
+    made = problem(kind)
+    closure = made.batch(0)
+    result = teleport(made, name, closure=closure, probe=closure)
+    assert result.accepted, result.reason
+    assert result.conflict_after < result.conflict_before
+
+
+def gramian(made) -> torch.Tensor:
+    losses, _ = made.batch(0)()
+    shared = list(made.trunk.parameters())
+    rows = [torch.autograd.grad(losses[t], shared, retain_graph=True) for t in TASKS]
+    return torch.stack([torch.stack([sum((x * y).sum() for x, y in zip(a, b)) for b in rows]) for a in rows])
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv", "residual", "attention"])
+def test_closed_form_gramian_equals_recomputation(kind):
+    made = problem(kind)
+    made.trunk.eval()
+    parameters = dict(made.trunk.named_parameters())
+    losses, _ = made.batch(0)()
+    shared = list(parameters.values())
+    per_task = [torch.autograd.grad(losses[t], shared, retain_graph=True) for t in TASKS]
+    rows = {n: torch.stack([r[i].flatten() for r in per_task]) for i, n in enumerate(parameters)}
+    split = rounds(find_groups(made.trunk).groups, {n: p.numel() for n, p in parameters.items()})
+    assert sum(len(groups) for groups in split) == len(find_groups(made.trunk).groups)
+    for groups in split:
+        form = tables(groups, rows)
+        torch.testing.assert_close(
+            form.gramian(torch.zeros(form.produced.shape[2]).double()), gramian(made), rtol=1e-11, atol=0
+        )
+        logs = torch.randn(
+            sum(g.units for g in groups), generator=torch.Generator().manual_seed(3), dtype=torch.float64
+        )
+        scales = factors(groups, logs.split([g.units for g in groups]), {n: p.shape for n, p in parameters.items()})
+        with torch.no_grad():
+            for n, d in scales.items():
+                parameters[n].mul_(d)
+        torch.testing.assert_close(form.gramian(logs), gramian(made), rtol=1e-10, atol=0)
+        with torch.no_grad():
+            for n, d in scales.items():
+                parameters[n].div_(d)
+
+
+def test_residual_streams_are_rescaled_together_and_their_insides_alone():
+    groups = {g.name: g for g in find_groups(problem("residual").trunk).groups}
+    stream = {(m.parameter, m.produces) for m in groups["stem"].members}
+    assert ("stem.weight", True) in stream
+    assert ("two.weight", True) in stream, "the branch that is added must follow the shortcut"
+    assert {("one.weight", False), ("wide.weight", False)} <= stream
+    inside = {(m.parameter, m.produces) for m in groups["norm"].members}
+    assert inside == {("norm.weight", True), ("norm.bias", True), ("two.weight", False)}
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.c(self.a(x) * self.b(x))
+
+
+class Tapped(nn.Module):
+    """Cannot be traced, and reaches into its own Sequential."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+
+    def forward(self, x):
+        first = self.body[0](x)
+        if float(first.detach().sum()) != float("inf"):
+            first = torch.tanh(first)
+        return self.body[2](first)
+
+
+class Whole(nn.Module):
+    """Cannot be traced, but uses its part as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+
+    def forward(self, x):
+        return self.body(x) if float(x.detach().sum()) != float("inf") else x
+
+
+def relu_chain() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+
+
+def frozen() -> nn.Module:
+    net = relu_chain()
+    net[2].weight.requires_grad_(False)
+    return net
+
+
+def hooked() -> nn.Module:
+    net = relu_chain()
+    net[1].register_forward_hook(lambda *a: None)
+    return net
+
+
+def tied() -> nn.Module:
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    net[2].weight = net[0].weight
+    return net
+
+
+def parametrised() -> nn.Module:
+    net = relu_chain()
+    nn.utils.parametrizations.weight_norm(net[2])
+    return net
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 5)),
+        nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 5)),
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Softmax(-1), nn.Linear(8, 5)),
+        nn.Sequential(nn.Conv1d(2, 4, 1), nn.BatchNorm1d(4, affine=False), nn.ReLU(), nn.Conv1d(4, 2, 1)),
+        nn.GRU(3, 4),
+        Gated(),
+        frozen(),
+        hooked(),
+        tied(),
+        parametrised(),
+    ],
+)
+def test_what_cannot_be_shown_safe_is_left_alone(net):
+    assert find_groups(net).groups == ()
+
+
+def test_nothing_to_rescale_is_the_identity_with_a_reason():
+    made = problem("gru")
+    before = {n: p.detach().clone() for n, p in made.trunk.named_parameters()}
+    for name in ("relu-rescaling", "random", "attention-qk"):
+        result = teleport(made, name)
+        assert not result.accepted
+        assert "rescale" in result.reason
+    assert all(torch.equal(p, before[n]) for n, p in made.trunk.named_parameters())
+
+
+@pytest.mark.parametrize(("net", "free"), [(Tapped, False), (Whole, True)])
+def test_parts_of_an_untraceable_trunk_are_used_only_if_they_hold(net, free):
+    made = problem("mlp")
+    made.trunk = net().double()
+    assert find_groups(made.trunk).groups, "the part alone looks free"
+    before = made.losses(50)
+    result = teleport(made, "random")
+    assert result.accepted == free, result.reason
+    assert made.losses(50) == pytest.approx(before, rel=1e-9)
+
+
+def test_boundary_needs_heads_that_start_linear():
+    made = problem("mlp")
+    made.heads = nn.ModuleDict({t: nn.Sequential(nn.Tanh(), nn.Linear(5, 1)) for t in TASKS}).double()
+    result = teleport(made, "linear-boundary")
+    assert not result.accepted
+    assert "does more with its input than Linear" in result.reason
+    made.trunk = nn.Sequential(nn.Linear(6, 5), nn.ReLU()).double()
+    assert "not a Linear layer" in teleport(made, "linear-boundary").reason
+
+
+def test_baseline_is_accepted_whatever_the_conflict_does():
+    outcomes = [teleport(problem("mlp"), "random", seed=s) for s in range(6)]
+    assert all(r.accepted for r in outcomes)
+    assert any(r.conflict_after > r.conflict_before for r in outcomes)
+
+
+OPTIMIZERS = [
+    (torch.optim.SGD, {"momentum": 0.9}),
+    (torch.optim.Adam, {}),
+    (torch.optim.Adam, {"amsgrad": True}),
+    (torch.optim.AdamW, {"weight_decay": 0.1}),
+    (torch.optim.NAdam, {}),
+    (torch.optim.RAdam, {}),
+    (torch.optim.Adamax, {"eps": 1e-30}),
+    (torch.optim.RMSprop, {"centered": True, "momentum": 0.9, "eps": 1e-30}),
+    (torch.optim.Adagrad, {}),
+]
+
+
+@pytest.mark.parametrize(("make", "options"), OPTIMIZERS)
+def test_transported_history_is_that_of_training_in_the_new_coordinates(make, options):
+    made = problem("residual")
+    made.trunk.eval()
+    # lr = 0: both runs see the same functions, so every difference is the history's.
+    optimizer = made.optimizer(make, lr=0.0, **options)
+    made.train(optimizer, 4)
+    assert teleport(made, "random", optimizer=optimizer).accepted
+    fresh = made.optimizer(make, lr=0.0, **options)
+    made.train(fresh, 4)
+    compared = 0
+    for p in made.parameters():
+        for key, value in fresh.state[p].items():
+            torch.testing.assert_close(optimizer.state[p][key], value, rtol=1e-9, atol=1e-25, msg=key)
+            compared += 1
+    assert compared > 20
+
+
+def test_boundary_carries_momentum_of_trunk_and_heads():
+    made = problem("mlp")
+    made.trunk.eval()
+    optimizer = made.optimizer(torch.optim.SGD, lr=0.0, momentum=0.9)
+    made.train(optimizer, 4)
+    assert teleport(made, "linear-boundary", optimizer=optimizer, detector=Falling()).accepted
+    fresh = made.optimizer(torch.optim.SGD, lr=0.0, momentum=0.9)
+    made.train(fresh, 4)
+    for p in made.parameters():
+        expected = fresh.state[p]["momentum_buffer"]
+        torch.testing.assert_close(
+            optimizer.state[p]["momentum_buffer"], expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max())
+        )
+
+
+def test_a_false_exact_teleport_is_refused():
+    from mtlplugins.teleports import scaling
+
+    made = problem("embedding")  # tanh: not homogeneous
+    before = made.losses(50)
+
+    class Liar(mtlcore.TeleportStrategy):
+        exact = True
+        improves = False
+
+        def propose(self, problem, generator):
+            shapes = {n: p.shape for n, p in problem.trunk.named_parameters()}
+            rows = scaling.Member("2.weight", torch.arange(shapes["2.weight"].numel()).view(8, -1), True)
+            columns = scaling.Member("4.weight", torch.arange(shapes["4.weight"].numel()).view(-1, 8).T, False)
+            group = scaling.Group("hidden", 8, (rows, columns))
+            return scaling.displacement(problem, factors([group], [torch.full((8,), 0.2).double()], shapes), {})
+
+    result = teleport(made, Liar())
+    assert not result.accepted
+    assert "allowed is 1e-09" in result.reason
+    assert made.losses(50) == before
