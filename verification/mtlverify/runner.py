@@ -93,14 +93,16 @@ def check(
         kind = kind_of_name(plugin) if kind is None else kind
         plugin = registry().create(kind, plugin, **(options or {}))
     kind = kind_of(plugin)
-    wanted = _select(kind, laws)
+    wanted = chosen(kind, laws)
     yield from _claims_of_nothing(plugin, kind, laws)
     for law in wanted:
         yield examine(plugin, law, max_examples, seed)
 
 
-def examine(plugin: Any, law: Law, max_examples: int, seed: int, *, explicit: Iterable[Any] = ()) -> Result:
-    """The verdict of one law. ``explicit`` inputs are tried first."""
+def examine(
+    plugin: Any, law: Law, max_examples: int, seed: int, *, explicit: Iterable[Any] = (), shrink: bool = True
+) -> Result:
+    """The verdict of one law. ``explicit`` inputs are tried first; without ``shrink`` the first violation is kept."""
     result = _blank(plugin, law)
     try:
         reason = law.applies(plugin)
@@ -113,7 +115,7 @@ def examine(plugin: Any, law: Law, max_examples: int, seed: int, *, explicit: It
     if restrict is not None:
         examples = restrict(examples)
     depth = max(1, round(max_examples * law.effort))
-    outcome = search(law, plugin, examples, depth, _seed(seed, result.name, law.name), explicit)
+    outcome = search(law, plugin, examples, depth, _seed(seed, result.name, law.name), explicit, shrink)
     return _judged(plugin, law, outcome, result)
 
 
@@ -209,12 +211,13 @@ def _blame(plugin: Any, law: Law, example: Any) -> str:
     return f"the numerics: the exact reference obeys the law here (margin {margin:.3g})"
 
 
-def _select(kind: str, wanted: Iterable[str] | None) -> list[Law]:
+def chosen(kind: str, wanted: Iterable[str] | None = None) -> list[Law]:
+    """The laws of these ids about a kind of plugin, or all of them; an unknown id is an error."""
     known = laws(kind)
     if wanted is None:
         return known
     by_id = {law.id: law for law in known}
-    chosen = []
+    found = []
     for id in wanted:
         if id not in by_id:
             import difflib
@@ -222,8 +225,8 @@ def _select(kind: str, wanted: Iterable[str] | None) -> list[Law]:
             near = difflib.get_close_matches(id, by_id, n=3, cutoff=0.5)
             hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Laws: {', '.join(by_id)}."
             raise UnknownPluginError(f"there is no law called {id!r} about a {kind}. {hint}")
-        chosen.append(by_id[id])
-    return chosen
+        found.append(by_id[id])
+    return found
 
 
 def _claims_of_nothing(plugin: Any, kind: str, wanted: Iterable[str] | None) -> Iterator[Result]:

@@ -10,7 +10,7 @@ from mtlcore.errors import MissingExtraError
 from mtlverify.law import Law
 
 SHRINKS = 250
-"""Evaluations spent on shrinking. It stops improving quickly; a count, not a clock, so that a seed decides the result."""
+"""Evaluations spent on shrinking. A count, not a clock: the seed decides the result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,9 @@ def require_hypothesis() -> None:
         raise MissingExtraError("hypothesis", "verify", "Searching for counterexamples") from error
 
 
-def search(law: Law, plugin: Any, examples: Any, max_examples: int, seed: int, explicit: Any = ()) -> Outcome:
+def search(
+    law: Law, plugin: Any, examples: Any, max_examples: int, seed: int, explicit: Any = (), shrink: bool = True
+) -> Outcome:
     """Try ``law`` on ``explicit`` inputs, then on up to ``max_examples`` inputs drawn from ``examples``."""
     require_hypothesis()
     import hypothesis
@@ -85,7 +87,7 @@ def search(law: Law, plugin: Any, examples: Any, max_examples: int, seed: int, e
         max_examples=max_examples,
         database=None,
         deadline=None,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.quiet,
         report_multiple_bugs=False,

@@ -96,9 +96,14 @@ def symmetric(plugin: Any, example: Example) -> float:
     return verdict(torch.equal(pairs, pairs.T))
 
 
+def definition_name(plugin: Any) -> str:
+    """Its registered name; an unregistered class may name what it implements in an attribute ``reference``."""
+    return getattr(plugin, "reference", None) or registry().name_of(plugin)
+
+
 def has_definition(plugin: Any) -> str | None:
-    """Definitions are known by the registered name of a detector."""
-    known = conflicts.definition(registry().name_of(plugin), plugin) is not None
+    """Definitions are known by name."""
+    known = conflicts.definition(definition_name(plugin), plugin) is not None
     return None if known else "no independent definition of this detector is known to the harness"
 
 
@@ -113,7 +118,7 @@ def has_definition(plugin: Any) -> str | None:
 )
 def matches_reference(plugin: Any, example: Example) -> float:
     """The definition looks at the gradients, not at their Gramian, with exactly rounded sums."""
-    definition = conflicts.definition(registry().name_of(plugin), plugin)
+    definition = conflicts.definition(definition_name(plugin), plugin)
     assert definition is not None
     expected, found = definition(example.jacobian), detect(plugin, example)
     wrong = [conflicts.disagreement(expected.conflicting, bool(found.conflicting))]

@@ -1,0 +1,378 @@
+"""Broken aggregators. The docstring of each names the blunder; ``KILLED_BY`` says which laws must see it."""
+
+# ruff: noqa: D102  (the docstring of a class says what its one method does)
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+
+from mtlcore import Aggregation, StepView
+from mtlverify.mutants.twins import (
+    ConeMean,
+    EqualAngles,
+    InverseLoss,
+    Mean,
+    MinNorm,
+    Remembering,
+    State,
+    Twin,
+    UnitSum,
+    per_norm,
+    unit_rows,
+)
+
+frozen = dataclasses.dataclass(frozen=True)
+
+
+@frozen
+class AbsoluteEpsilon(ConeMean):
+    """Regularises the Gramian by a fixed 1e-4 and calls anything smaller zero."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        rows = view.jacobian.double()
+        gram = rows @ rows.T
+        if float(gram.trace()) < 1e-4:
+            return torch.full((view.n_tasks,), 1.0 / view.n_tasks, dtype=torch.float64)
+        root = torch.linalg.cholesky(gram + 1e-4 * torch.eye(len(gram), dtype=torch.float64)).T.numpy()
+        y = [nnls(root, -root[:, i], maxiter=1000)[0] for i in range(len(gram))]
+        return (torch.from_numpy(np.array(y)).sum(0) + 1.0) / len(gram)
+
+
+@frozen
+class EpsilonInDenominator(UnitSum):
+    """g_i / (|g_i| + 1e-8)."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return 1.0 / (view.jacobian.double().norm(dim=1) + 1e-8)
+
+
+@frozen
+class DroppedProjection(ConeMean):
+    """The last gradient is not projected."""
+
+    def project(self, units: Tensor, i: int) -> Tensor:
+        if i == len(units) - 1:
+            return torch.eye(len(units), dtype=torch.float64)[i]
+        return super().project(units, i)
+
+
+@frozen
+class SlightlyConflicting(ConeMean):
+    """Off by 1e-4 of the mean: a check that compares norms sees 1e-8."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return super().weigh(view) + 1e-4 / view.n_tasks
+
+
+@frozen
+class WrongSign(MinNorm):
+    """Ascends."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return -super().weigh(view)
+
+
+@frozen
+class EarlyStopped(MinNorm):
+    """Frank-Wolfe, stopped after 20 steps."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        gram = view.gramian / view.gramian.diagonal().max().clamp_min(1e-300)
+        a = torch.full((view.n_tasks,), 1.0 / view.n_tasks, dtype=torch.float64)
+        for step in range(20):
+            best = torch.nn.functional.one_hot((gram @ a).argmin(), len(a)).double()
+            a = a + 2.0 / (step + 3.0) * (best - a)
+        return a
+
+
+@frozen
+class NearlyThere(MinNorm):
+    """Adds a thousandth of the mean, 'for stability'."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return 0.999 * super().weigh(view) + 0.001 / view.n_tasks
+
+
+@frozen
+class HalfPrecision(MinNorm):
+    """The weights pass through float16."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return super().weigh(view).half().double()
+
+
+@frozen
+class HalfPrecisionCone(ConeMean):
+    """The gradients pass through float16 (normalised first, so that nothing overflows)."""
+
+    def project(self, units: Tensor, i: int) -> Tensor:
+        return super().project(units.half().double(), i)
+
+
+@frozen
+class HiddenState(Mean):
+    """Remembers the last answer outside the state."""
+
+    memory: ClassVar[dict[int, Tensor]] = {}
+
+    def weigh(self, view: StepView) -> Tensor:
+        weights = super().weigh(view) * (1.0 + view.jacobian.double().abs().sign().mean())
+        before = self.memory.get(view.n_tasks, weights)
+        self.memory[view.n_tasks] = weights
+        return 0.9 * weights + 0.1 * before
+
+
+@frozen
+class StaleAttribute(Remembering):
+    """Counts its steps in an attribute that no checkpoint sees."""
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        steps = vars(self).get("steps", 0)
+        object.__setattr__(self, "steps", steps + 1)
+        answer = super().aggregate(view, state)
+        assert answer.weights is not None
+        return dataclasses.replace(answer, weights=answer.weights * 0.9**steps)
+
+
+@frozen
+class GlobalGenerator(Mean):
+    """Draws from torch's global generator."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return torch.rand(view.n_tasks, dtype=torch.float64)
+
+
+@frozen
+class GlobalNumpyGenerator(Mean):
+    """Draws from numpy's global generator."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return torch.from_numpy(np.random.rand(view.n_tasks))
+
+
+@frozen
+class WritesIntoRows(Mean):
+    """Normalises the gradients in place."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        view.jacobian.mul_(0.5)
+        return super().weigh(view)
+
+
+@frozen
+class WritesIntoState(Remembering):
+    """Updates the state in place."""
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        state["total"].add_(view.losses.log())
+        state["count"].add_(1)
+        return Aggregation(weights=torch.softmax(-state["total"] / state["count"], 0), state=dict(state))
+
+
+@frozen
+class OrderDependent(Twin):
+    """Projects the gradients one after another, in the order of the tasks, each against the ones already changed."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        units, norms = unit_rows(view)
+        coefficients = torch.diag(norms)
+        for i in range(view.n_tasks):
+            for j in range(i):
+                overlap = (coefficients[i] @ units) @ units[j]
+                if overlap < 0:
+                    coefficients[i, j] -= overlap
+        return per_norm(coefficients.sum(0), norms)
+
+
+@frozen
+class CoordinateWise(Mean):
+    """Zeroes the coordinates in which the tasks disagree in sign."""
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        rows = view.jacobian
+        agree = (rows >= 0).all(0) | (rows <= 0).all(0)
+        return Aggregation(direction=rows.mean(0) * agree, state=dict(state))
+
+
+@frozen
+class NotANumber(UnitSum):
+    """Divides by the norm of a zero gradient."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return 1.0 / view.jacobian.double().norm(dim=1)
+
+
+@frozen
+class WrongShape(Mean):
+    """Weights of shape (K, 1)."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return super().weigh(view)[:, None]
+
+
+@frozen
+class WrongDtype(Mean):
+    """A float64 direction whatever the rows are."""
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        return Aggregation(direction=view.jacobian.double().mean(0), state=dict(state))
+
+
+@frozen
+class WrongDevice(Mean):
+    """Weights on another device than the rows."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return super().weigh(view).to("meta")
+
+
+@frozen
+class GrowingState(Remembering):
+    """Appends to its state instead of updating it."""
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        answer = super().aggregate(view, {**state, "total": state["total"][: view.n_tasks]})
+        return dataclasses.replace(answer, state={**answer.state, "total": torch.cat([state["total"], view.losses])})
+
+
+@frozen
+class OffByOne(Mean):
+    """Divides by K - 1."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return torch.full((view.n_tasks,), 1.0 / max(view.n_tasks - 1, 1), dtype=torch.float64)
+
+
+@frozen
+class CountsTwice(MinNorm):
+    """Half minimum norm, half mean: still in the hull, but a repeated task counts twice."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return 0.5 * super().weigh(view) + 0.5 / view.n_tasks
+
+
+@frozen
+class FavouriteTask(EqualAngles):
+    """The first task counts a tenth more."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        weights = super().weigh(view)
+        weights[0] *= 1.1
+        return weights
+
+
+@frozen
+class AbsentIsZero(Mean):
+    """Takes a missing task for one with zero gradient."""
+
+    handles_absent = True
+
+
+@frozen
+class AbsentAnyway(Mean):
+    """Gives a missing task the weight of its (NaN) loss, made finite."""
+
+    handles_absent = True
+
+    def weigh(self, view: StepView) -> Tensor:
+        return torch.softmax(-view.losses.log().nan_to_num(), 0)
+
+
+@frozen
+class Clipped(ConeMean):
+    """Weighs the gradients by the square root of their norms first: no longer linear in any of them."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        units, norms = unit_rows(view)
+        b = torch.stack([self.project(units, i) for i in range(view.n_tasks)])
+        return per_norm((norms * norms.max()).sqrt() @ b / view.n_tasks, norms)
+
+
+@frozen
+class EpsilonInLoss(InverseLoss):
+    """1 / (L_i + 0.01)."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return 1.0 / (view.losses + 0.01)
+
+
+@frozen
+class HalfTheMean(Mean):
+    """Half a step."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return 0.5 * super().weigh(view)
+
+
+@frozen
+class Stalls(Mean):
+    """Removes from every gradient its part in the span of all others, conflict or not: dependent gradients vanish."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        units, norms = unit_rows(view)
+        inverse = torch.linalg.pinv(units @ units.T, hermitian=True, rtol=1e-12)
+        rank = torch.linalg.matrix_rank(units, rtol=1e-7)
+        if rank < len(units):
+            return torch.zeros_like(norms)
+        return per_norm(norms @ (inverse / inverse.diagonal()[:, None]), norms)
+
+
+@frozen
+class BesidesTheCone(Mean):
+    """Overcorrects: takes a hundredth of the first gradient away."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        weights = super().weigh(view) * 0.01
+        weights[0] -= 0.02 * float(view.n_tasks > 1)
+        return weights
+
+
+@frozen
+class SumsToK(MinNorm):
+    """Forgets to divide by K."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return super().weigh(view) * (1.0 + float(view.n_tasks > 1))
+
+
+KILLED_BY: dict[type, tuple[str, ...]] = {
+    AbsoluteEpsilon: ("positively-homogeneous", "non-conflicting", "matches-reference"),
+    EpsilonInDenominator: ("positively-homogeneous", "scale-free"),
+    DroppedProjection: ("non-conflicting", "permutation-equivariant", "strongly-stationary-zero", "matches-reference"),
+    SlightlyConflicting: ("non-conflicting", "strongly-stationary-zero", "matches-reference"),
+    WrongSign: ("non-conflicting", "descent-lower-bound", "conic-combination", "simplex-weights"),
+    EarlyStopped: ("matches-reference", "descent-lower-bound", "pareto-stationary-zero"),
+    NearlyThere: ("pareto-stationary-zero", "strongly-stationary-zero", "descent-lower-bound", "matches-reference"),
+    HalfPrecision: ("simplex-weights", "matches-reference"),
+    HalfPrecisionCone: ("non-conflicting", "matches-reference"),
+    HiddenState: ("deterministic",),
+    StaleAttribute: ("pure", "deterministic", "resume-equivalent"),
+    GlobalGenerator: ("pure", "deterministic", "resume-equivalent"),
+    GlobalNumpyGenerator: ("pure", "deterministic"),
+    WritesIntoRows: ("pure",),
+    WritesIntoState: ("pure",),
+    OrderDependent: ("permutation-equivariant",),
+    CoordinateWise: ("parameter-rotation",),
+    NotANumber: ("finite",),
+    WrongShape: ("shape-dtype-device",),
+    WrongDtype: ("shape-dtype-device",),
+    WrongDevice: ("shape-dtype-device",),
+    GrowingState: ("shape-dtype-device",),
+    OffByOne: ("no-conflict-identity", "matches-reference"),
+    CountsTwice: ("duplicate-task",),
+    FavouriteTask: ("equal-projections", "permutation-equivariant"),
+    AbsentIsZero: ("absent-task",),
+    AbsentAnyway: ("absent-task",),
+    Clipped: ("linear-under-scaling",),
+    EpsilonInLoss: ("loss-unit-invariant",),
+    HalfTheMean: ("no-worse-than-mean", "no-conflict-identity", "simplex-weights"),
+    Stalls: ("zero-only-if-stationary", "no-conflict-identity"),
+    BesidesTheCone: ("conic-combination", "non-conflicting"),
+    SumsToK: ("simplex-weights", "matches-reference"),
+}
