@@ -10,9 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Columns per block: K x 32768 doubles of a few tasks stay in the level-2 cache of an ordinary core,
-# so the conversion to float64 costs no extra trip to memory.
-_BLOCK = 1 << 15
+# Numbers per block of float64: 1 MB stays in the level-2 cache of an ordinary core, so the conversion costs no
+# extra trip to memory, and no memory to speak of.
+_BLOCK = 1 << 17
+
+
+def _columns(n_rows: int) -> int:
+    """Columns per block for matrices of ``n_rows`` rows."""
+    return max(256, _BLOCK // max(1, n_rows))
 
 
 def row_dtype(tensors: list[Tensor] | tuple[Tensor, ...]) -> torch.dtype:
@@ -28,9 +33,10 @@ def gramian(rows: Tensor) -> Tensor:
 def cross_gramian(left: Tensor, right: Tensor, symmetric: bool = False) -> Tensor:
     """J_1 J_2^T, (K, P) x (K', P) -> (K, K') in float64."""
     out = torch.zeros(left.shape[0], right.shape[0], dtype=torch.float64, device=left.device)
-    for start in range(0, left.shape[1], _BLOCK):
-        a = left[:, start : start + _BLOCK].to(torch.float64)
-        b = a if symmetric else right[:, start : start + _BLOCK].to(torch.float64)
+    step = _columns(left.shape[0])
+    for start in range(0, left.shape[1], step):
+        a = left[:, start : start + step].to(torch.float64)
+        b = a if symmetric else right[:, start : start + step].to(torch.float64)
         out.addmm_(a, b.T)
     if symmetric:
         # BLAS may round (i, j) and (j, i) differently; the solvers rely on exact symmetry.
@@ -48,10 +54,33 @@ def combine(rows: Tensor, weights: Tensor) -> Tensor:
         return rows.T @ weights.to(rows.dtype)
     out = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device)
     exact = weights.to(torch.float64)
-    for start in range(0, rows.shape[1], _BLOCK):
-        block = rows[:, start : start + _BLOCK].to(torch.float64)
-        out[start : start + _BLOCK] = exact @ block
+    step = _columns(rows.shape[0])
+    for start in range(0, rows.shape[1], step):
+        out[start : start + step] = exact @ rows[:, start : start + step].to(torch.float64)
     return out
+
+
+def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
+    """The Gramian of the matrices D_i^T A, which are never formed.
+
+    <D_i^T A, D_j^T A> = tr(A^T D_i D_j^T A) = <D_i, (A A^T) D_j>. In float64 throughout: exact for the given
+    factors to about 1e-16 |D_i^T A| |D_j^T A| |A A^T| cond, as :func:`gramian` is for given rows.
+
+    Args:
+        cotangents: D, (K, N, out).
+        inputs: A, (N, in). Cheaper than forming the matrices when N is smaller than ``in``.
+
+    Returns:
+        (K, K) float64, exactly symmetric.
+    """
+    k, n, width = cotangents.shape
+    kernel = gramian(inputs)
+    out = torch.zeros(k, k, dtype=torch.float64, device=cotangents.device)
+    step = max(1, _BLOCK // max(1, k * n))
+    for start in range(0, width, step):
+        block = cotangents[:, :, start : start + step].to(torch.float64).contiguous()
+        out.addmm_(block.view(k, -1), torch.matmul(kernel, block).view(k, -1).T)
+    return torch.tril(out) + torch.tril(out, -1).T
 
 
 def cosines(gram: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class FeaturesOnly(GradientSource):
                 'pass the outermost ones only, or use gradients="sequential".'
             )
         features, shared = list(problem.features), {id(p) for p in problem.shared}
-        own, behind = graph.task_leaves(problem.losses, problem.features, problem.names)
+        reach = graph.reach(problem.losses, problem.features, problem.names)
+        own, behind = reach.own, reach.behind
         outside = [t for t in behind if id(t) not in shared]
         sizes = [f.numel() for f in features]
         dtype = linalg.row_dtype(features)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError
+from mtlcore.gradients.batched import Batched
 from mtlcore.gradients.features_only import FeaturesOnly
 from mtlcore.gradients.losses_only import LossesOnly
 from mtlcore.gradients.sequential import Sequential
 from mtlcore.gradients.source import GradientProblem, GradientSource
+from mtlcore.gradients.streaming import Streaming
 
-SOURCES: dict[str, type[GradientSource]] = {s.name: s for s in (LossesOnly, Sequential, FeaturesOnly)}
+SOURCES: dict[str, type[GradientSource]] = {
+    s.name: s for s in (LossesOnly, Sequential, Batched, Streaming, FeaturesOnly)
+}
 
 
 class Planner:

@@ -77,19 +77,18 @@ class GradientSource(abc.ABC):
 
 
 def accumulate(parameter: Tensor, gradient: Tensor) -> None:
-    """``parameter.grad += gradient`` with the semantics of ``backward()``."""
+    """``parameter.grad += gradient`` with the semantics of ``backward()``: in place if there is a gradient already."""
     if gradient.dtype != parameter.dtype:
         gradient = gradient.to(parameter.dtype)
     if parameter.grad is None:
         parameter.grad = gradient
-    else:
-        # Not in place: the user may hold a reference to the old gradient, or it may be a view of a buffer.
+    elif parameter.grad.is_sparse or gradient.is_sparse:
         parameter.grad = parameter.grad + gradient
+    else:
+        parameter.grad.add_(gradient)
 
 
-def write_heads(
-    heads: Sequence[Sequence[tuple[Tensor, Tensor]]], head_weights: Tensor | None
-) -> None:
+def write_heads(heads: Sequence[Sequence[tuple[Tensor, Tensor]]], head_weights: Tensor | None) -> None:
     """Add each task's own gradients, scaled, to its task-specific parameters.
 
     Args:

@@ -1,0 +1,114 @@
+"""From the losses to the trunk: the heads' own gradients, and one trunk vector-Jacobian product per task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlcore.errors import ConfigurationError
+from mtlcore.gradients import graph
+from mtlcore.gradients.source import GradientProblem
+
+
+class Front:
+    """One forward pass, seen from the trunk.
+
+    With features the heads are differentiated once and apart from the trunk, and freed at once; the trunk starts
+    from the features' cotangents. Where the features do not separate heads from trunk (none given, one computed
+    from another, trunk weights used again by a head) every task starts from its loss.
+    """
+
+    def __init__(self, problem: GradientProblem, keep_graph: bool = False) -> None:
+        self.problem = problem
+        self._keep_graph = keep_graph
+        ids = {id(p) for p in problem.shared}
+        reach = graph.reach(problem.losses, problem.features, problem.names)
+        tied = any(id(t) in ids for own in reach.own for t in own)
+        self.separated = bool(problem.features) and not tied and not graph.nested(problem.features)
+        self.roots: tuple[Tensor, ...] = problem.features if self.separated else problem.losses
+        self.heads: list[list[tuple[Tensor, Tensor]]] = [[] for _ in problem.losses]
+        self._own = [[t for t in own if id(t) not in ids] for own in reach.own]
+        self._outside = [t for t in reach.behind if id(t) not in ids]
+        self._disjoint = reach.disjoint and not keep_graph
+
+    def pull(self, task: int, targets: Sequence[Any], retain: bool) -> Sequence[Tensor | None]:
+        """The gradient of one task's loss at ``targets`` (tensors or gradient edges)."""
+        loss = self.problem.losses[task]
+        wanted, n = [*targets, *self._outside], len(targets)
+        if not self.separated:
+            leaves = [*self._outside, *self._own[task]]
+            found = torch.autograd.grad(
+                loss, [*targets, *leaves], retain_graph=retain or self._keep_graph, allow_unused=True
+            )
+            self._keep(task, leaves, found[n:])
+            return found[:n]
+        pairs = [(f, c) for f, c in zip(self.problem.features, self._cotangents(task)) if c is not None]
+        if not pairs:
+            return [None] * n
+        features, seeds = [f for f, _ in pairs], [c for _, c in pairs]
+        retain = retain or self._keep_graph
+        found = torch.autograd.grad(features, wanted, seeds, retain_graph=retain, allow_unused=True)
+        self._keep(task, self._outside, found[n:])
+        return found[:n]
+
+    def pull_together(self, targets: Sequence[Any], chunk: int) -> Iterator[tuple[slice, list[Tensor | None]]]:
+        """The same for ``chunk`` tasks at a time under vmap: (which tasks, gradients with the task first)."""
+        if not self.separated:
+            raise ConfigurationError(
+                "differentiating several tasks at once needs features that separate heads from trunk (none computed from "
+                "another, no trunk weight used again by a head): pass backward(losses, features=z), or use "
+                'gradients="sequential".'
+            )
+        features, n_tasks, n = self.problem.features, len(self.problem.losses), len(targets)
+        seeds = [torch.zeros(n_tasks, *f.shape, dtype=f.dtype, device=f.device) for f in features]
+        for task in range(n_tasks):
+            for seed, cotangent in zip(seeds, self._cotangents(task)):
+                if cotangent is not None:
+                    seed[task] = cotangent
+        wanted = [*targets, *self._outside]
+        for start in range(0, n_tasks, chunk):
+            part = slice(start, min(start + chunk, n_tasks))
+            product = _Product(features, wanted, retain=part.stop < n_tasks or self._keep_graph)
+            found = product([s[part] for s in seeds])
+            for task in range(part.start, part.stop):
+                self._keep(task, self._outside, [None if g is None else g[task - part.start] for g in found[n:]])
+            yield part, found[:n]
+
+    def _cotangents(self, task: int) -> Sequence[Tensor | None]:
+        features, leaves = self.problem.features, self._own[task]
+        found = torch.autograd.grad(
+            self.problem.losses[task], [*features, *leaves], retain_graph=not self._disjoint, allow_unused=True
+        )
+        self._keep(task, leaves, found[len(features) :])
+        return found[: len(features)]
+
+    def _keep(self, task: int, leaves: Sequence[Tensor], found: Sequence[Tensor | None]) -> None:
+        self.heads[task] += [(t, g) for t, g in zip(leaves, found) if g is not None]
+
+
+class _Product:
+    """vmap of one vector-Jacobian product; vmap cannot return None, so absent results are noted on the side."""
+
+    def __init__(self, features: Sequence[Tensor], targets: Sequence[Any], retain: bool) -> None:
+        self._features = features
+        self._targets = targets
+        self._retain = retain
+        self._present: list[bool] = []
+
+    def __call__(self, seeds: Sequence[Tensor]) -> list[Tensor | None]:
+        if seeds[0].shape[0] == 1:  # a lone task needs no vmap, and so none of its restrictions
+            return [None if g is None else g.unsqueeze(0) for g in self._grad([s[0] for s in seeds])]
+        function: Callable[..., tuple[Tensor, ...]] = self._present_only
+        found = iter(torch.vmap(function)(*seeds))
+        return [next(found) if present else None for present in self._present]
+
+    def _grad(self, seeds: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(self._features, self._targets, seeds, retain_graph=self._retain, allow_unused=True)
+
+    def _present_only(self, *seeds: Tensor) -> tuple[Tensor, ...]:
+        found = self._grad(seeds)
+        self._present = [g is not None for g in found]
+        return tuple(g for g in found if g is not None)

@@ -1,0 +1,182 @@
+"""Task gradients stored part by part: what every source but the cheapest two returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtlcore import linalg
+from mtlcore.errors import ConfigurationError
+from mtlcore.gradients import graph
+from mtlcore.gradients.front import Front
+from mtlcore.gradients.rows import Part, part
+from mtlcore.gradients.source import GradientProblem, TaskGradients, accumulate, write_heads
+from mtlcore.gradients.storage import Storage
+
+
+def collect(
+    problem: GradientProblem,
+    storage: Storage,
+    *,
+    know_uses: bool,
+    factors: bool,
+    chunk: int,
+    keep_graph: bool = False,
+) -> Stored:
+    """Differentiate every task.
+
+    Args:
+        problem: the forward pass.
+        storage: the memory for the result, kept between steps.
+        know_uses: whether weights of matrix products are multiplied out here instead of by autograd.
+        factors: whether cotangents are stored instead of weight gradients where they are smaller.
+        chunk: how many tasks to differentiate at once; 1 means without vmap.
+        keep_graph: whether the graph is needed again.
+
+    Raises:
+        ConfigurationError: several tasks at once on a network that does not allow it; names the way out.
+    """
+    front = Front(problem, keep_graph)
+    uses = graph.uses(front.roots) if know_uses or factors else {}
+    with torch.no_grad():
+        parts = [part(p, uses.get(id(p)), factors) for p in problem.shared]
+    # Whole gradients first: their block of columns is one matrix.
+    order = sorted(parts, key=lambda p: p.factored)
+    n_tasks, width = len(problem.losses), sum(p.width for p in parts)
+    stored = storage.take(n_tasks, width, problem.shared[0], linalg.row_dtype(problem.shared))
+    targets = [t for p in order for t in p.targets]
+    if chunk == 1:
+        for i in range(n_tasks):
+            found = front.pull(i, targets, retain=i < n_tasks - 1)
+            _store(order, stored[i : i + 1], [None if g is None else _first(g) for g in found])
+    else:
+        try:
+            for tasks, together in front.pull_together(targets, chunk):
+                _store(order, stored[tasks], together)
+        except (RuntimeError, NotImplementedError) as error:
+            raise ConfigurationError(
+                f"this network cannot be differentiated for several tasks at once (vmap): "
+                f'{_short(error)} Use gradients="auto" or gradients="sequential".'
+            ) from error
+    return Stored(problem, stored, parts, order, front.heads)
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else text[:297] + "..."
+
+
+def _first(gradient: Tensor) -> Tensor:
+    return (gradient.to_dense() if gradient.is_sparse else gradient).unsqueeze(0)
+
+
+@torch.no_grad()
+def _store(parts: Sequence[Part], out: Tensor, found: Sequence[Tensor | None]) -> None:
+    at = 0
+    for piece, place in zip(parts, out.split([p.width for p in parts], 1)):
+        mine = found[at : at + len(piece.targets)]
+        at += len(mine)
+        present = [g for g in mine if g is not None]
+        if not present:
+            place.zero_()
+            continue
+        piece.used = True
+        if len(present) < len(mine):
+            # A task that reaches only some uses of a weight: the other cotangents are zero.
+            mine = [_zeros(t, len(out), present[0]) if g is None else g for t, g in zip(piece.targets, mine)]
+        piece.store(place, [g for g in mine if g is not None])
+
+
+def _zeros(target: torch.autograd.graph.GradientEdge, n: int, like: Tensor) -> Tensor:
+    shape = target.node._input_metadata[0].shape
+    return like.new_zeros(n, *shape)
+
+
+class Stored(TaskGradients):
+    """K task gradients in a buffer that the next step overwrites."""
+
+    def __init__(
+        self,
+        problem: GradientProblem,
+        stored: Tensor,
+        parts: Sequence[Part],
+        order: Sequence[Part],
+        heads: Sequence[Sequence[tuple[Tensor, Tensor]]],
+    ) -> None:
+        self._problem = problem
+        self._stored = stored
+        self._parts = parts
+        self._order = order
+        self._heads = heads
+        self._whole = sum(p.width for p in parts if not p.factored)
+        self._gramian: Tensor | None = None
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers are stored for all tasks together; K x P for plain rows."""
+        return self._stored.numel()
+
+    def gramian(self) -> Tensor:
+        """(K, K) float64; computed once."""
+        if self._gramian is None:
+            total = linalg.gramian(self._stored[:, : self._whole])
+            for piece, block in self._blocks(self._stored):
+                if piece.factored:
+                    total += piece.gramian(block)
+            self._gramian = total
+        return self._gramian
+
+    def rows(self) -> Tensor:
+        """(K, P); a new matrix if only factors are stored."""
+        if all(p.plain for p in self._parts):
+            return self._stored
+        sizes = [p.parameter.numel() for p in self._parts]
+        out = self._stored.new_empty(len(self._stored), sum(sizes))
+        place = dict(zip(map(id, self._parts), out.split(sizes, 1)))
+        for piece, block in self._blocks(self._stored):
+            for row, stored in zip(place[id(piece)], block):
+                row.copy_(piece.gradient(stored).flatten())
+        return out
+
+    def write(
+        self,
+        *,
+        weights: Tensor | None,
+        direction: Tensor | None,
+        head_weights: Tensor | None,
+        feature_gradient: Sequence[Tensor] = (),
+    ) -> None:
+        """As :meth:`TaskGradients.write`; the graph is not needed any more."""
+        if feature_gradient:
+            raise ConfigurationError("feature gradients need the losses-only gradient source (needs = Needs.LOSSES).")
+        with torch.no_grad():
+            if direction is not None:
+                sizes = [p.parameter.numel() for p in self._parts]
+                gradients = [(p, d.view(p.parameter.shape)) for p, d in zip(self._parts, direction.split(sizes))]
+            else:
+                assert weights is not None
+                gradients = self.combined(weights)
+            for piece, gradient in gradients:
+                # A parameter no task uses keeps grad None, as after sum(losses).backward().
+                if piece.used:
+                    accumulate(piece.parameter, gradient)
+        write_heads(self._heads, head_weights)
+
+    @torch.no_grad()
+    def combined(self, weights: Tensor) -> list[tuple[Part, Tensor]]:
+        """J^T w part by part, each in its parameter's shape."""
+        # Apart, because a .grad that is a view keeps all of its block alive.
+        whole = linalg.combine(self._stored[:, : self._whole], weights)
+        rest = linalg.combine(self._stored[:, self._whole :], weights)
+        n = sum(not p.factored for p in self._order)
+        pairs = [*_cut(self._order[:n], whole), *_cut(self._order[n:], rest)]
+        return [(p, p.gradient(block)) for p, block in pairs]
+
+    def _blocks(self, stored: Tensor) -> list[tuple[Part, Tensor]]:
+        return _cut(self._order, stored)
+
+
+def _cut(parts: Sequence[Part], stored: Tensor) -> list[tuple[Part, Tensor]]:
+    return list(zip(parts, stored.split([p.width for p in parts], -1))) if parts else []

@@ -1,0 +1,243 @@
+"""Task gradients as columns of parts: one part per trunk parameter, stored whole or as factors.
+
+A part knows where autograd has to be asked (its targets), how many numbers per task it stores, what it adds to the
+Gramian, and how stored numbers become a gradient again. Storing is linear: combining the stored numbers of all tasks
+with weights and unfolding the result is the same as combining the gradients.
+
+The gradient of a weight used in y = A W^T is D^T A with the cotangent D (N, out) of y. Every use of the weight is
+included by stacking the A's and D's along N (recurrent nets, shared layers), cross terms too.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlcore import linalg
+from mtlcore.gradients.graph import Use
+
+
+class Part(abc.ABC):
+    """One trunk parameter's share of the task gradients."""
+
+    width: int
+    """How many numbers per task are stored."""
+    plain = True
+    """Whether the stored numbers are the gradient itself."""
+    factored = False
+    """Whether inner products of stored numbers are not those of the gradients."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter
+        self.used = False
+        """Whether any task depends on the parameter."""
+
+    @property
+    @abc.abstractmethod
+    def targets(self) -> list[Any]:
+        """What to differentiate with respect to."""
+
+    @abc.abstractmethod
+    def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
+        """Write into ``out`` (c, width) what autograd found for c tasks at each target, each (c, ...)."""
+
+    def gramian(self, stored: Tensor) -> Tensor:
+        """(K, K) float64, of a factored part."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def gradient(self, stored: Tensor) -> Tensor:
+        """Stored numbers (width,) as a gradient of the parameter's shape."""
+
+
+class Whole(Part):
+    """As autograd gives it: any module, any use."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        super().__init__(parameter)
+        self.width = parameter.numel()
+
+    @property
+    def targets(self) -> list[Any]:
+        """See :class:`Part`."""
+        return [self.parameter]
+
+    def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
+        """See :class:`Part`."""
+        (gradient,) = found
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        out.view(-1, *self.parameter.shape).copy_(dense)
+
+    def gradient(self, stored: Tensor) -> Tensor:
+        """See :class:`Part`."""
+        return stored.view(self.parameter.shape)
+
+
+class _Used(Part):
+    """A parameter whose every use is known."""
+
+    def __init__(self, parameter: Tensor, uses: Sequence[Use]) -> None:
+        super().__init__(parameter)
+        self._targets = [torch.autograd.graph.GradientEdge(u.node, 0) for u in uses]
+
+    @property
+    def targets(self) -> list[Any]:
+        """See :class:`Part`."""
+        return self._targets
+
+
+class Matrix(_Used):
+    """The weight of matrix products, multiplied out here: one product for all tasks and uses, straight into place."""
+
+    def __init__(self, parameter: Tensor, uses: Sequence[Use], inputs: Tensor) -> None:
+        super().__init__(parameter, uses)
+        self._inputs = inputs
+        self._transposed = uses[0].kind == "matmul"
+        self.width = parameter.numel()
+
+    def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
+        """See :class:`Part`."""
+        cotangents = _stack(found)
+        inputs = self._inputs.expand(len(out), *self._inputs.shape)
+        place = out.view(-1, *self.parameter.shape)
+        if self._transposed:
+            torch.bmm(inputs.transpose(1, 2), cotangents, out=place)
+        else:
+            torch.bmm(cotangents.transpose(1, 2), inputs, out=place)
+
+    def gradient(self, stored: Tensor) -> Tensor:
+        """See :class:`Part`."""
+        return stored.view(self.parameter.shape)
+
+
+class Factors(_Used):
+    """The weight of matrix products or convolutions, of which only the cotangents D are stored (N < fan-in)."""
+
+    plain = False
+    factored = True
+
+    def __init__(self, parameter: Tensor, uses: Sequence[Use], inputs: Tensor) -> None:
+        super().__init__(parameter, uses)
+        self._inputs = inputs
+        self._kind = uses[0].kind
+        self._out = parameter.shape[1] if self._kind == "matmul" else parameter.shape[0]
+        self.width = inputs.shape[0] * self._out
+
+    def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
+        """See :class:`Part`."""
+        if self._kind == "convolution":
+            found = [g.flatten(3).transpose(2, 3).flatten(1, 2) for g in found]
+        place, start = out.view(len(out), -1, self._out), 0
+        for g in found:
+            place[:, start : start + g.shape[1]].copy_(g)
+            start += g.shape[1]
+
+    def gramian(self, stored: Tensor) -> Tensor:
+        """See :class:`Part`."""
+        return linalg.factored_gramian(stored.view(len(stored), -1, self._out), self._inputs)
+
+    def gradient(self, stored: Tensor) -> Tensor:
+        """See :class:`Part`."""
+        cotangent = stored.view(-1, self._out)
+        if self._kind == "matmul":
+            return self._inputs.T @ cotangent
+        return (cotangent.T @ self._inputs).view(self.parameter.shape)
+
+
+class Table(_Used):
+    """An embedding, of which only the rows looked up in this batch are stored."""
+
+    plain = False
+
+    def __init__(self, parameter: Tensor, uses: Sequence[Use]) -> None:
+        super().__init__(parameter, uses)
+        indices = [u.node._saved_indices.flatten() for u in uses]
+        self._rows, self._where = torch.unique(torch.cat(indices), return_inverse=True)
+        # "No padding" arrives as -1 or as the largest unsigned number: no index of this table.
+        padding = [p if 0 <= p < len(parameter) else None for p in (u.node._saved_padding_idx for u in uses)]
+        self._silent = None
+        if any(p is not None for p in padding):
+            self._silent = torch.cat(
+                [torch.zeros_like(i).bool() if p is None else i == p for i, p in zip(indices, padding)]
+            )
+        self.width = len(self._rows) * parameter.shape[1]
+
+    def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
+        """See :class:`Part`."""
+        cotangents = _stack([g.flatten(1, -2) for g in found])
+        if self._silent is not None:
+            cotangents = cotangents.masked_fill(self._silent[None, :, None], 0.0)
+        place = out.view(len(out), len(self._rows), -1)
+        place.zero_().index_add_(1, self._where, cotangents)
+
+    def gradient(self, stored: Tensor) -> Tensor:
+        """See :class:`Part`."""
+        full = torch.zeros_like(self.parameter)
+        return full.index_copy_(0, self._rows, stored.view(len(self._rows), -1))
+
+
+def _stack(found: Sequence[Tensor]) -> Tensor:
+    return found[0] if len(found) == 1 else torch.cat(list(found), 1)
+
+
+def part(parameter: Tensor, uses: Sequence[Use] | None, factors: bool) -> Part:
+    """The cheapest exact form of a parameter's share.
+
+    Args:
+        parameter: of the trunk.
+        uses: all its uses, or None if some are of an unknown kind.
+        factors: False to store whole gradients only.
+    """
+    plain = parameter.dtype in (torch.float32, torch.float64) and not parameter._backward_hooks
+    kinds = {u.kind for u in uses or ()}
+    if not uses or len(kinds) != 1 or not plain:
+        return Whole(parameter)
+    (kind,) = kinds
+    if kind == "table":
+        known = all(not u.node._saved_sparse and not u.node._saved_scale_grad_by_freq for u in uses)
+        return Table(parameter, uses) if factors and known else Whole(parameter)
+    if kind == "convolution":
+        return _convolution(parameter, uses, factors)
+    name = {"AddmmBackward0": "_saved_mat1", "MmBackward0": "_saved_self"}
+    inputs = [getattr(u.node, name[type(u.node).__name__]).detach() for u in uses]
+    scaled = any(getattr(u.node, "_saved_alpha", 1) != 1 for u in uses)
+    if scaled or any(a.dtype != parameter.dtype or a.ndim != 2 for a in inputs):
+        return Whole(parameter)
+    stacked = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
+    # Half of the fan-in: below it the K x K products of factors cost less than forming K gradients.
+    small = 2 * stacked.shape[0] <= stacked.shape[1]
+    return Factors(parameter, uses, stacked) if factors and small else Matrix(parameter, uses, stacked)
+
+
+def _convolution(parameter: Tensor, uses: Sequence[Use], factors: bool) -> Part:
+    fan_in = parameter[0].numel()
+    patches = []
+    for use in uses if factors else ():
+        node = use.node
+        image = node._saved_input.detach()
+        if (
+            parameter.ndim != 4
+            or image.ndim != 4
+            or node._saved_groups != 1
+            or node._saved_transposed
+            or image.dtype != parameter.dtype
+        ):
+            return Whole(parameter)
+        kernel, stride = parameter.shape[2:], _signed(node._saved_stride)
+        padding, dilation = _signed(node._saved_padding), _signed(node._saved_dilation)
+        sites = image.shape[0]
+        for size, k, s, p, d in zip(image.shape[2:], kernel, stride, padding, dilation):
+            sites *= (size + 2 * p - d * (k - 1) - 1) // s + 1
+        if 2 * sites * len(uses) > fan_in:
+            return Whole(parameter)
+        columns = torch.nn.functional.unfold(image, tuple(kernel), dilation, padding, stride)
+        patches.append(columns.transpose(1, 2).flatten(0, 1))
+    return Factors(parameter, uses, torch.cat(patches)) if patches else Whole(parameter)
+
+
+def _signed(values: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)

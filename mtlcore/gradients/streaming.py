@@ -1,0 +1,44 @@
+"""The Gramian without the K x P rows: layer by layer, weight gradients kept as factors where that is smaller.
+
+For a weight matrix used in y = A W^T, task i's gradient is D_i^T A with the cotangent D_i (N, out) of y. When N (the
+batch, or batch x tokens) is at most half the fan-in, only D_i is kept, N/fan-in of the row. The Gramian's share is
+<D_i, (A A^T) D_j> and the weighted gradient is (sum_i w_i D_i)^T A: the K weight gradients are never formed, so that a
+step costs K passes for the *activations* only. Convolutions with few sites are treated the same way, embeddings keep
+the rows that were looked up, all else keeps its part of the row. Exact, with weights used several times included.
+
+What it guarantees less than rows: there the direction is the given combination of the very rows whose inner products
+were taken, to float64 rounding. Here the Gramian is exact for the factors, and the gradient is rounded to the
+parameters' dtype as one backward pass of the weighted loss is.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mtlcore.contracts import Needs
+from mtlcore.gradients import jacobian
+from mtlcore.gradients.source import GradientProblem, GradientSource
+from mtlcore.gradients.storage import Storage
+
+
+class Streaming(GradientSource):
+    """Factors instead of rows.
+
+    Args:
+        chunk: tasks differentiated at once, under vmap if more than one; None for all. 1 takes the least memory and
+            works with every module.
+    """
+
+    name: ClassVar[str] = "streaming"
+    provides: ClassVar[Needs] = Needs.JACOBIAN
+
+    def __init__(self, chunk: int | None = 1) -> None:
+        self._chunk = chunk
+        self._storage = Storage()
+
+    def collect(self, problem: GradientProblem, keep_graph: bool = False) -> jacobian.Stored:
+        """Keep factors; the graph is freed by the last task."""
+        chunk = self._chunk or max(2, len(problem.losses))
+        return jacobian.collect(
+            problem, self._storage, know_uses=True, factors=True, chunk=chunk, keep_graph=keep_graph
+        )
