@@ -12,44 +12,45 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from mtlcore.contracts import Aggregation, State, StepView
 from mtlcore.errors import LossError
+from mtlplugins.arrays import Array
 
 
-def positive(view: StepView, losses: Tensor, why: str, checked: Tensor | None = None) -> Tensor | None:
+def positive(view: StepView, losses: Array, why: str, checked: Array | None = None) -> Array | None:
     """None if every loss is positive, else (K,) bool: which are.
 
     Args:
         view: names the tasks.
         losses: (K,).
         why: who asks, and the way out; ends the message.
-        checked: (K,) bool; only these losses need to be positive.
+        checked: (K,) bool; only these losses need to be positive. Default: all.
 
     Raises:
         LossError: a loss that must be positive is negative; names task and value.
     """
-    fine = losses > 0
+    fine: Array = losses > 0
     if checked is not None:
         fine |= ~checked
-    if bool(fine.all()):
+    if fine.all():
         return None
-    negative = ((losses < 0) & ~fine).tolist()
-    if any(negative):
-        bad = ", ".join(f"{view.task_names[i]!r} ({float(losses[i]):g})" for i, is_bad in enumerate(negative) if is_bad)
+    negative = (losses < 0) & ~fine
+    if negative.any():
+        bad = ", ".join(f"{view.task_names[i]!r} ({losses[i]:g})" for i in negative.nonzero()[0])
         raise LossError(f"the loss of task {bad} is negative, but {why}")
     return fine
 
 
-def solve_part(view: StepView, keep: Tensor, state: State, solve: Callable[[StepView], Aggregation]) -> Aggregation:
+def solve_part(view: StepView, keep: Array, state: State, solve: Callable[[StepView], Aggregation]) -> Aggregation:
     """``solve`` on the tasks in ``keep`` (K,) bool; the others get weight 0 and are named in the diagnostics."""
-    left_out = ", ".join(name for name, kept in zip(view.task_names, keep.tolist()) if not kept)
-    weights = torch.zeros(view.n_tasks, dtype=torch.float64, device=keep.device)
+    left_out = ", ".join(name for name, kept in zip(view.task_names, keep) if not kept)
+    mask = torch.from_numpy(keep).to(view.present.device)
+    weights = torch.zeros(view.n_tasks, dtype=torch.float64, device=mask.device)
     note = {"left_out": f"{left_out}: loss is exactly zero"}
-    if not bool(keep.any()):
+    if not keep.any():
         return Aggregation(weights=weights, state=state, diagnostics=note)
-    part = solve(view.restricted(keep))
+    part = solve(view.restricted(mask))
     assert part.weights is not None
-    weights[keep] = part.weights
+    weights[mask] = part.weights
     return dataclasses.replace(part, weights=weights, diagnostics={**part.diagnostics, **note})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from mtlcore import integer, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
+from mtlplugins.arrays import Array, arrays, losses_of, put, softmax, take, tensor, tensors
 from mtlplugins.positive import positive
-from mtlplugins.subproblem import put, take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +39,30 @@ class DWA(Aggregator):
 
     def init(self, n_tasks: int) -> State:
         """Sum and count of the running window, means of the last two (0: none yet), and the window's number."""
-        zeros = {k: torch.zeros(n_tasks, dtype=torch.float64) for k in ("sum", "count", "last", "before")}
-        return {**zeros, "window": torch.zeros((), dtype=torch.int64)}
+        zeros = {k: np.zeros(n_tasks) for k in ("sum", "count", "last", "before")}
+        return tensors({**zeros, "window": np.array(0)})
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights (K,) that sum to K."""
-        losses = view.losses
+        losses = losses_of(view)
         positive(view, losses, "dwa compares ratios of losses: shift the loss, or use another method.")
-        total, count, last, before = (state[k].to(losses.device) for k in ("sum", "count", "last", "before"))
+        old = arrays(state)
+        total, count, last, before = old["sum"], old["count"], old["last"], old["before"]
         number = view.step // self.window
-        if number != int(state["window"]):
+        if number != old["window"]:
             met = count > 0
-            before = torch.where(met, last, before)
-            last = torch.where(met, total / count, last)
-            total, count = torch.zeros_like(total), torch.zeros_like(count)
+            before = np.where(met, last, before)
+            last = np.divide(total, count, out=last.copy(), where=met)
+            total, count = np.zeros_like(total), np.zeros_like(count)
         ratio = _ratio(take(last, view), take(before, view))
-        weights = view.n_tasks * torch.softmax(ratio / self.temperature, 0)
+        weights = view.n_tasks * softmax(ratio / self.temperature)
         total, count = put(total, view, take(total, view) + losses), put(count, view, take(count, view) + 1.0)
-        new = {"sum": total, "count": count, "last": last, "before": before, "window": torch.tensor(number)}
-        return Aggregation(weights=weights, state=new, diagnostics={"ratio": ratio})
+        new = {"sum": total, "count": count, "last": last, "before": before, "window": np.array(number)}
+        return Aggregation(
+            weights=tensor(weights, view), state=tensors(new), diagnostics={"ratio": torch.from_numpy(ratio)}
+        )
 
 
-def _ratio(last: Tensor, before: Tensor) -> Tensor:
+def _ratio(last: Array, before: Array) -> Array:
     """last / before, and 1 where a window is missing or its mean is zero."""
-    return torch.where((last > 0) & (before > 0), last / before, torch.ones_like(last))
+    return np.divide(last, before, out=np.ones_like(last), where=(last > 0) & (before > 0))

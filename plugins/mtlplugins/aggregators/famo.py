@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 
 from mtlcore import number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins import adam
+from mtlplugins.arrays import arrays, losses_of, put, softmax, take, tensor, tensors, touched
 from mtlplugins.positive import positive, solve_part
-from mtlplugins.subproblem import put, take, touched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,37 +48,37 @@ class FAMO(Aggregator):
 
     def init(self, n_tasks: int) -> State:
         """Logits u, Adam's moments, and the losses before the step (0: the task took no part in it)."""
-        zeros = torch.zeros(n_tasks, dtype=torch.float64)
-        return {"logits": zeros, "before": zeros.clone(), **adam.fresh(n_tasks)}
+        return tensors({"logits": np.zeros(n_tasks), "before": np.zeros(n_tasks), **adam.fresh(n_tasks)})
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights (K,) that sum to one. Remembers the losses for :meth:`observe`."""
-        losses = view.losses
+        losses, forgotten = losses_of(view), {**state, "before": torch.zeros_like(state["before"])}
         keep = positive(view, losses, _WAY_OUT)
-        forgotten = {**state, "before": torch.zeros_like(state["before"], device=losses.device)}
         if keep is not None:
             return solve_part(view, keep, forgotten, lambda part: self.aggregate(part, state))
-        z = torch.softmax(take(state["logits"], view), 0)
+        old = arrays(forgotten)
+        z = softmax(take(old["logits"], view))
         weights = z / losses
-        new = {**state, "before": put(forgotten["before"], view, losses)}
-        return Aggregation(weights=weights / weights.sum(), state=new, diagnostics={"z": z})
+        new = {**forgotten, "before": torch.from_numpy(put(old["before"], view, losses))}
+        return Aggregation(
+            weights=tensor(weights / weights.sum(), view), state=new, diagnostics={"z": torch.from_numpy(z)}
+        )
 
     def observe(self, view: StepView, state: State) -> State:
         """One step of Adam on the logits of the tasks that had a positive loss before and after."""
-        before, after = take(state["before"], view), view.losses
+        old, after = arrays(state), losses_of(view)
+        before = take(old["before"], view)
         positive(view, after, _WAY_OUT)
         both = (before > 0) & (after > 0)
-        if not bool(both.all()):
-            view = view.restricted(both)
-            if view.n_tasks == 0:
-                return state
-            before, after = before[both], after[both]
-        u = state["logits"].to(after.device)
-        z = torch.softmax(take(u, view), 0)
-        delta = torch.log(before / after)
-        gradient = put(torch.zeros_like(u), view, z * (delta - z @ delta))
-        moved, moments = adam.step(u, gradient, state, lr=self.lr, weight_decay=self.gamma, touched=touched(u, view))
-        return {**state, "logits": moved, **moments}
+        if not both.any():
+            return state
+        if not both.all():
+            return self.observe(view.restricted(torch.from_numpy(both).to(view.present.device)), state)
+        u = old["logits"]
+        z, delta = softmax(take(u, view)), np.log(before / after)
+        gradient = put(np.zeros_like(u), view, z * (delta - z @ delta))
+        moved, moments = adam.step(u, gradient, old, lr=self.lr, weight_decay=self.gamma, touched=touched(u, view))
+        return {**state, **tensors({"logits": moved, **moments})}
 
 
 _WAY_OUT = "famo takes its logarithm: shift the loss by its lower bound, or use a method without logarithms."

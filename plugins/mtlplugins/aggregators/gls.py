@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
+from mtlplugins.arrays import losses_of, tensor
 from mtlplugins.positive import positive, solve_part
 
 
@@ -25,13 +28,12 @@ class GLS(Aggregator):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights GLS / (K L_i), the mean taken over the tasks whose loss is not exactly zero."""
-        losses = view.losses
+        losses = losses_of(view)
         keep = positive(view, losses, "gls takes its logarithm: shift the loss, or use a method without logarithms.")
         if keep is not None:
             return solve_part(view, keep, state, lambda part: self.aggregate(part, state))
         # Through logarithms: a product of 40 losses of 1e-12 would underflow.
-        logs = losses.log()
+        logs = np.log(losses)
         mean = logs.mean()
-        return Aggregation(
-            weights=(mean - logs).exp() / view.n_tasks, state=state, diagnostics={"geometric_mean": mean.exp()}
-        )
+        weights = tensor(np.exp(mean - logs) / view.n_tasks, view)
+        return Aggregation(weights=weights, state=state, diagnostics={"geometric_mean": float(np.exp(mean))})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 
 from mtlcore import number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins import adam
-from mtlplugins.subproblem import put, take, touched
+from mtlplugins.arrays import arrays, losses_of, put, take, tensor, tensors, touched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +34,18 @@ class IMTLL(Aggregator):
 
     def init(self, n_tasks: int) -> State:
         """s (K,) and Adam's moments."""
-        return {"log_scale": torch.zeros(n_tasks, dtype=torch.float64), **adam.fresh(n_tasks)}
+        return tensors({"log_scale": np.zeros(n_tasks), **adam.fresh(n_tasks)})
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights exp(s) at the s before its step."""
-        s = state["log_scale"].to(view.present.device)
-        weights = torch.exp(take(s, view))
-        scaled = weights * view.losses
-        gradient = put(torch.zeros_like(s), view, scaled - 1.0)
-        moved, moments = adam.step(s, gradient, state, lr=self.lr, touched=touched(s, view))
+        old = arrays(state)
+        s = old["log_scale"]
+        weights = np.exp(take(s, view))
+        scaled = weights * losses_of(view)
+        gradient = put(np.zeros_like(s), view, scaled - 1.0)
+        moved, moments = adam.step(s, gradient, old, lr=self.lr, touched=touched(s, view))
         return Aggregation(
-            weights=weights, state={"log_scale": moved, **moments}, diagnostics={"scaled_losses": scaled}
+            weights=tensor(weights, view),
+            state=tensors({"log_scale": moved, **moments}),
+            diagnostics={"scaled_losses": torch.from_numpy(scaled)},
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
+from mtlplugins.arrays import losses_of, tensor
 from mtlplugins.positive import positive, solve_part
 
 
@@ -25,8 +26,8 @@ class SI(Aggregator):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights 1 / L_i; a task whose loss is exactly zero is left out (see mtlplugins.positive)."""
-        losses = view.losses
+        losses = losses_of(view)
         keep = positive(view, losses, "si takes its logarithm: shift the loss, or use a method without logarithms.")
         if keep is not None:
             return solve_part(view, keep, state, lambda part: self.aggregate(part, state))
-        return Aggregation(weights=losses.reciprocal(), state=state)
+        return Aggregation(weights=tensor(1.0 / losses, view), state=state)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from mtlcore import choice, integer, number, vector
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlcore.errors import ConfigurationError
+from mtlplugins.arrays import Array, arrays, losses_of, put, softmax, take, tensor, tensors
 from mtlplugins.positive import positive, solve_part
-from mtlplugins.subproblem import put, take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,36 +68,37 @@ class STCH(Aggregator):
                 raise ConfigurationError(f"stch: {name} has {len(value)} entries for {n_tasks} tasks.")
         if self.form == "plain":
             return {}
-        return {name: torch.zeros(n_tasks, dtype=torch.float64) for name in ("nadir_sum", "nadir_count")}
+        return tensors({name: np.zeros(n_tasks) for name in ("nadir_sum", "nadir_count")})
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights (K,)."""
-        losses = view.losses
+        losses = losses_of(view)
         if self.form == "plain":
             preferences = self._vector(self.preferences, 1.0, view)
             x = preferences * (losses - self._vector(self.ideal, 0.0, view))
-            return Aggregation(weights=preferences * torch.softmax(x / self.mu, 0), state=state, diagnostics={"x": x})
+            return self._answer(preferences * softmax(x / self.mu), view, state, {"x": torch.from_numpy(x)})
         keep = positive(view, losses, "stch takes its logarithm: shift the loss, or use form='plain'.")
         if keep is not None:
             return solve_part(view, keep, state, lambda part: self.aggregate(part, state))
         if view.step < self.warmup_steps:
-            return Aggregation(weights=losses.reciprocal(), state=state, diagnostics={"phase": "warm-up"})
-        total, count = take(state["nadir_sum"], view), take(state["nadir_count"], view)
+            return self._answer(1.0 / losses, view, state, {"phase": "warm-up"})
+        old = arrays(state)
+        total, count = take(old["nadir_sum"], view), take(old["nadir_count"], view)
         measuring = view.step < self.warmup_steps + self.nadir_steps
         # A task that was absent while the nadir was measured gets its first loss after that.
-        due = torch.ones_like(count, dtype=torch.bool) if measuring else count == 0
-        total, count = torch.where(due, total + losses, total), torch.where(due, count + 1.0, count)
-        new = {
-            "nadir_sum": put(state["nadir_sum"], view, total),
-            "nadir_count": put(state["nadir_count"], view, count),
-        }
+        due = np.ones_like(count, dtype=bool) if measuring else count == 0
+        total, count = np.where(due, total + losses, total), np.where(due, count + 1.0, count)
+        new = tensors(
+            {"nadir_sum": put(old["nadir_sum"], view, total), "nadir_count": put(old["nadir_count"], view, count)}
+        )
         if measuring:
-            return Aggregation(weights=losses.reciprocal(), state=new, diagnostics={"phase": "nadir"})
-        x = torch.log(losses / (total / count))
-        weights = view.n_tasks * torch.softmax(x / self.mu, 0) / losses
-        return Aggregation(weights=weights, state=new, diagnostics={"phase": "smooth maximum", "x": x})
+            return self._answer(1.0 / losses, view, new, {"phase": "nadir"})
+        x = np.log(losses / (total / count))
+        weights = view.n_tasks * softmax(x / self.mu) / losses
+        return self._answer(weights, view, new, {"phase": "smooth maximum", "x": torch.from_numpy(x)})
 
-    def _vector(self, values: tuple[float, ...] | None, default: float, view: StepView) -> Tensor:
-        if values is None:
-            return torch.full((view.n_tasks,), default, dtype=torch.float64, device=view.present.device)
-        return take(torch.tensor(values, dtype=torch.float64), view)
+    def _answer(self, weights: Array, view: StepView, state: State, diagnostics: dict[str, Any]) -> Aggregation:
+        return Aggregation(weights=tensor(weights, view), state=state, diagnostics=diagnostics)
+
+    def _vector(self, values: tuple[float, ...] | None, default: float, view: StepView) -> Array:
+        return np.full(view.n_tasks, default) if values is None else take(np.array(values), view)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 
 from mtlcore import number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins import adam
-from mtlplugins.subproblem import put, take, touched
+from mtlplugins.arrays import arrays, losses_of, put, take, tensor, tensors, touched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,17 @@ class UW(Aggregator):
 
     def init(self, n_tasks: int) -> State:
         """s (K,) and Adam's moments."""
-        return {"log_variance": torch.full((n_tasks,), self.start, dtype=torch.float64), **adam.fresh(n_tasks)}
+        return tensors({"log_variance": np.full(n_tasks, self.start), **adam.fresh(n_tasks)})
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights exp(-s) / 2 at the s before its step."""
-        s = state["log_variance"].to(view.present.device)
-        weights = 0.5 * torch.exp(-take(s, view))
-        gradient = put(torch.zeros_like(s), view, 0.5 - weights * view.losses)
-        moved, moments = adam.step(s, gradient, state, lr=self.lr, touched=touched(s, view))
-        return Aggregation(weights=weights, state={"log_variance": moved, **moments}, diagnostics={"log_variance": s})
+        old = arrays(state)
+        s = old["log_variance"]
+        weights = 0.5 * np.exp(-take(s, view))
+        gradient = put(np.zeros_like(s), view, 0.5 - weights * losses_of(view))
+        moved, moments = adam.step(s, gradient, old, lr=self.lr, touched=touched(s, view))
+        return Aggregation(
+            weights=tensor(weights, view),
+            state=tensors({"log_variance": moved, **moments}),
+            diagnostics={"log_variance": torch.from_numpy(moved)},
+        )

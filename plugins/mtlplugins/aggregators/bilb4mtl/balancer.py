@@ -18,9 +18,11 @@ trains W. No task gradient is ever formed.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +34,7 @@ from mtlplugins.aggregators.bilb4mtl import discrepancy as discrepancies
 from mtlplugins.aggregators.bilb4mtl import normalisation as normalisations
 from mtlplugins.aggregators.bilb4mtl import router as routers
 from mtlplugins.aggregators.bilb4mtl.presets import PRESETS
+from mtlplugins.arrays import Array, Arrays, arrays, losses_of, put, take, tensor, tensors
 from mtlplugins.positive import solve_part
 
 Weigh = Callable[[StepView], Tensor]
@@ -133,29 +136,29 @@ class Balancer(Aggregator):
         """References, router, moments. What the router's size or first values depend on (features, the generator) is
         known in the first step only; until then ``drawn`` is False and the router is of size 0, if not free."""
         size = n_tasks if self.router == "free" else 0
-        return {
-            "n_tasks": torch.tensor(n_tasks),  # K itself, for a first batch that lacks some tasks
-            "drawn": torch.tensor(False),
-            "router": torch.zeros(size, dtype=torch.float64),
-            **(adam.fresh(size) if self.router_optimizer == "adam" else {}),
-            **normalisations.fresh(self.normalisation, n_tasks),
-        }
+        return tensors(
+            {
+                "n_tasks": np.array(n_tasks),  # K itself, for a first batch that lacks some tasks
+                "drawn": np.array(False),
+                "router": np.zeros(size),
+                **(adam.fresh(size) if self.router_optimizer == "adam" else {}),
+                **normalisations.fresh(self.normalisation, n_tasks),
+            }
+        )
 
     def _step(self, view: StepView, state: State, solve: Solve | None = None) -> Aggregation:
         """One step. ``solve`` takes the view at x and the weights of g as a function of a view, and returns the view
         at z_N, an approximate minimiser of g(W, .); without it grad_W g(W, z_N) is dropped."""
-        losses, n_tasks = view.losses, int(state["n_tasks"])
-        index = None if view.n_tasks == n_tasks else torch.tensor(view.task_index, device=losses.device)
-        keep = normalisations.usable(self.normalisation, view, losses, state, index)
+        losses, old = losses_of(view), arrays(state)
+        keep = normalisations.usable(self.normalisation, view, losses, old)
         if keep is not None:
             return solve_part(view, keep, state, lambda part: self._step(part, state, solve))
-        every = self.log_reference_every
-        references = normalisations.updated(self.normalisation, every, view.step, losses, state, index)
-        layout, flat, moments = self._router(view, state, n_tasks)
-        level = _LowerLevel(self, layout, flat, references, index)
+        references = normalisations.updated(self.normalisation, self.log_reference_every, view, losses, old)
+        layout, flat, moments = self._router(view, old)
+        level = _LowerLevel(self, layout, flat, references)
 
         here = level.at(view)
-        tau = here.sigma if self.tau == "sigma" else torch.ones_like(here.sigma)
+        tau = here.sigma if self.tau == "sigma" else 1.0
         gap, pull = discrepancies.discrepancy(self.discrepancy, tau * here.normalised)
         coefficients = here.coefficients + self.lamb * tau * pull
         by_sigma = here.by_sigma
@@ -163,77 +166,77 @@ class Balancer(Aggregator):
             by_sigma = by_sigma + self.lamb * here.normalised * pull
         gradient, by_phi = level.to_router(here, by_sigma)
         diagnostics: dict[str, Any] = {
-            "sigma": here.sigma,
-            "coefficients": coefficients,
-            "lower": here.coefficients @ here.normalised,
+            "sigma": torch.from_numpy(here.sigma),
+            "coefficients": torch.from_numpy(coefficients),
+            "pull": torch.from_numpy(pull),
+            "lower": float(here.coefficients @ here.normalised),
             "discrepancy": gap,
-            "pull": pull,
         }
         if self.discrepancy == "adjacent":
-            diagnostics["signs"] = pull[:-1].cumsum(0)
+            diagnostics["signs"] = torch.from_numpy(pull[:-1].cumsum())
         if solve is not None:
             there = level.at(solve(view, level.weights))
             kept, dropped = (level.to_router(point, point.by_sigma)[0] for point in (here, there))
             gradient = gradient - dropped
-            diagnostics |= {"inner_losses": there.losses, "kept_norm": kept.norm(), "dropped_norm": dropped.norm()}
-            diagnostics["dropped_ratio"] = dropped.norm() / kept.norm()
+            sizes = float(np.linalg.norm(kept)), float(np.linalg.norm(dropped))
+            diagnostics |= {"inner_losses": torch.from_numpy(there.losses), "kept_norm": sizes[0]}
+            diagnostics |= {"dropped_norm": sizes[1], "dropped_ratio": sizes[1] / sizes[0] if sizes[0] else math.inf}
 
         weights = coefficients * here.slope
         if self.pareto_safe:
-            diagnostics["clipped"] = weights < 0
-            weights = weights.clamp_min(0.0)
+            diagnostics["clipped"] = torch.from_numpy(weights < 0)
+            weights = np.maximum(weights, 0.0)
         feature_gradient: tuple[Tensor, ...] = ()
         if by_phi is not None and not self.detach_features:
             feature_gradient = routers.spread(view, self.channel_dim, by_phi)
-        touched = None if index is None else layout.touched(index)
+        touched = layout.touched(view)
         if self.router_optimizer == "sgd":
-            step = gradient if touched is None else gradient * touched
-            trained = {"router": flat - self.router_lr * step}
+            trained = {"router": flat - self.router_lr * (gradient if touched is None else gradient * touched)}
         else:
-            eps = self.eps * by_sigma.abs().max()
+            eps = self.eps * float(np.abs(by_sigma).max())
             flat, moments = adam.step(
                 flat, gradient, moments, lr=self.router_lr, beta1=self.beta1, beta2=self.beta2, eps=eps, touched=touched
             )
             trained = {"router": flat, **moments}
         return Aggregation(
-            weights=weights,
-            state={**state, **references, **trained, "drawn": torch.tensor(True)},
+            weights=tensor(weights, view),
+            state={**state, **tensors({**references, **trained, "drawn": np.array(True)})},
             diagnostics=diagnostics,
             feature_gradient=feature_gradient,
         )
 
-    def _router(self, view: StepView, state: State, n_tasks: int) -> tuple[routers.Router, Tensor, State]:
+    def _router(self, view: StepView, state: Arrays) -> tuple[routers.Router, Array, Arrays]:
         """Layout, parameters and moments of the router; drawn now if this is the first step."""
-        device = view.present.device
         width = 0 if self.router == "free" else routers.width(view, self.channel_dim)
-        layout = routers.Router(self.router, n_tasks, width, self.hidden)
-        flat, moments = state["router"], {k: v for k, v in state.items() if k.startswith("adam_")}
-        if not bool(state["drawn"]):
+        layout = routers.Router(self.router, int(state["n_tasks"]), width, self.hidden)
+        if not state["drawn"]:
             flat = layout.draw(view.generator, self.init_low, self.init_high)
-            moments = adam.fresh(len(flat)) if moments else {}
-        elif len(flat) != layout.size:
+            return layout, flat, adam.fresh(len(flat))
+        flat = state["router"]
+        if self.router != "free" and len(flat) != layout.size:
             raise FeaturesError(
                 f"the features have {width} channels in all, but the router was made for another number in the first "
                 f"step ({len(flat)} parameters instead of {layout.size})."
             )
-        return layout, flat.to(device), {k: v.to(device) for k, v in moments.items()}
+        return layout, flat, state
 
 
 @dataclasses.dataclass(frozen=True)
 class _Point:
     """g(W, x) at one x, differentiated; everything (K,), for the tasks present."""
 
-    losses: Tensor
-    normalised: Tensor
-    slope: Tensor
-    phi: Tensor | None
-    last: Tensor | None
-    scores: Tensor
-    raw: Tensor
-    sigma: Tensor
-    coefficients: Tensor
+    view: StepView
+    losses: Array
+    normalised: Array
+    slope: Array
+    phi: Array | None
+    last: Array | None
+    scores: Array
+    raw: Array
+    sigma: Array
+    coefficients: Array
     """dg/dl~"""
-    by_sigma: Tensor
+    by_sigma: Array
     """dg/dsigma"""
 
 
@@ -243,17 +246,15 @@ class _LowerLevel:
 
     options: Balancer
     layout: routers.Router
-    flat: Tensor
-    references: State
-    index: Tensor | None
+    flat: Array
+    references: Arrays
 
     def at(self, view: StepView) -> _Point:
-        options, losses = self.options, view.losses
-        normalised, slope = normalisations.normalise(options.normalisation, losses, self.references, self.index)
+        options, losses = self.options, losses_of(view)
+        normalised, slope = normalisations.normalise(options.normalisation, view, losses, self.references)
         phi = None if self.layout.kind == "free" else routers.pooled(view, options.channel_dim)
         scores, last = self.layout.scores(self.flat, phi)
-        if self.index is not None:
-            scores = scores[self.index]
+        scores = take(scores, view)
         sigma, raw = routers.squash(options.squash, scores, options.clamp_low, options.clamp_high)
         coefficients, by_sigma = sigma, normalised
         if options.divide_by != "one":
@@ -261,16 +262,15 @@ class _LowerLevel:
             coefficients, by_sigma = sigma / total, normalised / total
             if options.divide_by == "sum":
                 by_sigma = by_sigma - (coefficients @ normalised) / total
-        return _Point(losses, normalised, slope, phi, last, scores, raw, sigma, coefficients, by_sigma)
+        return _Point(view, losses, normalised, slope, phi, last, scores, raw, sigma, coefficients, by_sigma)
 
     def weights(self, view: StepView) -> Tensor:
         """Weights of the raw losses in grad_x g."""
         point = self.at(view)
-        return point.coefficients * point.slope
+        return tensor(point.coefficients * point.slope, view)
 
-    def to_router(self, point: _Point, by_sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+    def to_router(self, point: _Point, by_sigma: Array) -> tuple[Array, Array | None]:
         """Cotangents of the router's parameters and of its input."""
         back = routers.unsquash(self.options.squash, point.scores, point.sigma, point.raw, by_sigma)
-        if self.index is not None:
-            back = back.new_zeros(self.layout.n_tasks).index_copy(0, self.index, back)
+        back = put(np.zeros(self.layout.n_tasks), point.view, back)
         return self.layout.pullback(self.flat, point.phi, point.last, back)

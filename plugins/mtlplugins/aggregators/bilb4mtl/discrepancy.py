@@ -6,13 +6,14 @@ signs only. ``adjacent`` is the paper's; the others do not depend on the order o
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from mtlplugins.arrays import Array
 
 KINDS = ("adjacent", "all-pairs", "sorted-adjacent")
 
 
-def discrepancy(kind: str, values: Tensor) -> tuple[Tensor, Tensor]:
+def discrepancy(kind: str, values: Array) -> tuple[float, Array]:
     """f(v) and one of its subgradients k = df/dv, (K,); sum k = 0 and |k_i| <= 2. Ties pull nobody.
 
     - ``adjacent``: f = sum_i |v_i - v_{i+1}|, k_i = s_i - s_{i-1} with s_i = sign(v_i - v_{i+1}). [paper]
@@ -20,19 +21,19 @@ def discrepancy(kind: str, values: Tensor) -> tuple[Tensor, Tensor]:
       adjacent differences, so that lambda keeps its meaning; for K = 2 it is ``adjacent``. [choice]
     - ``sorted-adjacent``: adjacent differences after sorting, which telescope to max v - min v. [choice]
     """
-    n = values.shape[0]
-    if n == 1:
-        return values.new_zeros(()), torch.zeros_like(values)
+    pull = np.zeros_like(values)
+    if len(values) == 1:
+        return 0.0, pull
     if kind == "adjacent":
-        step = values[:-1] - values[1:]
-        sign = step.sign()
-        pull = torch.zeros_like(values)
-        pull[:-1] = sign
-        pull[1:] -= sign
-        return step.abs().sum(), pull
+        gaps = values[:-1] - values[1:]
+        signs = np.sign(gaps)
+        pull[:-1] = signs
+        pull[1:] -= signs
+        return float(np.abs(gaps).sum()), pull
     if kind == "all-pairs":
         gaps = values[:, None] - values[None, :]
-        return gaps.abs().sum() / n, gaps.sign().sum(1) * (2.0 / n)
-    high, low = values.max(), values.min()
-    top, bottom = (values == high).to(values.dtype), (values == low).to(values.dtype)
-    return high - low, top / top.sum() - bottom / bottom.sum()
+        pull += np.sign(gaps).sum(1) * (2.0 / len(values))
+        return float(np.abs(gaps).sum()) / len(values), pull
+    top, bottom = values == values.max(), values == values.min()
+    pull += top / top.sum() - bottom / bottom.sum()
+    return float(values.max() - values.min()), pull

@@ -10,67 +10,53 @@ References are state: (K,) losses, and (K,) int64 periods in which they were tak
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from mtlcore.contracts import State, StepView
+from mtlcore.contracts import StepView
+from mtlplugins.arrays import Array, Arrays, put, take
 from mtlplugins.positive import positive
 
 KINDS = ("identical", "rescaled", "log")
 
 
-def fresh(kind: str, n_tasks: int) -> State:
+def fresh(kind: str, n_tasks: int) -> Arrays:
     """State before the first step; empty for ``identical``."""
     if kind == "identical":
         return {}
-    return {
-        "reference": torch.ones(n_tasks, dtype=torch.float64),
-        "reference_period": torch.full((n_tasks,), -1, dtype=torch.int64),
-    }
+    return {"reference": np.ones(n_tasks), "reference_period": np.full(n_tasks, -1, dtype=np.int64)}
 
 
-def usable(kind: str, view: StepView, losses: Tensor, state: State, index: Tensor | None) -> Tensor | None:
+def usable(kind: str, view: StepView, losses: Array, state: Arrays) -> Array | None:
     """None if all losses of this step can be normalised, else (K,) bool: which can (see mtlplugins.positive)."""
     if kind == "identical":
         return None
     way_out = f"normalisation={kind!r} needs positive ones: use normalisation='identical', or shift the loss."
     if kind == "log":
         return positive(view, losses, way_out)
-    seen = state["reference_period"].to(losses.device) >= 0
-    return positive(view, losses, way_out, checked=~_part(seen, index))
+    return positive(view, losses, way_out, checked=take(state["reference_period"], view) < 0)
 
 
-def updated(kind: str, every: int | None, step: int, losses: Tensor, state: State, index: Tensor | None) -> State:
+def updated(kind: str, every: int | None, view: StepView, losses: Array, state: Arrays) -> Arrays:
     """References of this step: the state's, taken anew where a task starts its run or its period."""
     if kind == "identical":
         return {}
-    period = step // every if kind == "log" and every is not None else 0
-    reference, taken = state["reference"].to(losses.device), state["reference_period"].to(losses.device)
-    due = taken != period
-    if index is not None:
-        present = torch.zeros_like(due)
-        present[index] = True
-        due &= present
-        losses = torch.ones_like(reference).index_copy(0, index, losses)
-    return {
-        "reference": torch.where(due, losses, reference),
-        "reference_period": torch.where(due, torch.full_like(taken, period), taken),
-    }
+    period = view.step // every if kind == "log" and every is not None else 0
+    reference, taken = state["reference"], state["reference_period"]
+    due = take(taken, view) != period
+    if due.any():
+        reference = put(reference, view, np.where(due, losses, take(reference, view)))
+        taken = put(taken, view, np.full(view.n_tasks, period))
+    return {"reference": reference, "reference_period": taken}
 
 
-def normalise(kind: str, losses: Tensor, references: State, index: Tensor | None) -> tuple[Tensor, Tensor]:
+def normalise(kind: str, view: StepView, losses: Array, references: Arrays) -> tuple[Array, Array]:
     """Normalised losses l~ and their derivatives dl~/dl, both (K,)."""
     if kind == "identical":
-        return losses, torch.ones_like(losses)
-    reference = _part(references["reference"], index)
+        return losses, np.ones_like(losses)
+    reference = take(references["reference"], view)
     if kind == "log":
-        return torch.log(losses / reference), losses.reciprocal()
-    known = references["reference_period"] >= 0
-    smallest = references["reference"].masked_fill(~known, torch.inf).min()
+        return np.log(losses / reference), 1.0 / losses
+    smallest = references["reference"][references["reference_period"] >= 0].min()
     # In this order tasks at their reference are equal to the last bit; otherwise rounding would decide, in the very
     # first step, who is pulled where.
     return (losses / reference) * smallest, smallest / reference
-
-
-def _part(values: Tensor, index: Tensor | None) -> Tensor:
-    return values if index is None else values[index]
