@@ -65,17 +65,17 @@ class StepView:
     __slots__ = (
         "_generator",
         "_gramian",
+        "_inner",
         "_jacobian",
         "_losses",
         "_needs",
-        "_inner",
         "_present",
         "features",
         "others",
         "step",
         "task_index",
         "task_names",
-    )  # fmt: skip
+    )
 
     _losses: Tensor
     _gramian: Tensor | Callable[[], Tensor] | None

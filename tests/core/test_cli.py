@@ -130,3 +130,29 @@ def test_new_plugin_refuses_bad_names(tmp_path):
     assert "kebab" in mtl("new-plugin", "My_Method", cwd=tmp_path).stderr
     assert "choose one of" in mtl("new-plugin", "fine", "--kind", "tool", cwd=tmp_path).stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_third_party_method_verifies_and_trains_beside_a_broken_one(site, tmp_path):
+    report = tmp_path / "verdict.json"
+    done = mtl("verify", "third-party-mean", "--max-examples", "10", "--json", str(report), site=site)
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdicts = {r["law"]: r["status"] for r in json.loads(report.read_text())}
+    assert verdicts["permutation-equivariant"] == "verified"
+    assert {"finite", "pure", "deterministic", "shape-dtype-device"} <= set(verdicts)
+    program = (
+        "import torch, mtlcore\n"
+        "trunk, head = torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)\n"
+        "optimizer = torch.optim.SGD([*trunk.parameters(), *head.parameters()], lr=0.1)\n"
+        "mt = mtlcore.MultiTask(trunk, 'third-party-mean', optimizer)\n"
+        "x = torch.ones(5, 3)\n"
+        "def closure():\n"
+        "    z = trunk(x)\n"
+        "    return {'a': head(z).square().mean(), 'b': (head(z) - 1).square().mean()}, z\n"
+        "first = mt.step(closure).losses.sum()\n"
+        "for _ in range(20): last = mt.step(closure).losses.sum()\n"
+        "assert last < first\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    trained = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stderr.count("broken-mtl") == 1

@@ -10,7 +10,7 @@ from mtlcore import Conflict, ConflictDetector, Displacement, TeleportStrategy
 
 
 @dataclass(frozen=True)
-class always(ConflictDetector):  # noqa: N801
+class always(ConflictDetector):
     """Cries conflict whatever it sees; its severity is the first task's gradient norm."""
 
     def detect(self, view):
