@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import copy
 import enum
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -157,32 +158,40 @@ def similarity(displacements: Sequence[Tensor], directions: Sequence[Tensor], si
     return sign * inner / norm if norm > 0.0 else 0.0
 
 
-def reuse(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], sigma: float) -> Callable[[], None]:
+def reuse(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], sigma: float) -> None:
     """Historical trajectory reuse. [paper Eq. 13; how it meets the buffers is a choice]
 
     The paper runs the first step after the jump with the decay rates sigma*beta. That step is, for each running mean,
     sigma*beta*m + (1 - sigma*beta)*g = beta*m~ + (1 - beta)*g with m~ = sigma*m + (1 - sigma)*g: the ordinary step
     from a blended buffer. So the buffers are blended once, when the optimizer is about to take that step and g is
-    known (a hook that removes itself), and the optimizer's settings are never touched. Step counter and bias
-    correction go on. sigma = 0: the moments and the step counter are zeroed at once. [choice]
+    known; the settings of the optimizer are never touched. Step counter and bias correction go on. sigma = 0: the moments
+    and the step counter are zeroed at once. [choice]
 
     Memories that are sums, not means (SGD's momentum), are scaled by sigma.
-
-    Returns:
-        a function that cancels what is still pending.
     """
-    parameters = list(parameters)
     if sigma <= 0.0:
-        forget(optimizer, parameters, counters=True)
-        return lambda: None
-
-    def blend(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        handle.remove()
         for parameter in parameters:
-            _blend(optimizer, parameter, sigma)
+            _PENDING.get(optimizer, {}).pop(parameter, None)
+        forget(optimizer, parameters, counters=True)
+        return
+    if optimizer not in _PENDING:
+        # Stays for good: a hook that removed itself while the optimizer runs its hooks would break the others.
+        _PENDING[optimizer] = {}
+        optimizer.register_step_pre_hook(_blend_pending)
+    pending = _PENDING[optimizer]
+    for parameter in parameters:
+        pending[parameter] = pending.get(parameter, 1.0) * sigma
 
-    handle = optimizer.register_step_pre_hook(blend)
-    return handle.remove
+
+_PENDING: weakref.WeakKeyDictionary[torch.optim.Optimizer, dict[nn.Parameter, float]] = weakref.WeakKeyDictionary()
+"""What remains of each parameter's past, until the optimizer's next step."""
+
+
+def _blend_pending(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    pending = _PENDING.get(optimizer, {})
+    for parameter, sigma in pending.items():
+        _blend(optimizer, parameter, sigma)
+    pending.clear()
 
 
 @torch.no_grad()

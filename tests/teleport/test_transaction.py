@@ -374,6 +374,25 @@ def test_the_first_step_after_a_jump_has_the_papers_decay_rates(make):
     torch.testing.assert_close(state["exp_avg"], 0.9 * m + 0.1 * g), "ordinary again"
 
 
+def test_reuse_lives_with_other_hooks_and_further_jumps():
+    made = problem("mlp")
+    made.trunk.eval()
+    optimizer = made.optimizer()
+    made.train(optimizer, 3)
+    weight = made.trunk[3].weight
+    m = bits(optimizer.state[weight]["exp_avg"])
+    sigmas, called = [], []
+    for _ in range(2):
+        result = teleport(made, Nudge(), optimizer=optimizer, detector=Falling())
+        sigmas.append(result.diagnostics["sigma"])
+        optimizer.register_step_pre_hook(lambda *a: called.append(1))
+    sum(made.batch(7)()[0].values()).backward()
+    optimizer.step()
+    keep = 0.9 * sigmas[0] * sigmas[1]
+    torch.testing.assert_close(optimizer.state[weight]["exp_avg"], keep * m + (1 - keep) * weight.grad)
+    assert len(called) == 2
+
+
 def test_a_jump_against_the_gradient_forgets():
     made = problem("mlp")
     optimizer = made.optimizer(amsgrad=True)
