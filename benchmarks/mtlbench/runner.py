@@ -200,7 +200,7 @@ class _Runner:
         configuration = {
             "format": _FORMAT,
             "task": entry.model_dump(include={"name", "options"}),
-            "method": None if method is None else method.model_dump(exclude={"search", "optional"}),
+            "method": None if method is None else method.model_dump(exclude={"search", "optional", "front"}),
             "budget": dataclasses.asdict(budget),
         }
         return Job(self.suite.name, entry, method, seed, budget, digest(configuration), trial=trial)
@@ -312,29 +312,19 @@ def _existing_methods(suite: Suite, summary: Summary, console: Console) -> list[
 
 
 def _certificates(methods: list[MethodEntry], folder: Path, jobs: int, console: Console) -> dict[str, dict[str, Any]]:
-    """{key: certificate} of every plugin in use. Known ones are kept in the folder, so that resuming is quick."""
-    path = folder / CERTIFICATES
-    known: dict[str, dict[str, Any]] = {}
-    if path.is_file():
-        with contextlib.suppress(ValueError):
-            known = json.loads(path.read_text(encoding="utf-8"))
+    """{key: certificate} of every plugin in use. Whoever certifies knows when an older answer still holds, so it is
+    asked anew each time."""
     wanted = {_certificate_key(*plugin): plugin for method in methods for plugin in method.plugins()}
-    todo = {key: plugin for key, plugin in wanted.items() if key not in known}
-    if todo:
-        with (
-            console.status(f"theory before training: verifying {len(todo)} plugins")
-            if console.is_terminal
-            else (contextlib.nullcontext())
-        ):
-            work = [functools.partial(certify_one, *plugin) for plugin in todo.values()]
-            for certificate in _parallel(work, jobs):
-                known[_certificate_key(certificate["kind"], certificate["name"], certificate["options"])] = certificate
-                if certificate["passed"] is not None:  # "nobody could answer" is asked again next time
-                    _write_json(path, known)
-                mark = {True: "[green]verified[/]", False: "[red]REFUTED[/]", None: "[yellow]not verified[/]"}
-                console.print(f"{mark[certificate['passed']]} {certificate['name']}: {certificate['summary']}")
-    _write_json(path, {key: known[key] for key in known if known[key]["passed"] is not None})
-    return {key: known[key] for key in wanted}
+    found: dict[str, dict[str, Any]] = {}
+    waiting = console.status(f"theory before training: verifying {len(wanted)} plugins")
+    with waiting if console.is_terminal else contextlib.nullcontext():
+        for certificate in _parallel([functools.partial(certify_one, *plugin) for plugin in wanted.values()], jobs):
+            found[_certificate_key(certificate["kind"], certificate["name"], certificate["options"])] = certificate
+            mark = {True: "[green]verified[/]", False: "[red]REFUTED[/]", None: "[yellow]not verified[/]"}
+            console.print(f"{mark[certificate['passed']]} {certificate['name']}: {certificate['summary']}")
+    ordered = {key: found[key] for key in wanted}
+    _write_json(folder / CERTIFICATES, ordered)
+    return ordered
 
 
 def certify_one(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -389,7 +379,7 @@ def do_job(job: Job, progress: Callable[[int], None] = lambda step: None) -> dic
         "hyperparameters": {
             "budget": dataclasses.asdict(job.budget),
             "task_options": job.task.options,
-            "method": None if job.method is None else job.method.model_dump(exclude={"search", "optional"}),
+            "method": None if job.method is None else job.method.model_dump(exclude={"search", "optional", "front"}),
         },
         "certificate": job.certificate,
     }

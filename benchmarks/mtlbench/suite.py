@@ -48,7 +48,8 @@ class MethodEntry(_Strict):
     """One line of the comparison.
 
     ``name`` is how the report calls it; ``aggregator`` defaults to it. ``search`` gives the values that tuning may
-    choose an option from; ``optional`` leaves the method out, with a note, where no plugin of that name exists.
+    choose an option from; ``optional`` leaves the method out, with a note, where no plugin of that name exists; methods
+    with the same ``front`` are drawn as one line, in their order, in a figure of metric against metric.
     """
 
     name: str = Field(pattern=r"^[^\s/][^/]*$")
@@ -62,6 +63,7 @@ class MethodEntry(_Strict):
     tolerance: float | None = Field(None, gt=0)
     search: dict[str, list[Any]] = {}
     optional: bool = False
+    front: str = ""
 
     @model_validator(mode="before")
     @classmethod

@@ -185,6 +185,17 @@ def test_several_tasks_are_pooled_by_stratified_bootstrap(folder):
     assert "Performance profile" in _page(folder)
 
 
+def test_methods_of_a_front_are_joined_in_a_figure(tiny, tmp_path):
+    from mtlbench import runner
+
+    line = [{"name": n, "aggregator": "tiny-equal", "front": "g"} for n in ("one", "two")]
+    suite = tiny.suite("tiny-slow", *line, reference="one")
+    runner.run(suite, tmp_path, seeds=1, certify=False, console=tiny.quiet())
+    html = _page(tmp_path)
+    assert "Trade-off between tasks" in html
+    assert "a: MAE in m (lower is better)" in html
+
+
 def test_ticks_are_round_and_inside():
     assert figures.nice_ticks(-0.13, 1.02, 5) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert figures.Axis(0.01, 2.0, 0, 100, log=True).ticks() == pytest.approx([0.01, 0.1, 1.0])

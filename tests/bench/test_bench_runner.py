@@ -147,8 +147,8 @@ def test_certificates_are_asked_once_per_plugin_and_kept(tiny, tmp_path, monkeyp
     asked = []
     real = runner.certify_one
     monkeypatch.setattr(runner, "certify_one", lambda *a: asked.append(a) or real(*a))
-    runner.run(tiny.suite(), tmp_path, console=tiny.quiet())
-    runner.run(tiny.suite(), tmp_path, console=tiny.quiet())
+    twice = {"name": "again", "aggregator": "tiny-equal"}
+    runner.run(tiny.suite("tiny-equal", "tiny-slow", twice), tmp_path, seeds=1, console=tiny.quiet())
     assert [a[1] for a in asked] == ["tiny-equal", "tiny-slow"]
     kept = json.loads((tmp_path / "certificates.json").read_text())
     assert all(c["passed"] is True and c["rows"] for c in kept.values())

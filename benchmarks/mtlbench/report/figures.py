@@ -223,6 +223,47 @@ def lines(
     return _svg(width, height, parts, label, "wide")
 
 
+def front(
+    points: Mapping[str, tuple[float, float]],
+    joined: Sequence[Sequence[str]],
+    x_title: str,
+    y_title: str,
+    label: str,
+) -> Markup:
+    """Named points in the plane of two metrics; each group in ``joined`` is connected by a line, in its order."""
+    width, height = 480, 340
+    x = Axis(*padded([p[0] for p in points.values()], share=0.12), 64, width - 30)
+    y = Axis(*padded([p[1] for p in points.values()], share=0.12), height - 46, 12)
+    parts = []
+    for t in x.ticks(5):
+        parts.append(_rule(x(t), y.end, x(t), y.start, "grid"))
+        parts.append(_text(x(t), height - 30, short(t), "tick", "middle"))
+    for t in y.ticks(5):
+        parts.append(_rule(x.start, y(t), x.end, y(t), "grid"))
+        parts.append(_text(x.start - 7, y(t) + 4, short(t), "tick", "end"))
+    parts.append(_text((x.start + x.end) / 2, height - 9, x_title, "axis-title", "middle"))
+    centre = (y.start + y.end) / 2
+    parts.append(
+        f'<text class="axis-title" text-anchor="middle" transform="translate(14 {centre:.0f}) rotate(-90)">'
+        f"{escape(y_title)}</text>"
+    )
+    for i, group in enumerate(joined):
+        path = "L".join(f"{x(points[name][0]):.1f} {y(points[name][1]):.1f}" for name in group)
+        parts.append(f'<path class="own own-{i}" d="M{path}"/>')
+    members = {name for group in joined for name in group}
+    placed: list[tuple[float, float]] = []
+    for name, (px, py) in points.items():
+        cx, cy = x(px), y(py)
+        ty = cy - 6
+        while any(abs(ty - other_y) < 12 and abs(cx - other_x) < 60 for other_x, other_y in placed):
+            ty -= 2
+        placed.append((cx, ty))
+        parts.append(f'<circle class="{"dot" if name in members else "run"}" cx="{cx:.1f}" cy="{cy:.1f}" r="4"/>')
+        late = cx > width - 110
+        parts.append(_text(cx - 7 if late else cx + 7, ty, name, "name", "end" if late else "start"))
+    return _svg(width, height, parts, label, "wide")
+
+
 # --- elements -------------------------------------------------------------------------------------------------------
 
 

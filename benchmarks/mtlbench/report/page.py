@@ -77,8 +77,37 @@ def _figures(task: Mapping[str, Any]) -> dict[str, Any]:
             "delta-m in %",
             f"{task['name']}: cost against delta-m",
         )
+    drawn["fronts"] = _fronts(task)
     drawn["loss"] = _loss_panels(task)
     drawn["conflict"] = _conflict_panels(compared)
+    return drawn
+
+
+def _fronts(task: Mapping[str, Any]) -> list[Any]:
+    """The first metric of each pair of sub-tasks against one another, if some methods form a front."""
+    rows = {m["name"]: m for m in task["methods"]}
+    groups: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        if row["front"]:
+            groups.setdefault(row["front"], []).append(name)
+    joined = [group for group in groups.values() if len(group) > 1]
+    if not joined:
+        return []
+    firsts = list({metric["task"]: metric for metric in reversed(task["metrics"])}.values())[::-1][:3]
+    drawn = []
+    for i, one in enumerate(firsts):
+        for other in firsts[i + 1 :]:
+            points = {
+                name: (row["metrics"][one["key"]]["estimate"], row["metrics"][other["key"]]["estimate"])
+                for name, row in rows.items()
+                if row["metrics"][one["key"]] and row["metrics"][other["key"]]
+            }
+            titles = [
+                f"{m['task']}: {m['name']}{' in ' + m['unit'] if m['unit'] else ''} "
+                f"({'higher' if m['higher_is_better'] else 'lower'} is better)"
+                for m in (one, other)
+            ]
+            drawn.append(figures.front(points, joined, *titles, f"front: {titles[0]} against {titles[1]}"))
     return drawn
 
 

@@ -90,11 +90,13 @@ def _task(
         }
     )
     against_single = stats.corrected({m: stats.paired([list(deltas[m].values())]) for m in trained})
+    fronts = {m.name: m.front for m in suite.methods} if suite else {}
     methods = []
     for m in by_method:
         runs = by_method[m]
         row: dict[str, Any] = {
             "name": m,
+            "front": fronts.get(m, ""),
             "n": len(runs),
             "metrics": {
                 metric["key"]: _number([r["metrics"].get(metric["key"]) for r in runs.values()])

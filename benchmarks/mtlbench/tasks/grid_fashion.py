@@ -32,8 +32,8 @@ class GridFashion(ClassificationTask):
 
     title = "Grid-Fashion: a grid of clothes, one 10-class task per cell"
     about = (
-        "Real Fashion-MNIST images (Debian's dataset-fashion-mnist) at half resolution, composed into a grid. The tasks "
-        "compete for a narrow trunk: real gradient conflict and many tasks."
+        "Real Fashion-MNIST images (Debian's dataset-fashion-mnist) at half resolution, composed into a grid. The "
+        "tasks compete for a narrow trunk: real gradient conflict and many tasks."
     )
     sources = ("fashion-mnist",)
 
