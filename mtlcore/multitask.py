@@ -46,13 +46,14 @@ class MultiTask:
         detector: a conflict detector (name or instance), or None.
         teleport: a teleport strategy (name or instance), tried in :meth:`step` when the detector fires (without a
             detector: whenever the brakes allow), or None.
-        gradients: "auto", or the gradient source to force ("losses", "sequential", "features").
+        gradients: "auto", or the gradient source to force ("sequential", "batched", "streaming", "features", "losses").
         seed: of every random choice of the method; the global random state is never touched.
         tasks: the task names, if the first batch may lack some of them. Default: those of the first batch.
         heads: the task-specific modules; only boundary teleports need them.
         brakes: when detection and teleports are allowed.
         probe: closure on a held-out batch, on which a teleport must keep its promise. Default: the step's own.
         tolerance: largest relative change of any task's loss that an accepted teleport may cause.
+        gradient_memory: bytes that task gradients may take; "auto" then picks among the sources that keep to it.
 
     Raises:
         UnknownPluginError, ConfigurationError, PluginError: from looking up the plugins.
@@ -73,6 +74,7 @@ class MultiTask:
         brakes: Brakes | None = None,
         probe: Closure | None = None,
         tolerance: float = 0.02,
+        gradient_memory: int | None = None,
     ) -> None:
         self._trunk = trunk if isinstance(trunk, nn.Module) else None
         parameters = list(trunk.parameters() if isinstance(trunk, nn.Module) else trunk)
@@ -98,7 +100,7 @@ class MultiTask:
         self.optimizer = optimizer
         self._heads = heads
         self._probe = probe
-        self._planner = Planner(gradients)
+        self._planner = Planner(gradients, gradient_memory)
         self._seed = seed
         self._tasks: tuple[str, ...] | None = None if tasks is None else _names(tasks)
         self._step = 0
@@ -210,7 +212,8 @@ class MultiTask:
         detecting = self.detector is not None and self._step % self.brakes.detect_every == 0
         if detecting and self.detector is not None:
             needs = max(needs, self.detector.needs)
-        source, reason = self._planner.pick(needs, problem)
+        training = self._trunk is None or self._trunk.training
+        source, reason = self._planner.pick(needs, problem, training)
         values = torch.stack([s.detach().to(torch.float64).to(problem.shared[0].device) for s in problem.losses])
         if not bool(torch.isfinite(values).all()):
             bad = [f"{n!r} ({float(v)})" for n, v in zip(present, values) if not torch.isfinite(v)]
@@ -425,6 +428,7 @@ class MultiTask:
             "step": self._step,
             "seed": self._seed,
             "teleport_steps": list(self._teleport_steps),
+            "gradient_sources": self._planner.choices(),
             "state": None if self._state is None else {k: v.clone() for k, v in self._state.items()},
         }
 
@@ -434,7 +438,7 @@ class MultiTask:
         Raises:
             StateError: the state of another method, of other tasks, or not such a state at all.
         """
-        expected = {"version", "aggregator", "tasks", "step", "seed", "teleport_steps", "state"}
+        expected = {"version", "aggregator", "tasks", "step", "seed", "teleport_steps", "gradient_sources", "state"}
         if not isinstance(state, Mapping) or set(state) != expected:
             found = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
             raise StateError(f"not the state of a MultiTask: expected the keys {sorted(expected)}, found {found}.")
@@ -465,6 +469,7 @@ class MultiTask:
         self._tasks = tasks if tasks is not None else self._tasks
         self._step, self._seed = int(state["step"]), int(state["seed"])
         self._teleport_steps = [int(s) for s in state["teleport_steps"]]
+        self._planner.restore(state["gradient_sources"])
         self._state = inner
 
 
@@ -534,7 +539,8 @@ def _check_losses(names: Sequence[str], losses: Sequence[Any]) -> None:
             raise LossError(f"the loss of task {name!r} is a {type(loss).__name__}, not a tensor.")
         if loss.numel() != 1 or loss.ndim > 0:
             raise LossError(
-                f"the loss of task {name!r} has shape {tuple(loss.shape)}; it must be a scalar: reduce it, e.g. .mean()."
+                f"the loss of task {name!r} has shape {tuple(loss.shape)}; it must be a scalar: reduce it, "
+                f"for instance with .mean()."
             )
         if not loss.requires_grad:
             raise LossError(

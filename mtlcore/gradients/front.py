@@ -39,7 +39,7 @@ class Front:
         loss = self.problem.losses[task]
         wanted, n = [*targets, *self._outside], len(targets)
         if not self.separated:
-            leaves = [*self._outside, *self._own[task]]
+            leaves = list({id(t): t for t in (*self._outside, *self._own[task])}.values())
             found = torch.autograd.grad(
                 loss, [*targets, *leaves], retain_graph=retain or self._keep_graph, allow_unused=True
             )
@@ -58,9 +58,9 @@ class Front:
         """The same for ``chunk`` tasks at a time under vmap: (which tasks, gradients with the task first)."""
         if not self.separated:
             raise ConfigurationError(
-                "differentiating several tasks at once needs features that separate heads from trunk (none computed from "
-                "another, no trunk weight used again by a head): pass backward(losses, features=z), or use "
-                'gradients="sequential".'
+                "differentiating several tasks at once needs features that separate heads from trunk (none "
+                "computed from another, no trunk weight used again by a head): pass backward(losses, features=z), or "
+                'use gradients="sequential".'
             )
         features, n_tasks, n = self.problem.features, len(self.problem.losses), len(targets)
         seeds = [torch.zeros(n_tasks, *f.shape, dtype=f.dtype, device=f.device) for f in features]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+
 from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError
 from mtlcore.gradients.batched import Batched
+from mtlcore.gradients.calibration import Calibrated, Calibration, Candidate
 from mtlcore.gradients.features_only import FeaturesOnly
 from mtlcore.gradients.losses_only import LossesOnly
 from mtlcore.gradients.sequential import Sequential
@@ -14,6 +19,14 @@ from mtlcore.gradients.streaming import Streaming
 SOURCES: dict[str, type[GradientSource]] = {
     s.name: s for s in (LossesOnly, Sequential, Batched, Streaming, FeaturesOnly)
 }
+"""Those that a user can force."""
+
+_SMALL = 1 << 18
+"""Below this many numbers in K x P a step is a matter of a millisecond or two, and the choice is not timed."""
+_MANY = 8
+"""From so many tasks on, a small step differentiates them together."""
+_TOGETHER = 16
+"""Tasks differentiated at once: more gain little speed and cost memory."""
 
 
 class Planner:
@@ -21,27 +34,31 @@ class Planner:
 
     Args:
         wish: "auto", or the name of a source to force.
+        memory: bytes that task gradients may take, or None. "auto" leaves out the sources that would need more.
     """
 
-    def __init__(self, wish: str = "auto") -> None:
+    def __init__(self, wish: str = "auto", memory: int | None = None) -> None:
         if wish != "auto" and wish not in SOURCES:
             raise ConfigurationError(f"gradients={wish!r}: choose one of auto, {', '.join(SOURCES)}.")
         self._wish = wish
+        self._memory = memory
         self._sources: dict[str, GradientSource] = {}
+        self._calibrations: dict[str, Calibration] = {}
+        self._chosen: dict[str, str] = {}
 
-    def pick(self, needs: Needs, problem: GradientProblem) -> tuple[GradientSource, str]:
+    def pick(self, needs: Needs, problem: GradientProblem, training: bool = True) -> tuple[GradientSource, str]:
         """The source for what this step needs, and the reason in words.
+
+        Args:
+            needs: of method and detector.
+            problem: the forward pass.
+            training: the trunk's mode; batch norms have another graph in evaluation.
 
         Raises:
             ConfigurationError: the forced source does not provide what the method needs.
         """
         if self._wish == "auto":
-            if needs == Needs.LOSSES:
-                return self._get("losses"), "losses: the method needs no task gradients, one backward pass"
-            reason = "sequential: one vector-Jacobian product per task"
-            if not problem.features:
-                reason += "; no features were given, so the whole graph is searched for head parameters (slower)"
-            return self._get("sequential"), reason
+            return self._automatic(needs, problem, training)
         source = self._get(self._wish)
         if source.provides < needs:
             raise ConfigurationError(
@@ -50,7 +67,91 @@ class Planner:
             )
         return source, f"{self._wish}: forced"
 
+    def choices(self) -> dict[str, str]:
+        """What the clock has settled, by shape of step: for a checkpoint. (What a rule settles, it settles again.)"""
+        settled = {k: c.winner.label for k, c in self._calibrations.items() if c.timed and c.winner is not None}
+        return {**self._chosen, **settled}
+
+    def restore(self, choices: Mapping[str, str]) -> None:
+        """Take over :meth:`choices` of an earlier run instead of calibrating again."""
+        self._chosen = dict(choices)
+        self._calibrations = {}
+
+    def _automatic(self, needs: Needs, problem: GradientProblem, training: bool) -> tuple[GradientSource, str]:
+        if needs == Needs.LOSSES:
+            return self._get("losses"), "losses: the method needs no task gradients, one backward pass"
+        key = _signature(needs, problem, training)
+        if key not in self._calibrations:
+            self._calibrations[key] = self._contest(key, needs, problem)
+        calibration = self._calibrations[key]
+        reason = calibration.explain()
+        if not problem.features:
+            reason += "; no features were given, so every task goes through the whole graph (slower)"
+        return Calibrated(calibration), reason
+
+    def _contest(self, key: str, needs: Needs, problem: GradientProblem) -> Calibration:
+        n_tasks, size = len(problem.losses), sum(p.numel() for p in problem.shared)
+        candidates = _candidates(needs, problem)
+        reference = candidates[:1]
+        if key in self._chosen:
+            kept = [c for c in candidates if c.label == self._chosen[key]]
+            return Calibration(kept or reference, timed=False, why="as before the checkpoint")
+        bytes_of_rows = n_tasks * size * 4
+        if self._memory is not None and bytes_of_rows > self._memory:
+            small = [c for c in candidates if c.label == "streaming"]
+            if not small:
+                raise ConfigurationError(
+                    f"the task gradients take {bytes_of_rows / 1e6:.0f} MB and the memory budget is "
+                    f"{self._memory / 1e6:.0f} MB, but this method (or its detector) reads whole rows. Raise the "
+                    f"budget, or take one that needs the Gramian only."
+                )
+            return Calibration(small, timed=False, why="the rows would not fit into the memory budget")
+        if n_tasks == 1:
+            return Calibration(reference, timed=False, why="one task")
+        if n_tasks * size < _SMALL:
+            # Dispatch is what a small step costs; all tasks at once dispatch once. Not timed, so that two runs of the
+            # same small program choose alike.
+            together = [c for c in candidates if c.together] if n_tasks >= _MANY else []
+            return Calibration(
+                reference + together, timed=False, why="a small step, chosen by rule and not by the clock"
+            )
+        if torch.are_deterministic_algorithms_enabled():
+            return Calibration(reference, timed=False, why="deterministic algorithms are on, so nothing is timed")
+        return Calibration(candidates, timed=True)
+
     def _get(self, name: str) -> GradientSource:
         if name not in self._sources:
             self._sources[name] = SOURCES[name]()
         return self._sources[name]
+
+
+def _candidates(needs: Needs, problem: GradientProblem) -> list[Candidate]:
+    """The reference first."""
+    n_tasks = len(problem.losses)
+    together = min(n_tasks, _TOGETHER)
+    out = [Candidate("sequential", Sequential)]
+    if needs == Needs.GRAMIAN:
+        out.append(Candidate("streaming", Streaming))
+        if problem.features:
+            out.append(Candidate("streaming-together", lambda: Streaming(together), together=True))
+    elif problem.features:
+        out.append(Candidate("batched", lambda: Batched(together), together=True))
+    return out
+
+
+def _signature(needs: Needs, problem: GradientProblem, training: bool) -> str:
+    """What a choice depends on. Sizes are rounded to powers of two: batches of varying length share a choice."""
+    shapes = ["x".join(str(1 << (n - 1).bit_length()) for n in f.shape) for f in problem.features]
+    first = problem.shared[0]
+    parts = [
+        needs.name,
+        f"K={len(problem.losses)}",
+        f"P={sum(p.numel() for p in problem.shared)}",
+        f"features={','.join(shapes)}",
+        str(first.dtype),
+        first.device.type,
+        "train" if training else "eval",
+    ]
+    if torch.is_autocast_enabled(first.device.type):
+        parts.append("autocast")
+    return " ".join(parts)
