@@ -75,9 +75,7 @@ class FairGrad(Aggregator):
         b, certificate = barrier(rows.matrix, rows.norms, self.alpha)
         b, checked = without_conflict(rows.matrix, b)
         w = b / rows.norms
-        return Aggregation(
-            weights=_numpy.tensor(rows.scatter(w), view),
-            state=state,
-            diagnostics={**certificate.diagnostics(), **checked},
-            head_weights=_numpy.tensor(rows.scatter(w, dead=float(w.mean())), view),
-        )
+        weights = _numpy.tensor(rows.scatter(w), view)
+        heads = weights if rows.live is None else _numpy.tensor(rows.scatter(w, dead=float(w.mean())), view)
+        diagnostics = {**certificate.diagnostics(), **checked}
+        return Aggregation(weights=weights, state=state, diagnostics=diagnostics, head_weights=heads)

@@ -20,6 +20,8 @@ from mtlplugins.solvers.cosines import Array, Mask
 from mtlplugins.solvers.min_norm import min_norm
 
 _LIMIT = 50
+_SUSPICIOUS = 1e5
+"""A sum of multipliers above this is a reason to ask whether there is a common descent direction at all."""
 
 
 def cagrad(matrix: Array, inverse_norms: Array, b0: Array, c: float) -> tuple[Array, Certificate]:
@@ -48,44 +50,48 @@ def cagrad(matrix: Array, inverse_norms: Array, b0: Array, c: float) -> tuple[Ar
     if k == 1:
         return np.array([c * length]), Certificate("trivial", 0.0, 0)
 
-    # Without a common descent direction no level above 0 exists.
-    _, _, stationarity = min_norm(matrix, np.ones(k))
-    y, count = _nearest(matrix, p, None)
-    bounded = stationarity.status == "stationary"
-    if bounded and float(-p @ y) <= c * c * (1.0 + 16.0 * EPS):
-        return y * length, Certificate("stationary", nonnegative.residual(matrix, p, y), count)
+    y, t, count = _search(matrix, p, s, c, np.inf)
+    if float(y.sum()) > _SUSPICIOUS and min_norm(matrix, np.ones(k))[2].status == "stationary":
+        # Without a common descent direction there is no level above 0, and what was found there is rounding.
+        y, more = _nearest(matrix, p, None)
+        count += more
+        if float(-p @ y) <= c * c * (1.0 + 16.0 * EPS):
+            return y * length, Certificate("stationary", nonnegative.residual(matrix, p, y), count)
+        y, t, more = _search(matrix, p, s, c, 0.0)
+        count += more
+    size = float(y.sum()) + 1.0
+    error = max(nonnegative.residual(matrix, p - t * s, y), abs(float(y @ matrix @ y) - c * c) / size**2)
+    return y * length, Certificate("optimal" if error <= 256.0 * k * EPS else "inexact", error, count)
 
-    # One constraint alone, the first to bind: the others only shrink the polyhedron, so this level is an upper bound.
+
+def _search(matrix: Array, p: Array, s: Array, c: float, ceiling: float) -> tuple[Array, float, int]:
+    """The y and t <= ceiling with |J^T y| = c, and the number of systems solved."""
+    # One constraint alone, the first to bind: the others only shrink the polyhedron, so its level is an upper bound.
     first = int((p / s).argmin())
-    positive = np.arange(k) == first
-    t = float((p[first] + c) / s[first])
-    if bounded:
-        t, positive = min(t, 0.0), y > 0.0
-    low, high, tangent = -np.inf, t, t
+    support = np.arange(len(p)) == first
+    t = min(float((p[first] + c) / s[first]), ceiling)
+    low, high, tangent, count = -np.inf, t, t, 0
     for _ in range(_LIMIT):
-        y, more = _nearest(matrix, p - t * s, positive)
+        y, more = _nearest(matrix, p - t * s, support)
         count += more
         # y'(Cy + q) = 0, and this side of it does not cancel.
         square = max(float((t * s - p) @ y), 0.0)
-        # dr/dt = s'y / r, the length of the multiplier per unit of level.
-        slope = float(s @ y) / max(square**0.5, EPS)
+        if abs(square - c * c) <= 16.0 * EPS * (c * c + float(y.sum()) ** 2):
+            break
         if square >= c * c:
             high = t
-            tangent = t - (square**0.5 - c) / slope
+            # dr/dt = s'y / r, the length of the multiplier per unit of level.
+            tangent = t - (square - c * square**0.5) / float(s @ y)
         else:
             low = t
         support = y > 0.0
-        if abs(square - c * c) <= 16.0 * EPS * (c * c + float(y.sum()) ** 2):
-            break
-        level = _root(matrix, p, s, support, c)
+        level = _root(matrix, p, s, y, t, c)
         if not low < level < high:
             level = tangent if low < tangent < high else 0.5 * (low + high)
             if not low < level < high:
                 break
-        t, positive = level, support
-    size = float(y.sum()) + 1.0
-    error = max(nonnegative.residual(matrix, p - t * s, y), abs(float(y @ matrix @ y) - c * c) / size**2)
-    return y * length, Certificate("optimal" if error <= 256.0 * k * EPS else "inexact", error, count)
+        t = level
+    return y, t, count
 
 
 def _nearest(matrix: Array, linear: Array, positive: Mask | None) -> tuple[Array, int]:
@@ -94,13 +100,16 @@ def _nearest(matrix: Array, linear: Array, positive: Mask | None) -> tuple[Array
     return nonnegative.solve(matrix, linear, positive)
 
 
-def _root(matrix: Array, p: Array, s: Array, positive: Mask, c: float) -> float:
-    """The larger t with |J^T z| = c for z = t C_F^-1 s - C_F^-1 p on the active set F."""
-    index = positive.nonzero()[0]
+def _root(matrix: Array, p: Array, s: Array, y: Array, t: float, c: float) -> float:
+    """The larger level at which |J^T z| = c, for z = y + (level - t) C_F^-1 s on the support F of y."""
+    index = y.nonzero()[0]
     if not len(index):
         return np.inf
-    block = nonnegative.ridged(matrix)[index[:, None], index]
-    p, s = p[index], s[index]
-    alpha, beta = np.linalg.solve(block, np.stack([s, p], axis=1)).T
+    block = matrix[index[:, None], index]
+    block.flat[:: len(index) + 1] = 1.0 + 4.0 * len(p) ** 0.5 * EPS
+    p, s, y = p[index], s[index], y[index]
+    # z = level * alpha - beta, and |J^T z|^2 = level^2 s'alpha - 2 level s'beta + p'beta.
+    alpha = np.linalg.solve(block, s)
+    beta = t * alpha - y
     a, h, f = float(s @ alpha), float(s @ beta), float(p @ beta) - c * c
     return float((h + max(h * h - a * f, 0.0) ** 0.5) / a)

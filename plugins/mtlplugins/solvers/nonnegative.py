@@ -46,8 +46,22 @@ def ridged(matrix: Array) -> Array:
 
 def solve(matrix: Array, linear: Array, positive: Mask | None = None) -> tuple[Array, int]:
     """One problem: ``linear`` (k,) -> y (k,) and the number of systems solved. ``positive``: guess of the support."""
-    y, count = solve_many(matrix, linear[None], None if positive is None else positive[None])
-    return y[0], count
+    k = len(linear)
+    c = ridged(matrix)
+    free = linear < 0.0 if positive is None else positive
+    size = float(np.abs(linear).max())
+    for count in range(_SWEEPS):
+        y = np.zeros(k)
+        index = free.nonzero()[0]
+        if len(index):
+            y[index] = np.linalg.solve(c[index[:, None], index], -linear[index])
+        slack = c @ y + linear
+        wrong = np.where(free, y < 0.0, slack < -4.0 * EPS * k * (size + float(np.abs(y).sum())))
+        if not wrong.any():
+            return y, count + 1
+        free = free ^ wrong
+    y, more = _active_set(c, linear)
+    return y, _SWEEPS + more
 
 
 def solve_many(matrix: Array, linear: Array, positive: Mask | None = None) -> tuple[Array, int]:
