@@ -5,6 +5,8 @@ Names are imported on first use, so that registering laws costs nothing until so
     import mtlverify
     for result in mtlverify.check("gradops"):
         print(result.law, result.status, result.worst_margin)
+
+To write a law of your own, see :mod:`mtlverify.law`; for inputs, :mod:`mtlverify.strategies`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from mtlverify.answer import ask as ask
     from mtlverify.example import Example as Example
     from mtlverify.law import Law as Law
-    from mtlverify.law import law as law
     from mtlverify.runner import Result as Result
     from mtlverify.runner import check as check
     from mtlverify.runner import replay as replay
@@ -27,7 +28,6 @@ _HOME = {
     "ask": "answer",
     "Example": "example",
     "Law": "law",
-    "law": "law",
     "Result": "runner",
     "check": "runner",
     "replay": "runner",

@@ -3,6 +3,8 @@
 A law is a statement about every input of a method, with a check that measures by how much it holds. Write one as a
 function and register it through the hook ``mtlcore_register_laws``, here or in a package of your own::
 
+    from mtlverify.law import law
+
     @law(
         "non-conflicting",
         statement="No task gradient has a negative inner product with the direction.",

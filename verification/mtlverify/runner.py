@@ -206,6 +206,8 @@ def _blame(plugin: Any, law: Law, example: Any) -> str:
         margin = law.measure(exact, example.with_(jacobian=example.jacobian.double()))
     except ArithmeticError as error:
         return f"undecided: the exact reference has no answer here ({error})"
+    except Exception:
+        return ""  # the law looks at something that a reference does not have, such as weights
     if margin < 0:
         return f"the mathematics: the exact reference breaks the law here, too (margin {margin:.3g})"
     return f"the numerics: the exact reference obeys the law here (margin {margin:.3g})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from typing import Any
@@ -9,8 +10,12 @@ from typing import Any
 from mtlcore.errors import MissingExtraError
 from mtlverify.law import Law
 
-SHRINKS = 250
+SHRINKS = 150
 """Evaluations spent on shrinking. A count, not a clock: the seed decides the result."""
+
+
+PATIENCE = 8
+"""Draws per wanted input before a stratum is given up whose draws do not satisfy the preconditions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,63 +53,101 @@ def require_hypothesis() -> None:
         raise MissingExtraError("hypothesis", "verify", "Searching for counterexamples") from error
 
 
-def search(
-    law: Law, plugin: Any, examples: Any, max_examples: int, seed: int, explicit: Any = (), shrink: bool = True
-) -> Outcome:
-    """Try ``law`` on ``explicit`` inputs, then on up to ``max_examples`` inputs drawn from ``examples``."""
-    require_hypothesis()
-    import hypothesis
-    from hypothesis import HealthCheck, Phase, Verbosity
+def shares(examples: Any, total: int) -> list[tuple[Any, int]]:
+    """Each stratum with its number of inputs; they differ by at most one and sum to ``total``."""
+    strata = getattr(examples, "strata", (examples,))
+    each, rest = divmod(total, len(strata))
+    return [(s, each + (i < rest)) for i, s in enumerate(strata) if each + (i < rest) > 0]
 
-    tried = 0
+
+@dataclasses.dataclass
+class _Hunt:
+    """The state of one search: what was measured, and the smallest violation so far."""
+
+    law: Law
+    plugin: Any
+    tried: int = 0
+    shrinks: int = 0
     worst: tuple[float, Any] | None = None
     found: tuple[float, Any, Exception | None] | None = None
-    shrinks = 0
 
-    def attempt(example: Any) -> None:
-        nonlocal tried, worst, found, shrinks
-        if found is not None:
-            shrinks += 1
-            if shrinks > SHRINKS:
+    def measure(self, example: Any) -> None:
+        """Measure one input; raise :class:`_Violation` if it violates the law."""
+        from hypothesis.errors import UnsatisfiedAssumption
+
+        if self.found is not None:
+            self.shrinks += 1
+            if self.shrinks > SHRINKS:
                 raise _Enough
         error = None
         try:
-            margin = law.measure(plugin, example)
+            margin = self.law.measure(self.plugin, example)
+        except UnsatisfiedAssumption:
+            raise
         except Exception as raised:
-            if isinstance(raised, hypothesis.errors.UnsatisfiedAssumption):
-                raise
             margin, error = float("-inf"), raised
-        if found is None:
-            tried += 1
-            if worst is None or margin < worst[0]:
-                worst = (margin, example)
+        if self.found is None:
+            self.tried += 1
+            if self.worst is None or margin < self.worst[0]:
+                self.worst = (margin, example)
         # While shrinking, an exception and a violation are different findings: stay with the first kind.
-        if margin < 0 and (found is None or (found[2] is None) == (error is None)):
-            found = (margin, example, error)
+        if margin < 0 and (self.found is None or (self.found[2] is None) == (error is None)):
+            self.found = (margin, example, error)
             raise _Violation
 
-    settings = hypothesis.settings(
-        max_examples=max_examples,
-        database=None,
-        deadline=None,
-        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-        verbosity=Verbosity.quiet,
-        report_multiple_bugs=False,
-        print_blob=False,
-        derandomize=False,
-    )
-    try:
-        for example in explicit:
-            attempt(example)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a plugin's warnings on odd inputs are not findings
-            hypothesis.seed(seed)(settings(hypothesis.given(examples)(attempt)))()
-    except (_Violation, _Enough, hypothesis.errors.Flaky, hypothesis.errors.FlakyFailure):
-        pass  # `found` is the smallest violation so far; a flaky one is a violation all the same
-    except hypothesis.errors.Unsatisfiable:
-        pass  # nothing was tried; the runner calls that vacuous
-    if found is not None:
-        margin, example, error = found
-        return Outcome(tried, None if error is not None else margin, example, error, example)
-    return Outcome(tried, None if worst is None else worst[0], worst=None if worst is None else worst[1])
+    def through(self, stratum: Any, count: int, seed: int, shrink: bool) -> None:
+        """Let Hypothesis draw ``count`` inputs. A stratum that keeps refusing what it drew is given up."""
+        import hypothesis
+        from hypothesis import HealthCheck, Phase, Verbosity
+        from hypothesis import strategies as st
+
+        draws = 0
+
+        @st.composite
+        def limited(draw: Any) -> Any:
+            nonlocal draws
+            draws += 1
+            if self.found is None and draws > PATIENCE * count:
+                raise _Enough
+            return draw(stratum)
+
+        run = hypothesis.settings(
+            max_examples=count,
+            database=None,
+            deadline=None,
+            phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+            verbosity=Verbosity.quiet,
+            report_multiple_bugs=False,
+            print_blob=False,
+            derandomize=False,
+        )(hypothesis.given(limited())(lambda example: self.measure(example)))
+        # A flaky violation is a violation all the same; nothing drawn at all is seen from ``tried``.
+        errors = hypothesis.errors
+        with contextlib.suppress(_Violation, _Enough, errors.Flaky, errors.FlakyFailure, errors.Unsatisfiable):
+            hypothesis.seed(seed)(run)()
+
+
+def search(
+    law: Law, plugin: Any, examples: Any, max_examples: int, seed: int, explicit: Any = (), shrink: bool = True
+) -> Outcome:
+    """Try ``law`` on ``explicit`` inputs, then on up to ``max_examples`` inputs drawn from ``examples``.
+
+    ``examples`` is a strategy, or :class:`mtlverify.strategies.Strata`: then every stratum gets its share of the
+    inputs, because Hypothesis left alone may pass over a family altogether. The first violation ends the search.
+    """
+    require_hypothesis()
+    hunt = _Hunt(law, plugin)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a plugin's warnings on odd inputs are not findings
+        with contextlib.suppress(_Violation):
+            for example in explicit:
+                hunt.measure(example)
+        for stratum, count in shares(examples, max_examples):
+            if hunt.found is None:
+                hunt.through(stratum, count, seed, shrink)
+    if hunt.found is not None:
+        margin, example, error = hunt.found
+        return Outcome(hunt.tried, None if error is not None else margin, example, error, example)
+    margin, example = hunt.worst if hunt.worst is not None else (None, None)
+    return Outcome(hunt.tried, margin, worst=example)

@@ -9,6 +9,8 @@ entry is exact in float32 and float64 and the proofs survive to the last bit.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,9 +42,28 @@ INDEPENDENT: tuple[Family, ...] = (generic.independent,)
 ALL: tuple[Family, ...] = (
     *GENERIC, *ALIGNED, *INDEPENDENT, *STRONGLY_STATIONARY, *WEAKLY_STATIONARY, *NOT_STATIONARY, *DEGENERATE,
 )  # fmt: skip
-"""Simplest first: Hypothesis shrinks towards the front."""
+"""Ordinary ones first: the first family that shows a violation is the one that is shrunk and shown."""
 
 DTYPES = (torch.float64, torch.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Strata:
+    """One strategy per family. A search gives each its share, so that "100 inputs" means "some of every family"."""
+
+    strata: tuple[st.SearchStrategy[Example], ...]
+
+    def filter(self, condition: Callable[[Example], bool]) -> Strata:
+        """Only examples that satisfy ``condition``."""
+        return Strata(tuple(s.filter(condition) for s in self.strata))
+
+    def map(self, change: Callable[[Example], Example]) -> Strata:
+        """Every example changed in some way."""
+        return Strata(tuple(s.map(change) for s in self.strata))
+
+    def merged(self) -> st.SearchStrategy[Example]:
+        """One ordinary strategy, for ``@given``."""
+        return st.one_of(*self.strata)
 
 
 def jacobians(
@@ -51,12 +72,20 @@ def jacobians(
     scalings: Sequence[str] = SCALINGS,
     dtypes: Sequence[torch.dtype] = DTYPES,
     more: Callable[[Draw, int, int], dict[str, Any]] | None = None,
-) -> st.SearchStrategy[Example]:
+) -> Strata:
     """Examples from ``families`` under one of ``scalings``; ``more(draw, K, P)`` fills ``extra``."""
+    return Strata(tuple(_stratum(family, tuple(scalings), tuple(dtypes), more) for family in families))
 
+
+@functools.cache
+def _stratum(
+    family: Family,
+    scalings: tuple[str, ...],
+    dtypes: tuple[torch.dtype, ...],
+    more: Callable[[Draw, int, int], dict[str, Any]] | None,
+) -> st.SearchStrategy[Example]:
     @st.composite
     def examples(draw: Draw) -> Example:
-        family = draw(st.sampled_from(families))
         rows = torch.tensor(family(draw), dtype=torch.float64)
         scaling = draw(st.sampled_from(scalings))
         k, p = rows.shape

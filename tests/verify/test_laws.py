@@ -1,0 +1,185 @@
+"""The harness itself: results, seeds, shrinking, replay, honest counts, attribution."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from mtlverify import Example, check, replay
+from mtlverify.law import WORST, law
+from mtlverify.laws.conflict import non_conflicting
+from mtlverify.mutants import aggregators, twins
+from mtlverify.runner import examine
+from mtlverify.strategies import jacobians
+
+from mtlcore.errors import ConfigurationError, UnknownPluginError
+from mtlcore.registry import registry
+
+
+def only(plugin, law_id, **options):
+    (result,) = check(plugin, [law_id], **options)
+    return result
+
+
+def test_a_correct_method_is_verified_with_an_honest_count():
+    result = only(twins.ConeMean(), "non-conflicting", max_examples=60)
+    assert (result.status, result.examples, result.counterexample) == ("verified", 60, None)
+    assert result.worst_margin >= 0
+
+
+def test_a_violation_of_size_1e_minus_4_is_found_shrunk_and_replayed():
+    """Comparing norms would see 1e-8 here; the cosine sees it, and the counterexample survives a file."""
+    result = only(aggregators.SlightlyConflicting(), "non-conflicting")
+    assert result.status == "refuted"
+    assert result.worst_margin < 0
+    stored = json.loads(json.dumps(result.counterexample))
+    again = replay(aggregators.SlightlyConflicting(), stored)
+    assert (again.status, again.worst_margin) == ("refuted", result.worst_margin)
+    assert replay(twins.ConeMean(), stored).status == "verified"
+
+
+def test_counterexamples_are_shrunk_to_a_few_small_integers():
+    result = only(twins.Mean(), "non-conflicting")
+    rows = torch.tensor(result.counterexample["example"]["jacobian"])
+    assert rows.shape[0] <= 3
+    assert bool((rows == rows.round()).all())
+    assert float(rows.abs().max()) <= 100
+    assert float((rows @ rows.mean(0)).min()) < 0
+
+
+def test_the_seed_decides_everything():
+    first, second = (only(twins.Mean(), "descent-lower-bound", seed=3).to_json() for _ in range(2))
+    assert first == second
+    margins = {only(twins.MinNorm(), "non-conflicting", seed=seed).worst_margin for seed in (3, 4)}
+    assert len(margins) == 2
+
+
+def test_a_claimed_law_fails_a_build_and_an_unclaimed_one_does_not():
+    @dataclasses.dataclass(frozen=True)
+    class Boastful(twins.Mean):
+        claims = frozenset({"non-conflicting"})
+
+    assert only(Boastful(), "non-conflicting").failed
+    modest = only(twins.Mean(), "non-conflicting")
+    assert modest.status == "refuted"
+    assert not modest.failed
+
+
+def test_a_vacuous_search_is_an_error():
+    impossible = dataclasses.replace(non_conflicting, examples=lambda: jacobians().filter(lambda e: False))
+    result = examine(twins.Mean(), impossible, 20, 0)
+    assert (result.status, result.examples) == ("error", 0)
+    assert "vacuous" in result.detail
+
+
+def test_a_method_that_raises_is_an_error_with_the_input_that_did_it():
+    @dataclasses.dataclass(frozen=True)
+    class Fragile(twins.Mean):
+        def weigh(self, view):
+            if view.n_tasks == 1:
+                raise ZeroDivisionError("K - 1")
+            return super().weigh(view)
+
+    result = only(Fragile(), "finite")
+    assert result.status == "error"
+    assert "ZeroDivisionError: K - 1" in result.detail
+    assert result.counterexample["example"]["shape"][0] == 1
+    assert replay(Fragile(), result.counterexample).status == "error"
+
+
+def test_not_a_number_is_the_worst_violation_and_stays_a_json_number():
+    @law("nan", statement="", source="", examples=jacobians)
+    def nan(plugin, example):
+        return float("nan")
+
+    assert nan.measure(None, None) == -WORST
+    result = examine(twins.Mean(), nan, 5, 0)
+    assert result.status == "refuted"
+    assert json.loads(json.dumps(result.worst_margin)) == -WORST
+
+
+def test_a_claim_of_an_unknown_law_is_an_error():
+    @dataclasses.dataclass(frozen=True)
+    class Dreamer(twins.Mean):
+        claims = frozenset({"always-wins"})
+
+    first = next(check(Dreamer(), max_examples=1))
+    assert (first.law, first.status, first.failed) == ("always-wins", "error", True)
+
+
+def test_unknown_names_are_errors_that_suggest():
+    with pytest.raises(UnknownPluginError, match="non-conflicting"):
+        list(check(twins.Mean(), ["non-conflictin"]))
+    with pytest.raises(UnknownPluginError, match="mgda"):
+        list(check("mgdaa"))
+    with pytest.raises(ConfigurationError, match="at least one"):
+        list(check(twins.Mean(), max_examples=0))
+    with pytest.raises(ConfigurationError, match="not an instance"):
+        list(check(object()))
+
+
+def test_failures_are_attributed_to_the_mathematics_or_to_the_numerics():
+    assert "the mathematics" in only(twins.Mean(), "non-conflicting").detail
+    assert "the numerics" in only(aggregators.AbsoluteEpsilon(), "non-conflicting").detail
+
+
+def test_a_random_method_is_not_held_to_an_order_of_its_draws():
+    result = only(twins.Shuffled(), "permutation-equivariant")
+    assert result.status == "not-applicable"
+    assert "generator" in result.detail
+
+
+def test_a_plugin_may_restrict_the_inputs_to_its_preconditions():
+    @dataclasses.dataclass(frozen=True)
+    class Pairs(twins.Mean):
+        @classmethod
+        def verification_examples(cls, examples):
+            return examples.filter(lambda e: e.n_tasks == 2)
+
+        def weigh(self, view):
+            assert view.n_tasks == 2
+            return super().weigh(view)
+
+    assert only(Pairs(), "finite", max_examples=20).status == "verified"
+
+
+def test_third_parties_add_laws_through_the_hook():
+    from mtlcore import hookimpl
+
+    @law("half", statement="All weights are 1/2.", source="a test", examples=jacobians)
+    def half(plugin, example):
+        from mtlverify import ask
+
+        return -float((ask(plugin, example).weights - 0.5).abs().max())
+
+    class Package:
+        @hookimpl
+        def mtlcore_register_laws(self, register):
+            register("half", half)
+
+    package = Package()
+    registry().add(package, "half-laws")
+    try:
+        result = only(twins.Mean(), "half")
+        assert result.status == "refuted"
+    finally:
+        registry().remove(package)
+
+
+def test_examples_survive_a_file_bit_for_bit():
+    rows = torch.tensor([[0.1, 1e-12], [3.0, -7.0]], dtype=torch.float32)
+    example = Example(rows, torch.tensor([0.3, 1e12], dtype=torch.float64), 5, "x", {"permutation": [1, 0]})
+    back = Example.from_json(json.loads(json.dumps(example.to_json())))
+    assert torch.equal(back.jacobian, rows)
+    assert back.jacobian.dtype == torch.float32
+    assert torch.equal(back.losses, example.losses)
+    assert (back.seed, back.family, back.extra) == (5, "x", {"permutation": [1, 0]})
+
+
+def test_peers_with_an_absolute_epsilon_are_refuted_from_scratch():
+    """What specs say about a known library: a fixed regularisation breaks non-conflict once rows differ in size."""
+    result = only(aggregators.AbsoluteEpsilon(), "non-conflicting")
+    assert result.status == "refuted"
+    assert result.worst_margin < -0.05

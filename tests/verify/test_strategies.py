@@ -1,0 +1,133 @@
+"""Every family is what its docstring proves it to be, also after row scaling and in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from mtlverify import strategies
+from mtlverify.references.min_norm import min_norm
+from mtlverify.references.rows import unit_rows
+from mtlverify.strategies import degenerate, generic, jacobians, scales, stationary
+
+FEW = settings(max_examples=40)
+
+
+def hull_distance(rows: torch.Tensor) -> float:
+    """Distance of 0 from the hull of the unit rows; 0 exactly when the rows are Pareto-stationary."""
+    data = rows.double().numpy()
+    if not data.any(axis=1).all():
+        return 0.0
+    return float(np.linalg.norm(min_norm(unit_rows(data).units).direction))
+
+
+@FEW
+@given(jacobians((stationary.strongly, stationary.weakly, degenerate.antiparallel, degenerate.one_zero_row)).merged())
+def test_stationary_families_are_stationary(example):
+    assert hull_distance(example.jacobian) < 1e-9
+
+
+@FEW
+@given(jacobians((stationary.escapable,)).merged())
+def test_escapable_rows_are_not_stationary(example):
+    assert bool((example.jacobian > 0).all(dim=0).any())
+    assert hull_distance(example.jacobian) > 1e-3
+
+
+@FEW
+@given(jacobians((stationary.weakly,)).merged())
+def test_weakly_stationary_rows_are_not_strongly_stationary(example):
+    """The largest minimal weight of a stationary combination is zero: an independent linear program."""
+    from scipy.optimize import linprog
+
+    units = unit_rows(example.jacobian.double().numpy())
+    if len(units.units) < example.n_tasks:
+        return  # a zero row inside the block carries any weight; the first coordinate argument is unaffected
+    k, p = units.units.shape
+    equal = np.vstack([np.hstack([units.units.T, np.zeros((p, 1))]), np.append(np.ones(k), 0.0)])
+    above = np.hstack([-np.eye(k), np.ones((k, 1))])
+    found = linprog(
+        np.append(np.zeros(k), -1.0), A_ub=above, b_ub=np.zeros(k), A_eq=equal, b_eq=np.append(np.zeros(p), 1.0)
+    )
+    assert found.success
+    assert found.x[-1] < 1e-7
+
+
+@FEW
+@given(jacobians((degenerate.rank_deficient, generic.tall)).merged())
+def test_dependent_rows_are_dependent(example):
+    rows = example.jacobian.double()
+    norms = rows.norm(dim=1)
+    units = rows[norms > 0] / norms[norms > 0, None]
+    if len(units) == len(rows):
+        assert int(torch.linalg.matrix_rank(units, rtol=1e-10)) < len(rows)
+
+
+@FEW
+@given(jacobians((generic.independent,), scalings=("unit", "common scale")).merged())
+def test_independent_rows_are_well_conditioned(example):
+    assert float(torch.linalg.cond(example.jacobian.double())) < 10.0
+
+
+@FEW
+@given(jacobians(strategies.ALIGNED).merged())
+def test_aligned_rows_do_not_conflict(example):
+    rows = example.jacobian.double()
+    assert bool((rows @ rows.T >= 0).all())
+    assert bool(rows.any(dim=1).all())
+
+
+@FEW
+@given(jacobians((generic.opposed,)).merged())
+def test_opposed_neighbours_conflict(example):
+    rows = example.jacobian.double()
+    assert bool(((rows[:-1] * rows[1:]).sum(dim=1) < 0).all())
+
+
+@FEW
+@given(jacobians((degenerate.near_collinear,), dtypes=(torch.float64,)).merged())
+def test_near_collinear_rows_lie_near_a_line(example):
+    rows = example.jacobian
+    alive = rows[rows.norm(dim=1) > 0]
+    if len(alive) > 1 and float(alive.abs().max() / alive.abs().min(dim=1).values.clamp_min(1e-30).max()) > 1e3:
+        cos = torch.nn.functional.cosine_similarity(alive[:1], alive[1:])
+        assert bool(cos.abs().isfinite().all())
+
+
+@FEW
+@given(jacobians().merged())
+def test_scaling_is_exact_in_both_dtypes(example):
+    """Every entry is an integer times a power of two, and float32 holds it."""
+    rows = example.jacobian
+    assert torch.equal(rows.double().float().double(), rows.double())
+    for row in rows.double():
+        unit = row.abs()[row != 0]
+        if unit.numel():
+            mantissa, _ = torch.frexp(unit / unit.min())
+            assert bool(mantissa.isfinite().all())
+
+
+def test_every_family_is_reached_at_default_depth():
+    """100 inputs over all families: a law that looks at them has seen each of them."""
+    from mtlverify.law import law
+    from mtlverify.mutants.twins import Mean
+    from mtlverify.search import search
+
+    seen: dict[str, int] = {}
+
+    @law("seen", statement="", source="", examples=jacobians)
+    def spy(plugin, example):
+        seen[example.family.split(" ")[0]] = seen.get(example.family.split(" ")[0], 0) + 1
+        return 1.0
+
+    outcome = search(spy, Mean(), spy.examples(), 100, seed=0)
+    assert outcome.examples == sum(seen.values()) == 100
+    assert {f.__name__ for f in strategies.ALL} == set(seen)
+
+
+@pytest.mark.parametrize("exponent", [-12, -8, 0, 3, 12])
+def test_decades_are_powers_of_two_near_powers_of_ten(exponent):
+    value = scales.decade(exponent)
+    assert torch.frexp(torch.tensor(value, dtype=torch.float64)).mantissa == 0.5
+    assert 0.7 < value / 10.0**exponent < 1.42
