@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from mtlcore.contracts import Needs
 from mtlcore.gradients import jacobian
-from mtlcore.gradients.source import GradientProblem, GradientSource
+from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients
 from mtlcore.gradients.storage import Storage
 
 
@@ -30,7 +30,7 @@ class Batched(GradientSource):
         self._chunk = chunk
         self._storage = Storage()
 
-    def collect(self, problem: GradientProblem, keep_graph: bool = False) -> jacobian.Stored:
+    def collect(self, problem: GradientProblem, keep_graph: bool = False) -> TaskGradients:
         """Fill the rows; the graph is freed by the last chunk."""
         chunk = max(2, self._chunk or len(problem.losses))
         return jacobian.collect(

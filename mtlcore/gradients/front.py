@@ -24,6 +24,7 @@ class Front:
     def __init__(self, problem: GradientProblem, keep_graph: bool = False) -> None:
         self.problem = problem
         self._keep_graph = keep_graph
+        self._heads_done = False
         ids = {id(p) for p in problem.shared}
         reach = graph.reach(problem.losses, problem.features, problem.names)
         tied = any(id(t) in ids for own in reach.own for t in own)
@@ -33,6 +34,15 @@ class Front:
         self._own = [[t for t in own if id(t) not in ids] for own in reach.own]
         self._outside = [t for t in reach.behind if id(t) not in ids]
         self._disjoint = reach.disjoint and not keep_graph
+
+    def keep_graph(self) -> None:
+        """From now on nothing is freed."""
+        self._keep_graph = True
+        self._disjoint = False
+
+    def heads_are_done(self) -> None:
+        """From now on the heads' own gradients are known: further pulls do not add to them."""
+        self._heads_done = True
 
     def pull(self, task: int, targets: Sequence[Any], retain: bool) -> Sequence[Tensor | None]:
         """The gradient of one task's loss at ``targets`` (tensors or gradient edges)."""
@@ -86,6 +96,8 @@ class Front:
         return found[: len(features)]
 
     def _keep(self, task: int, leaves: Sequence[Tensor], found: Sequence[Tensor | None]) -> None:
+        if self._heads_done:
+            return
         self.heads[task] += [(t, g) for t, g in zip(leaves, found) if g is not None]
 
 

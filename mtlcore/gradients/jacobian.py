@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import linalg
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.gradients import graph
 from mtlcore.gradients.front import Front
 from mtlcore.gradients.rows import Part, part
@@ -24,7 +24,8 @@ def collect(
     factors: bool,
     chunk: int,
     keep_graph: bool = False,
-) -> Stored:
+    limit: int | None = None,
+) -> Stored | Blocks:
     """Differentiate every task.
 
     Args:
@@ -34,6 +35,8 @@ def collect(
         factors: whether cotangents are stored instead of weight gradients where they are smaller.
         chunk: how many tasks to differentiate at once; 1 means without vmap.
         keep_graph: whether the graph is needed again.
+        limit: how many numbers to store at most. Beyond it the parameters are taken in blocks that fit, each with K
+            passes of its own (down to the block only), and a weighted backward pass at the end.
 
     Raises:
         ConfigurationError: several tasks at once on a network that does not allow it; names the way out.
@@ -45,6 +48,8 @@ def collect(
     # Whole gradients first: their block of columns is one matrix.
     order = sorted(parts, key=lambda p: p.factored)
     n_tasks, width = len(problem.losses), sum(p.width for p in parts)
+    if limit is not None and n_tasks * width > limit:
+        return _in_blocks(front, storage, parts, limit // n_tasks)
     stored = storage.take(n_tasks, width, problem.shared[0], linalg.row_dtype(problem.shared))
     targets = [t for p in order for t in p.targets]
     if chunk == 1:
@@ -61,6 +66,50 @@ def collect(
                 f'{_short(error)} Use gradients="auto" or gradients="sequential".'
             ) from error
     return Stored(problem, stored, parts, order, front.heads)
+
+
+def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: int) -> Blocks:
+    problem = front.problem
+    n_tasks = len(problem.losses)
+    front.keep_graph()
+    total = torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device=problem.shared[0].device)
+    blocks = _blocks(parts, columns)
+    widths = [sum(p.width for p in block) for block in blocks]
+    # The widest first: a block that grows would be held beside the old one.
+    for block, width in sorted(zip(blocks, widths), key=lambda b: -b[1]):
+        stored = storage.take(n_tasks, width, problem.shared[0], linalg.row_dtype(problem.shared))
+        targets = [t for p in block for t in p.targets]
+        for i in range(n_tasks):
+            found = front.pull(i, targets, retain=True)
+            _store(block, stored[i : i + 1], [None if g is None else _first(g) for g in found])
+        front.heads_are_done()
+        total += _gramian(block, stored)
+    return Blocks(problem, total, front.heads)
+
+
+def _blocks(parts: Sequence[Part], columns: int) -> list[list[Part]]:
+    """Runs of parameters of at most ``columns`` numbers per task, the last parameters (nearest to the losses) first."""
+    out: list[list[Part]] = []
+    room = 0
+    for piece in reversed(parts):
+        if not out or piece.width > room:
+            out.append([])
+            room = columns
+        out[-1].append(piece)
+        room -= piece.width
+    return out
+
+
+def _gramian(parts: Sequence[Part], stored: Tensor) -> Tensor:
+    """(K, K) of parts in any order; neighbours that are stored as they are make one matrix."""
+    total = torch.zeros(len(stored), len(stored), dtype=torch.float64, device=stored.device)
+    start = end = 0
+    for piece in parts:
+        if piece.factored:
+            total += linalg.gramian(stored[:, start:end]) + piece.gramian(stored[:, end : end + piece.width])
+            start = end + piece.width
+        end += piece.width
+    return total + linalg.gramian(stored[:, start:end])
 
 
 def _short(error: Exception) -> str:
@@ -121,11 +170,7 @@ class Stored(TaskGradients):
     def gramian(self) -> Tensor:
         """(K, K) float64; computed once."""
         if self._gramian is None:
-            total = linalg.gramian(self._stored[:, : self._whole])
-            for piece, block in self._blocks(self._stored):
-                if piece.factored:
-                    total += piece.gramian(block)
-            self._gramian = total
+            self._gramian = _gramian(self._order, self._stored)
         return self._gramian
 
     def rows(self) -> Tensor:
@@ -180,3 +225,46 @@ class Stored(TaskGradients):
 
 def _cut(parts: Sequence[Part], stored: Tensor) -> list[tuple[Part, Tensor]]:
     return list(zip(parts, stored.split([p.width for p in parts], -1))) if parts else []
+
+
+class Blocks(TaskGradients):
+    """A Gramian gathered block by block; the direction takes one more pass, from the weighted losses."""
+
+    deferred = True
+
+    def __init__(
+        self, problem: GradientProblem, gramian: Tensor, heads: Sequence[Sequence[tuple[Tensor, Tensor]]]
+    ) -> None:
+        self._problem = problem
+        self._gramian = gramian
+        self._heads = heads
+
+    def gramian(self) -> Tensor:
+        """(K, K) float64."""
+        return self._gramian
+
+    def rows(self) -> Tensor:
+        """Not kept."""
+        raise PluginError('gradients="streaming" keeps no rows; use gradients="sequential" or "batched".')
+
+    def write(
+        self,
+        *,
+        weights: Tensor | None,
+        direction: Tensor | None,
+        head_weights: Tensor | None,
+        feature_gradient: Sequence[Tensor] = (),
+    ) -> None:
+        """As :meth:`TaskGradients.write`; frees the graph."""
+        if feature_gradient:
+            raise ConfigurationError("feature gradients need the losses-only gradient source (needs = Needs.LOSSES).")
+        if weights is None:
+            raise PluginError('a method that returns a direction cannot use gradients="streaming".')
+        losses, shared = self._problem.losses, self._problem.shared
+        seeds = [w.to(t) for w, t in zip(weights.unbind(), losses)]
+        found = torch.autograd.grad(losses, shared, seeds, allow_unused=True)
+        with torch.no_grad():
+            for p, g in zip(shared, found):
+                if g is not None:
+                    accumulate(p, g)
+        write_heads(self._heads, head_weights)

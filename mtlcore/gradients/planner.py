@@ -98,14 +98,15 @@ class Planner:
             return Calibration(kept or reference, timed=False, why="as before the checkpoint")
         bytes_of_rows = n_tasks * size * 4
         if self._memory is not None and bytes_of_rows > self._memory:
-            small = [c for c in candidates if c.label == "streaming"]
-            if not small:
+            if needs > Needs.GRAMIAN:
                 raise ConfigurationError(
                     f"the task gradients take {bytes_of_rows / 1e6:.0f} MB and the memory budget is "
                     f"{self._memory / 1e6:.0f} MB, but this method (or its detector) reads whole rows. Raise the "
                     f"budget, or take one that needs the Gramian only."
                 )
-            return Calibration(small, timed=False, why="the rows would not fit into the memory budget")
+            return Calibration(
+                [Candidate("streaming", Streaming)], timed=False, why="the rows would not fit into the memory budget"
+            )
         if n_tasks == 1:
             return Calibration(reference, timed=False, why="one task")
         if n_tasks * size < _SMALL:
@@ -131,9 +132,9 @@ def _candidates(needs: Needs, problem: GradientProblem) -> list[Candidate]:
     together = min(n_tasks, _TOGETHER)
     out = [Candidate("sequential", Sequential)]
     if needs == Needs.GRAMIAN:
-        out.append(Candidate("streaming", Streaming))
+        out.append(Candidate("streaming", lambda: Streaming(frugal=False)))
         if problem.features:
-            out.append(Candidate("streaming-together", lambda: Streaming(together), together=True))
+            out.append(Candidate("streaming-together", lambda: Streaming(together, frugal=False), together=True))
     elif problem.features:
         out.append(Candidate("batched", lambda: Batched(together), together=True))
     return out

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from mtlcore.contracts import Needs
 from mtlcore.gradients import jacobian
-from mtlcore.gradients.source import GradientProblem, GradientSource
+from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients
 from mtlcore.gradients.storage import Storage
 
 
@@ -22,6 +22,6 @@ class Sequential(GradientSource):
     def __init__(self) -> None:
         self._storage = Storage()
 
-    def collect(self, problem: GradientProblem, keep_graph: bool = False) -> jacobian.Stored:
+    def collect(self, problem: GradientProblem, keep_graph: bool = False) -> TaskGradients:
         """Fill the rows; the graph is freed by the last task."""
         return jacobian.collect(problem, self._storage, know_uses=False, factors=False, chunk=1, keep_graph=keep_graph)

@@ -6,6 +6,9 @@ batch, or batch x tokens) is at most half the fan-in, only D_i is kept, N/fan-in
 step costs K passes for the *activations* only. Convolutions with few sites are treated the same way, embeddings keep
 the rows that were looked up, all else keeps its part of the row. Exact, with weights used several times included.
 
+Where that does not save enough, parameters are taken block by block, each block with K passes of its own, and the
+weighted gradient is one more backward pass: slower, and never more than a fifth of the K x P numbers.
+
 What it guarantees less than rows: there the direction is the given combination of the very rows whose inner products
 were taken, to float64 rounding. Here the Gramian is exact for the factors, and the gradient is rounded to the
 parameters' dtype as one backward pass of the weighted loss is.
@@ -17,8 +20,13 @@ from typing import ClassVar
 
 from mtlcore.contracts import Needs
 from mtlcore.gradients import jacobian
-from mtlcore.gradients.source import GradientProblem, GradientSource
+from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients
 from mtlcore.gradients.storage import Storage
+
+_SHARE = 0.2
+"""Of K x P numbers, what a frugal stream stores at most ..."""
+_LEAST = 4
+"""... but for few tasks never less than so many gradients: it would take many passes to save little."""
 
 
 class Streaming(GradientSource):
@@ -27,18 +35,29 @@ class Streaming(GradientSource):
     Args:
         chunk: tasks differentiated at once, under vmap if more than one; None for all. 1 takes the least memory and
             works with every module.
+        frugal: whether to take more passes where factors alone do not save enough (convolutions with many sites).
     """
 
     name: ClassVar[str] = "streaming"
-    provides: ClassVar[Needs] = Needs.JACOBIAN
+    provides: ClassVar[Needs] = Needs.GRAMIAN
 
-    def __init__(self, chunk: int | None = 1) -> None:
+    def __init__(self, chunk: int | None = 1, frugal: bool = True) -> None:
         self._chunk = chunk
+        self._frugal = frugal
         self._storage = Storage()
 
-    def collect(self, problem: GradientProblem, keep_graph: bool = False) -> jacobian.Stored:
-        """Keep factors; the graph is freed by the last task."""
-        chunk = self._chunk or max(2, len(problem.losses))
+    def collect(self, problem: GradientProblem, keep_graph: bool = False) -> TaskGradients:
+        """Keep factors; the graph is freed by the last task, or by the last pass of all."""
+        n_tasks = len(problem.losses)
+        limit = None
+        if self._frugal:
+            limit = int(max(_SHARE * n_tasks, _LEAST) * sum(p.numel() for p in problem.shared))
         return jacobian.collect(
-            problem, self._storage, know_uses=True, factors=True, chunk=chunk, keep_graph=keep_graph
+            problem,
+            self._storage,
+            know_uses=True,
+            factors=True,
+            chunk=self._chunk or max(2, n_tasks),
+            keep_graph=keep_graph,
+            limit=limit,
         )
