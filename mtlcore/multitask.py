@@ -214,7 +214,7 @@ class MultiTask:
             needs = max(needs, self.detector.needs)
         training = self._trunk is None or self._trunk.training
         source, reason = self._planner.pick(needs, problem, training)
-        values = torch.stack([s.detach().to(torch.float64).to(problem.shared[0].device) for s in problem.losses])
+        values = _values(problem.losses, problem.shared[0].device)
         if not bool(torch.isfinite(values).all()):
             bad = [f"{n!r} ({float(v)})" for n, v in zip(present, values) if not torch.isfinite(v)]
             raise NonFiniteError(
@@ -531,6 +531,14 @@ def _flat(features: Any) -> tuple[Tensor, ...]:
     parts = features.values() if isinstance(features, Mapping) else features
     flat = tuple(t for part in parts for t in _flat(part))
     return tuple({id(t): t for t in flat}.values())
+
+
+def _values(losses: Sequence[Tensor], device: torch.device) -> Tensor:
+    """(K,) float64, without graph. One conversion for all where they lie together: K may be in the hundreds."""
+    with torch.no_grad():
+        if all(loss.device == device and loss.dtype == losses[0].dtype for loss in losses):
+            return torch.stack(tuple(losses)).to(torch.float64)
+        return torch.stack([loss.to(device, torch.float64) for loss in losses])
 
 
 def _check_losses(names: Sequence[str], losses: Sequence[Any]) -> None:

@@ -59,9 +59,10 @@ class _Weighted(TaskGradients):
                 f"{len(feature_gradient)} feature gradients for {len(problem.features)} feature tensors."
             )
         # The losses as roots with cotangents w_i: for w = 1 bit for bit what sum(losses).backward() does.
-        roots = [*problem.losses, *(problem.features if feature_gradient else ())]
-        seeds: list[Tensor] = [w.to(t) for w, t in zip(weights.to(problem.losses[0]).unbind(), problem.losses)]
-        seeds += [g.to(f) for g, f in zip(feature_gradient, problem.features)]
+        roots, seeds = _roots(problem.losses, weights)
+        if feature_gradient:
+            roots += problem.features
+            seeds += [g.to(f) for g, f in zip(feature_gradient, problem.features)]
         # `.grad` is set aside so that a bad pass leaves no trace and accumulation happens only after the check.
         before = [p.grad for p in problem.shared]
         for p in problem.shared:
@@ -112,3 +113,12 @@ class _Weighted(TaskGradients):
             f"the gradient {who} is NaN or infinite although its loss is finite. Nothing was changed: "
             f"parameters, method state and the trunk's .grad are as before. Look for sqrt, log or a division at zero."
         )
+
+
+def _roots(losses: Sequence[Tensor], weights: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Where backward starts, and with which cotangents: one stacked root, for a root costs as much as a small head."""
+    first = losses[0]
+    if all(loss.dtype == first.dtype and loss.device == first.device for loss in losses):
+        with torch.enable_grad():
+            return [torch.stack(tuple(losses))], [weights.to(first)]
+    return list(losses), [w.to(loss) for w, loss in zip(weights.unbind(), losses)]
