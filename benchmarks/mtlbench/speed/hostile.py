@@ -41,7 +41,8 @@ def examples(seed: int = 0) -> Iterator[Example]:
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
+    unit: Tensor = x / x.norm(dim=-1, keepdim=True)
+    return unit
 
 
 def _frame(k: int, p: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -48,8 +48,7 @@ def ours(name: str, options: Mapping[str, Any]) -> Weigh:
 
     def weigh(rows: Tensor, gramian: Tensor) -> Tensor:
         n = len(gramian)
-        weights = method.aggregate(StepView(losses=torch.ones(n), gramian=gramian), method.init(n)).weights
-        assert weights is not None
+        weights: Tensor = method.aggregate(StepView(losses=torch.ones(n), gramian=gramian), method.init(n)).weights
         return weights
 
     return weigh
@@ -61,7 +60,7 @@ def peer(name: str, n_tasks: int) -> Weigh | None:
         import torchjd.aggregation as jd
 
         if name == "nash-mtl":
-            nash = jd.NashMTL(n_tasks=n_tasks, max_norm=0.0)
+            nash: Any = jd.NashMTL(n_tasks=n_tasks, max_norm=0.0)
             return lambda rows, gramian: nash.weighting(rows)
         weighting = {
             "fairgrad": lambda: jd.FairGradWeighting(alpha=2.0),

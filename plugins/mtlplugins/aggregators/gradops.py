@@ -86,13 +86,15 @@ class GradOPS(Aggregator):
         """What is promised for these hyper-parameters."""
         out = {"non-conflicting", "positively-homogeneous", "parameter-rotation", "resume-equivalent"}
         if self.weights is None:
-            out |= {"permutation-equivariant", "matches-reference", "strongly-stationary-zero"}
+            out |= {"permutation-equivariant", "strongly-stationary-zero"}
             if self.fallback:
                 out.add("zero-only-if-stationary")
         if self.alpha == 0.0 and not self.rescale:
             out.add("linear-under-scaling")
-            if self.weights is None and self.project == "conflict-only":
-                out.add("no-conflict-identity")
+            if self.weights is None:
+                out.add("matches-reference")
+                if self.project == "conflict-only":
+                    out.add("no-conflict-identity")
         return frozenset(out)
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:

@@ -50,17 +50,19 @@ class MGDA(Aggregator):
             "permutation-equivariant",
             "positively-homogeneous",
             "conic-combination",
-            "matches-reference",
             "resume-equivalent",
             "parameter-rotation",
             "strongly-stationary-zero",
             "zero-only-if-stationary",
         }
         own = {
-            "none": {"simplex-weights", "duplicate-task", "descent-lower-bound", "pareto-stationary-zero"},
-            "loss": {"pareto-stationary-zero"},
+            "none": {"simplex-weights", "duplicate-task", "descent-lower-bound"},
             "l2": {"scale-free"},
         }
+        if self.normalize in ("none", "l2"):
+            always.add("matches-reference")
+        if self.normalize in ("none", "loss"):
+            always.add("pareto-stationary-zero")
         return frozenset(always | own.get(self.normalize, set()))
 
     @property

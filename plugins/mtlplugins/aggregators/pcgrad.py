@@ -37,7 +37,6 @@ class PCGrad(Aggregator):
             "linear-under-scaling",
             "conic-combination",
             "no-conflict-identity",
-            "matches-reference",
             "resume-equivalent",
             "parameter-rotation",
         }
