@@ -207,6 +207,7 @@ class Teleporter:
         refusals = []
         verdict = _Verdict(False, "", {}, before, float("nan"), diagnostics)
         scale = 1.0
+        useless = 0
         for _ in range(1 if exact else self.trials):
             transaction.move(proposal, scale)
             losses = judge.losses()
@@ -230,6 +231,9 @@ class Teleporter:
             if self.strategy.improves and not after < before:
                 refusals.append(f"at scale {scale:.3g} conflict {before:.4g} -> {after:.4g} is no improvement")
                 scale *= 0.5
+                useless += 1
+                if useless == 2:
+                    break  # each look costs a pass of task gradients, and half the way says what a quarter would
                 continue
             reason = f"conflict {before:.4g} -> {after:.4g}, largest relative loss change {worst[1]:+.3g} ({worst[0]})"
             return dataclasses.replace(verdict, accepted=True, reason=reason)

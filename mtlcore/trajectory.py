@@ -164,8 +164,8 @@ def reuse(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], 
     The paper runs the first step after the jump with the decay rates sigma*beta. That step is, for each running mean,
     sigma*beta*m + (1 - sigma*beta)*g = beta*m~ + (1 - beta)*g with m~ = sigma*m + (1 - sigma)*g: the ordinary step
     from a blended buffer. So the buffers are blended once, when the optimizer is about to take that step and g is
-    known; the settings of the optimizer are never touched. Step counter and bias correction go on. sigma = 0: the moments
-    and the step counter are zeroed at once. [choice]
+    known; the settings of the optimizer are never touched. Step counter and bias correction go on. sigma = 0: moments
+    and step counter are zeroed at once. [choice]
 
     Memories that are sums, not means (SGD's momentum), are scaled by sigma.
     """

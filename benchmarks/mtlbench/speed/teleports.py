@@ -10,8 +10,10 @@ looked at. Reported per task and configuration:
 * conflict: the detector's severity (minus the worst cosine with the mean gradient), before and after, on held-out data;
 * better: how many of the accepted ones lowered it there;
 * drift: the largest relative change of a task's loss there (median over teleports);
-* steps: time of one attempt, refused or not, in ordinary training steps of the same method on the same batch;
+* steps: time of one attempt, refused or not, in ordinary training steps of the same method on the same batch size;
 * epoch: what one attempt per epoch adds to the time of an epoch.
+
+Times are processor times (run it with OMP_NUM_THREADS=1), so that neighbours on the machine do not decide the result.
 """
 
 from __future__ import annotations
@@ -92,13 +94,13 @@ class _Bed:
         )
 
     def train(self, steps: int) -> float:
-        """Median seconds of a step."""
+        """Median processor seconds of a step."""
         times = []
         for _ in range(steps):
             closure = self.batch()
-            start = time.perf_counter()
+            start = time.process_time()
             self.mt.step(closure)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         return statistics.median(times)
 
     def held_out_losses(self) -> dict[str, float]:
@@ -130,6 +132,7 @@ def tries(
         for label in chosen:
             kind, options = CONFIGURATIONS[label]
             teleporter = Teleporter(mtlcore.create("teleport", kind, **options), name=kind, detector=detector)
+            start = time.process_time()
             result = teleporter.attempt(
                 trunk=bed.trunk,
                 heads=bed.heads,
@@ -139,6 +142,7 @@ def tries(
                 optimizer=bed.optimizer,
                 generator=torch.Generator().manual_seed(seed),
             )
+            seconds = time.process_time() - start
             after = bed.held_out_losses()
             yield {
                 "task": name,
@@ -152,8 +156,8 @@ def tries(
                 "held_out_before": conflict,
                 "held_out_after": bed.held_out_conflict(detector),
                 "drift": max(abs(after[t] / losses[t] - 1.0) for t in losses),
-                "seconds": result.seconds,
-                "steps": result.seconds / step_seconds,
+                "seconds": seconds,
+                "steps": seconds / step_seconds,
                 "steps_per_epoch": bed.steps_per_epoch,
                 "sigma": result.diagnostics.get("sigma"),
                 "threads": measure.threads(),
