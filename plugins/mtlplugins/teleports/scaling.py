@@ -142,22 +142,29 @@ def optimise(form: Tables, measure: str, *, bound: float, stiffness: float, step
     """log lambda (U,) in [-bound, bound] with a high worst cosine; zeros if there is nothing to gain.
 
     Adam on log lambda = bound tanh(x) for worst_cosine - stiffness mean(log lambda^2), from the identity; the best
-    point seen is returned, so the answer is never worse than staying.
+    point seen is returned, so the answer is never worse than staying. Ends early when ten steps brought nothing.
     """
     x = torch.zeros(form.produced.shape[2], dtype=torch.float64, device=form.rest.device, requires_grad=True)
     start = form.gramian(x.detach())
     if int((start.diagonal() > 0.0).sum()) < 2 or bool(start.mean() <= 1e-14 * start.diagonal().max()):
         return x.detach()  # one gradient, or gradients that cancel: no angle to improve
-    optimizer = torch.optim.Adam([x], lr=0.2)
-    best, chosen = -float("inf"), torch.zeros_like(x)
-    for _ in range(steps + 1):
+    mean, square = torch.zeros_like(x), torch.zeros_like(x)
+    best, chosen, idle = -float("inf"), torch.zeros_like(x), 0
+    for step in range(1, steps + 2):
         logs = bound * torch.tanh(x)
         gain = worst_cosine(form.gramian(logs), measure) - stiffness * logs.square().mean()
-        if float(gain.detach()) > best:
-            best, chosen = float(gain.detach()), logs.detach().clone()
-        optimizer.zero_grad()
-        (-gain).backward()
-        optimizer.step()
+        value = float(gain.detach())
+        idle = 0 if value > best + 1e-4 else idle + 1
+        if value > best:
+            best, chosen = value, logs.detach().clone()
+        if idle == 10:
+            break
+        # By hand: torch.optim's bookkeeping costs more than these tables do.
+        (g,) = torch.autograd.grad(gain, x)
+        mean = 0.9 * mean + 0.1 * g
+        square = 0.999 * square + 0.001 * g.square()
+        with torch.no_grad():
+            x += 0.2 * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-300)
     return chosen
 
 
