@@ -82,7 +82,7 @@ def test_numbers(folder):
 def test_the_verdict_says_in_words_what_was_found_and_what_was_not(folder):
     text = " ".join(summarise(folder)["verdict"])
     assert "better than sum: mgda (-4.0)" in text
-    assert "the other 1 show no significant difference" in text
+    assert "the other one shows no significant difference" in text
 
 
 def test_no_difference_is_a_verdict_with_its_reach(tmp_path):

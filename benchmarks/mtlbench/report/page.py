@@ -176,18 +176,27 @@ def _overall_figures(overall: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fixed(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+    return "–" if value is None else _minus(f"{value:.{digits}f}")
 
 
 def _signed(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    if value is None:
+        return "–"
+    text = f"{value:+.{digits}f}"
+    return _minus(text) if float(text) else text[1:]  # a rounded zero has no sign
 
 
 def _amount(value: float | None) -> str:
-    """Three significant digits, whatever the size."""
+    """Two decimals for ordinary numbers, fewer for large ones, two significant digits for tiny ones."""
     if value is None:
         return "–"
-    return (f"{value:.1f}" if 10 <= abs(value) < 1000 else f"{value:.3g}").replace("-", "−")
+    size = abs(value)
+    digits = 0 if size >= 1000 else 1 if size >= 10 else 2
+    return _minus(f"{value:.{digits}f}" if size >= 0.1 or size == 0 else f"{value:.2g}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
 
 
 def _percent(value: float | None) -> str:

@@ -283,10 +283,11 @@ def _verdict(summary: Mapping[str, Any]) -> list[str]:
             lines.append(f"{task['name']}: one run per method shows a number, not a difference; add seeds.")
         elif compared and not better and not worse:
             reach = plain_statistics.median(c["detectable"] for c in judged if c["detectable"] is not None)
+            whom = "the other method" if len(compared) == 1 else f"any of the other {len(compared)} methods"
             lines.append(
-                f"{task['name']}: no significant difference in delta-m between {reference} and any of the other "
-                f"{len(compared)} methods ({n} paired seeds). This does not show that they are equal: a difference "
-                f"below about {reach:.1f} points would typically have gone unseen."
+                f"{task['name']}: no significant difference in delta-m between {reference} and {whom} ({n} paired "
+                f"seeds). This does not show that they are equal: a difference below about {reach:.1f} points would "
+                "typically have gone unseen."
             )
         elif compared:
             parts = []
@@ -295,7 +296,8 @@ def _verdict(summary: Mapping[str, Any]) -> list[str]:
                     named = ", ".join(f"{m} ({compared[m]['difference']['estimate']:+.1f})" for m in group)
                     parts.append(f"{word} {reference}: {named}")
             rest = len(compared) - len(better) - len(worse)
-            tail = f"; the other {rest} show no significant difference" if rest else ""
+            others = "the other one shows" if rest == 1 else f"the other {rest} show"
+            tail = f"; {others} no significant difference" if rest else ""
             lines.append(
                 f"{task['name']}: in points of delta-m, {'; '.join(parts)}{tail} ({n} paired seeds, Holm-corrected)."
             )
@@ -316,11 +318,24 @@ def _verdict(summary: Mapping[str, Any]) -> list[str]:
                 f"{task['name']} has {extent} gradient conflict: with {plain['name']} the smallest cosine between two "
                 f"task gradients is {conflict:+.2f} on average over training."
             )
+        twins = _same_results(methods)
+        if twins:
+            groups = "; ".join(" and ".join(group) for group in twins)
+            lines.append(f"{task['name']}: exactly the same results from {groups}, in every seed.")
     known = [c for c in summary["certificates"] if c["passed"] is not None]
     if known:
         good = sum(c["passed"] for c in known)
         lines.append(f"{good} of {len(known)} verified plugins keep every law they claim.")
     return lines
+
+
+def _same_results(methods: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Groups of methods that gave the same loss curves and the same delta-m in every seed."""
+    groups: dict[str, list[str]] = {}
+    for m in methods:
+        mark = json.dumps([m["delta_m"]["values"], m["metrics"], m["curves"]["loss"]], sort_keys=True)
+        groups.setdefault(mark, []).append(m["name"])
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _grouped(verdicts: Mapping[str, str]) -> str:
