@@ -94,4 +94,5 @@ class Problem(Validated, abc.ABC):
         p = self.shape[1]
         ray = torch.randn(p, dtype=torch.float64, generator=generator)
         share = torch.rand((), dtype=torch.float64, generator=generator) ** (1.0 / p)
-        return self.radius * share * ray / ray.norm()
+        out: Tensor = self.radius * share * ray / ray.norm()
+        return out

@@ -1,0 +1,91 @@
+"""``python -m mtlverify.convergence [METHOD ...]``: run, print the table, write JSON."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from mtlcore.registry import available, create
+from mtlverify.convergence.suite import CASES, STEPS
+from mtlverify.convergence.verdict import Verdict, judge
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+SYMBOLS = {"converged": "✓", "approaching": "↘", "stalled": "✗", "error": "!"}
+
+
+@app.command()
+def main(
+    methods: Annotated[Optional[list[str]], typer.Argument(metavar="[METHOD]...", help="All if left out.")] = None,  # noqa: UP045
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the verdicts there.")] = None,  # noqa: UP045
+    steps: Annotated[int, typer.Option(min=20, help="Steps per run.")] = STEPS,
+    seed: Annotated[int, typer.Option(help="Of starts, noise and methods.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+) -> None:
+    """Run every method on every problem with exact and with noisy gradients, and say where it went.
+
+    Exit code 1 if a run broke off or a claimed rate was not met, 0 otherwise: to stall is a finding, not a failure.
+    """
+    known = available("aggregator")
+    unknown = [m for m in methods or [] if m not in known]
+    if unknown:
+        typer.secho(f"no aggregator called {', '.join(unknown)}; `mtl list` shows all.", fg="red", err=True)
+        raise typer.Exit(2)
+    chosen = methods or known
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, initializer=_alone) as pool:
+        found = list(pool.map(_verdicts, chosen, [steps] * len(chosen), [seed] * len(chosen)))
+    verdicts = [v for method in found for v in method]
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps([v.to_json() for v in verdicts], indent=1) + "\n", encoding="utf-8")
+    _show(verdicts)
+    if any(v.verdict == "error" or v.as_claimed is False for v in verdicts):
+        raise typer.Exit(1)
+
+
+def _alone() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _verdicts(method: str, steps: int, seed: int) -> list[Verdict]:
+    plugin = create("aggregator", method)
+    return [judge(plugin, case, noisy=noisy, steps=steps, seed=seed) for case in CASES for noisy in (False, True)]
+
+
+def _show(verdicts: list[Verdict]) -> None:
+    """One row per method, one column per problem; exact gradients first, then noisy ones; then the claims."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for noisy in (False, True):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.title = "noisy gradients" if noisy else "exact gradients"
+        table.add_column("method")
+        for i, _case in enumerate(CASES):
+            table.add_column(f"({i + 1})", no_wrap=True)
+        for method in dict.fromkeys(v.method for v in verdicts):
+            mine = {v.problem: v for v in verdicts if v.method == method and v.noisy == noisy}
+            cells = [f"{SYMBOLS[v.verdict]} {v.remaining:.0e}" if v.tasks else "! error" for v in mine.values()]
+            table.add_row(method, *cells)
+        console.print(table)
+    lines = [f"({i + 1}) {case.label}" for i, case in enumerate(CASES)]
+    lines.append("✓ converged  ↘ approaching  ✗ stalled; the number is what is left of the first min-norm")
+    for v in verdicts:
+        if v.claimed:
+            word = "as claimed" if v.as_claimed else "SLOWER THAN CLAIMED"
+            lines.append(f"{v.method} on {v.problem}: {v.rate}; claimed {v.claimed}: {word}")
+        if v.verdict == "error":
+            lines.append(f"{v.method} on {v.problem}: {v.detail}")
+    lines += dict.fromkeys(f"{v.method}: {v.source}" for v in verdicts if v.source)
+    lines.append(f"{len(verdicts)} runs in {sum(v.seconds for v in verdicts):.0f} process-seconds")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

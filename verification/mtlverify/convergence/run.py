@@ -1,0 +1,117 @@
+"""One run of a method on a problem."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlcore import Aggregator, StepView
+from mtlcore.aggregation import call, step_seed
+from mtlcore.linalg import combine
+from mtlverify.problems import Problem
+from mtlverify.references.min_norm import min_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What was measured on the way.
+
+    Args:
+        steps: checkpoints: 0, then geometrically spaced, then the last.
+        stationarity: |min-norm point of the exact gradients| there, by the independent reference.
+        distance: to the Pareto set at the first and the last checkpoint.
+        losses: first and last, minus the infimum of each task.
+    """
+
+    steps: tuple[int, ...]
+    stationarity: tuple[float, ...]
+    distance: tuple[float, float]
+    losses: tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def run(
+    method: Aggregator, problem: Problem, *, steps: int, curvature: float, noise: float = 0.0, seed: int = 0
+) -> Trace:
+    """x <- x - eta d / s with eta = 1 / curvature and s = |w_1| + ... + |w_K|.
+
+    With s, a method that returns weights moves along an affine combination of the gradients, whatever the length of its
+    d: for Nash-MTL and FairGrad, whose d does not shrink near the Pareto set, this is the step size under which their
+    convergence is stated (proportional to 1 / w); for the others it is a constant. [choice] A method that returns
+    a direction is never lengthened, and shortened to the longest gradient. With ``noise``, independent Gaussian noise
+    of that relative size is added to every gradient the method sees, and eta decays like 1 / sqrt(t).
+
+    The method sees L_i - inf L_i + 1: positive, as loss-level methods require; a shift changes no gradient.
+    """
+    source = torch.Generator().manual_seed(seed)
+    x = problem.start(source)
+    floor = torch.tensor(problem.optimal_values, dtype=torch.float64)
+    sigma = noise * problem.jacobian(x).norm(dim=1, keepdim=True) / problem.shape[1] ** 0.5
+    state = method.init(problem.shape[0])
+    marks = {0, steps, *(round(steps ** (i / 14)) for i in range(1, 15))}
+    seen: list[float] = []
+    first = (problem.distance(x), problem.losses(x) - floor)
+    for t in range(steps + 1):
+        if t in marks:
+            seen.append(stationarity(problem, x))
+        if t == steps:
+            break
+
+        def rows(x: Tensor = x) -> Tensor:
+            exact = problem.jacobian(x)
+            return exact + sigma * torch.randn(exact.shape, dtype=exact.dtype, generator=source) if noise else exact
+
+        def view(x: Tensor = x, t: int = t, others: tuple[StepView, ...] = ()) -> StepView:
+            return StepView(
+                losses=problem.losses(x) - floor + 1.0,
+                jacobian=rows(x),
+                step=t,
+                generator=step_seed(seed, t),
+                others=others,
+                inner=_inner(problem, x, view),
+            )
+
+        now = view(others=tuple(view() for _ in range(method.batches - 1)))
+        answer = call(method, now, state, problem.shape[1])
+        gradients = now.jacobian
+        if answer.weights is not None:
+            direction = combine(gradients, answer.weights)
+            size = float(answer.weights.abs().sum())
+        else:
+            assert answer.direction is not None
+            direction = answer.direction.double()
+            size = max(1.0, float(direction.norm() / gradients.norm(dim=1).max().clamp_min(1e-300)))
+        eta = 1.0 / curvature / ((1.0 + t) ** 0.5 if noise else 1.0)
+        if size > 0:
+            x = x - eta / size * direction
+        state = dict(answer.state)
+        if method.looks_twice():
+            state = method.observe(view(x).limited_to(method.needs), state)
+    last = (problem.distance(x), problem.losses(x) - floor)
+    return Trace(
+        steps=tuple(sorted(marks)),
+        stationarity=tuple(seen),
+        distance=(first[0], last[0]),
+        losses=(tuple(first[1].tolist()), tuple(last[1].tolist())),
+    )
+
+
+def stationarity(problem: Problem, x: Tensor) -> float:
+    """Length of the shortest convex combination of the exact gradients: 0 exactly at Pareto-stationary points."""
+    return float(torch.from_numpy(min_norm(problem.jacobian(x).numpy()).direction).norm())
+
+
+def _inner(problem: Problem, x: Tensor, view: Callable[..., StepView]) -> Callable[..., StepView]:
+    """``view.inner``: gradient steps from x that leave x alone."""
+
+    def descend(start: StepView, weigh: Callable[[StepView], Tensor], steps: int, lr: float, **_: Any) -> StepView:
+        point, here = x, start
+        for _step in range(steps):
+            point = point - lr * combine(here.jacobian, weigh(here))
+            here = view(point)
+        return here
+
+    return descend

@@ -1,0 +1,127 @@
+"""From a subject to its rows: stored counterexamples first, then the search, then what is proved."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtlcore.registry import registry
+from mtlverify.example import Example
+from mtlverify.law import Law
+from mtlverify.ledger import planar, store
+from mtlverify.ledger.negatives import harms_everybody, negative_about
+from mtlverify.ledger.proofs import proof_of
+from mtlverify.ledger.smaller import decidable, smaller
+from mtlverify.ledger.subjects import Subject
+from mtlverify.runner import Result, examine, laws
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the ledger.
+
+    Args:
+        kind: kind of plugin.
+        name: registered name.
+        label: name with the hyper-parameters that differ from the defaults.
+        options: those.
+        distribution: where the plugin comes from.
+        law: id of the law.
+        claimed: the plugin promises it, or it is universal.
+        status: "proved" (and verified), "verified", "refuted", "not-applicable" or "error".
+        examples: inputs measured in the search that verified it (0 if a stored counterexample settled it).
+        worst_margin: smallest margin seen.
+        detail: reason, blame, or what was raised.
+        citation: of the proof.
+        assumptions: of the proof.
+        counterexample: {"law", "margin", "example"} or None.
+    """
+
+    kind: str
+    name: str
+    label: str
+    options: dict[str, Any]
+    distribution: str
+    law: str
+    claimed: bool
+    status: str
+    examples: int
+    worst_margin: float | None
+    detail: str = ""
+    citation: str = ""
+    assumptions: str = ""
+    counterexample: dict[str, Any] | None = None
+
+    @property
+    def contradiction(self) -> bool:
+        """A proof and a counterexample at once, or a broken promise: somebody must look at it."""
+        return self.status == "error" or (self.status == "refuted" and (self.claimed or bool(self.citation)))
+
+
+def rows(subject: Subject, max_examples: int, seed: int, home: Path = store.HOME) -> Iterator[Row]:
+    """All laws of the subject's kind; its counterexample file is brought up to date."""
+    plugin = subject.make()
+    known = store.load(subject, home)
+    kept: dict[str, dict[str, Any]] = {}
+    for law in laws(subject.kind):
+        result = None
+        if law.id in known:
+            result = examine(plugin, law, 1, seed, explicit=[store.example_of(known[law.id])])
+            result = dataclasses.replace(result, examples=0) if result.status == "refuted" else None
+        if result is None:
+            result = examine(plugin, law, max_examples, seed)
+            if result.status == "refuted":
+                result = _readable(subject, plugin, law, result, max_examples, seed)
+        if result.status == "refuted" and result.counterexample is not None:
+            kept[law.id] = result.counterexample
+        yield _row(subject, plugin, result)
+    store.save(subject, kept, home)
+
+
+def _readable(subject: Subject, plugin: Any, law: Law, result: Result, depth: int, seed: int) -> Result:
+    """The same verdict on the smallest counterexample that can be found."""
+    assert result.counterexample is not None
+    example = store.example_of(result.counterexample)
+    negative = negative_about(subject, law.id)
+    candidate = None
+    if negative is not None and negative.all_harmed:
+        rows = torch.tensor(negative.start, dtype=torch.float64)
+        known = Example(rows, torch.ones(len(rows), dtype=torch.float64))
+        candidate = smaller(dataclasses.replace(law, check=harms_everybody), plugin, known)
+    elif law.name == "non-conflicting":
+        candidate = planar.smallest_conflict(plugin)
+    if candidate is None:
+        if isinstance(example, Example) and not decidable(plugin, example):
+            # Where the method's own definition has no answer a violation says little: look elsewhere first.
+            elsewhere = dataclasses.replace(law, examples=lambda: law.examples().filter(lambda e: decidable(plugin, e)))
+            second = examine(plugin, elsewhere, depth, seed)
+            if second.status == "refuted" and second.counterexample is not None:
+                example = store.example_of(second.counterexample)
+        candidate = smaller(law, plugin, example)
+    again = examine(plugin, law, 1, 0, explicit=[candidate])
+    return dataclasses.replace(again, examples=result.examples) if again.status == "refuted" else result
+
+
+def _row(subject: Subject, plugin: Any, result: Result) -> Row:
+    proof = proof_of(subject.kind, subject.name, subject.label, plugin, result.law)
+    status = "proved" if proof is not None and result.status == "verified" else result.status
+    return Row(
+        kind=subject.kind,
+        name=subject.name,
+        label=subject.label,
+        options=dict(subject.options),
+        distribution=registry().find(subject.kind, subject.name).distribution,
+        law=result.law,
+        claimed=result.claimed,
+        status=status,
+        examples=result.examples,
+        worst_margin=result.worst_margin,
+        detail=result.detail,
+        citation="" if proof is None else proof.citation,
+        assumptions="" if proof is None else proof.assumptions,
+        counterexample=result.counterexample,
+    )
