@@ -23,7 +23,9 @@ from mtlcore.contracts import (
     TeleportStrategy,
 )
 from mtlcore.errors import ConfigurationError, LossError, NonFiniteError, PluginError, StateError
+from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.planner import Planner
+from mtlcore.gradients.refresh import Keeper, Refresh
 from mtlcore.gradients.source import GradientProblem, TaskGradients
 from mtlcore.registry import create, registry
 from mtlcore.report import StepReport, TeleportResult
@@ -54,6 +56,8 @@ class MultiTask:
         probe: closure on a held-out batch, on which a teleport must keep its promise. Default: the step's own.
         tolerance: largest relative change of any task's loss that an accepted teleport may cause.
         gradient_memory: bytes that task gradients may take; "auto" then picks among the sources that keep to it.
+        refresh: ask the method for new weights only every so many steps, or as a :class:`Refresh` policy says; in
+            between the last weights are used again. Default: at every step.
 
     Raises:
         UnknownPluginError, ConfigurationError, PluginError: from looking up the plugins.
@@ -75,6 +79,7 @@ class MultiTask:
         probe: Closure | None = None,
         tolerance: float = 0.02,
         gradient_memory: int | None = None,
+        refresh: int | Refresh = 1,
     ) -> None:
         self._trunk = trunk if isinstance(trunk, nn.Module) else None
         parameters = list(trunk.parameters() if isinstance(trunk, nn.Module) else trunk)
@@ -101,6 +106,13 @@ class MultiTask:
         self._heads = heads
         self._probe = probe
         self._planner = Planner(gradients, gradient_memory)
+        policy = refresh if isinstance(refresh, Refresh) else Refresh(refresh)
+        self._keeper = Keeper(policy) if policy.every > 1 else None
+        if self._keeper is not None and (self.detector is not None or self._teleporter is not None):
+            raise ConfigurationError(
+                "refresh skips the task gradients that a detector or a teleport looks at: leave one of them out."
+            )
+        self._micro: MicroBatches | None = None
         self._seed = seed
         self._tasks: tuple[str, ...] | None = None if tasks is None else _names(tasks)
         self._step = 0
@@ -135,6 +147,19 @@ class MultiTask:
         self._announce(report)
         return report
 
+    def accumulate(self, losses: Losses, features: Features = None) -> None:
+        """One micro-batch of a larger batch: adds its task gradients to those that the next :meth:`backward`, on the
+        last micro-batch, aggregates once. Nothing reaches ``.grad`` before that. Scale the losses as for any gradient
+        accumulation (for a mean over n equal micro-batches: divide by n). Keeps K x P numbers.
+
+        Raises:
+            As :meth:`backward`; after an error the micro-batches so far are forgotten.
+        """
+        micro, self._micro = self._micro or MicroBatches(), None
+        problem, _, _ = self._problem(losses, features)
+        micro.add(problem)
+        self._micro = micro
+
     def step(self, closure: Closure | Sequence[Closure]) -> StepReport:
         """One whole training step: zero the gradients, forward, (teleport,) backward, optimizer, (second look).
 
@@ -149,6 +174,10 @@ class MultiTask:
         optimizer = self.optimizer
         if optimizer is None:
             raise ConfigurationError("step(closure) moves the parameters: pass optimizer=... to MultiTask.")
+        if self._micro is not None:
+            raise ConfigurationError(
+                "micro-batches are waiting: finish them with backward(losses), not with step(closure)."
+            )
         closures = [closure] if callable(closure) else list(closure)
         if len(closures) != self.aggregator.batches:
             raise ConfigurationError(
@@ -193,35 +222,24 @@ class MultiTask:
         inner: Callable[..., StepView] | None = None,
     ) -> _Prepared:
         """Check what the user handed over, pick a gradient source, make the view. Changes nothing."""
-        by_name = self._by_name(losses)
-        names = self._tasks or tuple(by_name)
-        present = tuple(n for n in names if by_name.get(n) is not None)
-        scalars = tuple(by_name[n] for n in present)
-        _check_losses(present, scalars)
-        if not present:
-            raise LossError("no losses: every task is missing from this batch; skip the step instead.")
-        problem = GradientProblem(
-            names=present,
-            losses=scalars,  # type: ignore[arg-type]  # None was filtered out
-            features=_flat(features),
-            shared=tuple(p for p in self._parameters if p.requires_grad),
-        )
-        if not problem.shared:
-            raise ConfigurationError("no parameter of the trunk requires gradients: everything is frozen.")
+        problem, values, names = self._problem(losses, features)
+        micro, self._micro = self._micro, None
         needs = self.aggregator.needs
         detecting = self.detector is not None and self._step % self.brakes.detect_every == 0
         if detecting and self.detector is not None:
             needs = max(needs, self.detector.needs)
-        training = self._trunk is None or self._trunk.training
-        source, reason = self._planner.pick(needs, problem, training)
-        values = _values(problem.losses, problem.shared[0].device)
-        if not bool(torch.isfinite(values).all()):
-            bad = [f"{n!r} ({float(v)})" for n, v in zip(present, values) if not torch.isfinite(v)]
-            raise NonFiniteError(
-                f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched."
-            )
-        found = source.collect(problem)
-        gram = _checked_gramian(found, present) if source.provides >= Needs.GRAMIAN else None
+        kept = False
+        if micro is not None:
+            micro.add(problem)
+            names = self._tasks or tuple(dict.fromkeys([*micro.losses, *names]))
+            present = tuple(n for n in names if n in micro.losses)
+            values = torch.stack([micro.losses[n].to(values.device) for n in present])
+            found = micro.result(present, problem.shared)
+            gram: Tensor | None = _checked_gramian(found, present)
+            reason = f"sequential: the rows of {micro.count} micro-batches, added up"
+        else:
+            present = problem.names
+            found, gram, reason, kept = self._collect(problem, needs, names)
         mask = torch.tensor([n in present for n in names], device=values.device)
         index = mask.nonzero().flatten()
         k = len(names)
@@ -243,7 +261,46 @@ class MultiTask:
             inner=inner,
             needs=needs,
         )
-        return _Prepared(view, problem, found, full_gram, index, reason, detecting)
+        return _Prepared(view, problem, found, full_gram, index, reason, detecting, kept)
+
+    def _collect(
+        self, problem: GradientProblem, needs: Needs, names: Sequence[str]
+    ) -> tuple[TaskGradients, Tensor | None, str, bool]:
+        """Task gradients, Gramian, the reason, and whether the last weights are to be used again."""
+        if self._keeper is not None and needs > Needs.LOSSES:
+            again = self._keeper.reuse(problem, torch.tensor([n in problem.names for n in names]))
+            if again is not None:
+                return again, None, "features: the weights of an earlier step, one pass through the trunk", True
+        training = self._trunk is None or self._trunk.training
+        source, reason = self._planner.pick(needs, problem, training)
+        found = source.collect(problem)
+        gram = _checked_gramian(found, problem.names) if source.provides >= Needs.GRAMIAN else None
+        return found, gram, reason, False
+
+    def _problem(self, losses: Losses, features: Features) -> tuple[GradientProblem, Tensor, tuple[str, ...]]:
+        """What is to be differentiated, the values of the losses, and the names of all tasks."""
+        by_name = self._by_name(losses)
+        names = self._tasks or tuple(by_name)
+        present = tuple(n for n in names if by_name.get(n) is not None)
+        scalars = tuple(by_name[n] for n in present)
+        _check_losses(present, scalars)
+        if not present:
+            raise LossError("no losses: every task is missing from this batch; skip the step instead.")
+        problem = GradientProblem(
+            names=present,
+            losses=scalars,  # type: ignore[arg-type]  # None was filtered out
+            features=_flat(features),
+            shared=tuple(p for p in self._parameters if p.requires_grad),
+        )
+        if not problem.shared:
+            raise ConfigurationError("no parameter of the trunk requires gradients: everything is frozen.")
+        values = _values(problem.losses, problem.shared[0].device)
+        if not bool(torch.isfinite(values).all()):
+            bad = [f"{n!r} ({float(v)})" for n, v in zip(present, values) if not torch.isfinite(v)]
+            raise NonFiniteError(
+                f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched."
+            )
+        return problem, values, names
 
     def _detect(self, prepared: _Prepared) -> Conflict | None:
         if self.detector is None or not prepared.detecting:
@@ -302,7 +359,7 @@ class MultiTask:
         k = view.n_tasks
         state = self._state if self._state is not None else self.aggregator.init(k)
         n_parameters = sum(p.numel() for p in prepared.problem.shared)
-        answer = aggregation.call(self.aggregator, view, state, n_parameters)
+        answer = self._ask(prepared, state, n_parameters)
         index = prepared.index
         heads = answer.head_weights
         if heads is None and self.aggregator.needs == Needs.LOSSES and not prepared.found.weights_whole_losses:
@@ -319,6 +376,18 @@ class MultiTask:
         self._state = answer.state
         self._step += 1
         return report
+
+    def _ask(self, prepared: _Prepared, state: State, n_parameters: int) -> Aggregation:
+        """The method's answer, or its last one again."""
+        keeper, view = self._keeper, prepared.view
+        if prepared.kept and keeper is not None:
+            weights, heads, notes = keeper.kept()
+            return Aggregation(weights=weights, head_weights=heads, state=state, diagnostics=notes)
+        answer = aggregation.call(self.aggregator, view, state, n_parameters)
+        if keeper is not None and prepared.gramian is not None:
+            notes = keeper.renew(answer.weights, answer.head_weights, view.present.cpu(), prepared.gramian)
+            answer = dataclasses.replace(answer, diagnostics={**answer.diagnostics, **notes})
+        return answer
 
     def _report(
         self,
@@ -429,6 +498,7 @@ class MultiTask:
             "seed": self._seed,
             "teleport_steps": list(self._teleport_steps),
             "gradient_sources": self._planner.choices(),
+            "refresh": {} if self._keeper is None else self._keeper.state(),
             "state": None if self._state is None else {k: v.clone() for k, v in self._state.items()},
         }
 
@@ -438,7 +508,17 @@ class MultiTask:
         Raises:
             StateError: the state of another method, of other tasks, or not such a state at all.
         """
-        expected = {"version", "aggregator", "tasks", "step", "seed", "teleport_steps", "gradient_sources", "state"}
+        expected = {
+            "version",
+            "aggregator",
+            "tasks",
+            "step",
+            "seed",
+            "teleport_steps",
+            "gradient_sources",
+            "refresh",
+            "state",
+        }
         if not isinstance(state, Mapping) or set(state) != expected:
             found = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
             raise StateError(f"not the state of a MultiTask: expected the keys {sorted(expected)}, found {found}.")
@@ -470,6 +550,8 @@ class MultiTask:
         self._step, self._seed = int(state["step"]), int(state["seed"])
         self._teleport_steps = [int(s) for s in state["teleport_steps"]]
         self._planner.restore(state["gradient_sources"])
+        if self._keeper is not None:
+            self._keeper.restore(state["refresh"])
         self._state = inner
 
 
@@ -484,6 +566,7 @@ class _Prepared:
     index: Tensor
     reason: str
     detecting: bool
+    kept: bool
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ class FeaturesOnly(GradientSource):
         for i, loss in enumerate(problem.losses):
             leaves = [t for t in own[i] if id(t) not in shared]
             # The graph is kept: heads may share parts, and the trunk's pass is still to come.
-            found = torch.autograd.grad(loss, features + leaves, retain_graph=True, allow_unused=True)
+            found = graph.differentiate([loss], features + leaves, retain=True)
             for cell, g in zip(cotangents[i].split(sizes), found):
                 if g is not None:
                     cell.copy_(g.flatten())
@@ -63,7 +63,7 @@ def _past_features(loss: Tensor, features: Sequence[Tensor], tied: Sequence[Tens
     """The part of the gradient with respect to ``tied`` that does not flow through the features."""
     hooks = [f.register_hook(torch.zeros_like) for f in features]
     try:
-        found = torch.autograd.grad(loss, tied, retain_graph=True, allow_unused=True)
+        found = graph.differentiate([loss], tied, retain=True)
     finally:
         for hook in hooks:
             hook.remove()
@@ -107,7 +107,7 @@ class _AtFeatures(TaskGradients):
         combined = linalg.combine(self._cotangents, weights)
         parts = combined.split([f.numel() for f in features])
         seeds = [c.view(f.shape).to(f.dtype) for c, f in zip(parts, features)]
-        found = torch.autograd.grad(features, targets, seeds, allow_unused=True)
+        found = graph.differentiate(features, targets, seeds, retain=False)
         with torch.no_grad():
             for p, g in zip(targets, found):
                 if g is not None:

@@ -50,9 +50,7 @@ class Front:
         wanted, n = [*targets, *self._outside], len(targets)
         if not self.separated:
             leaves = list({id(t): t for t in (*self._outside, *self._own[task])}.values())
-            found = torch.autograd.grad(
-                loss, [*targets, *leaves], retain_graph=retain or self._keep_graph, allow_unused=True
-            )
+            found = graph.differentiate([loss], [*targets, *leaves], retain=retain or self._keep_graph)
             self._keep(task, leaves, found[n:])
             return found[:n]
         pairs = [(f, c) for f, c in zip(self.problem.features, self._cotangents(task)) if c is not None]
@@ -60,7 +58,7 @@ class Front:
             return [None] * n
         features, seeds = [f for f, _ in pairs], [c for _, c in pairs]
         retain = retain or self._keep_graph
-        found = torch.autograd.grad(features, wanted, seeds, retain_graph=retain, allow_unused=True)
+        found = graph.differentiate(features, wanted, seeds, retain=retain)
         self._keep(task, self._outside, found[n:])
         return found[:n]
 
@@ -89,9 +87,7 @@ class Front:
 
     def _cotangents(self, task: int) -> Sequence[Tensor | None]:
         features, leaves = self.problem.features, self._own[task]
-        found = torch.autograd.grad(
-            self.problem.losses[task], [*features, *leaves], retain_graph=not self._disjoint, allow_unused=True
-        )
+        found = graph.differentiate([self.problem.losses[task]], [*features, *leaves], retain=not self._disjoint)
         self._keep(task, leaves, found[len(features) :])
         return found[: len(features)]
 
@@ -118,7 +114,7 @@ class _Product:
         return [next(found) if present else None for present in self._present]
 
     def _grad(self, seeds: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(self._features, self._targets, seeds, retain_graph=self._retain, allow_unused=True)
+        return graph.differentiate(self._features, self._targets, seeds, retain=self._retain)
 
     def _present_only(self, *seeds: Tensor) -> tuple[Tensor, ...]:
         found = self._grad(seeds)

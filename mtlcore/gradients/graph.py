@@ -11,9 +11,10 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mtlcore.errors import FeaturesError
+from mtlcore.errors import ConfigurationError, FeaturesError, LossError
 
 Edge = tuple[Any, int]
 
@@ -196,3 +197,31 @@ def uses(roots: Iterable[Tensor]) -> dict[int, list[Use] | None]:
                     add(leaf, Use(node, "linear") if (name, slot) in _TRANSPOSED else None)
             stack.append(child)
     return found
+
+
+def differentiate(
+    outputs: Sequence[Tensor], inputs: Sequence[Any], seeds: Sequence[Tensor] | None = None, *, retain: bool
+) -> tuple[Tensor | None, ...]:
+    """``torch.autograd.grad`` with None where nothing depends, and torch's two riddles answered.
+
+    Raises:
+        ConfigurationError: reentrant checkpointing, which torch allows in a plain ``backward()`` only.
+        LossError: the graph is gone.
+    """
+    if not inputs:
+        return ()
+    try:
+        return torch.autograd.grad(outputs, inputs, seeds, retain_graph=retain, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise ConfigurationError(
+                "the network uses torch.utils.checkpoint with use_reentrant=True, which torch cannot differentiate for "
+                'one task alone: use checkpoint(..., use_reentrant=False). Only gradients="losses" (a method that '
+                "needs losses only) works with reentrant checkpoints."
+            ) from error
+        if "second time" in str(error):
+            raise LossError(
+                "the graph of these losses was freed already: was backward() called on one of them, or their sum, "
+                "before? Hand over losses of a fresh forward pass."
+            ) from error
+        raise

@@ -158,9 +158,14 @@ class Stored(TaskGradients):
         self._stored = stored
         self._parts = parts
         self._order = order
-        self._heads = heads
+        self.heads = heads
         self._whole = sum(p.width for p in parts if not p.factored)
         self._gramian: Tensor | None = None
+
+    @property
+    def used(self) -> list[Tensor]:
+        """The trunk parameters that some task depends on."""
+        return [p.parameter for p in self._parts if p.used]
 
     @property
     def numbers(self) -> int:
@@ -207,7 +212,7 @@ class Stored(TaskGradients):
                 # A parameter no task uses keeps grad None, as after sum(losses).backward().
                 if piece.used:
                     accumulate(piece.parameter, gradient)
-        write_heads(self._heads, head_weights)
+        write_heads(self.heads, head_weights)
 
     @torch.no_grad()
     def combined(self, weights: Tensor) -> list[tuple[Part, Tensor]]:
@@ -262,7 +267,7 @@ class Blocks(TaskGradients):
             raise PluginError('a method that returns a direction cannot use gradients="streaming".')
         losses, shared = self._problem.losses, self._problem.shared
         seeds = [w.to(t) for w, t in zip(weights.unbind(), losses)]
-        found = torch.autograd.grad(losses, shared, seeds, allow_unused=True)
+        found = graph.differentiate(losses, shared, seeds, retain=False)
         with torch.no_grad():
             for p, g in zip(shared, found):
                 if g is not None:

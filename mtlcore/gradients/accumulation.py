@@ -1,0 +1,99 @@
+"""Micro-batches: task gradients are added up row by row and aggregated once.
+
+The weights of most methods are not linear in the gradients, so aggregating each micro-batch and adding the directions
+is a different (and noisier) method. Here the method sees the rows of the whole batch: sum_m g_i^m for each task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtlcore import linalg
+from mtlcore.errors import ConfigurationError
+from mtlcore.gradients.jacobian import Stored
+from mtlcore.gradients.sequential import Sequential
+from mtlcore.gradients.source import GradientProblem, TaskGradients, accumulate, write_heads
+
+
+class MicroBatches:
+    """The sum so far. Takes K x P numbers besides the source's own.
+
+    Args:
+        source: which source makes the rows; the reference unless told otherwise.
+    """
+
+    def __init__(self, source: Sequential | None = None) -> None:
+        self._source = source or Sequential()
+        self.count = 0
+        self.losses: dict[str, Tensor] = {}
+        self._rows: dict[str, Tensor] = {}
+        self._heads: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._used: set[int] = set()
+
+    def add(self, problem: GradientProblem) -> None:
+        """One more micro-batch; tasks may be missing from it. Its graph is freed."""
+        found = self._source.collect(problem)
+        assert isinstance(found, Stored)
+        rows = found.rows()
+        for i, name in enumerate(problem.names):
+            loss = problem.losses[i].detach().to(torch.float64)
+            if name in self._rows:
+                self._rows[name] += rows[i]
+                self.losses[name] = self.losses[name] + loss
+            else:
+                self._rows[name] = rows[i].clone()
+                self.losses[name] = loss
+            self._heads.setdefault(name, []).extend(found.heads[i])
+        self._used |= {id(p) for p in found.used}
+        self.count += 1
+
+    def result(self, names: Sequence[str], shared: Sequence[Tensor]) -> TaskGradients:
+        """Rows of the tasks ``names``, in that order."""
+        rows = torch.stack([self._rows.pop(n) for n in names])
+        return _Sum(shared, rows, [id(p) in self._used for p in shared], [self._heads[n] for n in names])
+
+
+class _Sum(TaskGradients):
+    def __init__(
+        self,
+        shared: Sequence[Tensor],
+        rows: Tensor,
+        used: Sequence[bool],
+        heads: Sequence[Sequence[tuple[Tensor, Tensor]]],
+    ) -> None:
+        self._shared = shared
+        self._rows = rows
+        self._used = used
+        self._heads = heads
+
+    def gramian(self) -> Tensor:
+        """(K, K) float64."""
+        return linalg.gramian(self._rows)
+
+    def rows(self) -> Tensor:
+        """(K, P)."""
+        return self._rows
+
+    def write(
+        self,
+        *,
+        weights: Tensor | None,
+        direction: Tensor | None,
+        head_weights: Tensor | None,
+        feature_gradient: Sequence[Tensor] = (),
+    ) -> None:
+        """As :meth:`TaskGradients.write`."""
+        if feature_gradient:
+            raise ConfigurationError("feature gradients cannot be combined with micro-batches.")
+        with torch.no_grad():
+            if direction is None:
+                assert weights is not None
+                direction = linalg.combine(self._rows, weights)
+            parts = direction.split([p.numel() for p in self._shared])
+            for p, used, part in zip(self._shared, self._used, parts):
+                if used:
+                    accumulate(p, part.view(p.shape))
+        write_heads(self._heads, head_weights)
