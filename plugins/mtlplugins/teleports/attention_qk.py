@@ -31,7 +31,7 @@ class AttentionQK(TeleportStrategy):
     """
 
     exact = True
-    claims = frozenset({"exact"})
+    claims = frozenset({"loss-invariant", "maps-tell-the-truth"})
 
     values: bool = flag(True)
     objective: str = choice("dominated", ("dominated", "pairwise"))

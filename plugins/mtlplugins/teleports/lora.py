@@ -47,7 +47,6 @@ class LoRA(TeleportStrategy):
     """
 
     exact = False
-    claims = frozenset({"keeps-losses-on-probe"})
 
     objective: str = choice("conflict", ("conflict", "sharpness", "gradient-norm"))
     estimator: str = choice("finite-difference", ("finite-difference", "double-backward", "sphere"))

@@ -32,7 +32,7 @@ class ReluRescaling(TeleportStrategy):
     """
 
     exact = True
-    claims = frozenset({"exact"})
+    claims = frozenset({"loss-invariant", "maps-tell-the-truth"})
 
     objective: str = choice("dominated", ("dominated", "pairwise"))
     bound: float = number(0.7, low=0.0, open_low=True)
