@@ -1,0 +1,210 @@
+"""Every source on every architecture: Gramian, direction and heads are those of the explicit Jacobian."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.architectures import ARCHITECTURES
+from support.jacobians import explicit, make, shared_gradient
+from support.methods import Fixed, FixedOnRows
+from support.shapes import SHAPES
+
+from mtlcore import MultiTask
+from mtlcore.errors import ConfigurationError
+from mtlcore.gradients import graph
+from mtlcore.gradients.batched import Batched
+from mtlcore.gradients.jacobian import Stored, collect
+from mtlcore.gradients.rows import Factors, Matrix, Table, Whole
+from mtlcore.gradients.sequential import Sequential
+from mtlcore.gradients.source import GradientProblem
+from mtlcore.gradients.storage import Storage
+from mtlcore.gradients.streaming import Streaming
+
+EVERY = {**ARCHITECTURES, **SHAPES}
+SOURCES = {
+    "sequential": Sequential,
+    "batched": Batched,
+    "batched in twos": lambda: Batched(2),
+    "streaming": Streaming,
+    "streaming together": lambda: Streaming(None, frugal=False),
+    "streaming in twos": lambda: Streaming(2, frugal=False),
+    "streaming in blocks": lambda: InBlocks(),
+}
+
+
+class InBlocks(Streaming):
+    """So little memory that every parameter is a block of its own."""
+
+    def collect(self, problem, keep_graph=False):
+        return collect(problem, self._storage, know_uses=True, factors=True, chunk=1, limit=1)
+
+
+def forced(work, method, source):
+    mt = MultiTask(work.trunk, aggregator=method, gradients="streaming" if "streaming" in source else "sequential")
+    mt._planner._sources = {"streaming": SOURCES[source](), "sequential": SOURCES[source]()}
+    return mt
+
+
+def problem_of(work, with_features=True):
+    losses, z = work.evaluate()
+    features = () if not with_features else tuple(z.values()) if isinstance(z, dict) else (z,)
+    shared = tuple(p for p in work.trunk.parameters() if p.requires_grad)
+    return GradientProblem(tuple(losses), tuple(losses.values()), features, shared)
+
+
+def allows_together(work, with_features):
+    """One task needs no vmap and no separate heads."""
+    from mtlcore.gradients.front import Front
+
+    return Front(problem_of(work, with_features)).separated
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("with_features", [True, False])
+@pytest.mark.parametrize("name", EVERY)
+def test_equals_the_explicit_jacobian(name, with_features, source):
+    jacobian, heads = explicit(make(EVERY[name]))
+    work = make(EVERY[name])
+    weights = torch.linspace(0.5, 2.0, len(jacobian), dtype=torch.float64) * (-1.0) ** torch.arange(len(jacobian))
+    mt = forced(work, Fixed(tuple(weights.tolist())), source)
+    together = "batched" in source or source in ("streaming together", "streaming in twos")
+    if together and not allows_together(make(EVERY[name]), with_features):
+        losses, z = work.evaluate()
+        with pytest.raises(ConfigurationError, match='use gradients="sequential"'):
+            mt.backward(losses, features=z if with_features else None)
+        return
+    losses, z = work.evaluate()
+    report = mt.backward(losses, features=z if with_features else None)
+    norms = jacobian.norm(dim=1)
+    error = (report.gramian - jacobian @ jacobian.T).abs() / (norms[:, None] * norms[None, :])
+    assert float(error.max()) < 1e-12
+    assert torch.equal(report.gramian, report.gramian.T)
+    scale = float((weights.abs() * norms).sum())
+    assert float((shared_gradient(work) - jacobian.T @ weights).norm()) < 1e-12 * scale
+    for i, per_task in heads.items():
+        expected = [g for g in per_task if g is not None]
+        got = work.parameters()[i].grad
+        assert (got is None) == (not expected)
+        if expected:
+            torch.testing.assert_close(got, sum(expected), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("source", ["sequential", "batched", "streaming"])
+@pytest.mark.parametrize("name", ["wide_mlp", "small_image_convolutions", "embedding_with_padding", "several_features"])
+def test_rows_equal_the_explicit_jacobian(name, source):
+    jacobian, _ = explicit(make(EVERY[name]))
+    work = make(EVERY[name])
+    if source == "batched" and name == "several_features":
+        pytest.skip("nested features")
+    found = SOURCES[source]().collect(problem_of(work))
+    torch.testing.assert_close(found.rows(), jacobian, rtol=1e-10, atol=1e-13 * float(jacobian.abs().max()))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precision(source, dtype):
+    jacobian, _ = explicit(make(SHAPES["wide_mlp"]))
+    work = make(SHAPES["wide_mlp"], torch.float32)
+    work.trunk.to(dtype)
+    x = torch.randn(4, 40, generator=torch.Generator().manual_seed(3)).to(dtype)
+    z = work.trunk(x)
+    losses = {f"t{i}": h(z.float()).square().mean() for i, h in enumerate(work.heads)}
+    report = forced(work, Fixed((1.0, -2.0, 0.5)), source).backward(losses, features=z)
+    rows = []
+    z = work.trunk(x)
+    for h in work.heads:
+        found = torch.autograd.grad(h(z.float()).square().mean(), list(work.trunk.parameters()), retain_graph=True)
+        rows.append(torch.cat([g.flatten() for g in found]).double())
+    expected = torch.stack(rows)
+    tolerance = 8 * torch.finfo(dtype).eps
+    norms = expected.norm(dim=1)
+    error = (report.gramian - expected @ expected.T).abs() / (norms[:, None] * norms[None, :])
+    assert float(error.max()) < tolerance
+    direction = expected.T @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    assert float((shared_gradient(work).double() - direction).norm()) < tolerance * float(norms.sum()) * 2
+    assert all(p.grad.dtype == dtype for p in work.trunk.parameters())
+
+
+FORMS = {
+    "wide_mlp": {"0.weight": Factors, "0.bias": Whole, "2.weight": Factors},
+    "mlp": {"0.weight": Matrix, "2.weight": Matrix},
+    "same_weight_thrice": {"layer.weight": Factors},
+    "same_weight_both_ways": {"layer.weight": Whole},
+    "weight_read_elsewhere": {"layer.weight": Whole},
+    "raw_matrices": {"a": Factors, "b": Factors},
+    "scaled_addmm": {"a": Whole},
+    "small_image_convolutions": {"0.weight": Factors, "2.weight": Factors, "4.weight": Whole},
+    "convolution_twice": {"layer.weight": Factors},
+    "other_convolutions": {"0.weight": Whole, "2.weight": Whole, "4.weight": Factors},
+    "embedding_looked_up_twice": {"words.weight": Table},
+    "embedding_with_padding": {"words.weight": Table},
+    "embedding_scaled_by_frequency": {"words.weight": Whole},
+    "parameter_hook": {"0.weight": Whole, "2.weight": Factors},
+    "gru": {"weight_hh_l0": Matrix, "weight_ih_l0": Matrix},
+    "tied_weights": {"0.weight": Whole},
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_each_weight_takes_the_form_it_should(name):
+    """Equality alone would also hold if nothing were ever factored."""
+    work = make(EVERY[name])
+    found = collect(problem_of(work), Storage(), know_uses=True, factors=True, chunk=1)
+    assert isinstance(found, Stored)
+    names = {id(p): n for n, p in work.trunk.named_parameters()}
+    forms = {names[id(part.parameter)]: type(part) for part in found._parts}
+    assert {n: forms[n] for n in FORMS[name]} == FORMS[name]
+
+
+def test_uses_of_a_weight_are_counted_edge_by_edge():
+    work = make(SHAPES["same_weight_thrice"])
+    uses = graph.uses([work.evaluate()[1]])
+    assert [u.kind for u in uses[id(work.trunk.layer.weight)]] == ["linear"] * 3
+    assert uses[id(work.trunk.layer.bias)] is None
+    work = make(SHAPES["weight_read_elsewhere"])
+    assert graph.uses([work.evaluate()[1]])[id(work.trunk.layer.weight)] is None
+
+
+def test_streaming_keeps_no_rows_for_a_method_that_reads_them():
+    work = make(SHAPES["wide_mlp"])
+    losses, z = work.evaluate()
+    with pytest.raises(ConfigurationError, match="provides GRAMIAN"):
+        MultiTask(work.trunk, aggregator=FixedOnRows((1.0,) * 3), gradients="streaming").backward(losses, features=z)
+
+
+def test_tiny_gradients_that_cancel_over_the_batch_are_exact():
+    """|g| is 1e-7 of |D| |A| here: products of the form D (A A^T) D would lose half of the digits."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 8, bias=False).double()
+    x = torch.randn(2, 64, dtype=torch.float64)
+    x[1] = x[0] + 1e-7 * x[1]
+    z = layer(x)
+    seeds = [torch.randn(8, dtype=torch.float64) for _ in range(3)]
+    losses = [((z[0] - z[1]) * s).sum() for s in seeds]
+    expected = torch.stack([torch.autograd.grad(loss, layer.weight, retain_graph=True)[0].flatten() for loss in losses])
+    report = MultiTask(layer, aggregator=Fixed((1.0,) * 3), gradients="streaming").backward(losses, features=z)
+    torch.testing.assert_close(report.gramian, expected @ expected.T, rtol=1e-7, atol=0.0)
+
+
+def test_gradients_accumulate_in_place_like_backward():
+    work = make(SHAPES["wide_mlp"])
+    for source in SOURCES:
+        for p in work.parameters():
+            p.grad = torch.ones_like(p)
+        kept = work.trunk[0].weight.grad
+        losses, z = work.evaluate()
+        forced(work, Fixed((0.0,) * 3), source).backward(losses, features=z)
+        assert work.trunk[0].weight.grad is kept
+        assert torch.equal(kept, torch.ones_like(kept))
+
+
+def test_the_graph_is_freed_like_backward_frees_it():
+    for source in SOURCES:
+        work = make(SHAPES["wide_mlp"])
+        losses, z = work.evaluate()
+        forced(work, Fixed((1.0,) * 3), source).backward(losses, features=z)
+        for loss in losses.values():
+            with pytest.raises(RuntimeError, match="second time"):
+                loss.backward()

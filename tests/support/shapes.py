@@ -1,0 +1,165 @@
+"""Networks beyond tests/support: where factors, tables and convolution identities are really taken."""
+
+from __future__ import annotations
+
+import torch
+from support.architectures import Workload, _standard, _x
+from torch import nn
+
+
+def wide_mlp() -> Workload:
+    """Batch far below every fan-in: all weights become factors."""
+    return _standard(nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 24), nn.Tanh()), _x(4, 40), 24)
+
+
+class _Shared(nn.Module):
+    """One weight used three times, once transposed, and a bias of its own."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(30, 30)
+        self.transposed = transposed
+
+    def forward(self, x):
+        x = torch.tanh(self.layer(torch.tanh(self.layer(x))))
+        return x @ self.layer.weight if self.transposed else torch.tanh(self.layer(x))
+
+
+def same_weight_thrice() -> Workload:
+    return _standard(_Shared(transposed=False), _x(3, 30), 30)
+
+
+def same_weight_both_ways() -> Workload:
+    """W^T and W: two kinds of use, so the weight's gradient is kept whole."""
+    return _standard(_Shared(transposed=True), _x(3, 30), 30)
+
+
+class _Penalised(nn.Module):
+    """The weight is also read by something that is no matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(30, 12)
+
+    def forward(self, x):
+        return self.layer(x) + self.layer.weight.square().sum()
+
+
+def weight_read_elsewhere() -> Workload:
+    return _standard(_Penalised(), _x(3, 30), 12)
+
+
+class _Raw(nn.Module):
+    """y = A W with W (in, out), as in hand-written layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(_x(40, 20) / 5), nn.Parameter(_x(20, 10) / 3)
+        self.shift = nn.Parameter(_x(20))
+
+    def forward(self, x):
+        return torch.addmm(self.shift, x, self.a).tanh() @ self.b
+
+
+def raw_matrices() -> Workload:
+    return _standard(_Raw(), _x(4, 40), 10)
+
+
+def scaled_addmm() -> Workload:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.shift = nn.Parameter(_x(40, 20) / 5), nn.Parameter(_x(20))
+
+        def forward(self, x):
+            return torch.addmm(self.shift, x, self.a, alpha=0.5, beta=2.0)
+
+    return _standard(Scaled(), _x(4, 40), 20)
+
+
+def small_image_convolutions() -> Workload:
+    """Few sites, many channels: convolutions as factors, with stride, padding, dilation, and groups (kept whole)."""
+    trunk = nn.Sequential(
+        nn.Conv2d(32, 24, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(24, 24, 3, padding=2, dilation=2),
+        nn.ReLU(),
+        nn.Conv2d(24, 16, 3, padding=1, groups=2),
+        nn.Flatten(),
+    )
+    return _standard(trunk, _x(3, 32, 4, 4), 64)
+
+
+def convolution_twice() -> Workload:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(24, 24, 3, padding=1)
+
+        def forward(self, x):
+            return self.layer(self.layer(x).relu()).flatten(1)
+
+    return _standard(Twice(), _x(2, 24, 3, 3), 216)
+
+
+def other_convolutions() -> Workload:
+    trunk = nn.Sequential(
+        nn.Conv1d(16, 12, 3), nn.ReLU(), nn.ConvTranspose1d(12, 10, 3), nn.Flatten(), nn.Linear(80, 6)
+    )
+    return _standard(trunk, _x(2, 16, 8), 6)
+
+
+class _Tokens(nn.Module):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 12, **options)
+        self.mix = nn.Linear(12, 8)
+
+    def forward(self, tokens, others):
+        return self.mix(self.words(tokens).mean(1) + self.words(others).sum(1))
+
+
+def _tokens(**options) -> Workload:
+    g = torch.Generator().manual_seed(5)
+    return _standard(_Tokens(**options), tuple(torch.randint(0, 50, (6, n), generator=g) for n in (5, 3)), 8)
+
+
+def embedding_looked_up_twice() -> Workload:
+    return _tokens()
+
+
+def embedding_with_padding() -> Workload:
+    w = _tokens(padding_idx=0)
+    w.trunk.words.weight.requires_grad_(True)
+    return w
+
+
+def embedding_scaled_by_frequency() -> Workload:
+    return _tokens(scale_grad_by_freq=True)
+
+
+def parameter_hook() -> Workload:
+    """A hook on the weight changes its gradient: factors would go around it."""
+    w = wide_mlp()
+    w.trunk[0].weight.register_hook(lambda g: 3 * g)
+    return w
+
+
+def weight_norm() -> Workload:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(40, 12))
+    return _standard(nn.Sequential(layer, nn.Tanh()), _x(4, 40), 12)
+
+
+def input_with_gradient() -> Workload:
+    x = _x(4, 40).requires_grad_()
+    return _standard(nn.Sequential(nn.Linear(40, 12), nn.Tanh()), x, 12)
+
+
+SHAPES = {
+    f.__name__: f
+    for f in (
+        wide_mlp, same_weight_thrice, same_weight_both_ways, weight_read_elsewhere, raw_matrices, scaled_addmm,
+        small_image_convolutions, convolution_twice, other_convolutions, embedding_looked_up_twice,
+        embedding_with_padding, embedding_scaled_by_frequency, parameter_hook, weight_norm, input_with_gradient,
+    )
+}  # fmt: skip
