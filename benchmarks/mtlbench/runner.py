@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -449,7 +450,10 @@ def _parallel(work: list[functools.partial[dict[str, Any]]], jobs: int) -> Itera
     if jobs == 1 or len(work) == 1:
         yield from (task() for task in work)
         return
-    with parallel_config(backend="loky", inner_max_num_threads=1):
+    with parallel_config(backend="loky", inner_max_num_threads=1), warnings.catch_warnings():
+        # Workers grow while they cache data, and are stopped on Ctrl-C: joblib warns about both, and both are meant.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
+        warnings.filterwarnings("ignore", message=".* tasks which were still being processed")
         results = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)(
             delayed(_in_worker)(task, os.getpid()) for task in work
         )
@@ -465,7 +469,18 @@ def _parallel(work: list[functools.partial[dict[str, Any]]], jobs: int) -> Itera
 def _in_worker(task: functools.partial[dict[str, Any]], parent: int) -> dict[str, Any]:
     if os.getpid() != parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+        global _runner
+        if os.getppid() == parent:  # not so where joblib's backend is a cluster
+            _runner = parent
     return task()
+
+
+_runner: int | None = None  # in a worker process: who will write down what it finds
+
+
+def _end_if_orphaned() -> None:
+    if _runner is not None and os.getppid() != _runner:
+        os._exit(1)  # the runner was killed, and the next one repeats this job
 
 
 def _results(jobs: list[Job], processes: int, bar: _Bar) -> Iterable[dict[str, Any]]:
@@ -481,6 +496,7 @@ def _job_with_progress(job: Job, path: str) -> dict[str, Any]:
         now = time.monotonic()
         if now - last > 0.25:
             last = now
+            _end_if_orphaned()
             with contextlib.suppress(OSError):
                 Path(path).write_text(str(step))
 
