@@ -389,11 +389,11 @@ def test_config_of_opposite_gradients_stands_still():
     assert "undefined" in answer.diagnostics
 
 
-@pytest.mark.parametrize(("scale", "pick"), [("min", np.min), ("median", np.median)])
-def test_aligned_mtl_is_the_procrustes_solution(scale, pick):
+@pytest.mark.parametrize("scale", ["min", "median", "rmse"])
+def test_aligned_mtl_is_the_procrustes_solution(scale):
     rows = jacobian(16, 4, 9)
     left, values, right = np.linalg.svd(rows.numpy(), full_matrices=False)
-    sigma = pick(values) if scale == "min" else np.sqrt(np.median(values**2))
+    sigma = {"min": values[-1], "median": np.median(values**2) ** 0.5, "rmse": (values**2).mean() ** 0.5}[scale]
     d, answer = ask(rows, "aligned-mtl", scale=scale)
     np.testing.assert_allclose(d.numpy(), sigma * (left @ right).mean(axis=0), rtol=1e-8, atol=1e-12)
     assert answer.diagnostics["condition"] == pytest.approx(values[0] / values[-1])
@@ -406,3 +406,10 @@ def test_aligned_mtl_drops_dependent_directions():
     assert answer.diagnostics["rank"] == 2
     assert d.isfinite().all()
     assert d.norm() > 0.1 * values[1]
+
+
+def test_aligned_mtl_keeps_its_digits_when_norms_differ_by_a_million():
+    rows = jacobian(16, 4, 9) * torch.tensor([[1e6], [1.0], [1e3], [2.0]], dtype=torch.float64)
+    left, values, right = np.linalg.svd(rows.numpy(), full_matrices=False)
+    d, _ = ask(rows, "aligned-mtl")
+    np.testing.assert_allclose(d.numpy(), values[-1] * (left @ right).mean(axis=0), rtol=1e-7, atol=1e-8)

@@ -323,3 +323,24 @@ def test_safety_leaves_a_good_direction_alone():
     assert b is start
     assert "polished" not in diagnostics
     assert diagnostics["min_cosine"] > 0
+
+
+def test_ordinary_problems_take_few_systems():
+    """The safeguards (active set, bracket) are for hostile rows: here the fast way must be the one that answers."""
+    for k in (5, 11, 40):
+        for seed in range(10):
+            found = cosines(rows(k, 2 * k + 10, seed) @ rows(k, 2 * k + 10, seed).T)
+            inverse = 1.0 / found.norms
+            assert project_rows(found.matrix)[1].iterations <= 8
+            assert min_norm(found.matrix, inverse)[2].iterations <= 8
+            assert cagrad(found.matrix, inverse, found.norms / k, 0.5)[1].iterations <= 25
+            assert barrier(found.matrix, found.norms, 2.0)[1].iterations <= 12
+
+
+def test_cancellation_does_not_hide_a_conflict():
+    """|g_0| is 1e-8 of its summands: b'Cb is all rounding, the inner products with the rows are not."""
+    j = np.array([[-3072.0], [2.0**-13], [3072.0]])
+    found = cosines(j @ j.T)
+    b, diagnostics = without_conflict(found.matrix, found.norms / 3)
+    assert diagnostics["polished"] < -0.5
+    assert abs(j[:, 0] @ (b / found.norms)) <= 16 * EPS * b.sum()

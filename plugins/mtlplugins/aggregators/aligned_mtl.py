@@ -23,8 +23,7 @@ class AlignedMTL(Aggregator):
     Proved (full rank): the aligned rows have condition number 1 and |d| = sigma |u|; if the rows are orthogonal
     and equally long already, d = J^T u. It may conflict with the original gradients.
 
-    Eigenvalues below 8K eps max(l) are dropped (the paper: K eps max(l)): with dependent rows d jumps there. The
-    Gramian is not row-normalised, because the method's answer depends on the scale of the rows.
+    Eigenvalues below 8K eps max(l) are dropped (the paper: K eps max(l)): with dependent rows d jumps there.
     Cost: the Gramian and one eigendecomposition.
 
     Args:
@@ -48,20 +47,22 @@ class AlignedMTL(Aggregator):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """weights = B u."""
-        gramian = view.gramian.cpu().numpy()
-        k = view.n_tasks
-        u = np.full(k, 1.0 / k if self.reduction == "mean" else 1.0)
-        largest = float(gramian.diagonal().max())
-        if largest == 0.0:
-            return Aggregation(weights=_numpy.tensor(u, view), state=state, diagnostics={"rank": 0})
-        values, vectors = np.linalg.eigh(gramian / largest)
+        rows = _numpy.read(view)
+        k = len(rows.norms)
+        one = 1.0 / view.n_tasks if self.reduction == "mean" else 1.0
+        if not k:
+            return Aggregation(weights=_numpy.tensor(np.full(view.n_tasks, one), view), state=state)
+        # A factor F with F^T F = G, from the cosines: its singular values keep the digits that those of G, whose
+        # entries spread twice as far as the norms, would lose.
+        values, vectors = np.linalg.eigh(rows.matrix)
         keep = values > 8.0 * k * EPS * values[-1]
-        values, vectors = values[keep], vectors[:, keep]
-        sigma = {
-            "min": float(values[0]) ** 0.5,
-            "median": float(np.median(values)) ** 0.5,
-            "rmse": float(values.mean()) ** 0.5,
-        }[self.scale]
-        weights = vectors @ ((sigma / np.sqrt(values)) * (vectors.T @ u))
-        diagnostics = {"rank": int(keep.sum()), "condition": float(values[-1] / values[0]) ** 0.5}
-        return Aggregation(weights=_numpy.tensor(weights, view), state=state, diagnostics=diagnostics)
+        factor = (np.sqrt(values[keep]) * vectors[:, keep]).T * rows.norms
+        _, values, basis = np.linalg.svd(factor, full_matrices=False)
+        keep = values**2 > 8.0 * k * EPS * values[0] ** 2
+        values, basis = values[keep], basis[keep]
+        sigma = {"min": values[-1], "median": np.median(values**2) ** 0.5, "rmse": (values**2).mean() ** 0.5}[
+            self.scale
+        ]
+        weights = ((sigma / values) * (basis @ np.full(k, one))) @ basis
+        diagnostics = {"rank": int(keep.sum()), "condition": float(values[0] / values[-1])}
+        return Aggregation(weights=_numpy.tensor(rows.scatter(weights), view), state=state, diagnostics=diagnostics)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mtlplugins.solvers import nonnegative
 from mtlplugins.solvers.certificate import EPS, Certificate
-from mtlplugins.solvers.cosines import Array, Mask
+from mtlplugins.solvers.cosines import Array, Mask, noise
 from mtlplugins.solvers.min_norm import min_norm
 
 _LIMIT = 50
@@ -41,10 +41,11 @@ def cagrad(matrix: Array, inverse_norms: Array, b0: Array, c: float) -> tuple[Ar
     k = len(b0)
     zero = np.zeros(k)
     p = matrix @ b0
-    square = float(b0 @ p)
-    if c == 0.0 or square <= 16.0 * k * EPS * float(b0.sum()) ** 2:
+    largest = float(np.abs(p).max())
+    if c == 0.0 or largest <= noise(matrix, b0):
         return zero, Certificate("trivial", 0.0, 0)
-    length = square**0.5
+    # b0'Cb0 loses |g_0| below 1e-8 of the summands to cancellation; |<unit row, g_0>| bounds it from below there.
+    length = max(max(float(b0 @ p), 0.0) ** 0.5, largest)
     p = p / length
     s = inverse_norms / inverse_norms.max()
     if k == 1:

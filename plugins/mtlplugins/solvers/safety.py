@@ -6,7 +6,6 @@ error of that very product. Comparing norms instead would hide a violation eps b
 
 from __future__ import annotations
 
-from mtlplugins.solvers.certificate import EPS
 from mtlplugins.solvers.cosines import Array, noise
 from mtlplugins.solvers.dual_cone import project
 
@@ -23,14 +22,14 @@ def without_conflict(matrix: Array, b: Array) -> tuple[Array, dict[str, object]]
     diagnostics: dict[str, object] = {}
     for attempt in range(_ROUNDS + 1):
         slack = matrix @ b
-        lowest = float(slack.min())
-        size = float(abs(b).sum())
-        square = float(b @ slack)
-        if square <= 16.0 * len(b) * EPS * size * size:
-            # |d| itself is rounding error: there is no direction to speak of.
+        lowest, floor = float(slack.min()), noise(matrix, b)
+        largest = max(float(slack.max()), -lowest)
+        if largest <= floor:
+            # No gain or loss of any task exceeds its rounding error: there is no direction to speak of.
             return b, {**diagnostics, "min_cosine": 0.0, "direction": "zero to within rounding"}
-        length = square**0.5
-        if lowest >= -noise(matrix, b) or attempt == _ROUNDS:
+        # b'Cb loses |d| below 1e-8 of the summands to cancellation; |<unit row, d>| bounds it from below there.
+        length = max(max(float(b @ slack), 0.0) ** 0.5, largest)
+        if lowest >= -floor or attempt == _ROUNDS:
             break
         diagnostics.setdefault("polished", lowest / length)
         b, _ = project(matrix, b)
