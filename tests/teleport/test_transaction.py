@@ -202,17 +202,20 @@ def test_acceptance_touches_nothing_but_values_and_history():
 def test_modules_that_only_the_closure_knows_are_not_disturbed():
     made = problem("mlp")
     secret = nn.Sequential(nn.BatchNorm1d(5), nn.Dropout(0.5)).double()
-    inner = made.batch(0)
+    inner, modes = made.batch(0), []
 
     def closure():
         losses, (z,) = inner()
         extra = secret(z).square().mean()
+        modes.append([m.training for m in secret])
         return {t: v + 0.1 * extra for t, v in losses.items()}, (z,)
 
     stats = [bits(b) for b in secret.buffers()]
     state = torch.get_rng_state()
     for name in ("lora", Vandal()):
         teleport(made, name, closure=closure, probe=closure)
+        assert modes.pop(0) == [False, False], "frozen from its first call on"
+        modes.clear()
         assert all(torch.equal(a, b) for a, b in zip(stats, secret.buffers()))
         assert all(m.training for m in secret.modules())
         assert torch.equal(state, torch.get_rng_state())
