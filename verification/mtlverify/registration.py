@@ -44,6 +44,15 @@ LAWS: dict[str, str] = {
     "detector.permutation-equivariant": "mtlverify.laws.detectors:permutation_equivariant",
     "detector.symmetric": "mtlverify.laws.detectors:symmetric",
     "detector.silent-on-aligned": "mtlverify.laws.detectors:silent_on_aligned",
+    # every teleport must obey these
+    "teleport.finite": "mtlverify.laws.teleports:finite",
+    "teleport.pure": "mtlverify.laws.teleports:pure",
+    "teleport.deterministic": "mtlverify.laws.teleports:deterministic",
+    "teleport.shape-dtype-device": "mtlverify.laws.teleports:shape_dtype_device",
+    "teleport.rollback-exact": "mtlverify.laws.teleports:rollback_exact",
+    # an exact teleport may claim these
+    "teleport.loss-invariant": "mtlverify.laws.teleports:loss_invariant",
+    "teleport.maps-tell-the-truth": "mtlverify.laws.teleports:maps_tell_the_truth",
 }
 PROBLEMS: dict[str, str] = {
     "cagrad-toy": "mtlverify.problems.cagrad_toy:CAGradToy",

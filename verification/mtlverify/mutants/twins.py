@@ -13,6 +13,8 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from mtlcore import Aggregation, Aggregator, Conflict, ConflictDetector, Needs, StepView
+from mtlverify.mutants.teleports import LAWS as RESCALING_LAWS
+from mtlverify.mutants.teleports import Rescaling
 
 State = dict[str, Tensor]
 
@@ -199,4 +201,4 @@ TWINS: dict[type, tuple[str, ...]] = {
 
 def instances() -> list[tuple[Any, tuple[str, ...]]]:
     """One of each, with its laws."""
-    return [(cls(), laws) for cls, laws in TWINS.items()]
+    return [*((cls(), laws) for cls, laws in TWINS.items()), (Rescaling(), RESCALING_LAWS)]

@@ -1,0 +1,126 @@
+"""``mtl verify`` as its users meet it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from mtlverify.command import app
+from mtlverify.mutants.aggregators import DroppedProjection
+from mtlverify.mutants.twins import Mean
+from typer.testing import CliRunner
+
+from mtlcore import hookimpl
+from mtlcore.registry import registry
+
+FIELDS = {"kind", "name", "distribution", "law", "claimed", "status", "examples", "worst_margin", "counterexample"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Honest(Mean):
+    """A mean that promises what a mean keeps."""
+
+    claims = frozenset({"positively-homogeneous"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Boastful(DroppedProjection):
+    """Promises what it breaks."""
+
+    claims = frozenset({"non-conflicting"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Unmakeable(Mean):
+    """Cannot be constructed."""
+
+    def __post_init__(self):
+        raise RuntimeError("no such luck")
+
+
+class Package:
+    @hookimpl
+    def mtlcore_register_aggregators(self, register):
+        register("honest", Honest)
+        register("boastful", Boastful)
+        register("unmakeable", Unmakeable)
+
+
+@pytest.fixture(autouse=True)
+def plugins():
+    package = Package()
+    registry().add(package, "command-tests")
+    yield
+    registry().remove(package)
+
+
+def verify(*arguments):
+    return CliRunner().invoke(app, [*arguments])
+
+
+def rows_of(path):
+    return {row["law"]: row for row in json.loads(path.read_text())}
+
+
+def test_kept_promises_exit_0_and_every_law_has_a_row(tmp_path):
+    done = verify("honest", "--max-examples", "20", "--json", str(tmp_path / "sub" / "rows.json"))
+    assert done.exit_code == 0, done.output
+    assert "Every promise kept." in done.output
+    rows = rows_of(tmp_path / "sub" / "rows.json")
+    assert rows.keys() >= {"finite", "pure", "deterministic", "shape-dtype-device", "non-conflicting", "scale-free"}
+    for row in rows.values():
+        assert row.keys() >= FIELDS
+        assert row["status"] in ("verified", "refuted", "not-applicable", "error")
+        assert (row["examples"] > 0) == (row["status"] in ("verified", "refuted")), row
+        assert (row["counterexample"] is not None) == (row["status"] == "refuted")
+    assert rows["positively-homogeneous"]["claimed"] is True
+    assert rows["finite"]["claimed"] is True
+    assert rows["non-conflicting"] | {"claimed": False, "status": "refuted"} == rows["non-conflicting"]
+
+
+def test_a_broken_promise_exits_1_and_shows_the_counterexample(tmp_path):
+    done = verify("boastful", "--max-examples", "60", "--json", str(tmp_path / "rows.json"))
+    assert done.exit_code == 1
+    assert "1 promises broken or unchecked." in done.output
+    row = rows_of(tmp_path / "rows.json")["non-conflicting"]
+    assert (row["claimed"], row["status"]) == (True, "refuted")
+    assert row["worst_margin"] < 0
+    assert row["counterexample"]["example"]["jacobian"]
+    assert row["detail"].startswith("the numerics")
+
+
+def test_a_plugin_that_cannot_be_made_is_a_row_with_provenance(tmp_path):
+    done = verify("unmakeable", "honest", "--max-examples", "2", "--json", str(tmp_path / "rows.json"))
+    assert done.exit_code == 1
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    (broken,) = [r for r in rows if r["name"] == "unmakeable"]
+    assert broken["status"] == "error"
+    assert "no such luck" in broken["detail"]
+    assert "(this process)" in broken["distribution"]
+    assert any(r["name"] == "honest" for r in rows)
+
+
+def test_json_on_standard_output_is_nothing_but_json():
+    done = verify("honest", "--max-examples", "2", "--json", "-")
+    assert {row["name"] for row in json.loads(done.stdout)} == {"honest"}
+
+
+def test_the_same_seed_gives_the_same_rows():
+    first, second = (verify("honest", "--max-examples", "5", "--seed", "7", "--json", "-").stdout for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["honestt"], "honest"),
+        (["honest", "--kind", "cat"], "aggregator, detector, teleport"),
+        (["honest", "--max-examples", "0"], "max-examples"),
+        (["honest", "--kind", "detector"], "there is no detector called 'honest'"),
+    ],
+)
+def test_bad_usage_exits_2(arguments, message):
+    done = verify(*arguments)
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.replace("│", " ").split())

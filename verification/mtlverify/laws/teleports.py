@@ -1,0 +1,243 @@
+"""Laws about teleports. Every proposal is asked for through the core's own transaction, which then stays."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from hypothesis import assume
+from torch import Tensor, nn
+
+from mtlcore import Displacement, StepView, TeleportProblem, TeleportStrategy
+from mtlcore.contracts import Map
+from mtlcore.teleporting import Teleporter
+from mtlverify import tolerance
+from mtlverify.law import law
+from mtlverify.laws.universal import VERDICT, _global_generators, _same, verdict
+from mtlverify.strategies.networks import Network, NetworkExample, networks
+
+HOUSE = "contract of mtlcore.TeleportStrategy"
+FEW = 0.2
+"""A proposal is an optimisation of its own, so a fifth of the usual inputs is tried."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorder(TeleportStrategy):
+    """Asks the strategy, writes down its answer, and stays: the transaction then has everything to undo."""
+
+    inner: Any = None
+    proposals: list[Displacement] = dataclasses.field(default_factory=list)
+
+    def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
+        """Nothing moves."""
+        self.proposals.append(self.inner.propose(problem, generator))
+        return Displacement({})
+
+
+def ask(plugin: Any, made: Network, seed: int) -> Displacement:
+    """What the strategy proposes on batch 0. A sound transaction and strategy leave the network as it was."""
+    recorder = Recorder(plugin)
+    losses = _quietly(made, 0)
+    view = StepView(losses=torch.stack(list(losses.values())), task_names=tuple(losses))
+    Teleporter(recorder, name="asked").attempt(
+        trunk=made.trunk,
+        heads=made.heads,
+        closure=made.batch(0),
+        probe=made.batch(1),
+        view=view,
+        optimizer=made.optimizer,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return recorder.proposals[0]
+
+
+def moves(displacement: Displacement) -> bool:
+    """Whether it wants to go anywhere at all."""
+    return bool(displacement.parameters) or bool(displacement.head_parameters)
+
+
+def apply(displacement: Displacement, made: Network) -> None:
+    """Put the new values in place."""
+    with torch.no_grad():
+        for module, values in ((made.trunk, displacement.parameters), (made.heads, displacement.head_parameters)):
+            known = dict(module.named_parameters())
+            for name, value in values.items():
+                known[name].copy_(value)
+
+
+def tensors(displacement: Displacement) -> dict[str, Tensor]:
+    """All new values, by where they go."""
+    heads = {f"heads.{n}": v for n, v in displacement.head_parameters.items()}
+    return {**{f"trunk.{n}": v for n, v in displacement.parameters.items()}, **heads}
+
+
+def losses_at(made: Network, seeds: range) -> dict[str, float]:
+    """Losses on batches that no strategy has seen, deterministically."""
+    return {f"{task} {seed}": float(v) for seed in seeds for task, v in _quietly(made, seed).items()}
+
+
+@law("finite", kind="teleport", statement="A proposal consists of finite numbers.", source=HOUSE, universal=True,
+     margin=VERDICT, examples=networks, effort=FEW, decode=NetworkExample.from_json)  # fmt: skip
+def finite(plugin: Any, example: NetworkExample) -> float:
+    """Also for the smallest networks."""
+    return verdict(all(bool(v.isfinite().all()) for v in tensors(ask(plugin, example.build(), 0)).values()))
+
+
+@law(
+    "shape-dtype-device",
+    kind="teleport",
+    statement="A proposal names trainable parameters and gives each a value of its shape, dtype and device.",
+    source=HOUSE,
+    universal=True,
+    margin=VERDICT,
+    examples=networks,
+    effort=FEW,
+    decode=NetworkExample.from_json,
+)
+def shape_dtype_device(plugin: Any, example: NetworkExample) -> float:
+    """Trunk and heads."""
+    made = example.build()
+    displacement = ask(plugin, made, 0)
+    sound = isinstance(displacement, Displacement)
+    for module, values in ((made.trunk, displacement.parameters), (made.heads, displacement.head_parameters)):
+        known = dict(module.named_parameters())
+        for name, value in values.items():
+            sound = sound and name in known and known[name].requires_grad and not value.requires_grad
+            sound = sound and (value.shape, value.dtype, value.device) == (
+                known[name].shape, known[name].dtype, known[name].device,
+            )  # fmt: skip
+    return verdict(sound)
+
+
+@law(
+    "deterministic",
+    kind="teleport",
+    statement="The same network, batch and seed give the same proposal bit for bit.",
+    source=HOUSE,
+    universal=True,
+    margin=VERDICT,
+    examples=networks,
+    effort=FEW,
+    decode=NetworkExample.from_json,
+)
+def deterministic(plugin: Any, example: NetworkExample) -> float:
+    """Asked for another network in between, and under another global seed."""
+    first = tensors(ask(plugin, example.build(), 0))
+    ask(plugin, dataclasses.replace(example, seed=example.seed + 1).build(), 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(example.seed + 12345)
+        again = tensors(ask(plugin, example.build(), 0))
+    return verdict(_same(first, again))
+
+
+@law("pure", kind="teleport", statement="A strategy remembers nothing and draws from no global generator.",
+     source=HOUSE, universal=True, margin=VERDICT, examples=networks, effort=FEW,
+     decode=NetworkExample.from_json)  # fmt: skip
+def pure(plugin: Any, example: NetworkExample) -> float:
+    """The network may be used while searching; undoing that is the business of rollback-exact."""
+    made = example.build()
+    before = (copy.deepcopy(vars(plugin)), _global_generators())
+    ask(plugin, made, 0)
+    return verdict(_same(before, (vars(plugin), _global_generators())))
+
+
+@law(
+    "rollback-exact",
+    kind="teleport",
+    statement="A teleport that was searched for and not made leaves parameters, buffers, flags, hooks, predictions and "
+    "the optimizer's history bit for bit as they were.",
+    source="mtlcore.teleporting: a transaction",
+    universal=True,
+    margin=VERDICT,
+    examples=networks,
+    effort=FEW,
+    decode=NetworkExample.from_json,
+)
+def rollback_exact(plugin: Any, example: NetworkExample) -> float:
+    """What a strategy does to the network behind the transaction's back shows in the predictions."""
+    made = example.build()
+    made.trunk.train()
+    before = _everything(made)
+    ask(plugin, made, 0)
+    return verdict(_same(before, _everything(made)))
+
+
+@law(
+    "loss-invariant",
+    kind="teleport",
+    statement="An exact teleport keeps every task's loss on inputs it has never seen.",
+    source="a symmetry of the network is one on every input",
+    examples=networks,
+    effort=FEW,
+    decode=NetworkExample.from_json,
+    applies=lambda plugin: None if plugin.exact else "calls itself approximate: the transaction checks it on a probe",
+)
+def loss_invariant(plugin: Any, example: NetworkExample) -> float:
+    """Relative to the losses; half of the digits, because rescaling moves rounding through the whole network."""
+    made = example.build()
+    displacement = ask(plugin, made, 0)
+    assume(moves(displacement))
+    before = losses_at(made, range(50, 53))
+    apply(displacement, made)
+    after = losses_at(made, range(50, 53))
+    error = max(abs(after[k] - before[k]) / abs(before[k]) for k in before)
+    return tolerance.share_left(error, tolerance.HALF_DIGITS)
+
+
+@law(
+    "maps-tell-the-truth",
+    kind="teleport",
+    statement="Where a proposal comes with a map, the new value is the map applied to the old one.",
+    source="the optimizer's history is transported by the maps: a wrong one would corrupt it silently",
+    examples=networks,
+    effort=FEW,
+    decode=NetworkExample.from_json,
+    applies=lambda plugin: None if plugin.exact else "calls itself approximate, and needs no maps",
+)
+def maps_tell_the_truth(plugin: Any, example: NetworkExample) -> float:
+    """Both kinds of map: a factor for each entry, and a matrix along one dimension."""
+    made = example.build()
+    displacement = ask(plugin, made, 0)
+    assume(moves(displacement))
+    error = 0.0
+    for module, values, maps in (
+        (made.trunk, displacement.parameters, displacement.maps),
+        (made.heads, displacement.head_parameters, displacement.head_maps),
+    ):
+        for name, old in module.named_parameters():
+            found = maps.get(name)
+            if name in values and found is not None:
+                size = float(values[name].abs().max().clamp_min(1e-300))
+                error = max(error, float((_mapped(found, old.detach()) - values[name]).abs().max()) / size)
+    return tolerance.share_left(error, tolerance.HALF_DIGITS)
+
+
+def _mapped(found: Map, old: Tensor) -> Tensor:
+    if isinstance(found, Tensor):
+        return found * old
+    return torch.tensordot(found.matrix, old, dims=([1], [found.dim])).movedim(0, found.dim)
+
+
+def _everything(made: Network) -> dict[str, Any]:
+    """All that a refused teleport must leave alone."""
+    parts: dict[str, nn.Module] = {"trunk": made.trunk, "heads": made.heads}
+    seen: dict[str, Any] = {}
+    for where, module in parts.items():
+        seen[where] = {n: v.detach().clone() for n, v in module.state_dict().items()}
+        seen[f"{where} flags"] = [(p.requires_grad, p.grad is None) for p in module.parameters()]
+        seen[f"{where} modes"] = [(type(m).__name__, m.training, len(m._forward_hooks)) for m in module.modules()]
+    seen["history"] = copy.deepcopy(made.optimizer.state_dict())
+    seen["predictions"] = _quietly(made, 7)
+    return seen
+
+
+def _quietly(made: Network, seed: int) -> dict[str, Tensor]:
+    """Losses in evaluation mode: looking must not move batch statistics."""
+    mode = made.trunk.training
+    made.trunk.eval()
+    with torch.no_grad():
+        losses, _ = made.batch(seed)()
+    made.trunk.train(mode)
+    return losses

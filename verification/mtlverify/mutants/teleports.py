@@ -1,0 +1,158 @@
+"""Teleports, one correct twin and its broken copies, each next to the laws that must see it."""
+
+# ruff: noqa: D102  (the docstring of a class says what its one method does)
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mtlcore import Displacement, TeleportProblem, TeleportStrategy
+
+frozen = dataclasses.dataclass(frozen=True)
+
+
+@frozen
+class Rescaling(TeleportStrategy):
+    """Scales the first of two linear layers around a ReLU up, unit by unit, and the second down."""
+
+    exact: ClassVar[bool] = True
+    improves: ClassVar[bool] = False
+
+    def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
+        names = self.layers(problem.trunk)
+        if names is None:
+            return Displacement({})
+        first, second = names
+        known = {n: p.detach() for n, p in problem.parameters().items()}
+        factors = self.factors(known[f"{first}.bias"], generator)
+        up, down = factors, 1.0 / factors
+        maps = {f"{first}.weight": up[:, None], f"{first}.bias": up, f"{second}.weight": down[None, :]}
+        return self.finish(problem, known, maps)
+
+    def factors(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """One per hidden unit, from 1/2 to 2."""
+        return torch.exp2(2.0 * torch.rand(like.shape, generator=generator, dtype=like.dtype) - 1.0)
+
+    def layers(self, trunk: nn.Module) -> tuple[str, str] | None:
+        """Names of two linear layers with nothing but a ReLU between them, if the trunk is a plain sequence."""
+        if not isinstance(trunk, nn.Sequential):
+            return None
+        for i in range(len(trunk) - 2):
+            if isinstance(trunk[i], nn.Linear) and isinstance(trunk[i + 1], nn.ReLU):
+                return str(i), str(i + 2)
+        return None
+
+    def finish(self, problem: TeleportProblem, known: dict[str, Tensor], maps: dict[str, Tensor]) -> Displacement:
+        """The new values."""
+        return Displacement({n: d * known[n] for n, d in maps.items()}, maps)
+
+
+@frozen
+class ForgetsTheConsumer(Rescaling):
+    """Scales the first layer and not the second."""
+
+    def finish(self, problem: TeleportProblem, known: dict[str, Tensor], maps: dict[str, Tensor]) -> Displacement:
+        kept = dict(list(maps.items())[:2])
+        return super().finish(problem, known, kept)
+
+
+@frozen
+class ForgetsTheBias(Rescaling):
+    """The bias of the first layer stays: exact only where it is zero."""
+
+    def finish(self, problem: TeleportProblem, known: dict[str, Tensor], maps: dict[str, Tensor]) -> Displacement:
+        return super().finish(problem, known, {n: d for n, d in maps.items() if not n.endswith("bias")})
+
+
+@frozen
+class Negative(Rescaling):
+    """Takes any factor, also negative ones, for a symmetry of ReLU."""
+
+    def factors(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        return 2.0 - 4.0 * torch.rand(like.shape, generator=generator, dtype=like.dtype)
+
+
+@frozen
+class InverseMaps(Rescaling):
+    """Hands over the inverse maps: the losses stay, the optimizer's history is corrupted."""
+
+    def finish(self, problem: TeleportProblem, known: dict[str, Tensor], maps: dict[str, Tensor]) -> Displacement:
+        return Displacement({n: d * known[n] for n, d in maps.items()}, {n: 1.0 / d for n, d in maps.items()})
+
+
+@frozen
+class GlobalGenerator(Rescaling):
+    """Draws from torch's global generator."""
+
+    def factors(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        return 0.5 + torch.rand(like.shape, dtype=like.dtype)
+
+
+@frozen
+class Remembers(Rescaling):
+    """Goes a little further at every call."""
+
+    memory: ClassVar[list[float]] = [1.0]
+
+    def factors(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        self.memory[0] *= 1.01
+        return super().factors(like, generator) * self.memory[0]
+
+
+@frozen
+class CountsItsCalls(Rescaling):
+    """Keeps a counter in itself, which no checkpoint sees."""
+
+    def factors(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        object.__setattr__(self, "calls", vars(self).get("calls", 0) + 1)
+        return super().factors(like, generator)
+
+
+@frozen
+class DividesByZero(Rescaling):
+    """Normalises by the smallest factor it drew, minus itself."""
+
+    def factors(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = super().factors(like, generator)
+        return drawn / (drawn - drawn.min())
+
+
+@frozen
+class SinglePrecision(Rescaling):
+    """Computes in float32 whatever the network is."""
+
+    def finish(self, problem: TeleportProblem, known: dict[str, Tensor], maps: dict[str, Tensor]) -> Displacement:
+        return Displacement({n: (d * known[n]).float() for n, d in maps.items()}, maps)
+
+
+@frozen
+class ChangesASetting(Rescaling):
+    """Searches with another setting of the network, one that no state dict knows of, and leaves it so."""
+
+    def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
+        gain = getattr(problem.trunk, "gain", [])
+        gain[:] = [2.0 * value for value in gain]
+        return super().propose(problem, generator)
+
+
+KILLED_BY: dict[type, tuple[str, ...]] = {
+    ForgetsTheConsumer: ("loss-invariant",),
+    ForgetsTheBias: ("loss-invariant",),
+    Negative: ("loss-invariant",),
+    InverseMaps: ("maps-tell-the-truth",),
+    GlobalGenerator: ("deterministic",),
+    CountsItsCalls: ("pure",),
+    Remembers: ("deterministic",),
+    DividesByZero: ("finite",),
+    SinglePrecision: ("shape-dtype-device",),
+    ChangesASetting: ("rollback-exact",),
+}
+
+LAWS = (
+    "finite", "shape-dtype-device", "deterministic", "pure", "rollback-exact", "loss-invariant", "maps-tell-the-truth",
+)  # fmt: skip
+"""What the correct twin keeps."""

@@ -1,0 +1,153 @@
+"""Small multi-task networks for teleports: one per kind of layer, all in float64, all built from a seed.
+
+An example is a recipe (architecture, width, tasks, seed), so it shrinks to the smallest network and fits into a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mtlverify.strategies import Strata
+
+Closure = Callable[[], tuple[dict[str, Tensor], tuple[Tensor, ...]]]
+
+
+class Residual(nn.Module):
+    """A linear stem and one block whose output is added to its input, times a gain that no state dict knows of."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.gain = [0.5]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 4) -> (N, width)."""
+        x = torch.relu(self.stem(x))
+        return torch.relu(x + self.gain[0] * self.two(torch.relu(self.one(x))))
+
+
+class Attention(nn.Module):
+    """Self-attention over five tokens of four numbers, then a mean."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed, self.attend = nn.Linear(4, 2 * width), nn.MultiheadAttention(2 * width, 2, batch_first=True)
+        self.last = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 5, 4) -> (N, width)."""
+        hidden = self.embed(x)
+        return self.last(torch.relu(hidden + self.attend(hidden, hidden, hidden)[0]).mean(1))
+
+
+class Recurrent(nn.Module):
+    """A GRU over five steps and a ReLU layer on its last output."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cell, self.inner, self.last = nn.GRU(4, width, batch_first=True), nn.Linear(width, 6), nn.Linear(6, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 5, 4) -> (N, width)."""
+        return self.last(torch.relu(self.inner(self.cell(x)[0][:, -1])))
+
+
+def mlp(width: int) -> nn.Module:
+    """Two ReLU layers."""
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+
+def convolutional(width: int) -> nn.Module:
+    """Convolution, batch norm, leaky ReLU, pooling, a linear layer."""
+    body = (nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.LeakyReLU(0.1), nn.MaxPool2d(2), nn.Flatten())
+    return nn.Sequential(*body, nn.Linear(4 * width, width), nn.ReLU(), nn.Linear(width, width))
+
+
+ARCHITECTURES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
+    "mlp": (mlp, (4,)),
+    "residual": (Residual, (4,)),
+    "convolutional": (convolutional, (1, 6, 6)),
+    "attention": (Attention, (5, 4)),
+    "recurrent": (Recurrent, (5, 4)),
+}
+"""Name -> (width -> trunk, shape of one input)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkExample:
+    """The recipe of a network and its data."""
+
+    architecture: str
+    width: int
+    n_tasks: int
+    seed: int
+
+    @property
+    def family(self) -> str:
+        """The architecture."""
+        return self.architecture
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> NetworkExample:
+        """The inverse of :meth:`to_json`."""
+        return NetworkExample(**data)
+
+    def build(self) -> Network:
+        """The same network every time; the global generators are left as they were."""
+        make, shape = ARCHITECTURES[self.architecture]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            trunk = make(self.width).double()
+            heads = nn.ModuleDict({f"task{i}": nn.Linear(self.width, 1) for i in range(self.n_tasks)}).double()
+        made = Network(trunk, heads, shape)
+        for step in range(3):  # an optimizer with history, batch norms with statistics
+            made.optimizer.zero_grad()
+            torch.stack(list(made.batch(100 + step)()[0].values())).sum().backward()
+            made.optimizer.step()
+        made.optimizer.zero_grad()
+        return made
+
+
+class Network:
+    """A trunk, its heads, an optimizer over both, and as many batches as there are seeds."""
+
+    def __init__(self, trunk: nn.Module, heads: nn.ModuleDict, shape: tuple[int, ...]) -> None:
+        self.trunk, self.heads, self.shape = trunk, heads, shape
+        self.optimizer = torch.optim.Adam([*trunk.parameters(), *heads.parameters()], lr=1e-2)
+
+    def batch(self, seed: int, size: int = 24) -> Closure:
+        """Task i regresses on sin(i + a fixed projection of the input), at its own loss scale."""
+        x = torch.randn(size, *self.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        flat = x.flatten(1)
+        teacher = torch.linspace(-1.0, 1.0, flat.shape[1], dtype=torch.float64)
+
+        def closure() -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+            features = self.trunk(x)
+            losses = {
+                name: 10.0**i * (head(features).squeeze(-1) - torch.sin(i + flat @ teacher)).square().mean()
+                for i, (name, head) in enumerate(self.heads.items())
+            }
+            return losses, (features,)
+
+        return closure
+
+
+def networks() -> Strata:
+    """One stratum per architecture."""
+
+    def recipes(name: str) -> st.SearchStrategy[NetworkExample]:
+        return st.builds(
+            NetworkExample, st.just(name), st.sampled_from([2, 3, 6]), st.integers(2, 4), st.integers(0, 50)
+        )
+
+    return Strata(tuple(recipes(name) for name in ARCHITECTURES))
