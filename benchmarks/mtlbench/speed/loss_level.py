@@ -138,17 +138,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    environment = {"torch": torch.__version__, "threads": measure.threads(), "machine": platform.platform()}
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    path = chosen.out / "loss_level.json"
     results = {}
     for network in chosen.networks:
         for k in chosen.tasks:
             name = f"{network} K={k}"
             results[name] = compare(functools.partial(NETWORKS[network], k), chosen.methods, chosen.seconds)
-            print(f"{name} done", flush=True)
+            # After each column, so that a run cut short leaves what it found.
+            path.write_text(json.dumps({"environment": environment, "results": results}, indent=1) + "\n")
+            print(table({name: results[name]}) + "\n", flush=True)
     print(table(results))
-    environment = {"torch": torch.__version__, "threads": measure.threads(), "machine": platform.platform()}
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    path = chosen.out / "loss_level.json"
-    path.write_text(json.dumps({"environment": environment, "results": results}, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}")
 
 
