@@ -85,6 +85,8 @@ class Calibration:
             return f"calibrating ({', '.join(c.label for c in self._alive())}){refused}"
         if not self.timed:
             return f"{self.winner.label}: {self._why}{refused}"
+        if not reference.times:
+            return f"{self.winner.label}: the only one left{refused}"
         fastest = min(reference.times)
         ratios = [f"{c.label} {min(c.times) / fastest:.2f}" for c in self._candidates if c.times]
         return f"{self.winner.label}: measured step times {', '.join(ratios)}{refused}"

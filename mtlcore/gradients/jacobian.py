@@ -73,31 +73,53 @@ def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: i
     n_tasks = len(problem.losses)
     front.keep_graph()
     total = torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device=problem.shared[0].device)
-    blocks = _blocks(parts, columns)
-    widths = [sum(p.width for p in block) for block in blocks]
-    # The widest first: a block that grows would be held beside the old one.
-    for block, width in sorted(zip(blocks, widths), key=lambda b: -b[1]):
-        stored = storage.take(n_tasks, width, problem.shared[0], linalg.row_dtype(problem.shared))
-        targets = [t for p in block for t in p.targets]
+    # The widest first: a buffer that grows would be held beside the old one.
+    for block in sorted(_blocks(parts, columns), key=_width, reverse=True):
+        stored = storage.take(n_tasks, _width(block), problem.shared[0], linalg.row_dtype(problem.shared))
+        pieces = [p for p, _, _ in block]
+        targets = [t for p in pieces for t in p.targets]
         for i in range(n_tasks):
             found = front.pull(i, targets, retain=True)
-            _store(block, stored[i : i + 1], [None if g is None else _first(g) for g in found])
+            row = stored.new_empty(1, sum(p.width for p in pieces))
+            _store(pieces, row, [None if g is None else _first(g) for g in found])
+            cells = row.split([p.width for p in pieces], 1)
+            torch.cat([c[:, a:b] for c, (_, a, b) in zip(cells, block)], 1, out=stored[i : i + 1])
+            del found, row, cells
         front.heads_are_done()
-        total += _gramian(block, stored)
+        at = 0
+        for piece, a, b in block:
+            part_of = stored[:, at : at + b - a]
+            total += piece.gramian(part_of) if piece.factored else linalg.gramian(part_of)
+            at += b - a
     return Blocks(problem, total, front.heads)
 
 
-def _blocks(parts: Sequence[Part], columns: int) -> list[list[Part]]:
-    """Runs of parameters of at most ``columns`` numbers per task, the last parameters (nearest to the losses) first."""
-    out: list[list[Part]] = []
-    room = 0
+Slice = tuple[Part, int, int]
+"""Columns of a part."""
+
+
+def _width(block: Sequence[Slice]) -> int:
+    return sum(b - a for _, a, b in block)
+
+
+def _blocks(parts: Sequence[Part], columns: int) -> list[list[Slice]]:
+    """Runs of about ``columns`` numbers per task, the last parameters (nearest to the losses) first. Whole gradients
+    are cut where a block is full; factors are not, they are small already."""
+    out: list[list[Slice]] = [[]]
+    room = columns = max(1, columns)
     for piece in reversed(parts):
-        if not out or piece.width > room:
-            out.append([])
-            room = columns
-        out[-1].append(piece)
-        room -= piece.width
-    return out
+        start = 0
+        while start < piece.width:
+            fits = piece.width - start if piece.factored else min(room, piece.width - start)
+            if fits > room or room == 0:
+                out.append([])
+                room = columns
+                if not piece.factored:
+                    continue
+            out[-1].append((piece, start, start + fits))
+            start += fits
+            room = max(0, room - fits)
+    return [block for block in out if block]
 
 
 def _gramian(parts: Sequence[Part], stored: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ step costs K passes for the *activations* only. Convolutions with few sites are 
 the rows that were looked up, all else keeps its part of the row. Exact, with weights used several times included.
 
 Where that does not save enough, parameters are taken block by block, each block with K passes of its own, and the
-weighted gradient is one more backward pass: slower, and never more than a fifth of the K x P numbers.
+weighted gradient is one more backward pass: slower, and never more than a fifth of the K x P numbers for many tasks.
 
 What it guarantees less than rows: there the direction is the given combination of the very rows whose inner products
 were taken, to float64 rounding. Here the Gramian is exact for the factors, and the gradient is rounded to the
@@ -23,7 +23,7 @@ from mtlcore.gradients import jacobian
 from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients
 from mtlcore.gradients.storage import Storage
 
-_SHARE = 0.2
+_SHARE = 0.17
 """Of K x P numbers, what a frugal stream stores at most ..."""
 _LEAST = 4
 """... but for few tasks never less than so many gradients: it would take many passes to save little."""

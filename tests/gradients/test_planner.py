@@ -1,0 +1,185 @@
+"""The planner: verified candidates, timed on real steps, one choice per shape, never a wrong gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.architectures import build
+from support.jacobians import explicit, make, shared_gradient
+from support.methods import Fixed, FixedOnRows
+from support.shapes import SHAPES
+from torch import nn
+
+from mtlcore import Aggregation, Aggregator, MultiTask
+from mtlcore.errors import ConfigurationError
+from mtlcore.gradients import calibration, planner
+
+WEIGHTS = (1.0, -0.5, 2.0)
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch):
+    monkeypatch.setattr(planner, "_SMALL", 0)
+
+
+class Ones(Aggregator):
+    """The sum, for however many tasks."""
+
+    def aggregate(self, view, state):
+        return Aggregation(weights=torch.ones(view.n_tasks), state=state)
+
+
+def train(work, method, steps, **options):
+    """Reports of some steps on the same batch, the .grad of each checked by nobody yet."""
+    mt = MultiTask(work.trunk, aggregator=method, **options)
+    reports, gradients = [], []
+    for _ in range(steps):
+        for p in work.parameters():
+            p.grad = None
+        losses, z = work.evaluate()
+        reports.append(mt.backward(losses, features=z))
+        gradients.append(shared_gradient(work))
+    return mt, reports, gradients
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("method", [Fixed, FixedOnRows])
+@pytest.mark.parametrize("name", ["wide_mlp", "small_image_convolutions", "embedding_looked_up_twice"])
+def test_every_step_of_a_calibration_is_a_correct_step(name, method):
+    jacobian, _ = explicit(make(SHAPES[name]))
+    expected = jacobian.T @ torch.tensor(WEIGHTS, dtype=torch.float64)
+    _, reports, gradients = train(make(SHAPES[name]), method(WEIGHTS), 12)
+    for report, gradient in zip(reports, gradients):
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(report.gramian, jacobian @ jacobian.T, rtol=1e-9, atol=0.0)
+    assert reports[0].gradient_source.startswith("calibrating (sequential, ")
+    assert "measured step times sequential 1.00" in reports[-1].gradient_source
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_calibrates_once_per_shape_and_remembers():
+    work = make(SHAPES["wide_mlp"])
+    mt, reports, _ = train(work, Ones(), 12)
+    choice = dict(mt._planner.choices())
+    assert len(choice) == 1
+    losses, z = work.evaluate()
+    del losses["t1"]
+    assert "calibrating" in mt.backward(losses, features=z).gradient_source  # two tasks: another shape
+    losses, z = work.evaluate()
+    assert mt.backward(losses, features=z).gradient_source == reports[-1].gradient_source
+    work.trunk.eval()
+    losses, z = work.evaluate()
+    assert "calibrating" in mt.backward(losses, features=z).gradient_source
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_checkpoint_keeps_the_choice():
+    mt, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 12)
+    work = make(SHAPES["wide_mlp"])
+    again = MultiTask(work.trunk, aggregator=Fixed(WEIGHTS))
+    again.load_state_dict(mt.state_dict())
+    losses, z = work.evaluate()
+    report = again.backward(losses, features=z)
+    assert report.gradient_source.split(":")[0] == reports[-1].gradient_source.split(":")[0]
+    assert "as before the checkpoint" in report.gradient_source
+
+
+class _Crooked(torch.autograd.Function):
+    """Its backward asks the shape of what it gets: right for one task, wrong under vmap, and silent about it."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g if not torch._C._functorch.is_batchedtensor(g) else 1.5 * g
+
+
+class _Wrong(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(40, 30), nn.Linear(30, 24)
+
+    def forward(self, x):
+        return self.b(torch.tanh(_Crooked.apply(self.a(x))))
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("method", [Fixed, FixedOnRows])
+def test_a_source_that_errs_is_refused_and_the_gradients_stay_right(method):
+    def crooked():
+        from support.architectures import _standard, _x
+
+        return _standard(_Wrong(), _x(4, 40), 24)
+
+    jacobian, _ = explicit(make(crooked))
+    expected = jacobian.T @ torch.tensor(WEIGHTS, dtype=torch.float64)
+    _, reports, gradients = train(make(crooked), method(WEIGHTS), 12)
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+    assert "refused" in reports[-1].gradient_source
+    assert "together" not in reports[-1].gradient_source.split(":")[0]
+    assert "batched" not in reports[-1].gradient_source.split(":")[0]
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_timing_decides(monkeypatch):
+    clock = {"streaming": 3.0, "streaming-together": 1.0, "sequential": 2.0}
+    monkeypatch.setattr(calibration.Calibration, "_note", _noting(clock))
+    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 14)
+    assert reports[-1].gradient_source.startswith("streaming-together: measured step times sequential 1.00")
+    clock.update({"streaming-together": 1.95})
+    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 14)
+    assert reports[-1].gradient_source.startswith("sequential:")  # 2.5 % is not worth it
+
+
+def _noting(clock):
+    original = calibration.Calibration._note
+    return lambda self, candidate, seconds: original(self, candidate, clock[candidate.label])
+
+
+def test_small_steps_are_decided_without_the_clock(monkeypatch):
+    monkeypatch.setattr(calibration._Stopwatch, "pause", lambda self: pytest.fail("timed"))
+    _, reports, first = train(build("mlp"), Fixed(WEIGHTS), 2)
+    assert reports[-1].gradient_source == "sequential: a small step, chosen by rule and not by the clock"
+    weights = tuple(0.1 * i for i in range(40))
+    _, reports, first = train(build("forty_tasks"), Fixed(weights), 3)
+    assert reports[-1].gradient_source.startswith("streaming-together: a small step")
+    _, _, second = train(build("forty_tasks"), Fixed(weights), 3)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert torch.equal(first[0], first[2])  # the verifying step is the chosen source's already
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_deterministic_algorithms_switch_timing_off():
+    torch.use_deterministic_algorithms(True)
+    try:
+        _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 2)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert reports[0].gradient_source.startswith("sequential: deterministic algorithms are on")
+
+
+def test_memory_budget():
+    work = make(SHAPES["wide_mlp"], torch.float32)
+    rows = 3 * sum(p.numel() for p in work.trunk.parameters()) * 4
+    _, reports, _ = train(work, Fixed(WEIGHTS), 1, gradient_memory=rows - 1)
+    assert reports[0].gradient_source == "streaming: the rows would not fit into the memory budget"
+    with pytest.raises(ConfigurationError, match="reads whole rows"):
+        train(work, FixedOnRows(WEIGHTS), 1, gradient_memory=rows - 1)
+    _, reports, _ = train(work, Fixed(WEIGHTS), 1, gradient_memory=rows)
+    assert "memory" not in reports[0].gradient_source
+
+
+def test_unknown_source():
+    with pytest.raises(ConfigurationError, match="auto, losses, sequential, batched, streaming, features"):
+        MultiTask(nn.Linear(2, 2), aggregator=Fixed(()), gradients="fast")
+
+
+def test_without_features_the_report_says_what_it_costs():
+    work = build("mlp")
+    losses, _ = work.evaluate()
+    assert "no features were given" in MultiTask(work.trunk, aggregator=Fixed(WEIGHTS)).backward(losses).gradient_source
