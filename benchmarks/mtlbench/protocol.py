@@ -119,6 +119,7 @@ def train(
         losses: list[list[float]] = []
         pairs: list[tuple[float, float]] = []
         calm: list[float] = []
+        calm_cpu: list[float] = []
         fired = 0
         source = None
         diagnostics: dict[str, Any] = {}
@@ -142,9 +143,10 @@ def train(
             losses.append(report.losses.tolist())
             fired += bool(report.conflict is not None and report.conflict.conflicting)
             source = report.gradient_source
-            teleports.note(step, report.teleport, seconds)
+            teleports.note(step, report.teleport, cpu)
             if report.teleport is None and step > 0:  # the first step pays for warming up
                 calm.append(seconds)
+                calm_cpu.append(cpu)
                 if paired:
                     pairs.append((cpu, plain_cpu))
             _note_diagnostics(diagnostics, report.diagnostics)
@@ -154,7 +156,7 @@ def train(
         probe.look(network, budget.steps)
         test = best.test(task, network, splits.test)
 
-    per_step, ratio = _cost(calm, pairs, teleports.seconds, budget.steps)
+    per_step, ratio = _cost(calm, pairs, teleports.seconds, teleports.beyond(calm_cpu), budget.steps)
     curves = {
         "loss": _thinned(losses, task.tasks),
         "validation": best.seen,
@@ -449,11 +451,17 @@ class _Teleports:
         self.expected = expected
         self.results: list[tuple[int, Any]] = []
         self.seconds = 0.0
+        self._cpu: list[float] = []
 
-    def note(self, step: int, result: Any, seconds: float) -> None:
+    def note(self, step: int, result: Any, cpu: float) -> None:
         if result is not None:
             self.results.append((step, result))
             self.seconds += result.seconds
+            self._cpu.append(cpu)
+
+    def beyond(self, calm: list[float]) -> float:
+        """Processor seconds that the steps with a teleport took beyond a step without."""
+        return sum(self._cpu) - len(self._cpu) * statistics.median(calm) if self._cpu and calm else 0.0
 
     def summary(self, fired: int, total_seconds: float | None) -> dict[str, Any]:
         accepted = [r for _, r in self.results if r.accepted]
@@ -476,20 +484,19 @@ class _Teleports:
 
 
 def _cost(
-    calm: list[float], pairs: list[tuple[float, float]], teleport_seconds: float, steps: int
+    calm: list[float], pairs: list[tuple[float, float]], teleport_wall: float, teleport_cpu: float, steps: int
 ) -> tuple[float | None, float | None]:
-    """Seconds per step and the ratio to a plain summed-loss step.
+    """Wall seconds per step, and the ratio of processor time to a plain summed-loss step.
 
     Medians, because other work on the machine only ever adds time; what teleports took is spread over all steps.
     """
     if not calm:
         return None, None
-    extra = teleport_seconds / steps
-    per_step = statistics.median(calm) + extra
+    per_step = statistics.median(calm) + teleport_wall / steps
     if not pairs:
         return per_step, None
     plain = statistics.median(p for _, p in pairs)
-    return per_step, statistics.median(m / p for m, p in pairs) + extra / plain
+    return per_step, statistics.median(m / p for m, p in pairs) + teleport_cpu / steps / plain
 
 
 def _note_diagnostics(sums: dict[str, Any], found: Mapping[str, Any]) -> None:

@@ -201,6 +201,7 @@ class _Runner:
         configuration = {
             "format": _FORMAT,
             "task": entry.model_dump(include={"name", "options"}),
+            "revision": make_task(entry).revision,
             "method": None if method is None else method.model_dump(exclude={"search", "optional", "front"}),
             "budget": dataclasses.asdict(budget),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,9 +142,18 @@ def test_conflict_probe_measures_the_cosine_of_the_task_gradients(tiny):
 
 
 def test_cost_spreads_teleports_over_all_steps():
-    per_step, ratio = protocol._cost([1.0, 1.0, 9.0], [(2.0, 1.0), (2.0, 1.0)], teleport_seconds=5.0, steps=10)
+    per_step, ratio = protocol._cost([1.0, 1.0, 9.0], [(4.0, 2.0), (4.0, 2.0)], 5.0, teleport_cpu=10.0, steps=10)
     assert per_step == 1.5
     assert ratio == 2.5
+
+
+def test_a_teleport_costs_what_its_step_took_beyond_an_ordinary_one():
+    teleports = protocol._Teleports(True)
+    teleports.note(0, None, cpu=50.0)
+    teleports.note(1, SimpleNamespace(seconds=3.0), cpu=5.0)
+    teleports.note(2, SimpleNamespace(seconds=4.0), cpu=7.0)
+    assert teleports.seconds == 7.0
+    assert teleports.beyond([1.0, 1.0, 90.0]) == 10.0
 
 
 def test_loss_curves_are_means_of_all_steps():

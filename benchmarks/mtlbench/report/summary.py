@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import statistics as plain_statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -196,7 +197,8 @@ def _teleports(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     reasons: dict[str, int] = {}
     for one in found:
         for reason, count in one["reasons"].items():
-            reasons[reason] = reasons.get(reason, 0) + count
+            kind = _without_numbers(reason)
+            reasons[kind] = reasons.get(kind, 0) + count
     largest = [f["largest_relative_loss_change"] for f in found if f["largest_relative_loss_change"] is not None]
     return {
         "runs": len(found),
@@ -205,6 +207,12 @@ def _teleports(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         "largest_relative_loss_change": max(largest) if largest else None,
         "reasons": dict(sorted(reasons.items(), key=lambda item: -item[1])),
     }
+
+
+def _without_numbers(reason: str) -> str:
+    """The last thing that was tried, without its numbers, so that like reasons can be counted together."""
+    last = re.sub(r"^at scale \S+ ", "", reason.rsplit("; ", 1)[-1])
+    return re.sub(r"(?<![\w.])[-+]?\d+(\.\d+)?(e[-+]?\d+)?(?![\w])", "…", last)
 
 
 # --- over tasks ---------------------------------------------------------------------------------------------------

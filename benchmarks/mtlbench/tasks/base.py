@@ -108,6 +108,10 @@ class BenchmarkTask(Validated, abc.ABC):
     sources: ClassVar[tuple[str, ...]]
     """Names in :data:`mtlbench.data.sources.SOURCES`."""
 
+    revision: ClassVar[int] = 1
+    """Part of every configuration hash: raise it when data, network, loss or metrics change, so that older records
+    are not taken for results of the task as it is now."""
+
     @property
     @abc.abstractmethod
     def tasks(self) -> tuple[str, ...]:
