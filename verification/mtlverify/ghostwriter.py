@@ -61,7 +61,7 @@ def test_law_{function}():
 
 _SILENT = """
 
-# Laws that say nothing about this plugin, and why. A reason that changes fails the test.
+# Laws that say nothing about this plugin, and why. A changed reason fails the test.
 NOT_APPLICABLE = {{{entries}}}
 """
 
@@ -88,7 +88,7 @@ def write_tests(name: str, kind: str | None = None) -> str:
     entries = "".join(f"\n    {_quoted(law.id)}: {_reason(law.id, reason)}," for law, reason in silent)
     parts.append(_SILENT.format(entries=entries + "\n" if entries else ""))
     for law in promised:
-        statement = law.statement if len(law.statement) < 78 else _wrapped(law.statement)
+        statement = law.statement if len(law.statement) <= 78 else _wrapped(law.statement)
         parts.append(_TEST.format(function=law.id.replace("-", "_"), law=law.id, statement=statement))
     if silent:
         parts.append(_SILENT_TEST)
@@ -123,8 +123,9 @@ def _reason(id: str, reason: str) -> str:
 
 
 def _wrapped(statement: str) -> str:
-    """A docstring of several lines."""
-    return "\n    ".join(_broken(statement, 80)) + "\n    "
+    """A docstring of several lines, or of one if it breaks into one."""
+    lines = _broken(statement, 76)
+    return "\n    ".join(lines) + ("\n    " if len(lines) > 1 else "")
 
 
 def _broken(text: str, width: int) -> list[str]:

@@ -110,7 +110,7 @@ def _inner(problem: Problem, x: Tensor, view: Callable[..., StepView]) -> Callab
     def descend(start: StepView, weigh: Callable[[StepView], Tensor], steps: int, lr: float, **_: Any) -> StepView:
         point, here = x, start
         for _step in range(steps):
-            point = point - lr * combine(here.jacobian, weigh(here))
+            point = point - lr * combine(problem.jacobian(point), weigh(here))
             here = view(point)
         return here
 

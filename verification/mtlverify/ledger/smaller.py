@@ -83,9 +83,13 @@ PRECONDITIONS: dict[str, Precondition] = {
 BY_TASK = ("factors", "left", "right", "present", "permutation")
 
 
-def smaller(law: Law, plugin: Any, example: Any) -> Any:
-    """The smallest counterexample that greedy descent reaches from ``example``; ``example`` itself if none is."""
-    allowed = PRECONDITIONS.get(law.id) if law.kind == "aggregator" else None
+def smaller(law: Law, plugin: Any, example: Any, allowed: Precondition | None = None) -> Any:
+    """The smallest counterexample that greedy descent reaches from ``example``; ``example`` itself if none is.
+
+    ``allowed`` replaces what the law speaks about by something narrower.
+    """
+    if allowed is None and law.kind == "aggregator":
+        allowed = PRECONDITIONS.get(law.id)
     if not isinstance(example, Example) or allowed is None:
         return example
     start = _margin(law, plugin, example)
@@ -147,7 +151,7 @@ def _size(example: Example) -> tuple[float, ...]:
 def _effort(value: float) -> float:
     """How hard a number is to read: small integers are easy."""
     size = abs(value)
-    return size if size == int(size) and size < 100 else 100.0 + abs(math.log10(size))
+    return size if size == int(size) and size < 100 else 100.0 + len(repr(size)) + abs(math.log10(size))
 
 
 def _steps(example: Example) -> Iterator[Example]:
@@ -172,6 +176,8 @@ def _steps(example: Example) -> Iterator[Example]:
             for target in (1.0, 2.0, 4.0, 9.0):
                 yield _row(example, i, (rows[i] * (target / largest)).round())
             yield _row(example, i, rows[i] * 2.0 ** -math.floor(math.log2(largest)))
+            # A violation that exists at small scale only: at least a round power of ten.
+            yield _row(example, i, (rows[i] / largest).round() * 10.0 ** round(math.log10(largest)))
     for i in range(k):
         for j in range(p):
             value = float(rows[i, j])

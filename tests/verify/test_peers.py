@@ -1,0 +1,82 @@
+"""TorchJD's own failures are found from scratch, and its state is carried as a checkpoint would."""
+
+from __future__ import annotations
+
+import builtins
+
+import pytest
+import torch
+from mtlverify.ledger.smaller import escapable
+from mtlverify.ledger.store import example_of
+from mtlverify.peers import torchjd as adapter
+from typer.testing import CliRunner
+
+
+@pytest.fixture
+def without_torchjd(monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.split(".")[0] == "torchjd":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setattr(adapter.importlib, "import_module", lambda name: refuse(name))
+
+
+def test_without_the_library_the_error_has_the_pip_line(without_torchjd):
+    with pytest.raises(adapter.MissingPeerError, match=r"pip install 'torchjd\[full\]'"):
+        adapter.peers()
+    from mtlverify.peers.command import app
+
+    done = CliRunner().invoke(app, [])
+    assert done.exit_code == 2
+    assert "pip install" in done.output
+
+
+def peer(name):
+    pytest.importorskip("torchjd", reason="torchjd is not installed: nothing to examine")
+    found = {p.name: p for p in adapter.peers()}
+    if name not in found:
+        pytest.skip(f"{name} needs an optional solver of torchjd that is not installed")
+    return found[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [
+        ("UPGrad", "non-conflicting"),
+        ("DualProj", "non-conflicting"),
+        ("CAGrad(c=1)", "zero-only-if-stationary"),
+    ],
+)
+def test_a_stated_property_is_refuted_where_a_common_descent_direction_exists(name, law):
+    from mtlverify.peers.examine import rows
+
+    [row] = rows(peer(name), [law], max_examples=60)
+    assert row.claimed
+    assert row.status == "refuted"
+    assert row.worst_margin < 0
+    assert row.detail.startswith("the numerics"), "the mathematics of the method is sound"
+    example = example_of(row.counterexample)
+    assert example.jacobian.numel() <= 9, "it is shrunk"
+    assert escapable(example.jacobian)
+
+
+def test_a_property_that_holds_raises_no_alarm():
+    from mtlverify.peers.examine import rows
+
+    found = {r.law: r for r in rows(peer("Mean"), ["linear-under-scaling", "matches-reference"], max_examples=20)}
+    assert {r.status for r in found.values()} == {"verified"}
+
+
+def test_known_counterexample_from_the_literature_of_this_project():
+    """Rows of unequal norm, ordinary scale: cosine -0.3."""
+    upgrad = peer("UPGrad")
+    rows = torch.tensor([[0.0, 1.0], [-0.01, -0.01]], dtype=torch.float64)
+    from mtlverify.answer import ask
+    from mtlverify.example import Example
+    from mtlverify.ledger.planar import worst_cosine
+
+    assert worst_cosine(ask(upgrad, Example(rows, torch.ones(2, dtype=torch.float64)))) < -0.25

@@ -1,0 +1,70 @@
+"""The ledger of another library's methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from mtlverify.law import Law
+from mtlverify.ledger import store
+from mtlverify.ledger.build import Row
+from mtlverify.ledger.smaller import Precondition, escapable, smaller
+from mtlverify.peers.torchjd import Peer
+from mtlverify.runner import Result, examine, laws
+from mtlverify.strategies import NOT_STATIONARY, jacobians
+
+LAWS = (
+    "finite", "pure", "deterministic", "shape-dtype-device", "non-conflicting", "permutation-equivariant",
+    "positively-homogeneous", "linear-under-scaling", "conic-combination", "zero-only-if-stationary",
+    "matches-reference",
+)  # fmt: skip
+"""Asked unless others are named."""
+
+
+VISIBLE = 0.1
+"""A conflict is sought that nobody can call rounding: a cosine below -0.1."""
+
+
+def rows(peer: Peer, wanted: Iterable[str] = LAWS, max_examples: int = 60, seed: int = 0) -> Iterator[Row]:
+    """One row per law; a counterexample is made as small as the built-in methods' are."""
+    by_id = {law.id: law for law in laws("aggregator")}
+    for id in wanted:
+        result = _searched(peer, by_id[id], max_examples, seed)
+        yield Row(
+            kind="aggregator",
+            name=peer.name,
+            label=peer.name,
+            options={},
+            distribution="torchjd",
+            law=id,
+            claimed=result.claimed,
+            status=result.status,
+            examples=result.examples,
+            worst_margin=result.worst_margin,
+            detail=result.detail,
+            counterexample=result.counterexample,
+        )
+
+
+def _searched(peer: Peer, law: Law, max_examples: int, seed: int) -> Result:
+    """The verdict, on the most telling counterexample that is found.
+
+    Where no direction is good for all tasks a conflict is nobody's fault, so conflicts are sought elsewhere first, and
+    visible ones first.
+    """
+    searches: list[tuple[Law, Precondition | None]] = [(law, None)]
+    if law.id == "non-conflicting":
+        visible = dataclasses.replace(law, check=lambda plugin, example: law.check(plugin, example) + VISIBLE)
+        elsewhere = dataclasses.replace(visible, examples=lambda: jacobians(NOT_STATIONARY))
+        searches = [(elsewhere, escapable), (visible, None), (law, None)]
+    tried = 0
+    for sought, allowed in searches:
+        result = examine(peer, sought, max_examples, seed)
+        tried += result.examples
+        if result.status == "refuted" and result.counterexample is not None:
+            candidate = smaller(sought, peer, store.example_of(result.counterexample), allowed)
+            again = examine(peer, law, 1, seed, explicit=[candidate])
+            return dataclasses.replace(again if again.status == "refuted" else result, examples=tried)
+        if result.status != "verified":
+            break
+    return dataclasses.replace(result, examples=tried)
