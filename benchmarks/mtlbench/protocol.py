@@ -33,6 +33,7 @@ import mtlcore
 from mtlbench.suite import MethodEntry
 from mtlbench.tasks.base import BenchmarkTask, Budget, Metric, Network, Split, Splits, evaluate
 from mtlcore.errors import ConfigurationError
+from mtlcore.report import StepReport, TeleportResult
 
 PROBES = 8
 """Checkpoints at which conflict is measured."""
@@ -112,57 +113,28 @@ def train(
         network = Network(task)
         run = _Run(task_name, task, network, splits, seed, budget)
         multi = _multi_task(method, network, run, task_name, seed)
-        plain = _PlainTwin(network, run)
+        clock = _Clock(_PlainTwin(network, run), run.timed)
         best = _Best(lambda metrics: delta_m(metrics, baseline_validation, task.metrics))
         probe = _ConflictProbe(task_name, task, splits.train, seed, budget.batch_size)
-        teleports = _Teleports(method.teleport is not None)
-        losses: list[list[float]] = []
-        pairs: list[tuple[float, float]] = []
-        calm: list[float] = []
-        calm_cpu: list[float] = []
-        fired = 0
-        source = None
-        diagnostics: dict[str, Any] = {}
+        log = _Log()
         n_batches = multi.aggregator.batches
-
         for step in range(budget.steps):
             if step in run.probes:
                 probe.look(network, step)
             batches = run.next_batches(n_batches)
             closures = [_closure(task, network, *batch) for batch in batches]
             run.renew_held_out()
-            paired = step in run.timed
-            plain_first = paired and len(pairs) % 2 == 0
-            plain_cpu = plain.step(*batches[0]) if plain_first else 0.0
-            start, start_cpu = time.perf_counter(), time.process_time()
-            report = multi.step(closures[0] if n_batches == 1 else closures)
-            seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-            if paired and not plain_first:
-                plain_cpu = plain.step(*batches[0])
+            report = clock.time(
+                step, batches[0], lambda closures=closures: multi.step(closures[0] if n_batches == 1 else closures)
+            )
             run.schedule.step()
-            losses.append(report.losses.tolist())
-            fired += bool(report.conflict is not None and report.conflict.conflicting)
-            source = report.gradient_source
-            teleports.note(step, report.teleport, cpu)
-            if report.teleport is None and step > 0:  # the first step pays for warming up
-                calm.append(seconds)
-                calm_cpu.append(cpu)
-                if paired:
-                    pairs.append((cpu, plain_cpu))
-            _note_diagnostics(diagnostics, report.diagnostics)
+            log.note(report)
             if step in run.looks:
                 best.look(step, evaluate(task, network, splits.validation), network)
             progress(step + 1)
         probe.look(network, budget.steps)
         test = best.test(task, network, splits.test)
-
-    per_step, ratio = _cost(calm, pairs, teleports.seconds, teleports.beyond(calm_cpu), budget.steps)
-    curves = {
-        "loss": _thinned(losses, task.tasks),
-        "validation": best.seen,
-        "conflict": probe.seen,
-    }
-    noted = teleports.summary(fired, per_step * budget.steps if per_step else None)
+    per_step, ratio = clock.cost(budget.steps)
     return Outcome(
         metrics=test,
         validation=best.metrics,
@@ -172,11 +144,11 @@ def train(
         seconds=time.perf_counter() - began,
         peak_memory_mb=(peak := peak_memory_mb()),
         memory_above_start_mb=None if peak is None or resident is None else peak - resident,
-        curves=curves,
+        curves={"loss": _thinned(log.losses, task.tasks), "validation": best.seen, "conflict": probe.seen},
         conflict=probe.summary(),
-        teleports=noted if method.teleport is not None or method.detector is not None else None,
-        gradient_source=source,
-        diagnostics={k: v / budget.steps for k, v in diagnostics.items()},
+        teleports=log.teleports(per_step * budget.steps) if multi.detector is not None or method.teleport else None,
+        gradient_source=log.source,
+        diagnostics={name: total / budget.steps for name, total in log.diagnostics.items()},
         splits=splits.fingerprints(),
     )
 
@@ -444,68 +416,93 @@ def _angles(rows: Tensor) -> dict[str, float]:
     }
 
 
-class _Teleports:
-    """Counts attempts and what came of them."""
+class _Clock:
+    """Times every step, and some of them against a plain summed-loss step right before or after."""
 
-    def __init__(self, expected: bool) -> None:
-        self.expected = expected
-        self.results: list[tuple[int, Any]] = []
-        self.seconds = 0.0
-        self._cpu: list[float] = []
+    def __init__(self, plain: _PlainTwin, paired: set[int]) -> None:
+        self._plain, self._paired = plain, paired
+        self.calm: list[float] = []  # wall seconds of the steps without a teleport
+        self.calm_cpu: list[float] = []
+        self.pairs: list[tuple[float, float]] = []  # processor seconds: this method, plain
+        self.teleport_wall = 0.0
+        self.teleport_cpu: list[float] = []  # whole steps in which a teleport was tried
 
-    def note(self, step: int, result: Any, cpu: float) -> None:
-        if result is not None:
-            self.results.append((step, result))
-            self.seconds += result.seconds
-            self._cpu.append(cpu)
+    def time(self, step: int, batch: tuple[Tensor, dict[str, Tensor]], do: Callable[[], StepReport]) -> StepReport:
+        """Do a step. The plain step goes first every other time, so that a warm cache favours neither."""
+        paired = step in self._paired
+        plain_first = paired and len(self.pairs) % 2 == 0
+        plain = self._plain.step(*batch) if plain_first else 0.0
+        start, start_cpu = time.perf_counter(), time.process_time()
+        report = do()
+        wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+        if paired and not plain_first:
+            plain = self._plain.step(*batch)
+        if report.teleport is not None:
+            self.teleport_wall += report.teleport.seconds
+            self.teleport_cpu.append(cpu)
+        elif step > 0:  # the first step pays for warming up
+            self.calm.append(wall)
+            self.calm_cpu.append(cpu)
+            if paired:
+                self.pairs.append((cpu, plain))
+        return report
 
-    def beyond(self, calm: list[float]) -> float:
-        """Processor seconds that the steps with a teleport took beyond a step without."""
-        return sum(self._cpu) - len(self._cpu) * statistics.median(calm) if self._cpu and calm else 0.0
+    def cost(self, steps: int) -> tuple[float, float | None]:
+        """Wall seconds per step, and the ratio of processor time to a plain summed-loss step.
 
-    def summary(self, fired: int, total_seconds: float | None) -> dict[str, Any]:
-        accepted = [r for _, r in self.results if r.accepted]
+        Medians, because other work on the machine only ever adds time. What teleports took beyond an ordinary step
+        is spread over all steps.
+        """
+        per_step = (statistics.median(self.calm) if self.calm else 0.0) + self.teleport_wall / steps
+        if not self.pairs:
+            return per_step, None
+        beyond = sum(self.teleport_cpu) - len(self.teleport_cpu) * statistics.median(self.calm_cpu)
+        plain = statistics.median(p for _, p in self.pairs)
+        return per_step, statistics.median(m / p for m, p in self.pairs) + beyond / steps / plain
+
+
+class _Log:
+    """What the steps reported."""
+
+    def __init__(self) -> None:
+        self.losses: list[list[float]] = []
+        self.diagnostics: dict[str, float] = {}
+        self.source: str | None = None
+        self._fired = 0
+        self._tried: list[tuple[int, TeleportResult]] = []
+
+    def note(self, report: StepReport) -> None:
+        self.losses.append(report.losses.tolist())
+        self.source = report.gradient_source
+        self._fired += bool(report.conflict is not None and report.conflict.conflicting)
+        if report.teleport is not None:
+            self._tried.append((report.step, report.teleport))
+        for name, value in report.diagnostics.items():  # plain numbers and flags; a record keeps their means
+            if isinstance(value, Tensor) and value.numel() == 1:
+                value = value.item()
+            if isinstance(value, (bool, int, float)):
+                self.diagnostics[name] = self.diagnostics.get(name, 0.0) + float(value)
+
+    def teleports(self, total_seconds: float) -> dict[str, Any]:
+        """Attempts and what came of them."""
+        accepted = [result for _, result in self._tried if result.accepted]
         reasons: dict[str, int] = {}
-        for _, result in self.results:
+        for _, result in self._tried:
             reasons[result.reason] = reasons.get(result.reason, 0) + 1
         changes = [abs(v) for r in accepted for v in r.relative_loss_change.values()]
+        seconds = sum(result.seconds for _, result in self._tried)
         return {
-            "detector_fired": fired,
-            "tried": len(self.results),
+            "detector_fired": self._fired,
+            "tried": len(self._tried),
             "accepted": len(accepted),
-            "steps": [step for step, _ in self.results],
-            "seconds": self.seconds,
-            "share_of_time": self.seconds / total_seconds if total_seconds else None,
+            "steps": [step for step, _ in self._tried],
+            "seconds": seconds,
+            "share_of_time": seconds / total_seconds if total_seconds else None,
             "reasons": reasons,
             "conflict_before": statistics.fmean(r.conflict_before for r in accepted) if accepted else None,
             "conflict_after": statistics.fmean(r.conflict_after for r in accepted) if accepted else None,
             "largest_relative_loss_change": max(changes) if changes else None,
         }
-
-
-def _cost(
-    calm: list[float], pairs: list[tuple[float, float]], teleport_wall: float, teleport_cpu: float, steps: int
-) -> tuple[float | None, float | None]:
-    """Wall seconds per step, and the ratio of processor time to a plain summed-loss step.
-
-    Medians, because other work on the machine only ever adds time; what teleports took is spread over all steps.
-    """
-    if not calm:
-        return None, None
-    per_step = statistics.median(calm) + teleport_wall / steps
-    if not pairs:
-        return per_step, None
-    plain = statistics.median(p for _, p in pairs)
-    return per_step, statistics.median(m / p for m, p in pairs) + teleport_cpu / steps / plain
-
-
-def _note_diagnostics(sums: dict[str, Any], found: Mapping[str, Any]) -> None:
-    """Add up what a method logs as plain numbers and flags; a record keeps their means."""
-    for name, value in found.items():
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, (bool, int, float)):
-            sums[name] = sums.get(name, 0.0) + float(value)
 
 
 def _thinned(losses: list[list[float]], names: tuple[str, ...]) -> dict[str, Any]:

@@ -141,19 +141,25 @@ def test_conflict_probe_measures_the_cosine_of_the_task_gradients(tiny):
     assert probe.seen[0]["norm_ratio"] == pytest.approx(norms[1] / norms[0], rel=1e-4)
 
 
-def test_cost_spreads_teleports_over_all_steps():
-    per_step, ratio = protocol._cost([1.0, 1.0, 9.0], [(4.0, 2.0), (4.0, 2.0)], 5.0, teleport_cpu=10.0, steps=10)
+def test_cost_is_the_median_and_spreads_teleports_over_all_steps():
+    clock = protocol._Clock(None, set())
+    clock.calm, clock.calm_cpu, clock.pairs = [1.0, 1.0, 9.0], [1.0, 1.0, 90.0], [(4.0, 2.0), (4.0, 2.0)]
+    clock.teleport_wall, clock.teleport_cpu = 5.0, [5.0, 7.0]  # two steps that took 10 beyond two ordinary ones
+    per_step, ratio = clock.cost(steps=10)
     assert per_step == 1.5
     assert ratio == 2.5
 
 
-def test_a_teleport_costs_what_its_step_took_beyond_an_ordinary_one():
-    teleports = protocol._Teleports(True)
-    teleports.note(0, None, cpu=50.0)
-    teleports.note(1, SimpleNamespace(seconds=3.0), cpu=5.0)
-    teleports.note(2, SimpleNamespace(seconds=4.0), cpu=7.0)
-    assert teleports.seconds == 7.0
-    assert teleports.beyond([1.0, 1.0, 90.0]) == 10.0
+def test_paired_steps_take_turns_in_going_first():
+    order = []
+    plain = SimpleNamespace(step=lambda inputs, targets: order.append("plain") or 1.0)
+    clock = protocol._Clock(plain, {1, 2, 4})
+    report = SimpleNamespace(teleport=None)
+    for step in range(5):
+        clock.time(step, (None, None), lambda: order.append("method") or report)
+    assert order == ["method", "plain", "method", "method", "plain", "method", "plain", "method"]
+    assert len(clock.pairs) == 3
+    assert len(clock.calm) == 4  # the first step is not counted
 
 
 def test_loss_curves_are_means_of_all_steps():
