@@ -154,3 +154,12 @@ def test_rows_of_very_different_size():
     assert found.conflicting
     assert found.severity == pytest.approx(0.5**0.5, rel=1e-6)
     assert found.dominated.tolist() == [True, False]
+
+
+def test_rounding_is_not_domination():
+    # <g_1, g_1> + <g_1, g_2> is -2.2e-16: what rounding leaves of a task that is orthogonal to the mean.
+    gram = torch.tensor([[1.0, -1.0 - 2.3e-16], [-1.0 - 2.3e-16, 4.0]], dtype=torch.float64)
+    assert float(gram[0].sum()) < 0.0
+    found = mtlcore.create("detector", "dominated").detect(StepView(losses=torch.ones(2), gramian=gram))
+    assert not found.conflicting
+    assert not found.dominated.any()

@@ -105,6 +105,31 @@ def test_residual_streams_are_rescaled_together_and_their_insides_alone():
     assert inside == {("norm.weight", True), ("norm.bias", True), ("two.weight", False)}
 
 
+class Forked(nn.Module):
+    """Both terms of a sum are also used on their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(6, 4)
+        self.of_a, self.of_b, self.of_sum = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(4, 5)
+
+    def forward(self, x):
+        a, b = torch.relu(self.a(x)), torch.relu(self.b(x))
+        total = a + b
+        return self.of_sum(total) + self.of_a(a) + self.of_b(b)
+
+
+def test_whoever_uses_a_term_of_a_sum_follows_the_sum():
+    made = problem("mlp")
+    made.trunk = Forked().double()
+    (group,) = find_groups(made.trunk).groups
+    consumers = {m.parameter for m in group.members if not m.produces}
+    assert consumers == {"of_sum.weight", "of_a.weight", "of_b.weight"}
+    before = made.losses(50)
+    assert teleport(made, "random").accepted
+    assert made.losses(50) == pytest.approx(before, rel=1e-9)
+
+
 class Gated(nn.Module):
     def __init__(self):
         super().__init__()

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from mtlplugins.teleports import low_rank, objectives, penalty
+from mtlplugins.teleports import low_rank, objectives, penalty, tangent
 from mtlplugins.teleports.field import Field, combine, inner, norm
 from support.teleport_nets import KINDS, TASKS, Falling, problem, teleport
 from torch import nn
@@ -102,6 +102,36 @@ def test_the_objective_rises(objective, open_field):
     for n, value in found.parameters.items():
         asked.parameters()[n].data.copy_(value)
     assert measure.ascent(field, torch.Generator())[0] > before
+
+
+def test_the_surface_of_constant_losses():
+    """Tangents change no loss to first order and keep what can be kept of the ascent; steps back undo what is asked."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4, 30, generator=generator, dtype=torch.float64) * torch.tensor([[1e-3], [1.0], [1e3], [0.0]])
+    rows = torch.cat([rows, rows[:1]])  # a task twice, and one that does not pull: rank 3
+    surface = tangent._Surface(rows)
+    h = torch.randn(30, generator=generator, dtype=torch.float64)
+    along = surface.project(h)
+    sizes = rows.norm(dim=1) * along.norm()
+    assert bool(((rows @ along).abs() <= 1e-12 * sizes).all())
+    basis = torch.linalg.svd(rows[:3])[2][3:]
+    torch.testing.assert_close(along, basis.T @ (basis @ h), rtol=1e-9, atol=1e-12)
+    change = torch.tensor([0.3, -0.2, 0.1, 0.0, 0.3], dtype=torch.float64)
+    torch.testing.assert_close(rows @ surface.back(change), change, rtol=1e-9, atol=1e-8)
+
+
+def test_a_tangent_step_drifts_to_second_order(open_field):
+    field, _ = open_field("lstm")
+    blocks = field.rows_at_start
+    _, ascent = objectives.Conflict(exact=False).ascent_from(field, blocks)
+    weights = [n for n, p in zip(field.names, field.start) if p.dim() >= 2]
+    chart = tangent._Chart(field, weights, ascent, 5, torch.Generator().manual_seed(0))
+    step = tangent._Surface(chart.pull_rows(blocks) / field.unit[:, None]).project(chart.pull(ascent))
+    drifts = []
+    for size in (2e-2, 1e-2):
+        field.displace(chart.push(size * step / step.norm()))
+        drifts.append(float(field.relative_change().norm()))
+    assert drifts[0] / drifts[1] == pytest.approx(4.0, rel=0.05)
 
 
 def numeric_slope(field: Field, value, direction, h: float = 1e-5) -> float:
