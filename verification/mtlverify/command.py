@@ -124,47 +124,46 @@ def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
 
 
 def _show(results: list[Result], all_rows: bool) -> None:
-    """One line per plugin and law worth reading, then the counts."""
+    """One line per plugin and law worth reading, the counts, and every broken promise in full."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("plugin", "law", "claimed", "status", "examples", "worst margin", "detail"):
+    for column in ("plugin", "law", "claimed", "status", "examples", "worst margin", ""):
         number = column in ("examples", "worst margin")
-        table.add_column(column, justify="right" if number else "left", no_wrap=column != "detail")
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
     last = None
     for r in results:
         if not (all_rows or r.claimed or r.status == "refuted" or r.failed):
             continue
-        margin = "" if r.worst_margin is None else f"{r.worst_margin:.2g}"
         table.add_row(
             r.name if (r.kind, r.name) != last else "",
             r.law,
             "yes" if r.claimed else "",
             Text(r.status, style="bold red" if r.failed else STYLES[r.status]),
             str(r.examples),
-            margin,
-            Text(_shortened(r.detail), style="red" if r.failed else "dim"),
+            "" if r.worst_margin is None else f"{r.worst_margin:.2g}",
+            Text(r.detail.partition(":")[0] if r.status == "refuted" else "", style="dim"),
         )
         last = (r.kind, r.name)
-        if r.failed and r.counterexample is not None:
-            table.add_row("", "", "", "", "", "", Text(_input(r.counterexample), style="red"))
     console = Console()
     console.print(table)
     counts = ", ".join(f"{sum(r.status == s for r in results)} {s}" for s in STYLES)
-    failed = sum(r.failed for r in results)
-    broken = Text(f"{failed} promises broken or unchecked.", "bold red")
     console.print(f"\n{sum(r.examples for r in results):,} examples tried: {counts}.")
-    console.print(broken if failed else Text("Every promise kept.", "bold green"))
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 160 else text[:157] + "..."
+    broken = [r for r in results if r.failed]
+    for r in broken:
+        console.print(Text(f"\n{r.kind} {r.name} ({r.distribution}), {r.law}: {r.status}. {r.detail}", style="red"))
+        if r.counterexample is not None:
+            console.print(Text(_input(r.counterexample), style="red"))
+    if broken:
+        console.print(Text(f"\n{len(broken)} promises broken or unchecked.", style="bold red"))
+    else:
+        console.print(Text("Every promise kept.", style="bold green"))
 
 
 def _input(counterexample: dict[str, Any]) -> str:
     """A counterexample in one line."""
     example = counterexample["example"]
-    shown = [f"{k}={v}" for k, v in example.items() if k in ("jacobian", "dtype", "extra") and v not in ({}, None)]
+    shown = [f"{k}={v}" for k, v in example.items() if k not in ("shape", "family") and v not in ({}, None)]
     return "counterexample: " + ", ".join(shown)

@@ -10,8 +10,8 @@ from typing import Any
 from mtlcore.errors import MissingExtraError
 from mtlverify.law import Law
 
-SHRINKS = 150
-"""Evaluations spent on shrinking. A count, not a clock: the seed decides the result."""
+SHRINKS = 600
+"""Evaluations spent on shrinking the counterexample to a promise. A count, not a clock: the seed decides the result."""
 
 
 PATIENCE = 8
@@ -73,7 +73,7 @@ class _Hunt:
     law: Law
     plugin: Any
     tried: int = 0
-    shrinks: int = 0
+    shrinks: int = SHRINKS
     worst: tuple[float, Any] | None = None
     found: tuple[float, Any, Exception | None] | None = None
 
@@ -82,8 +82,8 @@ class _Hunt:
         from hypothesis.errors import UnsatisfiedAssumption
 
         if self.found is not None:
-            self.shrinks += 1
-            if self.shrinks > SHRINKS:
+            self.shrinks -= 1
+            if self.shrinks < 0:
                 raise _Enough
         error = None
         try:
@@ -101,7 +101,7 @@ class _Hunt:
             self.found = (margin, example, error)
             raise _Violation
 
-    def through(self, stratum: Any, count: int, seed: int, shrink: bool) -> None:
+    def through(self, stratum: Any, count: int, seed: int) -> None:
         """Let Hypothesis draw ``count`` inputs. A stratum that keeps refusing what it drew is given up."""
         import hypothesis
         from hypothesis import HealthCheck, Phase, Verbosity
@@ -121,7 +121,7 @@ class _Hunt:
             max_examples=count,
             database=None,
             deadline=None,
-            phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
+            phases=(Phase.generate, Phase.shrink) if self.shrinks else (Phase.generate,),
             suppress_health_check=list(HealthCheck),
             verbosity=Verbosity.quiet,
             report_multiple_bugs=False,
@@ -135,7 +135,7 @@ class _Hunt:
 
 
 def search(
-    law: Law, plugin: Any, examples: Any, max_examples: int, seed: int, explicit: Any = (), shrink: bool = True
+    law: Law, plugin: Any, examples: Any, max_examples: int, seed: int, explicit: Any = (), shrinks: int = SHRINKS
 ) -> Outcome:
     """Try ``law`` on ``explicit`` inputs, then on up to ``max_examples`` inputs drawn from ``examples``.
 
@@ -143,7 +143,7 @@ def search(
     inputs, because Hypothesis left alone may pass over a family altogether. The first violation ends the search.
     """
     require_hypothesis()
-    hunt = _Hunt(law, plugin)
+    hunt = _Hunt(law, plugin, shrinks=shrinks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a plugin's warnings on odd inputs are not findings
         with contextlib.suppress(_Violation):
@@ -151,7 +151,7 @@ def search(
                 hunt.measure(example)
         for stratum, count in shares(examples, max_examples):
             if hunt.found is None:
-                hunt.through(stratum, count, seed, shrink)
+                hunt.through(stratum, count, seed)
     if hunt.found is not None:
         margin, example, error = hunt.found
         return Outcome(hunt.tried, None if error is not None else margin, example, error, example)
