@@ -198,9 +198,13 @@ class Balancer(Aggregator):
                 flat, gradient, moments, lr=self.router_lr, beta1=self.beta1, beta2=self.beta2, eps=eps, touched=touched
             )
             trained = {"router": flat, **moments}
+        if references is not old:
+            trained |= references
+        if not old["drawn"]:
+            trained["drawn"] = np.array(True)
         return Aggregation(
             weights=tensor(weights, view),
-            state={**state, **tensors({**references, **trained, "drawn": np.array(True)})},
+            state={**state, **tensors(trained)},
             diagnostics=diagnostics,
             feature_gradient=feature_gradient,
         )

@@ -37,16 +37,18 @@ def usable(kind: str, view: StepView, losses: Array, state: Arrays) -> Array | N
 
 
 def updated(kind: str, every: int | None, view: StepView, losses: Array, state: Arrays) -> Arrays:
-    """References of this step: the state's, taken anew where a task starts its run or its period."""
+    """References of this step, taken anew where a task starts its run or its period; else ``state`` itself."""
     if kind == "identical":
-        return {}
+        return state
     period = view.step // every if kind == "log" and every is not None else 0
     reference, taken = state["reference"], state["reference_period"]
     due = take(taken, view) != period
-    if due.any():
-        reference = put(reference, view, np.where(due, losses, take(reference, view)))
-        taken = put(taken, view, np.full(view.n_tasks, period))
-    return {"reference": reference, "reference_period": taken}
+    if not due.any():
+        return state
+    return {
+        "reference": put(reference, view, np.where(due, losses, take(reference, view))),
+        "reference_period": put(taken, view, np.full(view.n_tasks, period)),
+    }
 
 
 def normalise(kind: str, view: StepView, losses: Array, references: Arrays) -> tuple[Array, Array]:
