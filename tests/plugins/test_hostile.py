@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from mtlbench.speed import solvers
 from mtlbench.speed.hostile import Example, examples
 from torch import Tensor
 
@@ -95,3 +96,20 @@ def test_a_method_without_the_promise_is_caught():
         cosines = (rows.double() @ direction) / rows.double().norm(dim=1) / direction.norm()
         caught += bool(cosines.min() < -noise(rows, weights, direction))
     assert caught >= 50
+
+
+def test_the_benchmark_tells_the_verdicts_apart():
+    rows = torch.tensor([[1.0, 0.1], [-1.0, 0.1]])
+
+    def broken(rows, gramian):
+        raise ValueError
+
+    answers = {
+        "sound": lambda rows, gramian: torch.tensor([1.0, 1.0]),
+        "conflicting": lambda rows, gramian: torch.tensor([1.0, 0.0]),
+        "standing still": lambda rows, gramian: torch.zeros(2),
+        "failed": broken,
+    }
+    for verdict, weigh in answers.items():
+        assert solvers._judge(rows, weigh, exact=True) == verdict
+    assert solvers._judge(rows, lambda rows, gramian: torch.full((2,), torch.nan), exact=False) == "failed"

@@ -333,7 +333,7 @@ def test_ordinary_problems_take_few_systems():
             inverse = 1.0 / found.norms
             assert project_rows(found.matrix)[1].iterations <= 8
             assert min_norm(found.matrix, inverse)[2].iterations <= 8
-            assert cagrad(found.matrix, inverse, found.norms / k, 0.5)[1].iterations <= 25
+            assert cagrad(found.matrix, inverse, found.norms / k, 0.5)[1].iterations <= 15
             assert barrier(found.matrix, found.norms, 2.0)[1].iterations <= 12
 
 
