@@ -135,7 +135,7 @@ def test_is_registered():
 
 
 def test_laws():
-    results = list(check(mtlcore.create("{kind}", "{name}"), max_examples=50))
+    results = list(check(mtlcore.create("{kind}", "{name}"), max_examples=20))
     assert results
     assert not [r for r in results if r.failed]
 """
