@@ -65,7 +65,7 @@ class GradOPS(Aggregator):
         rescale: scale d to the length of the mean gradient (keeps non-conflict; undoes the shrinking of nearly
             dependent gradients).
         fallback: whether the stall is repaired; False is the plain method.
-        stall: a sine; all remainders below it are a stall.
+        stall: a sine; remainders that are all below it (of tasks with positive weight) are a stall.
 
     Raises:
         ConfigurationError: ``weights`` does not have one number per task, or only zeros.
