@@ -488,7 +488,8 @@ class _Log:
         accepted = [result for _, result in self._tried if result.accepted]
         reasons: dict[str, int] = {}
         for _, result in self._tried:
-            reasons[result.reason] = reasons.get(result.reason, 0) + 1
+            if not result.accepted:
+                reasons[result.reason] = reasons.get(result.reason, 0) + 1
         changes = [abs(v) for r in accepted for v in r.relative_loss_change.values()]
         seconds = sum(result.seconds for _, result in self._tried)
         return {
@@ -498,7 +499,7 @@ class _Log:
             "steps": [step for step, _ in self._tried],
             "seconds": seconds,
             "share_of_time": seconds / total_seconds if total_seconds else None,
-            "reasons": reasons,
+            "refused_because": reasons,
             "conflict_before": statistics.fmean(r.conflict_before for r in accepted) if accepted else None,
             "conflict_after": statistics.fmean(r.conflict_after for r in accepted) if accepted else None,
             "largest_relative_loss_change": max(changes) if changes else None,

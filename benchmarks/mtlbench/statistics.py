@@ -120,8 +120,11 @@ def paired(strata: Sequence[Sequence[float]]) -> Comparison:
         return Comparison(difference, None, None, "none", None, "not enough runs")
     if len(d) < SMALL:
         spread = float(d.std(ddof=1))
-        # Equal differences (two methods that did exactly the same) have no spread: certain, one way or the other.
-        p = float(stats.ttest_1samp(d, 0.0).pvalue) if spread > 0 else (1.0 if d[0] == 0 else 0.0)
+        # Differences that are equal up to rounding have no spread: certain, one way or the other.
+        if spread <= 1e-12 * float(np.abs(d).max()):
+            p = 1.0 if not d.any() else 0.0
+        else:
+            p = 2.0 * float(stats.t.sf(abs(d.mean()) / spread * math.sqrt(len(d)), len(d) - 1))
         test = "paired t-test"
         detectable = float(stats.t.ppf((1 + LEVEL) / 2, len(d) - 1)) * spread / math.sqrt(len(d))
     else:

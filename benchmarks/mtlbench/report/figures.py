@@ -170,17 +170,7 @@ def scatter(
         f'<text class="axis-title" text-anchor="middle" transform="translate(14 {centre:.0f}) rotate(-90)">'
         f"{escape(y_title)}</text>"
     )
-    placed: list[tuple[float, float]] = []
-    for name, (px, py) in sorted(points.items(), key=lambda item: item[1][1]):
-        cx, cy = x(px), y(py)
-        ty = cy + 4
-        while any(abs(ty - other_y) < 13 and abs(cx - other_x) < 90 for other_x, other_y in placed):
-            ty -= 2
-        placed.append((cx, ty))
-        if abs(ty - cy - 4) > 3:
-            parts.append(_rule(cx + 4, cy, cx + 9, ty - 4, "leader"))
-        parts.append(f'<circle class="dot" cx="{cx:.1f}" cy="{cy:.1f}" r="4.5"/>')
-        parts.append(_text(cx + 10, ty, name, "name", "start"))
+    parts += _labelled({name: (x(px), y(py)) for name, (px, py) in points.items()}, width)
     return _svg(width, height, parts, label, "wide")
 
 
@@ -250,18 +240,37 @@ def front(
     for i, group in enumerate(joined):
         path = "L".join(f"{x(points[name][0]):.1f} {y(points[name][1]):.1f}" for name in group)
         parts.append(f'<path class="own own-{i}" d="M{path}"/>')
-    members = {name for group in joined for name in group}
-    placed: list[tuple[float, float]] = []
-    for name, (px, py) in points.items():
-        cx, cy = x(px), y(py)
-        ty = cy - 6
-        while any(abs(ty - other_y) < 12 and abs(cx - other_x) < 60 for other_x, other_y in placed):
-            ty -= 2
-        placed.append((cx, ty))
-        parts.append(f'<circle class="{"dot" if name in members else "run"}" cx="{cx:.1f}" cy="{cy:.1f}" r="4"/>')
-        late = cx > width - 110
-        parts.append(_text(cx - 7 if late else cx + 7, ty, name, "name", "end" if late else "start"))
+    parts += _labelled({name: (x(px), y(py)) for name, (px, py) in points.items()}, width)
     return _svg(width, height, parts, label, "wide")
+
+
+def _labelled(points: Mapping[str, tuple[float, float]], width: float) -> list[str]:
+    """Dots with names; each name takes the nearest free place beside its dot, and a thin line if that is far."""
+    taken = [(cx - 5, cy - 5, cx + 5, cy + 5) for cx, cy in points.values()]
+    parts = []
+    for name, (cx, cy) in sorted(points.items(), key=lambda item: (item[1][1], item[1][0])):
+        wide = 6.6 * len(name)
+        best = None
+        for shift in (0, -13, 13, -26, 26, -39, 39, -52, 52, -65, 65):
+            for left in (cx + 9, cx - 9 - wide):
+                box = (left, cy + shift - 6, left + wide, cy + shift + 6)
+                inside = box[0] >= 0 and box[2] <= width and box[1] >= 0
+                if inside and not any(_overlap(box, other) for other in taken):
+                    best = best or (left, shift, box)
+            if best:
+                break
+        left, shift, box = best or (cx + 9, 0, (cx, cy, cx, cy))
+        taken.append(box)
+        if shift:
+            end = left - 1 if left > cx else left + wide + 1
+            parts.append(_rule(cx, cy, end, cy + shift, "leader"))
+        parts.append(f'<circle class="dot" cx="{cx:.1f}" cy="{cy:.1f}" r="4.5"/>')
+        parts.append(_text(left, cy + shift + 4, name, "name", "start"))
+    return parts
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 # --- elements -------------------------------------------------------------------------------------------------------

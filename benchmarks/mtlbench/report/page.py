@@ -121,7 +121,7 @@ def _loss_panels(task: Mapping[str, Any]) -> list[dict[str, Any]]:
         by_task = curve["by_task"]
         if len(by_task) > 3:
             by_task = {"mean of tasks": [_mean(v) for v in zip(*by_task.values())]}
-        shown[name] = (curve["step"], by_task)
+        shown[name] = (curve["step"], {task_name: _smooth(line) for task_name, line in by_task.items()})
     values = [v for _, by_task in shown.values() for line in by_task.values() for v in line if v is not None]
     log = bool(values) and min(values) > 0
     domain = (min(values), max(values)) if log else figures.padded(values)
@@ -132,6 +132,11 @@ def _loss_panels(task: Mapping[str, Any]) -> list[dict[str, Any]]:
         svg = figures.panel(steps, own, others, domain, last, f"training loss of {name}", log=log)
         panels.append({"name": name, "svg": svg, "lines": list(own)})
     return panels
+
+
+def _smooth(line: list[float | None], reach: int = 2) -> list[float | None]:
+    """Each point becomes the mean of itself and its neighbours."""
+    return [_mean(line[max(0, i - reach) : i + reach + 1]) for i in range(len(line))]
 
 
 def _conflict_panels(methods: list[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -131,13 +131,49 @@ def _task(
         row["curves"] = _curves(list(runs.values()))
         methods.append(row)
     budget = records[0]["hyperparameters"]["budget"] if records else None
+    teleporting = _with_and_without({m["name"]: m for m in methods if m["name"] in deltas}, deltas)
     return {
         "name": name,
         **declared,
         "budget": budget,
+        "teleporting": teleporting,
         "methods": methods,
         "splits": records[0].get("splits") if records else None,
     }
+
+
+def _with_and_without(
+    rows: Mapping[str, Mapping[str, Any]], deltas: Mapping[str, Mapping[int, float]]
+) -> list[dict[str, Any]]:
+    """Each method that teleports, against the same aggregator without teleports, paired by seed."""
+
+    def setting(m: str) -> tuple[Any, ...]:
+        method = rows[m]["hyperparameters"]["method"] or {}
+        return method.get("aggregator"), json.dumps(method.get("options"), sort_keys=True), bool(method.get("teleport"))
+
+    bases = {setting(m): m for m in rows}
+    couples = {m: bases[(*setting(m)[:2], False)] for m in rows if setting(m)[2] and (*setting(m)[:2], False) in bases}
+    compared = stats.corrected(
+        {
+            m: stats.paired([[deltas[m][s] - deltas[b][s] for s in deltas[m] if s in deltas[b]]])
+            for m, b in couples.items()
+        }
+    )
+    found = []
+    for m, base in couples.items():
+        ratios = rows[m]["ratio_to_sum"], rows[base]["ratio_to_sum"]
+        cosines = rows[m]["conflict"].get("min_cosine"), rows[base]["conflict"].get("min_cosine")
+        found.append(
+            {
+                "name": m,
+                "without": base,
+                **dataclasses.asdict(compared[m]),
+                "extra_time": ratios[0] / ratios[1] - 1 if ratios[0] and ratios[1] else None,
+                "min_cosine_with": cosines[0],
+                "min_cosine_without": cosines[1],
+            }
+        )
+    return found
 
 
 def _declared(name: str, records: Sequence[Record], suite: Suite | None) -> dict[str, Any]:
@@ -196,7 +232,7 @@ def _teleports(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         return None
     reasons: dict[str, int] = {}
     for one in found:
-        for reason, count in one["reasons"].items():
+        for reason, count in (one.get("refused_because") or {}).items():
             kind = _without_numbers(reason)
             reasons[kind] = reasons.get(kind, 0) + count
     largest = [f["largest_relative_loss_change"] for f in found if f["largest_relative_loss_change"] is not None]
@@ -205,7 +241,7 @@ def _teleports(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         **{k: sum(f[k] for f in found) for k in ("detector_fired", "tried", "accepted")},
         **{k: _mean(f[k] for f in found) for k in ("conflict_before", "conflict_after", "share_of_time")},
         "largest_relative_loss_change": max(largest) if largest else None,
-        "reasons": dict(sorted(reasons.items(), key=lambda item: -item[1])),
+        "refused_because": dict(sorted(reasons.items(), key=lambda item: -item[1])),
     }
 
 
@@ -322,9 +358,10 @@ def _verdict(summary: Mapping[str, Any]) -> list[str]:
         conflict = plain["conflict"].get("min_cosine")
         if conflict is not None:
             extent = "little or no" if conflict > -0.1 else "clear" if conflict < -0.3 else "moderate"
+            text = f"{conflict:+.2f}".replace("-", "−")
             lines.append(
                 f"{task['name']} has {extent} gradient conflict: with {plain['name']} the smallest cosine between two "
-                f"task gradients is {conflict:+.2f} on average over training."
+                f"task gradients is {text} on average over training."
             )
         twins = _same_results(methods)
         if twins:
