@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtlcore import linalg
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
+from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
 from mtlcore.registry import create, registry
 
 
@@ -42,6 +42,8 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
     try:
         with torch.no_grad():
             answer = method.aggregate(shown, dict(state))
+    except (LossError, FeaturesError):
+        raise  # the user's input is at fault, not the plugin
     except Exception as error:
         note = " (some tasks are absent from this batch; see Aggregator.handles_absent)" if partial else ""
         raise PluginError(f"aggregator {_who(method)} raised {type(error).__name__}: {error}{note}") from error
