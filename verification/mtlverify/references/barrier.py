@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlverify.references import Array, NoUniqueAnswer, Solution, programs
+from mtlverify.references import Array, NoUniqueAnswer, ReferenceFailed, Solution, programs
 from mtlverify.references.min_norm import min_norm
 from mtlverify.references.rows import unit_rows
 
@@ -46,8 +46,13 @@ def barrier(rows: Array, alpha: float) -> Solution:
     pull = (given.norms / unit) ** (1.0 / alpha - 1.0)
     problem, root, factors, b = _program(len(rows), alpha)
     root.value, factors.value = given.square_root, pull
-    programs.solve(problem)
-    y = _newton(given.units, pull, alpha, np.log(np.maximum(b.value, 1e-300)))
+    try:
+        programs.solve(problem)
+        start = np.log(np.maximum(b.value, 1e-300))
+    except ReferenceFailed:
+        # Too wide a spread of ``pull`` for the power cones: start from what is exact for orthogonal gradients.
+        start = np.log(pull) / (1.0 + 1.0 / alpha)
+    y = _newton(given.units, pull, alpha, start)
     residual = float(np.abs(_condition(given.units, pull, alpha, y)).max())
     # In units of `unit`, d is U'b; then d scales as unit^((1 - alpha) / (1 + alpha)).
     b_best = np.exp(y)
