@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from mtlbench import runner
 from mtlbench.suite import Suite, digest, read, shipped
+from support import bench_tiny
 
 from mtlcore.errors import ConfigurationError
 
@@ -63,6 +65,15 @@ def test_shipped_suites_are_valid_and_have_three_seeds(name):
     suite = read(name)
     assert suite.seeds >= 3
     assert suite.reference in {m.name for m in suite.methods}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_suites_name_plugins_and_options_that_exist(name):
+    suite = read(name)
+    methods = runner._existing_methods(suite, runner.Summary(), bench_tiny.quiet())
+    assert {m.name for m in methods} == {m.name for m in suite.methods}
+    for entry in suite.tasks:
+        assert runner.make_task(entry).tasks
 
 
 def test_the_hash_of_a_configuration_ignores_order_only():
