@@ -36,7 +36,9 @@ def test_the_file_is_formatted(name, kind, tmp_path):
     file = tmp_path / "test_it.py"
     file.write_text(ghostwriter.write_tests(name, kind))
     for command in (["format", "--check", "--diff"], ["check", "--select", "E,F,I"]):
-        done = subprocess.run([ruff, *command, "--isolated", str(file)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [ruff, *command, "--isolated", str(file)], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 

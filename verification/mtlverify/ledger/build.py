@@ -78,7 +78,7 @@ def rows(subject: Subject, max_examples: int, seed: int, home: Path = store.HOME
                 result = _readable(subject, plugin, law, result, max_examples, seed)
         if result.status == "refuted" and result.counterexample is not None:
             kept[law.id] = result.counterexample
-        yield _row(subject, plugin, result)
+        yield _row(subject, result)
     store.save(subject, kept, home)
 
 
@@ -106,22 +106,33 @@ def _readable(subject: Subject, plugin: Any, law: Law, result: Result, depth: in
     return dataclasses.replace(again, examples=result.examples) if again.status == "refuted" else result
 
 
-def _row(subject: Subject, plugin: Any, result: Result) -> Row:
-    proof = proof_of(subject.kind, subject.name, subject.label, plugin, result.law)
-    status = "proved" if proof is not None and result.status == "verified" else result.status
-    return Row(
-        kind=subject.kind,
-        name=subject.name,
-        label=subject.label,
-        options=dict(subject.options),
-        distribution=registry().find(subject.kind, subject.name).distribution,
-        law=result.law,
-        claimed=result.claimed,
-        status=status,
-        examples=result.examples,
-        worst_margin=result.worst_margin,
-        detail=result.detail,
+def with_proof(row: Row) -> Row:
+    """The row with what is proved now, whatever was known when it was written."""
+    plugin = Subject(row.kind, row.name, tuple(row.options.items())).make()
+    proof = proof_of(row.kind, row.label, plugin, row.law)
+    status = "verified" if row.status == "proved" else row.status
+    return dataclasses.replace(
+        row,
+        status="proved" if proof is not None and status == "verified" else status,
         citation="" if proof is None else proof.citation,
         assumptions="" if proof is None else proof.assumptions,
-        counterexample=result.counterexample,
+    )
+
+
+def _row(subject: Subject, result: Result) -> Row:
+    return with_proof(
+        Row(
+            kind=subject.kind,
+            name=subject.name,
+            label=subject.label,
+            options=dict(subject.options),
+            distribution=registry().find(subject.kind, subject.name).distribution,
+            law=result.law,
+            claimed=result.claimed,
+            status=result.status,
+            examples=result.examples,
+            worst_margin=result.worst_margin,
+            detail=result.detail,
+            counterexample=result.counterexample,
+        )
     )

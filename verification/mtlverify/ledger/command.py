@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from mtlverify.ledger import render
-from mtlverify.ledger.build import Row, rows
+from mtlverify.ledger.build import Row, rows, with_proof
 from mtlverify.ledger.subjects import Subject, subjects
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -47,7 +47,7 @@ def main(
             typer.secho(f"{subject.label}: {_counts(done.result())}", err=True)
             # Written as it grows: stopped half-way, nothing found is lost.
             _write(file, _merge(known, fresh, keep_others=True))
-    merged = _merge(known, fresh, keep_others=bool(names) or render_only)
+    merged = [with_proof(r) for r in _merge(known, fresh, keep_others=bool(names) or render_only)]
     _write(file, merged)
     (out / "ledger.md").write_text(render.page(merged), encoding="utf-8")
     drawn = set(render.draw(merged, out / "figures"))

@@ -57,6 +57,12 @@ PROOFS: dict[str, dict[str, Proof]] = {
         "permutation-equivariant": Proof(SYMMETRIC),
         "duplicate-task": Proof("the hull of a set does not see repetitions"),
     },
+    "mgda (normalize=l2)": {
+        "non-conflicting": Proof(f"{DESIDERI}; here of the unit gradients"),
+        "conic-combination": Proof("the direction is in the convex hull of the unit gradients"),
+        "permutation-equivariant": Proof(SYMMETRIC),
+        "scale-free": Proof("unit gradients do not change"),
+    },
     "upgrad": {
         "non-conflicting": Proof(f"{QUINTON}: a mean of points of the dual cone, which is convex"),
         "conic-combination": Proof(f"{QUINTON}, Proposition 1: projections have weights >= those projected"),
@@ -118,21 +124,18 @@ PROOFS: dict[str, dict[str, Proof]] = {
         "permutation-equivariant": Proof(SYMMETRIC, "equal preferences"),
     },
 }
-"""Label of a subject (or its plain name, for every variant) -> law -> proof."""
+"""Label of a subject -> law -> proof. A proof does not carry over to other hyper-parameters by itself."""
+
+PROOFS["cagrad (c=1)"] |= PROOFS["cagrad"]
+PROOFS["fairgrad (alpha=2)"] = PROOFS["fairgrad"]
 
 ROTATION = Proof("the weights are a function of J J' and the losses, which (J Q)(J Q)' = J J' leaves alone")
 
 
-def proof_of(kind: str, name: str, label: str, plugin: Any, law: str) -> Proof | None:
+def proof_of(kind: str, label: str, plugin: Any, law: str) -> Proof | None:
     """What is proved about this method and law, or None."""
     if kind != "aggregator":
         return None
     if law == "parameter-rotation" and plugin.needs <= Needs.GRAMIAN:
         return ROTATION
-    found = PROOFS.get(label, {}).get(law)
-    if found is None and law in plugin.claims:
-        # A proof for the defaults carries over to a variant only where the variant claims the law as well.
-        found = PROOFS.get(name, {}).get(law)
-    if found is None and label == name:
-        found = PROOFS.get(name, {}).get(law)
-    return found
+    return PROOFS.get(label, {}).get(law)

@@ -1,0 +1,202 @@
+"""Stored counterexamples still fail, negative statements stay negative, no proof is contradicted, the page is whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from mtlverify.answer import ask
+from mtlverify.example import Example
+from mtlverify.ledger import figures, planar, render, store
+from mtlverify.ledger.build import Row, rows
+from mtlverify.ledger.negatives import NEGATIVES, harms_everybody
+from mtlverify.ledger.proofs import PROOFS, proof_of
+from mtlverify.ledger.smaller import PRECONDITIONS, smaller
+from mtlverify.ledger.subjects import Subject, subjects
+from mtlverify.runner import laws
+from typer.testing import CliRunner
+
+import mtlcore
+from mtlcore import Aggregation, Aggregator
+
+DOCS = Path(__file__).parents[2] / "docs" / "reference"
+STORED = store.stored_subjects()
+
+
+@pytest.mark.parametrize("subject", STORED, ids=lambda s: s.label)
+def test_every_stored_counterexample_still_fails(subject):
+    found = store.replayed(subject)
+    assert found
+    assert {law: result.status for law, result in found} == {law: "refuted" for law, _ in found}
+
+
+@pytest.mark.parametrize("subject", STORED, ids=lambda s: s.label)
+def test_counterexamples_are_within_what_the_law_speaks_about(subject):
+    for law, stored in store.load(subject).items():
+        example = store.example_of(stored)
+        if isinstance(example, Example) and law in PRECONDITIONS:
+            assert PRECONDITIONS[law](example.jacobian), (law, example.jacobian)
+
+
+@pytest.mark.parametrize("negative", NEGATIVES, ids=lambda n: f"{n.subject.label}-{n.law}")
+def test_negative_statements_are_stored_and_true(negative):
+    stored = store.load(negative.subject)
+    assert negative.law in stored, f"run python -m mtlverify.ledger {negative.subject.name}"
+    plugin, example = negative.subject.make(), store.example_of(stored[negative.law])
+    assert negative.law not in plugin.claims
+    if negative.all_harmed:
+        assert harms_everybody(plugin, example) < -0.01
+    if (negative.subject.name, negative.law) == ("pcgrad", "non-conflicting"):
+        assert example.n_tasks >= 3
+
+
+def test_pcgrad_does_not_conflict_with_two_tasks():
+    """The other half of the statement, on all pairs of small integer rows in the plane."""
+    plugin = mtlcore.create("aggregator", "pcgrad")
+    grid = [(x, y) for x in range(-2, 3) for y in range(-2, 3) if (x, y) != (0, 0)]
+    worst = min(
+        planar.worst_cosine(
+            ask(plugin, Example(torch.tensor([g, h], dtype=torch.float64), torch.ones(2, dtype=torch.float64)))
+        )
+        for g in grid
+        for h in grid
+    )
+    assert worst > -1e-9
+
+
+def test_proofs_name_methods_and_laws_that_exist_and_claims_are_not_forgotten():
+    labels = {s.label for s in subjects() if s.kind == "aggregator"}
+    ids = {law.id for law in laws("aggregator")}
+    assert set(PROOFS) <= labels
+    assert {law for table in PROOFS.values() for law in table} <= ids
+    plugin = mtlcore.create("aggregator", "cagrad")
+    assert proof_of("aggregator", "cagrad", plugin, "non-conflicting") is None
+    wide = mtlcore.create("aggregator", "cagrad", c=1.0)
+    assert proof_of("aggregator", "cagrad (c=1)", wide, "non-conflicting") is not None
+    assert "J Q" in proof_of("aggregator", "cagrad", plugin, "parameter-rotation").citation
+
+
+def test_the_committed_ledger_agrees_with_the_stored_counterexamples():
+    table = [Row(**r) for r in json.loads((DOCS / "ledger.json").read_text())]
+    assert not [r for r in table if r.contradiction]
+    refuted = {(r.kind, r.label, r.law): r.counterexample for r in table if r.status == "refuted"}
+    stored = {(s.kind, s.label, law): c for s in STORED for law, c in store.load(s).items()}
+    assert refuted == stored
+    assert {"proved", "verified", "refuted"} <= {r.status for r in table}
+    page = (DOCS / "ledger.md").read_text()
+    for part in (render._overview(table), render._negatives(table, "figures")):
+        assert part in page, "run python -m mtlverify.ledger --render-only"
+    for row in table:
+        assert f"### {row.label} ({row.kind})" in page
+    for negative in NEGATIVES:
+        assert f"### {negative.sentence}" in page
+
+
+def test_pictures_are_small_described_and_without_background():
+    drawn = sorted((DOCS / "figures").glob("aggregator.*.svg"))
+    assert len(drawn) >= 5
+    for file in drawn:
+        text = file.read_text()
+        assert len(text) < 20_000
+        assert "<desc>Gradients" in text
+        assert "fill: #ffffff" not in text
+
+
+# --- the machinery ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FirstTaskOnly(Aggregator):
+    """Deaf to everybody else."""
+
+    def aggregate(self, view, state):
+        weights = torch.zeros(view.n_tasks, dtype=torch.float64)
+        weights[0] = 1.0
+        return Aggregation(weights=weights, state=state)
+
+
+def law_about(id):
+    return next(law for law in laws("aggregator") if law.id == id)
+
+
+def test_a_counterexample_is_made_small_without_leaving_its_law():
+    big = torch.tensor([[3.7, -2.2, 0.4], [-41.0, 8.0, 17.0], [5.5, 1.0, 2.0]], dtype=torch.float32)
+    example = Example(big, torch.tensor([3.0, 1e8, 0.1], dtype=torch.float64), seed=7)
+    law = law_about("non-conflicting")
+    assert law.measure(FirstTaskOnly(), example) < 0
+    small = smaller(law, FirstTaskOnly(), example)
+    assert small.jacobian.shape == (2, 1)
+    assert small.jacobian.tolist() in ([[1.0], [-1.0]], [[-1.0], [1.0]])
+    assert small.jacobian.dtype == torch.float64
+    assert small.losses.tolist() == [1.0, 1.0]
+    assert small.seed == 0
+    assert law.measure(FirstTaskOnly(), small) < 0
+    stationary = Example(torch.tensor([[2.0, 6.0], [-1.0, -3.0]], dtype=torch.float64), torch.ones(2).double())
+    small = smaller(law_about("pareto-stationary-zero"), FirstTaskOnly(), stationary)
+    assert PRECONDITIONS["pareto-stationary-zero"](small.jacobian)
+
+
+def test_extras_follow_the_tasks():
+    law = law_about("permutation-equivariant")
+    rows = torch.tensor([[1.0, 2.0], [3.0, -1.0], [-4.0, 5.0]], dtype=torch.float64)
+    example = Example(rows, torch.ones(3, dtype=torch.float64), extra={"permutation": [2, 0, 1]})
+    small = smaller(law, FirstTaskOnly(), example)
+    assert sorted(small.extra["permutation"]) == list(range(small.n_tasks))
+    assert small.n_tasks == 2
+    assert law.measure(FirstTaskOnly(), small) < 0
+
+
+def test_the_smallest_planar_conflict_has_a_way_out():
+    example = planar.smallest_conflict(mtlcore.create("aggregator", "ls"))
+    assert example.jacobian.shape == (2, 2)
+    assert planar.has_common_descent(example.jacobian)
+    assert example.jacobian.abs().max() <= 3
+
+
+def test_figure_marks_the_harmed_task_and_refuses_three_dimensions():
+    rows = torch.tensor([[1.0, 0.0], [-2.0, 1.0]], dtype=torch.float64)
+    answer = ask(mtlcore.create("aggregator", "ls"), Example(rows, torch.ones(2, dtype=torch.float64)))
+    text = figures.svg(figures.conflict(answer, "a title"), "what is seen")
+    assert "<desc>what is seen</desc>" in text
+    assert "g1 (harmed)" in text
+    assert "g2 (harmed)" not in text
+    assert "good for all" in text
+    assert text == figures.svg(figures.conflict(answer, "a title"), "what is seen")
+    deep = ask(mtlcore.create("aggregator", "ls"), Example(torch.eye(3).double(), torch.ones(3).double()))
+    with pytest.raises(ValueError, match="2 parameters"):
+        figures.conflict(deep, "")
+
+
+def test_rows_store_what_they_find_and_replay_it(tmp_path, monkeypatch):
+    subject = Subject("aggregator", "ls")
+    wanted = [law_about(id) for id in ("non-conflicting", "positively-homogeneous", "simplex-weights")]
+    monkeypatch.setattr("mtlverify.ledger.build.laws", lambda kind: wanted)
+    first = {r.law: r for r in rows(subject, 20, 0, tmp_path)}
+    assert first["non-conflicting"].status == "refuted"
+    assert first["non-conflicting"].examples > 0
+    assert first["positively-homogeneous"].status == "proved"
+    assert not [r for r in first.values() if r.contradiction]
+    stored = store.path(subject, tmp_path).read_text()
+    second = {r.law: r for r in rows(subject, 20, 0, tmp_path)}
+    assert second["non-conflicting"].counterexample == first["non-conflicting"].counterexample
+    assert second["non-conflicting"].examples == 0, "the stored counterexample settled it"
+    assert store.path(subject, tmp_path).read_text() == stored
+
+
+def test_a_proof_that_is_refuted_is_a_contradiction():
+    base = Row("aggregator", "x", "x", {}, "d", "non-conflicting", False, "refuted", 1, -1.0)
+    assert not base.contradiction
+    assert Row(**{**vars(base), "citation": "somebody"}).contradiction
+    assert Row(**{**vars(base), "claimed": True}).contradiction
+    assert Row(**{**vars(base), "status": "error"}).contradiction
+
+
+def test_command_line_refuses_unknown_names(tmp_path):
+    from mtlverify.ledger.command import app
+
+    done = CliRunner().invoke(app, ["no-such-method", "--out", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "no-such-method" in done.output
