@@ -7,12 +7,15 @@ float32 numbers is exact in float64, and G is then accurate to about 1e-16 |g_i|
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 # Numbers per block of float64: 1 MB stays in the level-2 cache of an ordinary core, so the conversion costs no
 # extra trip to memory, and no memory to speak of.
 _BLOCK = 1 << 17
+_THIN = 16
 
 
 def _columns(n_rows: int) -> int:
@@ -27,20 +30,27 @@ def row_dtype(tensors: list[Tensor] | tuple[Tensor, ...]) -> torch.dtype:
 
 def gramian(rows: Tensor) -> Tensor:
     """G = J J^T, (K, P) -> (K, K), float64, exactly symmetric, on the device of ``rows``."""
-    return cross_gramian(rows, rows, symmetric=True)
+    k = rows.shape[0]
+    out = torch.zeros(k, k, dtype=torch.float64, device=rows.device)
+    # A matrix product of a few long rows runs far below the speed of its k (k + 1) / 2 dot products.
+    thin = k <= _THIN and rows.device.type == "cpu"
+    for block in _doubles(rows):
+        if thin:
+            for i in range(k):
+                out[i, i:].addmv_(block[i:], block[i])
+        else:
+            out.addmm_(block, block.T)
+    # BLAS may round (i, j) and (j, i) differently; the solvers rely on exact symmetry.
+    return torch.triu(out) + torch.triu(out, 1).T
 
 
-def cross_gramian(left: Tensor, right: Tensor, symmetric: bool = False) -> Tensor:
+def cross_gramian(left: Tensor, right: Tensor) -> Tensor:
     """J_1 J_2^T, (K, P) x (K', P) -> (K, K') in float64."""
     out = torch.zeros(left.shape[0], right.shape[0], dtype=torch.float64, device=left.device)
-    step = _columns(left.shape[0])
+    step = _columns(max(left.shape[0], right.shape[0]))
     for start in range(0, left.shape[1], step):
         a = left[:, start : start + step].to(torch.float64)
-        b = a if symmetric else right[:, start : start + step].to(torch.float64)
-        out.addmm_(a, b.T)
-    if symmetric:
-        # BLAS may round (i, j) and (j, i) differently; the solvers rely on exact symmetry.
-        out = torch.tril(out) + torch.tril(out, -1).T
+        out.addmm_(a, right[:, start : start + step].to(torch.float64).T)
     return out
 
 
@@ -54,19 +64,31 @@ def combine(rows: Tensor, weights: Tensor) -> Tensor:
         return rows.T @ weights.to(rows.dtype)
     out = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device)
     exact = weights.to(torch.float64)
-    step = _columns(rows.shape[0])
-    for start in range(0, rows.shape[1], step):
-        out[start : start + step] = exact @ rows[:, start : start + step].to(torch.float64)
+    start = 0
+    for block in _doubles(rows):
+        stop = start + block.shape[1]
+        out[start:stop] = exact @ block
+        start = stop
     return out
+
+
+def _doubles(rows: Tensor) -> Iterator[Tensor]:
+    """Blocks of columns in float64, one after the other in the same memory."""
+    step = _columns(rows.shape[0])
+    exact = rows.dtype == torch.float64
+    memory = rows.new_empty(0 if exact else rows.shape[0] * min(step, rows.shape[1]), dtype=torch.float64)
+    for start in range(0, rows.shape[1], step):
+        block = rows[:, start : start + step]
+        yield block if exact else memory[: block.numel()].view(block.shape).copy_(block)
 
 
 def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
     """The Gramian of the matrices D_i^T A, which are never formed.
 
     With A^T = Q R (Q with orthonormal columns), A^T D_i = Q (R D_i), so that inner products of the matrices are those
-    of the R D_i, which are N x out instead of in x out. In float64 throughout: as exact for the given factors as
-    forming the matrices in float64 would be. (The shorter <D_i, (A A^T) D_j> squares the rounding where the sum over
-    N cancels, as it does near a stationary point.)
+    of the R D_i, which are N x out instead of in x out. R and R D_i are formed in the dtype of the factors, with the
+    rounding that forming the matrices themselves has, eps |D_i| |A|; their inner products are taken in float64. (The
+    shorter <D_i, (A A^T) D_j> squares that rounding where the sum over N cancels, as near a stationary point.)
 
     Args:
         cotangents: D, (K, N, out).
@@ -76,14 +98,12 @@ def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
         (K, K) float64, exactly symmetric.
     """
     k, n, width = cotangents.shape
-    triangle = torch.linalg.qr(inputs.T.to(torch.float64), mode="r").R
+    triangle = torch.linalg.qr(inputs.T, mode="r").R
     out = torch.zeros(k, k, dtype=torch.float64, device=cotangents.device)
-    step = max(1, _BLOCK // max(1, k * n))
+    step = max(1, 2 * _BLOCK // max(1, k * n))
     for start in range(0, width, step):
-        block = cotangents[:, :, start : start + step].to(torch.float64)
-        reduced = torch.matmul(triangle, block).view(k, -1)
-        out.addmm_(reduced, reduced.T)
-    return torch.tril(out) + torch.tril(out, -1).T
+        out += gramian(torch.matmul(triangle, cotangents[:, :, start : start + step]).flatten(1))
+    return out
 
 
 def cosines(gram: Tensor) -> Tensor:

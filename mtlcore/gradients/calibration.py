@@ -21,8 +21,12 @@ from mtlcore.gradients.jacobian import Stored
 from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients
 
 _ROUNDS = 3
-_WORTH = 0.95
-"""Another source replaces the reference only if it saves more than 5 %."""
+"""Every candidate is timed at least so often ..."""
+_MOST_ROUNDS = 12
+_ENOUGH = 0.2
+"""... and short steps, which noise can disturb, up to so often, or until the reference has been timed for 0.2 s."""
+_WORTH = 0.97
+"""Another source replaces the reference only if it saves more than 3 %."""
 _HOPELESS = 2.5
 """A candidate this much slower than the best of the first round is not tried again."""
 
@@ -130,8 +134,9 @@ class Calibration:
                 c.refused = f"{min(c.times) / best:.1f} times slower than the best"
                 c.forget()
         self._turn = 0
-        if rounds >= _ROUNDS or len(self._alive()) == 1:
-            reference, *others = self._alive()
+        reference, *others = self._alive()
+        enough = rounds >= _MOST_ROUNDS or sum(reference.times) >= _ENOUGH
+        if (rounds >= _ROUNDS and enough) or not others:
             winner = min(others, key=lambda c: min(c.times), default=reference)
             worth = min(winner.times) < _WORTH * min(reference.times)
             self._settle(winner if worth else reference)
@@ -177,22 +182,26 @@ def _tolerance(problem: GradientProblem) -> float:
 
 
 class _Stopwatch:
-    """Wall time of what a source does, on an accelerator with its queue drained."""
+    """Time of what a source does: on an accelerator with its queue drained; with one thread on the processor this
+    thread's own time, which busy neighbours do not lengthen."""
 
     def __init__(self, problem: GradientProblem) -> None:
-        self._cuda = problem.shared[0].is_cuda
+        device = problem.shared[0].device
+        self._cuda = device.type == "cuda"
+        alone = device.type == "cpu" and torch.get_num_threads() == 1
+        self._clock = time.thread_time if alone else time.perf_counter
         self._total = 0.0
         self.resume()
 
     def resume(self) -> None:
         """Go on."""
         self._drain()
-        self._start = time.perf_counter()
+        self._start = self._clock()
 
     def pause(self) -> float:
         """Seconds so far."""
         self._drain()
-        self._total += time.perf_counter() - self._start
+        self._total += self._clock() - self._start
         return self._total
 
     def _drain(self) -> None:

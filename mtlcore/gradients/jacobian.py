@@ -11,7 +11,7 @@ from mtlcore import linalg
 from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.gradients import graph
 from mtlcore.gradients.front import Front
-from mtlcore.gradients.rows import Part, part
+from mtlcore.gradients.rows import Part, Whole, part
 from mtlcore.gradients.source import GradientProblem, TaskGradients, accumulate, write_heads
 from mtlcore.gradients.storage import Storage
 
@@ -56,6 +56,7 @@ def collect(
         for i in range(n_tasks):
             found = front.pull(i, targets, retain=i < n_tasks - 1)
             _store(order, stored[i : i + 1], [None if g is None else _first(g) for g in found])
+            del found  # so that the next pass finds its memory again
     else:
         try:
             for tasks, together in front.pull_together(targets, chunk):
@@ -126,12 +127,15 @@ def _gramian(parts: Sequence[Part], stored: Tensor) -> Tensor:
     """(K, K) of parts in any order; neighbours that are stored as they are make one matrix."""
     total = torch.zeros(len(stored), len(stored), dtype=torch.float64, device=stored.device)
     start = end = 0
-    for piece in parts:
-        if piece.factored:
-            total += linalg.gramian(stored[:, start:end]) + piece.gramian(stored[:, end : end + piece.width])
-            start = end + piece.width
-        end += piece.width
-    return total + linalg.gramian(stored[:, start:end])
+    for piece in (*parts, None):
+        if piece is None or piece.factored:
+            if end > start:
+                total += linalg.gramian(stored[:, start:end])
+            if piece is not None:
+                total += piece.gramian(stored[:, end : end + piece.width])
+                start = end + piece.width
+        end += 0 if piece is None else piece.width
+    return total
 
 
 def _short(error: Exception) -> str:
@@ -146,6 +150,7 @@ def _first(gradient: Tensor) -> Tensor:
 @torch.no_grad()
 def _store(parts: Sequence[Part], out: Tensor, found: Sequence[Tensor | None]) -> None:
     at = 0
+    places, gradients = [], []
     for piece, place in zip(parts, out.split([p.width for p in parts], 1)):
         mine = found[at : at + len(piece.targets)]
         at += len(mine)
@@ -154,10 +159,16 @@ def _store(parts: Sequence[Part], out: Tensor, found: Sequence[Tensor | None]) -
             place.zero_()
             continue
         piece.used = True
+        if isinstance(piece, Whole):
+            places.append(place.view(present[0].shape))
+            gradients.append(present[0])
+            continue
         if len(present) < len(mine):
             # A task that reaches only some uses of a weight: the other cotangents are zero.
             mine = [_zeros(t, len(out), present[0]) if g is None else g for t, g in zip(piece.targets, mine)]
         piece.store(place, [g for g in mine if g is not None])
+    if places:
+        torch._foreach_copy_(places, gradients)  # one call for many small parameters
 
 
 def _zeros(target: torch.autograd.graph.GradientEdge, n: int, like: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ WEIGHTS = (1.0, -0.5, 2.0)
 @pytest.fixture
 def everything_is_large(monkeypatch):
     monkeypatch.setattr(planner, "_SMALL", 0)
+    monkeypatch.setattr(calibration, "_MOST_ROUNDS", 3)
 
 
 class Ones(Aggregator):
@@ -133,7 +134,7 @@ def test_timing_decides(monkeypatch):
     assert reports[-1].gradient_source.startswith("streaming-together: measured step times sequential 1.00")
     clock.update({"streaming-together": 1.95})
     _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 14)
-    assert reports[-1].gradient_source.startswith("sequential:")  # 2.5 % is not worth it
+    assert reports[-1].gradient_source.startswith("sequential:")  # 2.5 % are not worth it
 
 
 def _noting(clock):

@@ -111,7 +111,7 @@ def _heads(work: Workload, losses: list[Tensor], z: Tensor) -> list[Tensor]:
 
 
 class Floor(Contender):
-    """Forward, heads, K trunk VJPs whose rows are dropped: what a method on gradients cannot do without rows' algebra."""
+    """Forward, heads, K trunk VJPs whose rows are dropped: the price of K gradients."""
 
     label = "floor"
     complete = False
@@ -156,9 +156,9 @@ class LibMtlForm(Contender):
             jacobian[i] = torch.cat([g.flatten() for g in found])
         weights = self.rule.weights(jacobian @ jacobian.T).to(jacobian)
         torch.autograd.backward(
-            losses, [w for w in torch.ones_like(weights)], inputs=list(self.work.heads.parameters()), retain_graph=True
+            losses, list(torch.ones_like(weights)), inputs=list(self.work.heads.parameters()), retain_graph=True
         )
-        torch.autograd.backward(losses, [w for w in weights], inputs=self.shared)
+        torch.autograd.backward(losses, list(weights), inputs=self.shared)
 
 
 class TorchJd(Contender):

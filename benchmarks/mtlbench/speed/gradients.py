@@ -1,6 +1,7 @@
 """What task gradients cost: mtlcore against the floor, TorchJD, LibMTL's form and hand-written loops.
 
     python -m mtlbench.speed.gradients --out build/speed [--seconds 10] [--only mlp40 gru5] [--no-curves]
+        [--threads 1 --processor-time]
 
 Prints a table of ratios and writes gradients.json and gradients.png. All contenders do the same job; before the
 timing each is compared with the explicit Jacobian on fixed weights, and a contender that errs is reported, not timed.
@@ -17,6 +18,7 @@ import json
 import platform
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,13 +85,13 @@ def memory(make: Callable[[], Workload], rule: Rule, kind: type[Contender]) -> f
     return measure.peak_bytes(lambda: contender.backward(losses, z)) / size
 
 
-def run(names: Sequence[str], rule: Rule, seconds: float) -> list[dict[str, Any]]:
+def run(names: Sequence[str], rule: Rule, seconds: float, clock: Callable[[], float]) -> list[dict[str, Any]]:
     """One record per workload."""
     records = []
     for name in names:
         make = workloads.WORKLOADS[name]
         ready, refused = prepare(make, rule, CONTENDERS)
-        times = measure.interleaved({label: c.step for label, c in ready.items()}, seconds)
+        times = measure.interleaved({label: c.step for label, c in ready.items()}, seconds, clock=clock)
         work = ready[Floor.label].work
         chosen = ready[MtlCore.label]
         assert isinstance(chosen, MtlCore)
@@ -97,7 +99,7 @@ def run(names: Sequence[str], rule: Rule, seconds: float) -> list[dict[str, Any]
         peaks = {}
         for label in ready:
             # "auto" holds several sources while it calibrates; what counts is what it settles for.
-            settled = f"mtlcore {chosen.reason.split(':')[0]}" if label == MtlCore.label else label
+            settled = _settled(chosen.reason) if label == MtlCore.label else label
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 peaks[label] = memory(make, rule, kinds.get(settled, kinds[label]))
@@ -121,15 +123,19 @@ def run(names: Sequence[str], rule: Rule, seconds: float) -> list[dict[str, Any]
     return records
 
 
+def _settled(reason: str) -> str:
+    """The forced contender that does what "auto" decided on."""
+    return f"mtlcore {reason.split(':')[0].removesuffix('-together')}"
+
+
 def table(record: dict[str, Any]) -> str:
     """One workload in words."""
     lines = [f"\n{record['workload']}  (P = {record['parameters']:,}, {record['rounds']} rounds)  [{record['source']}]"]
     lines.append(f"  {'':24}{'/ floor':>9}{'/ TorchJD':>11}{'memory/KP':>11}")
     for name in record["ratio_to_floor"]:
         jd = record["ratio_to_torchjd"].get(name, float("nan"))
-        lines.append(
-            f"  {name:24}{record['ratio_to_floor'][name]:9.2f}{jd:11.2f}{record['memory_in_rows'].get(name, float('nan')):11.2f}"
-        )
+        held = record["memory_in_rows"].get(name, float("nan"))
+        lines.append(f"  {name:24}{record['ratio_to_floor'][name]:9.2f}{jd:11.2f}{held:11.2f}")
     lines += [f"  {name:24}left out: {why}" for name, why in record["left_out"].items()]
     return "\n".join(lines)
 
@@ -151,7 +157,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     return out
 
 
-def curves(rule: Rule, seconds: float) -> dict[str, Any]:
+def curves(rule: Rule, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
     """Step time against K (2 .. 100) and against P, with fitted lines.
 
     A line t = a + b x is fitted by least squares of relative errors; ``worst`` is the largest relative deviation.
@@ -168,9 +174,8 @@ def curves(rule: Rule, seconds: float) -> dict[str, Any]:
         for x, make in series:
             ready, _ = prepare(make, rule, kinds)
             forward = ready[Floor.label].work.forward
-            times = measure.interleaved(
-                {"forward": forward, **{n: c.step for n, c in ready.items()}}, seconds / len(series)
-            )
+            steps = {"forward": forward, **{n: c.step for n, c in ready.items()}}
+            times = measure.interleaved(steps, seconds / len(series), clock=clock)
             xs.append(x)
             for name, values in ys.items():
                 values.append(statistics.median(times[name]) if axis == "P" else measure.ratio(times, name, "forward"))
@@ -236,29 +241,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(workloads.WORKLOADS), default=list(workloads.WORKLOADS))
     parser.add_argument("--method", default="upgrad", choices=["upgrad", "fixed"])
     parser.add_argument("--threads", type=int, default=None, help="torch threads; default: torch's own")
+    parser.add_argument("--processor-time", action="store_true", help="this process's own time; with --threads 1 only")
     parser.add_argument("--no-curves", action="store_true", help="leave out cost against K and P")
     options = parser.parse_args(arguments)
+    if options.processor_time and options.threads != 1:
+        parser.error("--processor-time counts threads that wait for each other: use it with --threads 1")
+    clock = time.process_time if options.processor_time else time.perf_counter
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     rule = Rule(options.method)
-    records = run(options.only, rule, options.seconds)
+    records = run(options.only, rule, options.seconds, clock)
     result = {
         "method": rule.name,
         "torch": torch.__version__,
         "threads": measure.threads(),
+        "clock": "processor time" if options.processor_time else "wall time",
         "machine": platform.machine(),
         "summary": summary(records),
         "records": records,
-        "curves": {} if options.no_curves else curves(rule, 3 * options.seconds),
+        "curves": {} if options.no_curves else curves(rule, 3 * options.seconds, clock),
     }
     print("\nsummary")
     for name, value in result["summary"].items():
         print(f"  {name:40}{value:6.2f}")
     for axis, curve in result["curves"].items():
         for name, fit in curve["fit"].items():
-            print(
-                f"  {name:22} against {axis}: {fit['a']:.3g} + {fit['b']:.3g} {axis}, worst deviation {fit['worst']:.0%}"
-            )
+            line = f"{fit['a']:.3g} + {fit['b']:.3g} {axis}"
+            print(f"  {name:22} against {axis}: {line}, worst deviation {fit['worst']:.0%}")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "gradients.json").write_text(json.dumps(result, indent=1) + "\n")
     figure(records, result["curves"], options.out / "gradients.png")
