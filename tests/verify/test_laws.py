@@ -13,6 +13,7 @@ from mtlverify.laws.conflict import non_conflicting
 from mtlverify.mutants import aggregators, twins
 from mtlverify.runner import examine
 from mtlverify.strategies import jacobians
+from mtlverify.strategies.generic import small
 
 from mtlcore.errors import ConfigurationError, UnknownPluginError
 from mtlcore.registry import registry
@@ -71,7 +72,7 @@ def test_a_claimed_law_fails_a_build_and_an_unclaimed_one_does_not():
 
 
 def test_a_vacuous_search_is_an_error():
-    impossible = dataclasses.replace(non_conflicting, examples=lambda: jacobians().filter(lambda e: False))
+    impossible = dataclasses.replace(non_conflicting, examples=lambda: jacobians((small,)).filter(lambda e: False))
     result = examine(twins.Mean(), impossible, 20, 0)
     assert (result.status, result.examples) == ("error", 0)
     assert "vacuous" in result.detail
