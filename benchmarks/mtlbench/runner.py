@@ -163,9 +163,9 @@ class _Runner:
             rate, options = chosen.get(SINGLE_TASK if method is None else method.name, (None, None))
             return make(method, seed, rate, options)
 
-        baselines = self._do(
-            [tuned(None, seed) for seed in range(n_seeds)], records.RECORDS, f"{entry.name}: baselines"
-        )
+        first = [tuned(None, seed) for seed in range(n_seeds)]
+        self._write_manifest(entry, [job.config_hash for job in [*first, *(tuned(m, 0) for m in methods)]])
+        baselines = self._do(first, records.RECORDS, f"{entry.name}: baselines")
         todo = []
         for seed in range(n_seeds):
             base = baselines.get(seed)
@@ -181,7 +181,6 @@ class _Runner:
                         certificate=_short(_of_method(certificates, method)),
                     )
                 )
-        self._write_manifest(entry, [j.config_hash for j in todo] + [r["config_hash"] for r in baselines.values()])
         self._do(todo, records.RECORDS, entry.name)
 
     def _job(

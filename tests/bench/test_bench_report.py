@@ -173,6 +173,24 @@ def test_runs_of_an_earlier_configuration_are_not_mixed_in(tiny, tmp_path):
     assert "earlier version of the suite" in _page(tmp_path)
 
 
+def test_a_run_in_progress_is_not_outdated(tiny, tmp_path, monkeypatch):
+    """The manifest is there before the first record of a task."""
+    from mtlbench import runner
+
+    real = runner.do_job
+
+    def stops(job, progress):
+        if job.method is not None:
+            raise KeyboardInterrupt
+        return real(job, progress)
+
+    monkeypatch.setattr(runner, "do_job", stops)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, console=tiny.quiet())
+    state = summarise(tmp_path)["state"]
+    assert (state["finished"], state["outdated"]) == (1, 0)
+
+
 def test_several_tasks_are_pooled_by_stratified_bootstrap(folder):
     for seed in range(3):
         for method, delta in (("single-task", 0.0), ("sum", 7.0 + seed), ("mgda", 2.0 + 0.5 * seed)):
