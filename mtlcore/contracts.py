@@ -278,6 +278,9 @@ class Aggregator(Validated, abc.ABC):
     """False: when tasks are missing from a batch, the method is called on the sub-problem of those present and
     the absent ones get weight 0; ``view.task_index`` says which tasks they are. True: the method gets the full
     view (losses and Gramian of absent tasks are NaN, their rows 0) and reads ``view.present`` itself."""
+    degree: ClassVar[float] = 1.0
+    """p in A(t J) = t^p A(J), for a method that claims "positively-homogeneous"; a class whose degree depends on
+    hyper-parameters overrides this with a property."""
     batches: ClassVar[int] = 1
     """How many independent batches one step needs; the further ones arrive in ``view.others``."""
 

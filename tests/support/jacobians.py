@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from support.architectures import Workload
 from torch import Tensor
+
+from support.architectures import Workload
 
 
 def make(factory: Callable[[], Workload], dtype: torch.dtype = torch.float64) -> Workload:
