@@ -64,7 +64,7 @@ _HOME = {
     "Brakes": "teleporting",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
