@@ -62,14 +62,19 @@ def ask(plugin: Aggregator, example: Example, *, state: dict[str, Tensor] | None
     """One step of a method on ``example`` (with ``changes`` to it); a fresh state unless one is given."""
     example = example.with_(**changes) if changes else example
     view = view_of(plugin, example.jacobian, example.losses, seed=example.seed)
-    aggregation = plugin.aggregate(view, plugin.init(example.n_tasks) if state is None else state)
+    with torch.no_grad():  # as in a step
+        aggregation = plugin.aggregate(view, plugin.init(example.n_tasks) if state is None else state)
     return answered(aggregation, example.jacobian)
 
 
 def answered(aggregation: Aggregation, jacobian: Tensor) -> Answer:
     """The answer in one form, whichever form the method chose."""
     weights = None if aggregation.weights is None else aggregation.weights.detach().to(torch.float64)
-    direction = combine(jacobian, weights) if aggregation.direction is None else aggregation.direction.detach()
+    if weights is not None:
+        direction = combine(jacobian, weights)
+    else:
+        assert aggregation.direction is not None  # the constructor of Aggregation asks for exactly one of the two
+        direction = aggregation.direction.detach()
     return Answer(direction, weights, dict(aggregation.state), jacobian)
 
 

@@ -155,5 +155,6 @@ def search(
     if hunt.found is not None:
         margin, example, error = hunt.found
         return Outcome(hunt.tried, None if error is not None else margin, example, error, example)
-    margin, example = hunt.worst if hunt.worst is not None else (None, None)
-    return Outcome(hunt.tried, margin, worst=example)
+    if hunt.worst is None:
+        return Outcome(hunt.tried, None)
+    return Outcome(hunt.tried, hunt.worst[0], worst=hunt.worst[1])

@@ -7,6 +7,7 @@ are judged alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -65,7 +66,8 @@ def cosine_noise(answer: Answer) -> float:
 
 def equality(*answers: Answer) -> float:
     """The distance, as a length, below which answers count as equal: half of the digits, never less than rounding."""
-    half = max((HALF_DIGITS if a.weights is not None else eps(a.direction.dtype) ** 0.5) * a.size for a in answers)
+    roots = [HALF_DIGITS if a.weights is not None else math.sqrt(eps(a.direction.dtype)) for a in answers]
+    half: float = max(root * a.size for root, a in zip(roots, answers, strict=True))
     return half + sum(rounding(a) for a in answers)
 
 
@@ -75,7 +77,8 @@ def last_bits(rows: Tensor, probe: int) -> Tensor:
     noise = torch.randn(rows.shape, generator=generator, dtype=torch.float64)
     noise = noise / noise.norm(dim=1, keepdim=True).clamp_min(1.0)
     moved = rows.double() + 2.0 * eps(rows.dtype) * rows.double().norm(dim=1, keepdim=True) * noise
-    return moved.to(rows.dtype)
+    same: Tensor = moved.to(rows.dtype)
+    return same
 
 
 def sensitivity(respond: Callable[[Tensor], Tensor], rows: Tensor) -> float:

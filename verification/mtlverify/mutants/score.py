@@ -36,7 +36,8 @@ class Score:
 
 def mutation_score(max_examples: int = 200, seed: int = 0) -> Score:
     """Run every mutant against the laws that must see it."""
-    killed, survived = [], []
+    killed: list[Result] = []
+    survived: list[Result] = []
     for mutant, laws in CATALOGUE.items():
         for law in chosen(kind_of(mutant()), laws):
             result = examine(mutant(), law, max_examples, seed, shrink=False)

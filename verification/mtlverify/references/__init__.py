@@ -19,7 +19,7 @@ import torch
 from mtlcore import Aggregation, Aggregator, Needs, StepView
 from mtlcore.registry import registry
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 ACCEPTED = 1e-7
 """Largest residual of the optimality conditions (of unit rows) that is accepted."""

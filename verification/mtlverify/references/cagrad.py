@@ -45,6 +45,8 @@ def dual(rows: Array, plugin: Any) -> Solution:
     level = 0.0 if y is None else float(y @ given.units @ (point + given.units.T @ y)) / float(y @ cost)
     if (y is None or gap > ACCEPTED or level * float(cost.max()) > -ACCEPTED) and _stationary(given):
         raise NoUniqueAnswer("g_w vanishes: every direction in the ball that harms no task is a maximiser")
+    if y is None:
+        raise ReferenceFailed("no support satisfies the optimality conditions")
     size = 1.0 + float(y.sum())
     return _scaled(
         Solution(length * (point + given.units.T @ y), length * size, gap, length * float(np.sqrt(2 * gap * size))),

@@ -27,7 +27,7 @@ class UnitRows:
     def square_root(self) -> Array:
         """(k, k) triangular R with |R y| = |units^T y| for all y: the program does not see P."""
         k = len(self.units)
-        r = np.linalg.qr(self.units.T, mode="r")
+        r: Array = np.linalg.qr(self.units.T, mode="r")  # type: ignore[assignment]
         return np.vstack([r, np.zeros((k - len(r), k))]) if len(r) < k else r
 
 
