@@ -25,7 +25,7 @@ from mtlcore.gradients.storage import Storage
 
 _SHARE = 0.17
 """Of K x P numbers, what a frugal stream stores at most ..."""
-_LEAST = 4
+_LEAST = 6
 """... but for few tasks never less than so many gradients: it would take many passes to save little."""
 
 

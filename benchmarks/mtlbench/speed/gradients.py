@@ -76,9 +76,19 @@ def prepare(
     return ready, refused
 
 
-def memory(make: Callable[[], Workload], rule: Rule, kind: type[Contender]) -> float:
-    """Peak of a new contender's first backward, in units of K x P numbers."""
+def memory(make: Callable[[], Workload], rule: Rule, kind: type[Contender], like: Contender) -> float:
+    """Peak of a new contender's first backward, in units of K x P numbers.
+
+    Args:
+        make: the workload.
+        rule: the method.
+        kind: the contender's class.
+        like: a warmed-up one: "auto" takes over what it settled on, for while it calibrates it holds several sources.
+    """
     contender = kind(workloads.build(make), rule)
+    if isinstance(contender, MtlCore) and isinstance(like, MtlCore):
+        state = contender.mt.state_dict()
+        contender.mt.load_state_dict({**state, "gradient_sources": like.mt.state_dict()["gradient_sources"]})
     contender.work.zero_grad()
     losses, z = contender.work.forward()
     size = contender.work.n_tasks * contender.work.n_parameters * 4
@@ -97,12 +107,10 @@ def run(names: Sequence[str], rule: Rule, seconds: float, clock: Callable[[], fl
         assert isinstance(chosen, MtlCore)
         kinds = {c.label: c for c in CONTENDERS}
         peaks = {}
-        for label in ready:
-            # "auto" holds several sources while it calibrates; what counts is what it settles for.
-            settled = _settled(chosen.reason) if label == MtlCore.label else label
+        for label, contender in ready.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                peaks[label] = memory(make, rule, kinds.get(settled, kinds[label]))
+                peaks[label] = memory(make, rule, kinds[label], contender)
         record = {
             "workload": work.name,
             "tasks": work.n_tasks,
@@ -121,11 +129,6 @@ def run(names: Sequence[str], rule: Rule, seconds: float, clock: Callable[[], fl
         records.append(record)
         print(table(record), flush=True)
     return records
-
-
-def _settled(reason: str) -> str:
-    """The forced contender that does what "auto" decided on."""
-    return f"mtlcore {reason.split(':')[0].removesuffix('-together')}"
 
 
 def table(record: dict[str, Any]) -> str:

@@ -1,0 +1,62 @@
+"""G = J J^T and d = J^T w, in blocks, thin and thick, whole and factored."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtlcore import linalg
+
+SIZES = [(1, 7), (3, 100_003), (16, 9000), (17, 9001), (40, 20_000), (300, 700)]
+
+
+def draw(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("k", "p"), SIZES)
+def test_gramian_and_combination_are_exact(k, p, dtype):
+    rows = draw(k, p).to(dtype)
+    rows[-1] *= 1e-8
+    exact = rows.double() @ rows.double().T
+    got = linalg.gramian(rows)
+    norms = exact.diagonal().sqrt()
+    assert float(((got - exact).abs() / (norms[:, None] * norms)).max()) < 1e-13
+    assert torch.equal(got, got.T)
+    weights = draw(k).double()
+    expected = rows.double().T @ weights
+    torch.testing.assert_close(linalg.combine(rows, weights).double(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_combination_of_opposing_rows_is_not_rounding():
+    row = draw(1, 5000)
+    rows = torch.cat([row, -row * (1 + 1e-6)])
+    expected = rows[0].double() + rows[1].double()
+    torch.testing.assert_close(linalg.combine(rows, torch.ones(2)).double(), expected, rtol=1e-6, atol=0.0)
+
+
+def test_cross_gramian():
+    a, b = draw(3, 50_000), draw(5, 50_000)
+    torch.testing.assert_close(linalg.cross_gramian(a, b), a.double() @ b.double().T, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("k", "n", "out", "inputs"), [(1, 1, 1, 1), (3, 8, 5, 16), (40, 30, 200, 64), (20, 16, 9, 16)])
+def test_factored_gramian_equals_that_of_the_matrices(k, n, out, inputs, dtype):
+    d, a = draw(k, n, out).to(dtype), draw(n, inputs).to(dtype)
+    matrices = torch.einsum("kno,ni->koi", d.double(), a.double()).flatten(1)
+    exact = matrices @ matrices.T
+    got = linalg.factored_gramian(d, a)
+    norms = exact.diagonal().sqrt()
+    assert float(((got - exact).abs() / (norms[:, None] * norms)).max()) < 100 * torch.finfo(dtype).eps
+    assert torch.equal(got, got.T)
+
+
+def test_factored_gramian_of_dependent_inputs():
+    """A batch that holds the same example twice has no full-rank factor."""
+    a = draw(4, 16).double()
+    a[1] = a[0]
+    d = draw(3, 4, 5).double()
+    matrices = torch.einsum("kno,ni->koi", d, a).flatten(1)
+    torch.testing.assert_close(linalg.factored_gramian(d, a), matrices @ matrices.T)
