@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -147,7 +148,7 @@ def _show(results: list[Result], all_rows: bool) -> None:
             Text(r.detail.partition(":")[0] if r.status == "refuted" else "", style="dim"),
         )
         last = (r.kind, r.name)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=110)  # a file or a pipe has no width of its own
     console.print(table)
     counts = ", ".join(f"{sum(r.status == s for r in results)} {s}" for s in STYLES)
     console.print(f"\n{sum(r.examples for r in results):,} examples tried: {counts}.")

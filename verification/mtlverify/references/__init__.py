@@ -102,7 +102,7 @@ class Exact(Aggregator):
     needs = Needs.JACOBIAN
 
     @property
-    def degree(self) -> float:
+    def degree(self) -> float:  # type: ignore[override]
         """That of the method."""
         return float(getattr(self.original, "degree", 1.0))
 
