@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 
 import pytest
 import torch
@@ -14,15 +14,8 @@ from typer.testing import CliRunner
 
 @pytest.fixture
 def without_torchjd(monkeypatch):
-    real = builtins.__import__
-
-    def refuse(name, *args, **kwargs):
-        if name.split(".")[0] == "torchjd":
-            raise ModuleNotFoundError(f"No module named {name!r}")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    monkeypatch.setattr(adapter.importlib, "import_module", lambda name: refuse(name))
+    for name in ("torchjd", "torchjd.aggregation"):
+        monkeypatch.setitem(sys.modules, name, None)  # Python's own way of saying "not there"
 
 
 def test_without_the_library_the_error_has_the_pip_line(without_torchjd):

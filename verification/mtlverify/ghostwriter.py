@@ -24,9 +24,8 @@ _HEAD = '''\
 First written by `python -m mtlverify.ghostwriter {name}`; yours to change.
 """
 
-import pytest
-
 import mtlcore
+import pytest
 from mtlverify import check
 
 KIND, NAME = "{kind}", "{name}"
@@ -93,7 +92,7 @@ def write_tests(name: str, kind: str | None = None) -> str:
     if silent:
         parts.append(_SILENT_TEST)
     text = "".join(parts)
-    return text if silent else text.replace("import pytest\n\n", "")
+    return text if silent else text.replace("import pytest\n", "")
 
 
 def _sorted_laws(plugin: Any, kind: str) -> tuple[list[Law], list[tuple[Law, str]]]:

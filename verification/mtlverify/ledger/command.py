@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     names: Annotated[Optional[list[str]], typer.Argument(metavar="[NAME]...", help="Methods; all if left out.")] = None,  # noqa: UP045
-    out: Annotated[Path, typer.Option(help="Folder of ledger.json, ledger.md and figures/.")] = Path("docs/reference"),
+    out: Annotated[Path, typer.Option(help="The page, with convergence.json if it is there.")] = Path("docs/reference"),
     max_examples: Annotated[int, typer.Option(min=1, help="Inputs per law that is not refuted yet.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
@@ -49,7 +49,9 @@ def main(
             _write(file, _merge(known, fresh, keep_others=True))
     merged = [with_proof(r) for r in _merge(known, fresh, keep_others=bool(names) or render_only)]
     _write(file, merged)
-    (out / "ledger.md").write_text(render.page(merged), encoding="utf-8")
+    table = out / "convergence.json"
+    runs = render.convergence(json.loads(table.read_text(encoding="utf-8"))) if table.exists() else ""
+    (out / "ledger.md").write_text(render.page(merged, runs=runs), encoding="utf-8")
     drawn = set(render.draw(merged, out / "figures"))
     for old in set((out / "figures").glob("aggregator.*.svg")) - drawn:
         old.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mtlverify.answer import ask
 from mtlverify.example import Example
@@ -28,10 +29,36 @@ HEADLINE = (
 """Columns of the overview."""
 
 
-def page(rows: Sequence[Row], title: str = "The ledger", preface: str = "", figures_at: str = "figures") -> str:
-    """Markdown."""
-    parts = [f"# {title}\n", preface or _PREFACE, _overview(rows), _negatives(rows, figures_at), _methods(rows)]
+def page(
+    rows: Sequence[Row], title: str = "The ledger", preface: str = "", figures_at: str = "figures", runs: str = ""
+) -> str:
+    """Markdown; ``runs`` is what :func:`convergence` made."""
+    parts = [f"# {title}\n", preface or _PREFACE, _overview(rows), _negatives(rows, figures_at), runs, _methods(rows)]
     return "\n".join(p for p in parts if p).rstrip() + "\n"
+
+
+def convergence(verdicts: Sequence[dict[str, Any]]) -> str:
+    """Where runs end, from the rows of ``python -m mtlverify.convergence --json``."""
+    signs = {"converged": "✓ converged", "approaching": "↘ approaching", "stalled": "✗ stalled", "error": "! error"}
+    problems = list(dict.fromkeys(v["problem"] for v in verdicts))
+    lines = [
+        "## Where the methods go\n",
+        "Runs on problems whose Pareto set is known, with exact gradients (`python -m mtlverify.convergence`). The",
+        "number is what is left of the first min-norm, by the independent reference. Noisy gradients and all numbers:",
+        "[convergence.json](convergence.json).\n",
+        "| method | " + " | ".join(problems) + " |",
+        "|---" * (len(problems) + 1) + "|",
+    ]
+    for method in dict.fromkeys(v["method"] for v in verdicts):
+        mine = [v for v in verdicts if v["method"] == method and not v["noisy"]]
+        cells = [f"{signs[v['verdict']]} {v['remaining']:.0e}" for v in mine]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    claims = [v for v in verdicts if v["claimed"]]
+    if claims:
+        kept = sum(bool(v["as_claimed"]) for v in claims)
+        lines.append(f"\nRates are claimed for {len(claims)} of these runs; {kept} of them kept the claim:\n")
+        lines += dict.fromkeys(f"- {v['method']}: {v['source']}" for v in claims)
+    return "\n".join(lines) + "\n"
 
 
 def draw(rows: Iterable[Row], folder: Path) -> list[Path]:

@@ -38,9 +38,10 @@ class Problem(Validated, abc.ABC):
 
     def jacobian(self, x: Tensor) -> Tensor:
         """(P,) -> (K, P): the gradients; by autograd unless a problem knows better."""
-        x = x.detach().requires_grad_(True)
-        losses = self.losses(x)
-        return torch.stack([torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses])
+        with torch.enable_grad():  # a method may ask in the middle of its own, gradient-free, step
+            x = x.detach().requires_grad_(True)
+            losses = self.losses(x)
+            return torch.stack([torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses])
 
     @abc.abstractmethod
     def start(self, generator: torch.Generator) -> Tensor:
