@@ -161,7 +161,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def curves(rule: Rule, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
-    """Step time against K (2 .. 100) and against P, with fitted lines.
+    """Step time against K (2 .. 100) and against P, with fitted lines; against K in forward passes of the trunk.
 
     A line t = a + b x is fitted by least squares of relative errors; ``worst`` is the largest relative deviation.
     """
@@ -176,7 +176,7 @@ def curves(rule: Rule, seconds: float, clock: Callable[[], float]) -> dict[str, 
         ys: dict[str, list[float]] = {k.label: [] for k in kinds}
         for x, make in series:
             ready, _ = prepare(make, rule, kinds)
-            forward = ready[Floor.label].work.forward
+            forward = ready[Floor.label].work.trunk_forward
             steps = {"forward": forward, **{n: c.step for n, c in ready.items()}}
             times = measure.interleaved(steps, seconds / len(series), clock=clock)
             xs.append(x)
@@ -228,7 +228,7 @@ def figure(records: Sequence[dict[str, Any]], lines: dict[str, Any], path: Path)
             (line,) = axis.plot(curve["x"], values, "o", label=f"{label}: {fit['a']:.2g} + {fit['b']:.2g} {name}")
             axis.plot(curve["x"], [fit["a"] + fit["b"] * x for x in curve["x"]], color=line.get_color(), linewidth=1)
         axis.set_xlabel(name)
-        axis.set_ylabel("step / forward pass" if name == "K" else "step / floor of the smallest")
+        axis.set_ylabel("step / trunk's forward pass" if name == "K" else "step / floor of the smallest")
         axis.legend(fontsize=8)
     canvas.savefig(path, dpi=120)
     pyplot.close(canvas)

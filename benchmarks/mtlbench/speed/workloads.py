@@ -47,6 +47,10 @@ class Workload:
         z = self.pick(self.trunk(*self.inputs))
         return [loss(head(z)) for head, loss in zip(self.heads, self.losses)], z
 
+    def trunk_forward(self) -> Tensor:
+        """The features alone: a unit of time that does not depend on K."""
+        return self.pick(self.trunk(*self.inputs))
+
     def zero_grad(self) -> None:
         """Gradients to None."""
         self.trunk.zero_grad(set_to_none=True)
