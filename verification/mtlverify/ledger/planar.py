@@ -32,7 +32,8 @@ def cosines(answer: Answer) -> Tensor | None:
         return None
     rows = answer.jacobian.double()
     rows = rows[rows.norm(dim=1) > 0]
-    return (rows / rows.norm(dim=1, keepdim=True)) @ (answer.direction.double() / answer.length)
+    out: Tensor = (rows / rows.norm(dim=1, keepdim=True)) @ (answer.direction.double() / answer.length)
+    return out
 
 
 def matrices(escapable: bool) -> Iterator[Tensor]:

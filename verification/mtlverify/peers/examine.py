@@ -37,7 +37,7 @@ def rows(peer: Peer, wanted: Iterable[str] = LAWS, max_examples: int = 60, seed:
             options={},
             distribution="torchjd",
             law=id,
-            claimed=result.claimed,
+            claimed=id in peer.promised,  # what every mtlcore plugin must obey, nobody there has promised
             status=result.status,
             examples=result.examples,
             worst_margin=result.worst_margin,

@@ -117,12 +117,14 @@ def peers() -> list[Peer]:
         ),
         Peer("ConFIG", lambda k: jd.ConFIG(), SYMMETRIC | lus, "config"),
         Peer("DualProj", lambda k: jd.DualProj(), SYMMETRIC | safe | honest, "dualproj"),
-        Peer("FairGrad(alpha=1)", lambda k: jd.FairGrad(alpha=1.0), SYMMETRIC, "fairgrad", {"alpha": 1.0}),
+        Peer(
+            "FairGrad(alpha=1)", lambda k: jd.FairGrad(alpha=1.0), SYMMETRIC, "fairgrad", {"alpha": 1.0, "degree": 0.0}
+        ),
         Peer("GradDrop", lambda k: jd.GradDrop()),
         Peer("IMTLG", lambda k: jd.IMTLG(), SYMMETRIC, "imtl-g"),
         Peer("MGDA", lambda k: jd.MGDA(), SYMMETRIC | safe, "mgda", {"normalize": "none"}),
         Peer("Mean", lambda k: jd.Mean(), SYMMETRIC | lus, "ls"),
-        Peer("NashMTL", lambda k: jd.NashMTL(n_tasks=k), safe),
+        Peer("NashMTL", lambda k: jd.NashMTL(n_tasks=k), safe, "", {"degree": 0.0}),
         Peer("PCGrad", lambda k: jd.PCGrad(), lus),
         Peer("Random", lambda k: jd.Random()),
         Peer("Sum", lambda k: jd.Sum(), SYMMETRIC | lus, "sum"),
