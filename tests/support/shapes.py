@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from support.architectures import Workload, _standard, _x
 from torch import nn
+
+from support.architectures import Workload, _standard, _x
 
 
 def wide_mlp() -> Workload:
