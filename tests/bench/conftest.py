@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from support import bench_tiny
 
 from mtlcore.registry import registry
+from support import bench_tiny
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from mtlbench.command import app
 from typer.testing import CliRunner
 
+from mtlbench.command import app
 from mtlcore.errors import MtlError
 
 

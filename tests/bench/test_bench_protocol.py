@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from mtlbench import protocol, tuning
 from mtlbench.suite import MethodEntry, Tuning
 from mtlbench.tasks.base import Budget, Metric, Network

@@ -7,11 +7,11 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+
 from mtlbench import records
 from mtlbench.report import figures
 from mtlbench.report.page import write
 from mtlbench.report.summary import summarise
-
 from mtlcore.errors import ConfigurationError
 
 KEYS = ("top-left/accuracy", "bottom-right/accuracy")

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 from mtlbench import records, runner
 from mtlbench.suite import SINGLE_TASK, BudgetChanges
-
 from mtlcore.errors import ConfigurationError, UnknownPluginError
 
 REQUIRED = {

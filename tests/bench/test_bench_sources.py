@@ -7,6 +7,7 @@ import hashlib
 import zipfile
 
 import pytest
+
 from mtlbench.data import sources
 
 CONTENT = b"the data"

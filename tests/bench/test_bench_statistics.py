@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mtlbench import statistics as stats
 from scipy import stats as scipy_stats
+
+from mtlbench import statistics as stats
 
 
 def test_t_interval_of_three_values():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+
 from mtlbench import runner
 from mtlbench.suite import Suite, digest, read, shipped
-from support import bench_tiny
-
 from mtlcore.errors import ConfigurationError
+from support import bench_tiny
 
 SMALL = """
 title = "mine"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from mtlbench.data import sources
-from mtlbench.tasks.base import Network, evaluate
 
 import mtlcore
+from mtlbench.data import sources
+from mtlbench.tasks.base import Network, evaluate
 
 TASKS = {
     "multimnist": {"train": "b140affd6c1dc98e", "validation": "f4a56b39b081802a", "test": "ba6898c3646bc9d9"},

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from mtlbench.speed import loss_level
 from mtlbench.speed.workloads import build, mlp
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import pytest
 import torch
-from support.architectures import build, gradients
 
 from mtlcore import Aggregation, Aggregator, MultiTask
+from support.architectures import build, gradients
 
 
 @dataclass(frozen=True)

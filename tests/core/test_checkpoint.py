@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from support.architectures import build
-from support.methods import Fixed
 
 from mtlcore import Aggregation, Aggregator, MultiTask
 from mtlcore.errors import StateError
+from support.architectures import build
+from support.methods import Fixed
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.architectures import ARCHITECTURES, build, gradients
-from support.methods import Fixed, FixedOnLosses, FixedOnRows
 
 from mtlcore import MultiTask, StepView
 from mtlcore.linalg import gramian
+from support.architectures import ARCHITECTURES, build, gradients
+from support.methods import Fixed, FixedOnLosses, FixedOnRows
 
 
 def explicit(name, dtype):

@@ -8,12 +8,12 @@ import types
 import warnings
 
 import pytest
-from support.methods import Fixed
 
 import mtlcore.registry as reg
 from mtlcore import hookimpl
 from mtlcore.errors import ConfigurationError, PluginError, PluginWarning, UnknownPluginError
 from mtlcore.registry import Registry, _Plugin
+from support.methods import Fixed
 
 
 def plugin(distribution, load, name=None):

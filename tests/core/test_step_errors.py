@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.architectures import build
-from support.methods import Calls, Fixed, FixedOnLosses
 
 from mtlcore import Aggregation, MultiTask
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
+from support.architectures import build
+from support.methods import Calls, Fixed, FixedOnLosses
 
 
 @pytest.fixture

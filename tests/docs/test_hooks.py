@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.architectures import build
-from support.methods import Fixed
-from support.teleports import Shift, always
 
 import mtlcore.registry as reg
 from mtlcore import Brakes, MultiTask, hookimpl, hookspecs
 from mtlcore.registry import Registry, _Plugin
+from support.architectures import build
+from support.methods import Fixed
+from support.teleports import Shift, always
 
 DOCS = Path(__file__).parents[2] / "docs"
 HOOKS = {n: f for n, f in vars(hookspecs).items() if n.startswith("mtlcore_")}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.architectures import _standard, _x
-from support.jacobians import make
-from support.methods import Fixed
 from torch import nn
 from torch.autograd.profiler import profile
 
 from mtlcore import MultiTask
+from support.architectures import _standard, _x
+from support.jacobians import make
+from support.methods import Fixed
 
 K = 40
 

@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 import torch
-from support.methods import Fixed, FixedOnLosses
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mtlcore import MultiTask
 from mtlcore.errors import ConfigurationError, LossError
+from support.methods import Fixed, FixedOnLosses
 
 SOURCES = ("auto", "sequential", "batched", "streaming")
 WEIGHTS = (1.0, -0.5, 2.0)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.architectures import build
-from support.jacobians import explicit, make, shared_gradient
-from support.methods import Fixed, FixedOnRows
-from support.shapes import SHAPES
 from torch import nn
 
 from mtlcore import Aggregation, Aggregator, MultiTask
 from mtlcore.errors import ConfigurationError
 from mtlcore.gradients import calibration, planner
+from support.architectures import build
+from support.jacobians import explicit, make, shared_gradient
+from support.methods import Fixed, FixedOnRows
+from support.shapes import SHAPES
 
 WEIGHTS = (1.0, -0.5, 2.0)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.jacobians import explicit, make, shared_gradient
-from support.methods import Calls, Fixed, FixedOnLosses, FixedOnRows
-from support.shapes import SHAPES
 from torch import nn
 
 from mtlcore import Aggregation, Aggregator, MultiTask
 from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.gradients.refresh import Refresh
+from support.jacobians import explicit, make, shared_gradient
+from support.methods import Calls, Fixed, FixedOnLosses, FixedOnRows
+from support.shapes import SHAPES
 
 
 class Inverse(Aggregator):

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.architectures import ARCHITECTURES
-from support.jacobians import explicit, make, shared_gradient
-from support.methods import Fixed, FixedOnRows
-from support.shapes import SHAPES
 
 from mtlcore import MultiTask
 from mtlcore.errors import ConfigurationError
@@ -19,6 +15,10 @@ from mtlcore.gradients.sequential import Sequential
 from mtlcore.gradients.source import GradientProblem
 from mtlcore.gradients.storage import Storage
 from mtlcore.gradients.streaming import Streaming
+from support.architectures import ARCHITECTURES
+from support.jacobians import explicit, make, shared_gradient
+from support.methods import Fixed, FixedOnRows
+from support.shapes import SHAPES
 
 EVERY = {**ARCHITECTURES, **SHAPES}
 SOURCES = {

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from mtlbench.speed import gradients, measure, workloads
 from mtlbench.speed.contenders import CONTENDERS, Floor, HandWritten, LibMtlForm, MtlCore, PlainSum, Rule
 

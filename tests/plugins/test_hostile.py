@@ -6,11 +6,11 @@ import functools
 
 import pytest
 import torch
-from mtlbench.speed import solvers
-from mtlbench.speed.hostile import Example, examples
 from torch import Tensor
 
 import mtlcore
+from mtlbench.speed import solvers
+from mtlbench.speed.hostile import Example, examples
 from mtlcore import StepView, linalg
 
 EPS = torch.finfo(torch.float64).eps

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from mtlplugins.solvers import nonnegative, orthogonal
 from mtlplugins.solvers.barrier import barrier
 from mtlplugins.solvers.cagrad import cagrad

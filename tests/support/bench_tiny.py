@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mtlbench import runner
-from mtlbench.suite import Suite
-from mtlbench.tasks.base import Budget, Split, Splits
-from mtlbench.tasks.regression import RegressionTask
 from rich.console import Console
 from torch import nn
 
 import mtlcore
+from mtlbench import runner
+from mtlbench.suite import Suite
+from mtlbench.tasks.base import Budget, Split, Splits
+from mtlbench.tasks.regression import RegressionTask
 from mtlcore import Aggregation, Aggregator, Needs, hookimpl
 
 

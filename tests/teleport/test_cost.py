@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from support.teleport_nets import problem
 
 import mtlcore
 from mtlcore.errors import ConfigurationError
 from mtlcore.presets import PAPER_TELEPORT
+from support.teleport_nets import problem
 
 
 def run(mt, made, steps: int) -> list:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mtlplugins.teleports.channels import find_groups
-from mtlplugins.teleports.scaling import factors, rounds, tables
-from support.teleport_nets import TASKS, Falling, problem, teleport
 from torch import nn
 
 import mtlcore
+from mtlplugins.teleports.channels import find_groups
+from mtlplugins.teleports.scaling import factors, rounds, tables
+from support.teleport_nets import TASKS, Falling, problem, teleport
 
 MOVES = [
     ("relu-rescaling", "mlp"),

@@ -6,14 +6,14 @@ import dataclasses
 
 import pytest
 import torch
-from mtlplugins.teleports import low_rank, objectives, penalty, tangent
-from mtlplugins.teleports.field import Field, combine, inner, norm
-from support.teleport_nets import KINDS, TASKS, Falling, problem, teleport
 from torch import nn
 
 import mtlcore
 from mtlcore.errors import ConfigurationError
 from mtlcore.teleporting import _Problem, _Transaction
+from mtlplugins.teleports import low_rank, objectives, penalty, tangent
+from mtlplugins.teleports.field import Field, combine, inner, norm
+from support.teleport_nets import KINDS, TASKS, Falling, problem, teleport
 
 N = 384
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from support.teleport_nets import TASKS, Falling, problem, teleport, view
 from torch import nn
 
 import mtlcore
@@ -17,6 +16,7 @@ from mtlcore import Brakes, Conflict, ConflictDetector, Displacement, TeleportSt
 from mtlcore.errors import ConfigurationError, PluginError, TeleportError
 from mtlcore.teleporting import Teleporter, relative_changes
 from mtlcore.trajectory import similarity
+from support.teleport_nets import TASKS, Falling, problem, teleport, view
 
 
 def bits(tensor):

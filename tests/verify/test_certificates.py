@@ -7,10 +7,10 @@ import sys
 import textwrap
 
 import pytest
-from mtlverify import certificates
 
 from mtlcore import hookimpl
 from mtlcore.registry import registry
+from mtlverify import certificates
 
 
 @pytest.fixture

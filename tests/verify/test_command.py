@@ -6,14 +6,14 @@ import dataclasses
 import json
 
 import pytest
-from mtlverify import runner
-from mtlverify.command import app
-from mtlverify.mutants.aggregators import DroppedProjection
-from mtlverify.mutants.twins import Mean
 from typer.testing import CliRunner
 
 from mtlcore import hookimpl
 from mtlcore.registry import registry
+from mtlverify import runner
+from mtlverify.command import app
+from mtlverify.mutants.aggregators import DroppedProjection
+from mtlverify.mutants.twins import Mean
 
 FIELDS = {"kind", "name", "distribution", "law", "claimed", "status", "examples", "worst_margin", "counterexample"}
 

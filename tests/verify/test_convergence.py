@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
+import mtlcore
+from mtlcore import Aggregation, Aggregator
 from mtlverify.convergence.claims import claimed
 from mtlverify.convergence.rates import fitted
 from mtlverify.convergence.run import run, stationarity
 from mtlverify.convergence.suite import CASES, Case, curvature
 from mtlverify.convergence.verdict import judge
 from mtlverify.problems.quadratics import Quadratics
-from typer.testing import CliRunner
-
-import mtlcore
-from mtlcore import Aggregation, Aggregator
 
 EASY = CASES[0]
 HARD = CASES[1]

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from mtlverify import ghostwriter
 from typer.testing import CliRunner
 
 import mtlcore
+from mtlverify import ghostwriter
 
 
 def test_one_test_per_promise_and_a_reason_for_every_silence():

@@ -7,6 +7,9 @@ import json
 
 import pytest
 import torch
+
+from mtlcore.errors import ConfigurationError, UnknownPluginError
+from mtlcore.registry import registry
 from mtlverify import Example, check, replay
 from mtlverify.law import WORST, law
 from mtlverify.laws.conflict import non_conflicting
@@ -14,9 +17,6 @@ from mtlverify.mutants import aggregators, twins
 from mtlverify.runner import examine
 from mtlverify.strategies import jacobians
 from mtlverify.strategies.generic import small
-
-from mtlcore.errors import ConfigurationError, UnknownPluginError
-from mtlcore.registry import registry
 
 
 def only(plugin, law_id, max_examples=100, seed=0):

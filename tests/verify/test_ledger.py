@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
+import mtlcore
+from mtlcore import Aggregation, Aggregator
 from mtlverify.answer import ask
 from mtlverify.example import Example
 from mtlverify.ledger import figures, planar, render, store
@@ -17,10 +21,6 @@ from mtlverify.ledger.proofs import PROOFS, proof_of
 from mtlverify.ledger.smaller import PRECONDITIONS, smaller
 from mtlverify.ledger.subjects import Subject, subjects
 from mtlverify.runner import laws
-from typer.testing import CliRunner
-
-import mtlcore
-from mtlcore import Aggregation, Aggregator
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference"
 STORED = store.stored_subjects()

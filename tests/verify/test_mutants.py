@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from mtlverify.mutants.score import CATALOGUE, false_alarms, mutation_score
 
 

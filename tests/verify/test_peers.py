@@ -6,10 +6,11 @@ import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
 from mtlverify.ledger.smaller import escapable
 from mtlverify.ledger.store import example_of
 from mtlverify.peers import torchjd as adapter
-from typer.testing import CliRunner
 
 
 @pytest.fixture

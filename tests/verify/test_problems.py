@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
+
+import mtlcore
+from mtlcore.errors import ConfigurationError
 from mtlverify.problems import check_declarations
 from mtlverify.problems.cagrad_toy import CAGradToy
 from mtlverify.problems.curved_quadratics import CurvedQuadratics
@@ -15,10 +19,6 @@ from mtlverify.problems.matrix_factorisation import MatrixFactorisation
 from mtlverify.problems.pareto_mtl_toy import ParetoMTLToy
 from mtlverify.problems.pl_nonconvex import PLNonconvex
 from mtlverify.problems.quadratics import Quadratics
-from scipy.optimize import minimize
-
-import mtlcore
-from mtlcore.errors import ConfigurationError
 
 POINTS = 15
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from mtlverify.mutants.aggregators import SlightlyConflicting
-from mtlverify.mutants.twins import Mean
 
 from mtlcore import hookimpl
 from mtlcore.registry import registry
+from mtlverify.mutants.aggregators import SlightlyConflicting
+from mtlverify.mutants.twins import Mean
 
 pytest_plugins = ["pytester"]
 

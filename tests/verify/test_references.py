@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+
 from mtlverify import references
 from mtlverify.references import aligned, barrier, cagrad, conflicts, dual_cone, equal_angles, gradops, min_norm
 from mtlverify.references.rows import unit_rows

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+
 from mtlverify import strategies
 from mtlverify.references.min_norm import min_norm
 from mtlverify.references.rows import unit_rows
