@@ -42,6 +42,7 @@ bench-systems: $(READY)  ## the three systems on conflict-rich tasks (long)
 
 docs: $(READY)  ## regenerate the reference pages and the ledger
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m mtlverify.ledger --render-only
 
 # The stamp depends on what is installed: a changed requirement reinstalls, nothing else does.
 $(READY): pyproject.toml constraints.txt

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mtlcore.contracts import StepView as StepView
     from mtlcore.contracts import TeleportProblem as TeleportProblem
     from mtlcore.contracts import TeleportStrategy as TeleportStrategy
+    from mtlcore.gradients.refresh import Refresh as Refresh
     from mtlcore.hookspecs import hookimpl as hookimpl
     from mtlcore.hyperparameters import choice as choice
     from mtlcore.hyperparameters import flag as flag
@@ -48,6 +49,7 @@ _HOME = {
     "StepView": "contracts",
     "TeleportProblem": "contracts",
     "TeleportStrategy": "contracts",
+    "Refresh": "gradients.refresh",
     "hookimpl": "hookspecs",
     "choice": "hyperparameters",
     "flag": "hyperparameters",

@@ -245,17 +245,20 @@ class Registry:
                 f"{kind} {name!r} of distribution {entry.provenance!r} could not be created: {_describe(error)}"
             ) from error
 
+    def entry_of(self, plugin: object) -> Entry | None:
+        """The entry under which this instance's class is registered; None for a class used directly."""
+        return self._owner.get(type(plugin))
+
     def identify(self, plugin: object) -> str:
         """How to name this instance in an error: registered name and distribution, else its class."""
-        cls = type(plugin)
-        entry = self._owner.get(cls)
+        cls, entry = type(plugin), self.entry_of(plugin)
         if entry is None:
             return f"{cls.__module__}.{cls.__qualname__} (not registered)"
         return f"{entry.name!r} of distribution {entry.provenance!r}"
 
     def name_of(self, plugin: object) -> str:
         """The registered name of this instance's class, else the class's own name."""
-        entry = self._owner.get(type(plugin))
+        entry = self.entry_of(plugin)
         return type(plugin).__qualname__ if entry is None else entry.name
 
     # --- events and questions ---------------------------------------------------------------------------

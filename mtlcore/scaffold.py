@@ -105,22 +105,34 @@ class {cls}(ConflictDetector):
 """
 
 _TELEPORT = """\
-\"\"\"{name}: stays where it is. Replace it with your own teleport.\"\"\"
+\"\"\"{name}: a small random jump. Replace it with your own teleport.\"\"\"
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mtlcore import Displacement, TeleportStrategy
+import torch
+
+from mtlcore import Displacement, TeleportStrategy, number
 
 
 @dataclass(frozen=True)
 class {cls}(TeleportStrategy):
-    \"\"\"The identity: an exact symmetry of every network.\"\"\"
+    \"\"\"Move every parameter by ``size`` times its norm in a random direction.
 
-    exact: ClassVar[bool] = True
+    The transaction around it keeps the jump only if no task's loss moved and the conflict became less.
+    \"\"\"
+
+    size: float = number(1e-3, low=0.0, open_low=True)
+
+    exact: ClassVar[bool] = False
 
     def propose(self, problem, generator):
-        return Displacement(parameters={{}})
+        moved = {{}}
+        for name, parameter in problem.parameters().items():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            step = self.size * noise / noise.norm()
+            moved[name] = parameter.detach() + step.to(parameter) * parameter.detach().norm()
+        return Displacement(parameters=moved)
 """
 
 _TEST = """\

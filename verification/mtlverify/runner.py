@@ -167,7 +167,7 @@ def kind_of_name(name: str) -> str:
 
 
 def _blank(plugin: Any, law: Law) -> Result:
-    owner = registry()._owner.get(type(plugin))
+    owner = registry().entry_of(plugin)
     return Result(
         kind=law.kind,
         name=registry().name_of(plugin),
@@ -239,7 +239,7 @@ def _claims_of_nothing(plugin: Any, kind: str, wanted: Iterable[str] | None) -> 
     """A claim that no law answers to is an error, not a silently kept promise."""
     known = {law.id for law in laws(kind)}
     for id in sorted(plugin.claims - known) if wanted is None else ():
-        owner = registry()._owner.get(type(plugin))
+        owner = registry().entry_of(plugin)
         yield Result(
             kind, registry().name_of(plugin), "(unregistered)" if owner is None else owner.distribution,
             id, True, "error", detail=f"claims {id!r}, but no law of that id is registered about a {kind}",
