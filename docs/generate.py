@@ -79,8 +79,8 @@ def methods() -> str:
         "# Methods\n",
         "Every built-in plugin: its docstring, its hyper-parameters and the laws it claims. What was verified and what "
         "was refuted is in [the ledger](ledger.md).\n",
-        "Tags: [paper] read in the paper ([paper*]: as generally known, not read again); [code], [official code] read in the "
-        "authors' code; [lib code] in a library's; [textbook]; [memory] not confirmed; [choice] ours.\n",
+        "Tags: [paper] read in the paper ([paper*]: as generally known, not read again); [code], [official code] read "
+        "in the authors' code; [lib code] in a library's; [textbook]; [memory] not confirmed; [choice] ours.\n",
     ]
     for kind, title in (("aggregator", "Aggregators"), ("detector", "Conflict detectors"), ("teleport", "Teleports")):
         out.append(f"## {title}\n")
