@@ -157,3 +157,17 @@ def test_third_party_method_verifies_and_trains_beside_a_broken_one(site, tmp_pa
     trained = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr.count("broken-mtl") == 1
+
+
+def test_a_plugin_that_breaks_on_first_use_is_an_error_row_and_the_others_are_checked(tmp_path):
+    third_party.install(tmp_path, "lazily-broken-mtl", "lazily = lazily_broken_mtl", third_party.LAZILY_BROKEN)
+    report = tmp_path / "verdict.json"
+    done = mtl("verify", "lazily-broken", "cosine", "--max-examples", "2", "--json", str(report), site=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = json.loads(report.read_text())
+    broken = [r for r in found if r["name"] == "lazily-broken"]
+    assert [(r["status"], r["distribution"]) for r in broken] == [("error", "lazily-broken-mtl")]
+    assert {r["status"] for r in found if r["name"] == "cosine" and r["claimed"]} == {"verified"}
+    listed = [r for r in rows("--load", "--kind", "detector", site=tmp_path) if r["name"] == "lazily-broken"]
+    assert listed[0]["status"] == "broken"
+    assert "a library is missing" in listed[0]["problem"]

@@ -53,3 +53,18 @@ CLASHING = {
             register("mgda", "good_mtl.method:ThirdParty")
     """
 }
+LAZILY_BROKEN = {
+    "lazily_broken_mtl.py": """
+        from mtlcore import hookimpl
+
+        @hookimpl
+        def mtlcore_register_detectors(register):
+            register("lazily-broken", "lazily_broken_method:Detector")
+    """,
+    "lazily_broken_method.py": """
+        class Detector:
+            pass
+
+        raise OSError("a library is missing")
+    """,
+}

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -105,8 +106,21 @@ def _all_checked(chosen: list[Entry], max_examples: int, seed: int, jobs: int) -
     if min(jobs, len(chosen)) <= 1 or any(e.distribution == "(this process)" for e in chosen):
         yield from map(_checked, arguments)
         return
-    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, spawn, initializer=_end_with_parent) as pool:
         yield from pool.map(_checked, arguments)
+
+
+def _end_with_parent() -> None:
+    """A killed `mtl verify` must not leave its workers searching."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
@@ -117,10 +131,11 @@ def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
 
     torch.set_num_threads(1)  # K x K problems gain nothing from more, and the cores are in use
     kind, name, max_examples, seed = arguments
+    entry = registry().find(kind, name)  # before its import can show it to be broken
     try:
         plugin = registry().create(kind, name)
     except MtlError as error:
-        return [_broken_row(registry().find(kind, name), str(error))]
+        return [_broken_row(entry, str(error))]
     return list(check(plugin, max_examples=max_examples, seed=seed))
 
 
