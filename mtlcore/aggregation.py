@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -32,11 +33,10 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
         PluginError: the method raised, wrote into the Jacobian, or answered with a wrong shape or non-finite
             numbers. The message names the plugin and its distribution.
     """
-    present = view.present
-    partial = not bool(present.all())
+    partial = not view.complete
     shown = view.limited_to(method.needs)
     if partial and not method.handles_absent:
-        shown = shown.restricted(present)
+        shown = shown.restricted(view.present)
     rows = shown.jacobian if method.needs == Needs.JACOBIAN else None
     version = None if rows is None else rows._version
     try:
@@ -63,12 +63,14 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
         expected = n_parameters if rows is None else rows.shape[1]
         direction = _vector(method, "direction", direction, expected)
     if k != view.n_tasks:
-        index = present.nonzero().flatten()
+        index = view.present.nonzero().flatten()
         weights, heads = _spread(weights, index, view.n_tasks), _spread(heads, index, view.n_tasks)
     elif partial:
-        off = present.logical_not()
+        off = view.present.logical_not()
         if weights is not None:
             weights = weights.masked_fill(off.to(weights.device), 0.0)
+    if weights is answer.weights and direction is answer.direction and heads is answer.head_weights:
+        return answer
     return dataclasses.replace(answer, weights=weights, direction=direction, head_weights=heads)
 
 
@@ -84,9 +86,10 @@ def _vector(method: Aggregator, what: str, value: Tensor | None, size: int | Non
         raise PluginError(f"aggregator {_who(method)} returned {what} of shape {found}; expected ({size},).")
     if not value.is_floating_point():
         value = value.to(torch.float64)
-    if not bool(torch.isfinite(value).all()):
+    # A NaN or an infinity survives the sum; finite numbers whose sum overflows are looked at one by one.
+    if not math.isfinite(value.sum().item()) and not bool(torch.isfinite(value).all()):
         raise PluginError(f"aggregator {_who(method)} returned {what} that are not finite: {_short(value)}.")
-    return value.detach()
+    return value.detach() if value.requires_grad else value
 
 
 def _short(value: Tensor) -> str:

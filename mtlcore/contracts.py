@@ -63,6 +63,7 @@ class StepView:
     """
 
     __slots__ = (
+        "_complete",
         "_generator",
         "_gramian",
         "_inner",
@@ -80,8 +81,9 @@ class StepView:
     _losses: Tensor
     _gramian: Tensor | Callable[[], Tensor] | None
     _jacobian: Tensor | Callable[[], Tensor] | None
-    _present: Tensor
-    _generator: torch.Generator | int
+    _present: Tensor | None
+    _complete: bool
+    _generator: torch.Generator | int | Callable[[], int]
     _needs: Needs
     _inner: Callable[[StepView, Callable[[StepView], Tensor], int, float], StepView] | None
     task_names: tuple[str, ...]
@@ -100,7 +102,7 @@ class StepView:
         task_names: Sequence[str] | None = None,
         task_index: Sequence[int] | None = None,
         step: int = 0,
-        generator: torch.Generator | int = 0,
+        generator: torch.Generator | int | Callable[[], int] = 0,
         features: Sequence[Tensor] = (),
         others: Sequence[StepView] = (),
         inner: Callable[[StepView, Callable[[StepView], Tensor], int, float], StepView] | None = None,
@@ -111,7 +113,8 @@ class StepView:
         put(self, "_losses", losses.detach().to(torch.float64))
         put(self, "_gramian", gramian)
         put(self, "_jacobian", jacobian)
-        put(self, "_present", torch.ones(n, dtype=torch.bool, device=losses.device) if present is None else present)
+        put(self, "_present", present)
+        put(self, "_complete", present is None or bool(present.all()))
         put(self, "_generator", generator)
         put(self, "_needs", needs)
         put(self, "_inner", inner)
@@ -140,7 +143,20 @@ class StepView:
     @property
     def present(self) -> Tensor:
         """(K,) bool copy."""
-        return self._present.clone()
+        present = self._present
+        if present is None:
+            return torch.ones(self.n_tasks, dtype=torch.bool, device=self._losses.device)
+        return present.clone()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every task is present."""
+        return self._complete
+
+    @property
+    def device(self) -> torch.device:
+        """Where losses, Gramian and weights live."""
+        return self._losses.device
 
     @property
     def gramian(self) -> Tensor:
@@ -158,8 +174,8 @@ class StepView:
     def generator(self) -> torch.Generator:
         """A CPU generator, seeded from the run's seed and the step: the same step draws the same numbers."""
         generator = self._generator
-        if isinstance(generator, int):
-            generator = torch.Generator().manual_seed(generator)
+        if not isinstance(generator, torch.Generator):
+            generator = torch.Generator().manual_seed(generator if isinstance(generator, int) else generator())
             object.__setattr__(self, "_generator", generator)
         return generator
 
@@ -198,7 +214,7 @@ class StepView:
 
     def limited_to(self, needs: Needs) -> StepView:
         """The same view with ``needs`` as the most that may be read."""
-        return self._replaced(needs=needs)
+        return self if needs == self._needs else self._replaced(needs=needs)
 
     def restricted(self, keep: Tensor) -> StepView:
         """The sub-problem of the tasks where ``keep`` (K,) is True; ``task_index`` says which they are."""
@@ -209,7 +225,7 @@ class StepView:
             losses=self._losses[index],
             gramian=None if self._gramian is None else lambda: self._shared_gramian()[index][:, index],
             jacobian=None if jacobian is None else lambda: self._shared_jacobian()[index],
-            present=self._present[index],
+            present=None if self._complete else self.present[index],
             task_names=[self.task_names[i] for i in positions],
             task_index=[self.task_index[i] for i in positions],
         )

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Numbers per block of float64: 1 MB stays in the level-2 cache of an ordinary core, so the conversion costs no
-# extra trip to memory, and no memory to speak of.
-_BLOCK = 1 << 17
-_THIN = 16
+# Numbers per block of float64: 2 MB, so that the conversion costs no extra trip to memory (nor memory to speak of), and
+# enough for several threads to share.
+_BLOCK = 1 << 18
+_RUN = 1024
+"""Columns per product. One product of a few very long rows runs far below the speed of a batch of shorter ones."""
+_SHORT = 512
+"""The same where the sum over a run is rounded to the dtype of the rows."""
 
 
 def _columns(n_rows: int) -> int:
@@ -30,18 +33,24 @@ def row_dtype(tensors: list[Tensor] | tuple[Tensor, ...]) -> torch.dtype:
 
 def gramian(rows: Tensor) -> Tensor:
     """G = J J^T, (K, P) -> (K, K), float64, exactly symmetric, on the device of ``rows``."""
-    k = rows.shape[0]
+    k, p = rows.shape
     out = torch.zeros(k, k, dtype=torch.float64, device=rows.device)
-    # A matrix product of a few long rows runs far below the speed of its k (k + 1) / 2 dot products.
-    thin = k <= _THIN and rows.device.type == "cpu"
-    for block in _doubles(rows):
-        if thin:
-            for i in range(k):
-                out[i, i:].addmv_(block[i:], block[i])
-        else:
-            out.addmm_(block, block.T)
+    even = p - p % _RUN
+    step = max(_RUN, _columns(k) // _RUN * _RUN)
+    memory = rows.new_empty(k * min(step, even), dtype=torch.float64)
+    for start in range(0, even, step):
+        block = rows[:, start : min(start + step, even)]
+        runs = memory[: block.numel()].view(-1, k, _RUN).copy_(block.reshape(k, -1, _RUN).transpose(0, 1))
+        out += torch.bmm(runs, runs.transpose(1, 2)).sum(0)
+    if even < p:
+        rest = rows[:, even:].to(torch.float64)
+        out.addmm_(rest, rest.T)
+    return _symmetric(out)
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
     # BLAS may round (i, j) and (j, i) differently; the solvers rely on exact symmetry.
-    return torch.triu(out) + torch.triu(out, 1).T
+    return torch.triu(matrix) + torch.triu(matrix, 1).T
 
 
 def cross_gramian(left: Tensor, right: Tensor) -> Tensor:
@@ -87,8 +96,9 @@ def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
 
     With A^T = Q R (Q with orthonormal columns), A^T D_i = Q (R D_i), so that inner products of the matrices are those
     of the R D_i, which are N x out instead of in x out. R and R D_i are formed in the dtype of the factors, with the
-    rounding that forming the matrices themselves has, eps |D_i| |A|; their inner products are taken in float64. (The
-    shorter <D_i, (A A^T) D_j> squares that rounding where the sum over N cancels, as near a stationary point.)
+    rounding that forming the matrices themselves has, eps |D_i| |A|. Their inner products are taken in that dtype over
+    short runs, whose rounding is below that of the R D_i, and the runs are added up in float64. (The shorter
+    <D_i, (A A^T) D_j> squares the rounding where the sum over N cancels, as near a stationary point.)
 
     Args:
         cotangents: D, (K, N, out).
@@ -100,10 +110,11 @@ def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
     k, n, width = cotangents.shape
     triangle = torch.linalg.qr(inputs.T, mode="r").R
     out = torch.zeros(k, k, dtype=torch.float64, device=cotangents.device)
-    step = max(1, 2 * _BLOCK // max(1, k * n))
+    step = max(1, min(_SHORT, 2 * _BLOCK // max(1, k * n)))
     for start in range(0, width, step):
-        out += gramian(torch.matmul(triangle, cotangents[:, :, start : start + step]).flatten(1))
-    return out
+        runs = torch.matmul(triangle, cotangents[:, :, start : start + step]).transpose(0, 1)
+        out += torch.bmm(runs, runs.transpose(1, 2)).sum(0, dtype=torch.float64)
+    return _symmetric(out)
 
 
 def cosines(gram: Tensor) -> Tensor:

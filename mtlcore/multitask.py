@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,8 @@ class MultiTask:
         detector: a conflict detector (name or instance), or None.
         teleport: a teleport strategy (name or instance), tried in :meth:`step` when the detector fires (without a
             detector: whenever the brakes allow), or None.
-        gradients: "auto", or the gradient source to force ("sequential", "batched", "streaming", "features", "losses").
+        gradients: "auto", or the gradient source to force ("sequential", "threaded", "batched", "streaming",
+            "features", "losses").
         seed: of every random choice of the method; the global random state is never touched.
         tasks: the task names, if the first batch may lack some of them. Default: those of the first batch.
         heads: the task-specific modules; only boundary teleports need them.
@@ -118,6 +120,7 @@ class MultiTask:
         self._step = 0
         self._state: State | None = None
         self._teleport_steps: list[int] = []
+        self._looks = self._fired = 0
 
     # --- one step -----------------------------------------------------------------------------------------
 
@@ -225,7 +228,7 @@ class MultiTask:
         problem, values, names = self._problem(losses, features)
         micro, self._micro = self._micro, None
         needs = self.aggregator.needs
-        detecting = self.detector is not None and self._step % self.brakes.detect_every == 0
+        detecting = self._looks_for_conflict()
         if detecting and self.detector is not None:
             needs = max(needs, self.detector.needs)
         kept = False
@@ -240,22 +243,23 @@ class MultiTask:
         else:
             present = problem.names
             found, gram, reason, kept = self._collect(problem, needs, names)
-        mask = torch.tensor([n in present for n in names], device=values.device)
-        index = mask.nonzero().flatten()
         k = len(names)
-        full = values if len(present) == k else values.new_full((k,), float("nan")).index_copy(0, index, values)
-        full_gram = gram
-        if gram is not None and len(present) != k:
-            full_gram = gram.new_full((k, k), float("nan"))
-            full_gram[index[:, None], index[None, :]] = gram
+        full_gram, mask, index = gram, None, None
+        if len(present) != k:
+            mask = torch.tensor([n in present for n in names], device=values.device)
+            index = mask.nonzero().flatten()
+            values = values.new_full((k,), float("nan")).index_copy(0, index, values)
+            if gram is not None:
+                full_gram = gram.new_full((k, k), float("nan"))
+                full_gram[index[:, None], index[None, :]] = gram
         view = StepView(
-            losses=full,
+            losses=values,
             gramian=full_gram,
             jacobian=(lambda: _full_rows(found.rows(), index, k)) if needs >= Needs.JACOBIAN else None,
             present=mask,
             task_names=names,
             step=self._step,
-            generator=aggregation.step_seed(self._seed, self._step),
+            generator=functools.partial(aggregation.step_seed, self._seed, self._step),
             features=problem.features,
             others=others,
             inner=inner,
@@ -290,23 +294,29 @@ class MultiTask:
             names=present,
             losses=scalars,  # type: ignore[arg-type]  # None was filtered out
             features=_flat(features),
-            shared=tuple(p for p in self._parameters if p.requires_grad),
+            shared=tuple([p for p in self._parameters if p.requires_grad]),
         )
         if not problem.shared:
             raise ConfigurationError("no parameter of the trunk requires gradients: everything is frozen.")
-        values = _values(problem.losses, problem.shared[0].device)
-        if not bool(torch.isfinite(values).all()):
-            bad = [f"{n!r} ({float(v)})" for n, v in zip(present, values) if not torch.isfinite(v)]
-            raise NonFiniteError(
-                f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched."
-            )
+        values = _values(problem.losses, problem.shared[0].device, present)
         return problem, values, names
+
+    def _looks_for_conflict(self) -> bool:
+        """Whether the detector is asked in this step. Where that costs task gradients which the method does not need,
+        and a verdict could not lead to a teleport, it is not."""
+        if self.detector is None or self._step % self.brakes.detect_every:
+            return False
+        free = self.aggregator.needs >= self.detector.needs
+        return free or self._teleporter is None or self.brakes.allows(self._step, self._teleport_steps)
 
     def _detect(self, prepared: _Prepared) -> Conflict | None:
         if self.detector is None or not prepared.detecting:
             return None
         view, k = prepared.view, prepared.view.n_tasks
-        part = view.limited_to(self.detector.needs).restricted(view.present)
+        index = prepared.index
+        part = view.limited_to(self.detector.needs)
+        if index is not None:
+            part = part.restricted(view.present)
         try:
             with torch.no_grad():
                 conflict = self.detector.detect(part)
@@ -316,13 +326,14 @@ class MultiTask:
         if not isinstance(conflict, Conflict):
             who = registry().identify(self.detector)
             raise PluginError(f"detector {who} returned {type(conflict).__name__}, not an mtlcore.Conflict.")
-        if part.n_tasks != k:
-            index = prepared.index
+        if index is not None:
             pairs = conflict.pairs.new_zeros(k, k)
             pairs[index[:, None], index[None, :]] = conflict.pairs
             dominated = conflict.dominated.new_zeros(k)
             dominated[index] = conflict.dominated
             conflict = dataclasses.replace(conflict, pairs=pairs, dominated=dominated)
+        self._looks += 1
+        self._fired += bool(conflict.conflicting)
         if conflict.conflicting and registry().listens("mtlcore_conflict_detected"):
             registry().announce(
                 "mtlcore_conflict_detected", conflict=conflict, report=self._report(prepared, None, conflict, None)
@@ -397,6 +408,9 @@ class MultiTask:
         teleport: TeleportResult | None,
     ) -> StepReport:
         weights = None if answer is None or answer.weights is None else answer.weights.to(torch.float64)
+        diagnostics = {} if answer is None else dict(answer.diagnostics)
+        if self._looks:
+            diagnostics |= {"detector_looks": self._looks, "detector_fired": self._fired}
         return StepReport(
             step=self._step,
             task_names=prepared.view.task_names,
@@ -405,7 +419,7 @@ class MultiTask:
             gramian=prepared.gramian,
             conflict=conflict,
             teleport=teleport,
-            diagnostics={} if answer is None else dict(answer.diagnostics),
+            diagnostics=diagnostics,
             gradient_source=prepared.reason,
         )
 
@@ -497,6 +511,7 @@ class MultiTask:
             "step": self._step,
             "seed": self._seed,
             "teleport_steps": list(self._teleport_steps),
+            "detections": [self._looks, self._fired],
             "gradient_sources": self._planner.choices(),
             "refresh": {} if self._keeper is None else self._keeper.state(),
             "state": None if self._state is None else {k: v.clone() for k, v in self._state.items()},
@@ -515,6 +530,7 @@ class MultiTask:
             "step",
             "seed",
             "teleport_steps",
+            "detections",
             "gradient_sources",
             "refresh",
             "state",
@@ -549,6 +565,7 @@ class MultiTask:
         self._tasks = tasks if tasks is not None else self._tasks
         self._step, self._seed = int(state["step"]), int(state["seed"])
         self._teleport_steps = [int(s) for s in state["teleport_steps"]]
+        self._looks, self._fired = map(int, state["detections"])
         self._planner.restore(state["gradient_sources"])
         if self._keeper is not None:
             self._keeper.restore(state["refresh"])
@@ -563,7 +580,8 @@ class _Prepared:
     problem: GradientProblem
     found: TaskGradients
     gramian: Tensor | None
-    index: Tensor
+    index: Tensor | None
+    """Positions of the tasks present; None if all are."""
     reason: str
     detecting: bool
     kept: bool
@@ -616,12 +634,24 @@ def _flat(features: Any) -> tuple[Tensor, ...]:
     return tuple({id(t): t for t in flat}.values())
 
 
-def _values(losses: Sequence[Tensor], device: torch.device) -> Tensor:
-    """(K,) float64, without graph. One conversion for all where they lie together: K may be in the hundreds."""
-    with torch.no_grad():
-        if all(loss.device == device and loss.dtype == losses[0].dtype for loss in losses):
-            return torch.stack(tuple(losses)).to(torch.float64)
-        return torch.stack([loss.to(device, torch.float64) for loss in losses])
+def _values(losses: Sequence[Tensor], device: torch.device, names: Sequence[str]) -> Tensor:
+    """(K,) float64, without graph, checked to be finite."""
+    if device.type == "cpu":
+        # Numbers, not tensor operations: each of those takes as long as a dozen of these.
+        numbers = [loss.item() for loss in losses]
+        if all(map(math.isfinite, numbers)):
+            return torch.tensor(numbers, dtype=torch.float64)
+    else:
+        with torch.no_grad():
+            if all(loss.device == device and loss.dtype == losses[0].dtype for loss in losses):
+                values = torch.stack(tuple(losses)).to(torch.float64)
+            else:
+                values = torch.stack([loss.to(device, torch.float64) for loss in losses])
+        if bool(torch.isfinite(values).all()):
+            return values
+        numbers = values.tolist()
+    bad = [f"{n!r} ({v})" for n, v in zip(names, numbers) if not math.isfinite(v)]
+    raise NonFiniteError(f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched.")
 
 
 def _check_losses(names: Sequence[str], losses: Sequence[Any]) -> None:
@@ -642,8 +672,9 @@ def _check_losses(names: Sequence[str], losses: Sequence[Any]) -> None:
 
 def _checked_gramian(found: TaskGradients, names: Sequence[str]) -> Tensor:
     gram = found.gramian()
-    squares = gram.diagonal()
-    if not bool(torch.isfinite(gram).all()):
+    # A NaN or an infinity survives the sum; a finite Gramian whose sum overflows is looked at entry by entry.
+    if not math.isfinite(gram.sum().item()) and not bool(torch.isfinite(gram).all()):
+        squares = gram.diagonal()
         bad = [repr(n) for n, s in zip(names, squares) if not torch.isfinite(s)]
         raise NonFiniteError(
             f"the gradient of task {' and '.join(bad) or ', '.join(names)} is NaN or infinite (or its squared norm "
@@ -652,13 +683,13 @@ def _checked_gramian(found: TaskGradients, names: Sequence[str]) -> Tensor:
     return gram
 
 
-def _full_rows(rows: Tensor, index: Tensor, k: int) -> Tensor:
-    if rows.shape[0] == k:
+def _full_rows(rows: Tensor, index: Tensor | None, k: int) -> Tensor:
+    if index is None:
         return rows
     return rows.new_zeros(k, rows.shape[1]).index_copy(0, index.to(rows.device), rows)
 
 
-def _pick(values: Tensor | None, index: Tensor) -> Tensor | None:
-    if values is None or len(index) == len(values):
+def _pick(values: Tensor | None, index: Tensor | None) -> Tensor | None:
+    if values is None or index is None:
         return values
     return values[index.to(values.device)]

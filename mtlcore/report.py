@@ -52,7 +52,8 @@ class StepReport:
         gramian: (K, K) float64 or None if nothing in this step needed it.
         conflict: the detector's verdict, or None without a detector (or between two detections).
         teleport: the outcome of the teleport tried in this step, or None.
-        diagnostics: what method and gradient source logged.
+        diagnostics: what method and gradient source logged; with a detector also how often it was asked so far
+            (``detector_looks``) and found a conflict (``detector_fired``).
         gradient_source: name of the source, and why it was taken.
     """
 

@@ -28,7 +28,8 @@ _ENOUGH = 0.2
 _WORTH = 0.97
 """Another source replaces the reference only if it saves more than 3 %."""
 _HOPELESS = 2.5
-"""A candidate this much slower than the best of the first round is not tried again."""
+"""A candidate this much slower than the best in the first two rounds is not tried again. (Not one round: the first also
+warms up caches and threads.)"""
 
 
 class Candidate:
@@ -126,7 +127,7 @@ class Calibration:
         self._turn += 1
         alive = self._alive()
         rounds = min(len(c.times) for c in alive)
-        if rounds == 0 or self._turn % len(alive):
+        if rounds < 2 or self._turn % len(alive):
             return
         best = min(min(c.times) for c in alive)
         for c in alive[1:]:

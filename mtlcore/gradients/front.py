@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,11 +34,19 @@ class Front:
         self._own = [[t for t in own if id(t) not in ids] for own in reach.own]
         self._outside = [t for t in reach.behind if id(t) not in ids]
         self._disjoint = reach.disjoint and not keep_graph
+        self.size = reach.size
+        """Functions in the graph."""
 
     def keep_graph(self) -> None:
         """From now on nothing is freed."""
         self._keep_graph = True
         self._disjoint = False
+
+    def free(self) -> None:
+        """Let go of the graph, unless it is to be kept; for passes that all had to retain it."""
+        if not self._keep_graph:
+            own = [] if self.separated else [t for leaves in self._own for t in leaves]
+            graph.free(self.roots, [*self.problem.shared, *self._outside, *own])
 
     def heads_are_done(self) -> None:
         """From now on the heads' own gradients are known: further pulls do not add to them."""
@@ -62,28 +70,24 @@ class Front:
         self._keep(task, self._outside, found[n:])
         return found[:n]
 
-    def pull_together(self, targets: Sequence[Any], chunk: int) -> Iterator[tuple[slice, list[Tensor | None]]]:
-        """The same for ``chunk`` tasks at a time under vmap: (which tasks, gradients with the task first)."""
+    def pull_together(self, tasks: slice, targets: Sequence[Any], retain: bool) -> list[Tensor | None]:
+        """The same for several tasks at once under vmap: gradients with the task first."""
         if not self.separated:
             raise ConfigurationError(
                 "differentiating several tasks at once needs features that separate heads from trunk (none "
                 "computed from another, no trunk weight used again by a head): pass backward(losses, features=z), or "
                 'use gradients="sequential".'
             )
-        features, n_tasks, n = self.problem.features, len(self.problem.losses), len(targets)
-        seeds = [torch.zeros(n_tasks, *f.shape, dtype=f.dtype, device=f.device) for f in features]
-        for task in range(n_tasks):
+        features, n = self.problem.features, len(targets)
+        seeds = [torch.zeros(tasks.stop - tasks.start, *f.shape, dtype=f.dtype, device=f.device) for f in features]
+        for task in range(tasks.start, tasks.stop):
             for seed, cotangent in zip(seeds, self._cotangents(task)):
                 if cotangent is not None:
-                    seed[task] = cotangent
-        wanted = [*targets, *self._outside]
-        for start in range(0, n_tasks, chunk):
-            part = slice(start, min(start + chunk, n_tasks))
-            product = _Product(features, wanted, retain=part.stop < n_tasks or self._keep_graph)
-            found = product([s[part] for s in seeds])
-            for task in range(part.start, part.stop):
-                self._keep(task, self._outside, [None if g is None else g[task - part.start] for g in found[n:]])
-            yield part, found[:n]
+                    seed[task - tasks.start] = cotangent
+        found = _Product(features, [*targets, *self._outside], retain or self._keep_graph)(seeds)
+        for task in range(tasks.start, tasks.stop):
+            self._keep(task, self._outside, [None if g is None else g[task - tasks.start] for g in found[n:]])
+        return found[:n]
 
     def _cotangents(self, task: int) -> Sequence[Tensor | None]:
         features, leaves = self.problem.features, self._own[task]

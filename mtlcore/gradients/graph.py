@@ -7,8 +7,10 @@ by a head (tied embeddings), whose gradient has a part that does not pass throug
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,11 +80,13 @@ class Reach:
             outside the trunk that feeds it: an input that requires gradients, or a shared module left out of it.
         disjoint: whether no two losses share a part of the graph above the features, so that one may be freed
             without the others.
+        size: how many functions were met; a graph of another size is another graph.
     """
 
     own: tuple[tuple[Tensor, ...], ...]
     behind: tuple[Tensor, ...]
     disjoint: bool
+    size: int
 
 
 def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[str]) -> Reach:
@@ -92,8 +96,9 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
         FeaturesError: a feature tensor is not part of the graph of any loss, or does not require gradients.
     """
     if not features:
-        union = tuple(leaves(losses)[0].values())
-        return Reach((union,) * len(losses), (), disjoint=False)
+        everything: set[Any] = set()
+        union = tuple(leaves(losses, seen=everything)[0].values())
+        return Reach((union,) * len(losses), (), disjoint=False, size=len(everything))
     stop: dict[Edge, int] = {}
     for position, feature in enumerate(features):
         where = edge(feature)
@@ -107,7 +112,7 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
     frozen = frozenset(stop)
     own: list[tuple[Tensor, ...]] = []
     reached: set[Edge] = set()
-    everything: set[Any] = set()
+    everything = set()
     total = 0
     for loss in losses:
         seen: set[Any] = set()
@@ -124,7 +129,9 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
             f"features[{stop[where]}] (shape {tuple(feature.shape)}) is not in the graph of any loss "
             f"({', '.join(names)}). Pass the very tensor the heads received, not a copy of it, or leave features out."
         )
-    return Reach(tuple(own), tuple(leaves(features)[0].values()), disjoint=total == len(everything))
+    trunk: set[Any] = set()
+    behind = tuple(leaves(features, seen=trunk)[0].values())
+    return Reach(tuple(own), behind, disjoint=total == len(everything), size=len(everything) + len(trunk))
 
 
 def nested(features: Sequence[Tensor]) -> bool:
@@ -204,14 +211,22 @@ def differentiate(
 ) -> tuple[Tensor | None, ...]:
     """``torch.autograd.grad`` with None where nothing depends, and torch's two riddles answered.
 
+    Args:
+        outputs: what to differentiate; scalars if ``seeds`` is None.
+        inputs: tensors or gradient edges.
+        seeds: cotangents of the outputs, each of its output's shape.
+        retain: whether the graph is needed again.
+
     Raises:
         ConfigurationError: reentrant checkpointing, which torch allows in a plain ``backward()`` only.
         LossError: the graph is gone.
     """
     if not inputs:
         return ()
+    if seeds is None:
+        seeds = [torch.ones_like(output) for output in outputs]
     try:
-        return torch.autograd.grad(outputs, inputs, seeds, retain_graph=retain, allow_unused=True)
+        return _engine(tuple(outputs), tuple(seeds), retain, tuple(inputs))
     except RuntimeError as error:
         if "use_reentrant" in str(error):
             raise ConfigurationError(
@@ -225,3 +240,75 @@ def differentiate(
                 "before? Hand over losses of a fresh forward pass."
             ) from error
         raise
+
+
+def _engine(
+    outputs: tuple[Tensor, ...], seeds: tuple[Tensor, ...], retain: bool, inputs: tuple[Any, ...]
+) -> tuple[Tensor | None, ...]:
+    # What torch.autograd.grad calls after checking arguments that are right by construction here: the checks take
+    # longer than a small head's whole backward pass, and hold Python's lock while other threads want it.
+    found: tuple[Tensor | None, ...] = torch.autograd.Variable._execution_engine.run_backward(
+        outputs, seeds, retain, False, inputs, True, accumulate_grad=False
+    )
+    return found
+
+
+def backward(outputs: Sequence[Tensor], seeds: Sequence[Tensor]) -> None:
+    """``torch.autograd.backward`` without its checks of what is right by construction; frees the graph."""
+    torch.autograd.Variable._execution_engine.run_backward(
+        tuple(outputs), tuple(seeds), False, False, (), True, accumulate_grad=True
+    )
+
+
+def total(numbers: Sequence[Tensor]) -> Tensor:
+    """The sum of scalars of any dtype on any device."""
+    first = numbers[0]
+    if any(n.dtype != first.dtype or n.device != first.device for n in numbers):
+        numbers = [n.to(first) for n in numbers]
+    return torch.stack(tuple(numbers)).sum()
+
+
+@contextlib.contextmanager
+def calls_into_python() -> Iterator[list[str]]:
+    """Inside, the names of the Python functions that backward passes on this thread call: hooks, custom Functions,
+    checkpoints that compute activations again, compiled blocks. Empty for a pass that is torch's own from end to end.
+
+    Raises:
+        ConfigurationError: something else (a profiler) has the interpreter's only place for such a watcher.
+    """
+    if sys.getprofile() is not None:
+        raise ConfigurationError("a Python profiler is running, so that calls from backward passes cannot be watched.")
+    names: list[str] = []
+
+    def watch(frame: Any, event: str, argument: Any) -> None:
+        called = event == "call" and frame.f_back is not None and frame.f_back.f_code is _engine.__code__
+        # A warning of torch's own is shown by Python, and that is all it does.
+        if called and frame.f_globals.get("__name__") != "warnings":
+            names.append(frame.f_code.co_name)
+
+    sys.setprofile(watch)
+    try:
+        yield names
+    finally:
+        sys.setprofile(None)
+
+
+class _Nothing(torch.autograd.Function):
+    """The identity, with no gradient at all."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> None:
+        return None
+
+
+def free(outputs: Sequence[Tensor], inputs: Sequence[Any]) -> None:
+    """Let go of what the graph between ``inputs`` and ``outputs`` saved, as a backward pass that does not retain it
+    does, without computing anything: undefined gradients pass through every function, and each drops its tensors."""
+    apply: Callable[[Tensor], Tensor] = _Nothing.apply
+    with torch.enable_grad():
+        dead = [apply(output) for output in outputs]
+    differentiate(dead, inputs, [d.detach() for d in dead], retain=False)

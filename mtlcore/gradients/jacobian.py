@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from mtlcore import linalg
+from mtlcore import linalg, threads
 from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.gradients import graph
 from mtlcore.gradients.front import Front
 from mtlcore.gradients.rows import Part, Whole, part
+from mtlcore.gradients.side_by_side import Permit
 from mtlcore.gradients.source import GradientProblem, TaskGradients, accumulate, write_heads
 from mtlcore.gradients.storage import Storage
 
@@ -25,6 +27,7 @@ def collect(
     chunk: int,
     keep_graph: bool = False,
     limit: int | None = None,
+    permit: Permit | None = None,
 ) -> Stored | Blocks:
     """Differentiate every task.
 
@@ -37,6 +40,7 @@ def collect(
         keep_graph: whether the graph is needed again.
         limit: how many numbers to store at most. Beyond it the parameters are taken in blocks that fit, each with K
             passes of its own (down to the block only), and a weighted backward pass at the end.
+        permit: given, one chunk after the other becomes one chunk per thread, where it allows that.
 
     Raises:
         ConfigurationError: several tasks at once on a network that does not allow it; names the way out.
@@ -52,20 +56,29 @@ def collect(
         return _in_blocks(front, storage, parts, limit // n_tasks)
     stored = storage.take(n_tasks, width, problem.shared[0], linalg.row_dtype(problem.shared))
     targets = [t for p in order for t in p.targets]
-    if chunk == 1:
-        for i in range(n_tasks):
-            found = front.pull(i, targets, retain=i < n_tasks - 1)
-            _store(order, stored[i : i + 1], [None if g is None else _first(g) for g in found])
-            del found  # so that the next pass finds its memory again
-    else:
+
+    def alone(tasks: slice, retain: bool) -> None:
+        found = front.pull(tasks.start, targets, retain)
+        _store(order, stored[tasks], [None if g is None else _first(g) for g in found])
+
+    def together(tasks: slice, retain: bool) -> None:
         try:
-            for tasks, together in front.pull_together(targets, chunk):
-                _store(order, stored[tasks], together)
+            _store(order, stored[tasks], front.pull_together(tasks, targets, retain))
         except (RuntimeError, NotImplementedError) as error:
             raise ConfigurationError(
                 f"this network cannot be differentiated for several tasks at once (vmap): "
                 f'{_short(error)} Use gradients="auto" or gradients="sequential".'
             ) from error
+
+    pull = alone if chunk == 1 else together
+    rounds = [slice(start, min(start + chunk, n_tasks)) for start in range(0, n_tasks, chunk)]
+    if permit is None:
+        for tasks in rounds:
+            pull(tasks, tasks.stop < n_tasks)
+    else:
+        done = permit.watch(front, functools.partial(pull, rounds[0], True))
+        threads.side_by_side([functools.partial(pull, tasks, True) for tasks in rounds[done:]])
+        front.free()
     return Stored(problem, stored, parts, order, front.heads)
 
 
@@ -252,7 +265,8 @@ class Stored(TaskGradients):
         """J^T w part by part, each in its parameter's shape."""
         # Apart, because a .grad that is a view keeps all of its block alive.
         whole = linalg.combine(self._stored[:, : self._whole], weights)
-        rest = linalg.combine(self._stored[:, self._whole :], weights)
+        # Factors are multiplied out in their own dtype, so that a sum of them in float64 would gain nothing.
+        rest = torch.mv(self._stored[:, self._whole :].T, weights.to(self._stored))
         n = sum(not p.factored for p in self._order)
         pairs = [*_cut(self._order[:n], whole), *_cut(self._order[n:], rest)]
         return [(p, p.gradient(block)) for p, block in pairs]

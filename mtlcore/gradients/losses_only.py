@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -68,7 +69,7 @@ class _Weighted(TaskGradients):
         for p in problem.shared:
             p.grad = None
         try:
-            torch.autograd.backward(roots, seeds)
+            graph.backward(roots, seeds)
             self._check_finite()
         except BaseException:
             for p, g in zip(problem.shared, before):
@@ -83,10 +84,9 @@ class _Weighted(TaskGradients):
         gradients = [p.grad for p in problem.shared if p.grad is not None]
         if not gradients:
             return
-        # One fused pass and one number: NaN and infinity survive the norm.
-        norms = torch._foreach_norm(gradients)
-        total = torch.stack([n.to(norms[0]) for n in norms]).sum()
-        if torch.isfinite(total) or all(bool(torch.isfinite(g).all()) for g in gradients):
+        # One pass and one number: NaN and infinity survive a sum; a finite sum that overflows is looked at again.
+        total = graph.total([g.sum() for g in gradients]).item()
+        if math.isfinite(total) or all(bool(torch.isfinite(g).all()) for g in gradients):
             return
         # The saved tensors are gone, the graph's structure is not: a task whose own leaves are bad is to blame.
         shared = {id(p) for p in problem.shared}

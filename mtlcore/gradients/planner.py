@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from mtlcore import threads
 from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError
 from mtlcore.gradients.batched import Batched
@@ -15,14 +16,16 @@ from mtlcore.gradients.losses_only import LossesOnly
 from mtlcore.gradients.sequential import Sequential
 from mtlcore.gradients.source import GradientProblem, GradientSource
 from mtlcore.gradients.streaming import Streaming
+from mtlcore.gradients.threaded import Threaded
 
 SOURCES: dict[str, type[GradientSource]] = {
-    s.name: s for s in (LossesOnly, Sequential, Batched, Streaming, FeaturesOnly)
+    s.name: s for s in (LossesOnly, Sequential, Threaded, Batched, Streaming, FeaturesOnly)
 }
 """Those that a user can force."""
 
 _SMALL = 1 << 18
-"""Below this many numbers in K x P a step is a matter of a millisecond or two, and the choice is not timed."""
+"""Below this many numbers in parameters or features, times K, a step is a matter of a millisecond or two, and the
+choice is not timed."""
 _MANY = 8
 """From so many tasks on, a small step differentiates them together."""
 _TOGETHER = 16
@@ -109,7 +112,7 @@ class Planner:
             )
         if n_tasks == 1:
             return Calibration(reference, timed=False, why="one task")
-        if n_tasks * size < _SMALL:
+        if n_tasks * max(size, sum(f.numel() for f in problem.features)) < _SMALL:
             # Dispatch is what a small step costs; all tasks at once dispatch once. Not timed, so that two runs of the
             # same small program choose alike.
             together = [c for c in candidates if c.together] if n_tasks >= _MANY else []
@@ -128,14 +131,19 @@ class Planner:
 
 def _candidates(needs: Needs, problem: GradientProblem) -> list[Candidate]:
     """The reference first."""
-    n_tasks = len(problem.losses)
-    together = min(n_tasks, _TOGETHER)
+    together = min(len(problem.losses), _TOGETHER)
+    workers = threads.available() if problem.shared[0].device.type == "cpu" else 1
     out = [Candidate("sequential", Sequential)]
     if needs == Needs.GRAMIAN:
         out.append(Candidate("streaming", lambda: Streaming(frugal=False)))
+        if workers > 1:
+            out.append(Candidate("streaming-threaded", lambda: Streaming(frugal=False, threaded=True)))
         if problem.features:
             out.append(Candidate("streaming-together", lambda: Streaming(together, frugal=False), together=True))
-    elif problem.features:
+        return out
+    if workers > 1:
+        out.append(Candidate("threaded", Threaded))
+    if problem.features:
         out.append(Candidate("batched", lambda: Batched(together), together=True))
     return out
 

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from mtlcore.contracts import Needs
 from mtlcore.gradients import jacobian
+from mtlcore.gradients.side_by_side import Permit
 from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients
 from mtlcore.gradients.storage import Storage
 
@@ -36,14 +37,16 @@ class Streaming(GradientSource):
         chunk: tasks differentiated at once, under vmap if more than one; None for all. 1 takes the least memory and
             works with every module.
         frugal: whether to take more passes where factors alone do not save enough (convolutions with many sites).
+        threaded: whether to work on several tasks side by side, one thread each; with ``chunk`` 1, not ``frugal``.
     """
 
     name: ClassVar[str] = "streaming"
     provides: ClassVar[Needs] = Needs.GRAMIAN
 
-    def __init__(self, chunk: int | None = 1, frugal: bool = True) -> None:
+    def __init__(self, chunk: int | None = 1, frugal: bool = True, threaded: bool = False) -> None:
         self._chunk = chunk
         self._frugal = frugal
+        self._permit = Permit() if threaded else None
         self._storage = Storage()
 
     def collect(self, problem: GradientProblem, keep_graph: bool = False) -> TaskGradients:
@@ -60,4 +63,5 @@ class Streaming(GradientSource):
             chunk=self._chunk or max(2, n_tasks),
             keep_graph=keep_graph,
             limit=limit,
+            permit=self._permit,
         )

@@ -30,7 +30,7 @@ def losses_of(view: StepView) -> Array:
 
 def tensor(values: Array, view: StepView) -> Tensor:
     """The same numbers on the view's device."""
-    return torch.from_numpy(values).to(view.present.device)
+    return torch.from_numpy(values).to(view.device)
 
 
 def arrays(state: State) -> Arrays:

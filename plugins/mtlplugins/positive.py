@@ -45,7 +45,7 @@ def positive(view: StepView, losses: Array, why: str, checked: Array | None = No
 def solve_part(view: StepView, keep: Array, state: State, solve: Callable[[StepView], Aggregation]) -> Aggregation:
     """``solve`` on the tasks in ``keep`` (K,) bool; the others get weight 0 and are named in the diagnostics."""
     left_out = ", ".join(name for name, kept in zip(view.task_names, keep) if not kept)
-    mask = torch.from_numpy(keep).to(view.present.device)
+    mask = torch.from_numpy(keep).to(view.device)
     weights = torch.zeros(view.n_tasks, dtype=torch.float64, device=mask.device)
     note = {"left_out": f"{left_out}: loss is exactly zero"}
     if not keep.any():

@@ -176,7 +176,7 @@ def test_memory_budget():
 
 
 def test_unknown_source():
-    with pytest.raises(ConfigurationError, match="auto, losses, sequential, batched, streaming, features"):
+    with pytest.raises(ConfigurationError, match="auto, losses, sequential, threaded, batched, streaming, features"):
         MultiTask(nn.Linear(2, 2), aggregator=Fixed(()), gradients="fast")
 
 

@@ -23,4 +23,4 @@ def losses(view: StepView) -> Array:
 
 def tensor(values: Array, view: StepView) -> Tensor:
     """(K,) float64 weights on the view's device."""
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(view.present.device)
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(view.device)

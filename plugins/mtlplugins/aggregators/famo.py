@@ -73,7 +73,7 @@ class FAMO(Aggregator):
         if not both.any():
             return state
         if not both.all():
-            return self.observe(view.restricted(torch.from_numpy(both).to(view.present.device)), state)
+            return self.observe(view.restricted(torch.from_numpy(both).to(view.device)), state)
         u = old["logits"]
         z, delta = softmax(take(u, view)), np.log(before / after)
         gradient = put(np.zeros_like(u), view, z * (delta - z @ delta))

@@ -49,7 +49,7 @@ class LS(Aggregator):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Constant weights."""
-        n, device = view.n_tasks, view.present.device
+        n, device = view.n_tasks, view.device
         if self.weights is None:
             return Aggregation(weights=torch.full((n,), 1.0 / n, dtype=torch.float64, device=device), state=state)
         if max(view.task_index) >= len(self.weights):

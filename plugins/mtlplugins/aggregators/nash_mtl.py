@@ -77,7 +77,7 @@ class NashMTL(Aggregator):
         """a = b / |g|."""
         index = list(view.task_index)
         if self.update_every > 1 and int(state["age"]) % self.update_every:
-            held = state["weights"][index].to(view.present.device)
+            held = state["weights"][index].to(view.device)
             return Aggregation(
                 weights=held, state={**state, "age": state["age"] + 1}, diagnostics={"reused": True}, head_weights=held
             )

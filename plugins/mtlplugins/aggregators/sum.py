@@ -36,5 +36,5 @@ class Sum(Aggregator):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Ones."""
-        ones = torch.ones(view.n_tasks, dtype=torch.float64, device=view.present.device)
+        ones = torch.ones(view.n_tasks, dtype=torch.float64, device=view.device)
         return Aggregation(weights=ones, state=state)

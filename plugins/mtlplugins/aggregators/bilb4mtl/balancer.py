@@ -184,8 +184,10 @@ class Balancer(Aggregator):
 
         weights = coefficients * here.slope
         if self.pareto_safe:
-            diagnostics["clipped"] = torch.from_numpy(weights < 0)
-            weights = np.maximum(weights, 0.0)
+            negative = weights < 0
+            diagnostics["clipped"] = torch.from_numpy(negative)
+            if negative.any():
+                weights = np.maximum(weights, 0.0)
         feature_gradient: tuple[Tensor, ...] = ()
         if by_phi is not None and not self.detach_features:
             feature_gradient = routers.spread(view, self.channel_dim, by_phi)
@@ -276,5 +278,6 @@ class _LowerLevel:
     def to_router(self, point: _Point, by_sigma: Array) -> tuple[Array, Array | None]:
         """Cotangents of the router's parameters and of its input."""
         back = routers.unsquash(self.options.squash, point.scores, point.sigma, point.raw, by_sigma)
-        back = put(np.zeros(self.layout.n_tasks), point.view, back)
+        if point.view.n_tasks < self.layout.n_tasks:
+            back = put(np.zeros(self.layout.n_tasks), point.view, back)
         return self.layout.pullback(self.flat, point.phi, point.last, back)

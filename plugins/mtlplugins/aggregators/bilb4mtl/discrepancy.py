@@ -29,7 +29,7 @@ def discrepancy(kind: str, values: Array) -> tuple[float, Array]:
         signs = np.sign(gaps)
         pull[:-1] = signs
         pull[1:] -= signs
-        return float(np.abs(gaps).sum()), pull
+        return float(gaps @ signs), pull
     if kind == "all-pairs":
         gaps = values[:, None] - values[None, :]
         pull += np.sign(gaps).sum(1) * (2.0 / len(values))

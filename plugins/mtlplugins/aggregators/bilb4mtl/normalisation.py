@@ -33,7 +33,8 @@ def usable(kind: str, view: StepView, losses: Array, state: Arrays) -> Array | N
     way_out = f"normalisation={kind!r} needs positive ones: use normalisation='identical', or shift the loss."
     if kind == "log":
         return positive(view, losses, way_out)
-    return positive(view, losses, way_out, checked=take(state["reference_period"], view) < 0)
+    new = take(state["reference_period"], view) < 0
+    return positive(view, losses, way_out, checked=new) if new.any() else None
 
 
 def updated(kind: str, every: int | None, view: StepView, losses: Array, state: Arrays) -> Arrays:
@@ -58,7 +59,9 @@ def normalise(kind: str, view: StepView, losses: Array, references: Arrays) -> t
     reference = take(references["reference"], view)
     if kind == "log":
         return np.log(losses / reference), 1.0 / losses
-    smallest = references["reference"][references["reference_period"] >= 0].min()
+    known = references["reference"]
+    unseen = references["reference_period"] < 0
+    smallest = (known[~unseen] if unseen.any() else known).min()
     # In this order tasks at their reference are equal to the last bit; otherwise rounding would decide, in the very
     # first step, who is pulled where.
     return (losses / reference) * smallest, smallest / reference

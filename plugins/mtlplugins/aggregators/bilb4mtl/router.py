@@ -164,6 +164,6 @@ def unsquash(kind: str, scores: Array, sigma: Array, raw: Array, gradient: Array
 
 
 def _sigmoid(scores: Array) -> Array:
-    decay = np.exp(-np.abs(scores))  # never overflows
-    out: Array = np.where(scores >= 0, 1.0, decay) / (1.0 + decay)
+    # Below -700 the exponential would overflow; what is lost there is less than 1e-300.
+    out: Array = 1.0 / (1.0 + np.exp(np.minimum(-scores, 700.0)))
     return out

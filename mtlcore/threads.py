@@ -1,0 +1,93 @@
+"""Jobs side by side in threads, each with its share of torch's own threads.
+
+torch spreads one operation over its intra-op threads, which pays for large products and costs more than it brings for
+small ones. K independent passes through one graph can be spread over the same processors instead: one pass per
+thread, every operation on its own. Torch releases Python's lock while it computes, so the passes really overlap.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import torch
+
+Job = Callable[[], object]
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def available() -> int:
+    """How many jobs may run side by side: torch's intra-op threads (``torch.set_num_threads``) on this thread."""
+    return torch.get_num_threads()
+
+
+def side_by_side(jobs: Sequence[Job]) -> None:
+    """Run all jobs and return when none is running any more.
+
+    With n threads at hand, full rounds of n jobs run on one thread each; a last round of fewer jobs shares the n
+    threads out among them, so that no processor idles.
+
+    Raises:
+        Whatever a job raised first; the jobs that had not begun then are not begun.
+    """
+    n = available()
+    rest = len(jobs) % n
+    full = len(jobs) - rest
+    if n == 1 or len(jobs) == 1:
+        for job in jobs:
+            job()
+        return
+    if full:
+        _round(jobs[:full], n, 1)
+    if rest:
+        _round(jobs[full:], rest, n // rest)
+
+
+def _round(jobs: Sequence[Job], workers: int, width: int) -> None:
+    """``workers`` threads, this one among them, take jobs in order, each with ``width`` intra-op threads."""
+    before = torch.get_num_threads()
+    waiting = collections.deque(jobs)
+
+    def work() -> None:
+        torch.set_num_threads(width)  # of the calling thread; the setting of the others is untouched
+        try:
+            while True:
+                try:
+                    job = waiting.popleft()
+                except IndexError:
+                    return
+                job()
+        except BaseException:
+            waiting.clear()
+            raise
+
+    others = [_executor().submit(work) for _ in range(workers - 1)]
+    try:
+        work()
+    finally:
+        # Also after an error or Ctrl-C here: nobody may still be in the graph when the caller goes on.
+        waiting.clear()
+        wait(others)
+        torch.set_num_threads(before)
+    for other in others:
+        other.result()
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        # Threads are started when first needed, and idle ones are taken again.
+        _pool = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) * 2), thread_name_prefix="mtlcore")
+    return _pool
+
+
+def _forget() -> None:
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)  # a forked child has none of its parent's threads

@@ -1,0 +1,76 @@
+"""Jobs side by side: all are done, on the threads promised, and nobody is left behind after an error."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from mtlcore import threads
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_full_rounds_take_one_thread_each_and_the_rest_shares_them():
+    seen = []
+
+    def job(i):
+        time.sleep(0.01)
+        seen.append((i, threading.get_ident(), torch.get_num_threads()))
+
+    threads.side_by_side([lambda i=i: job(i) for i in range(5)])
+    assert sorted(i for i, _, _ in seen) == [0, 1, 2, 3, 4]
+    assert [width for i, _, width in sorted(seen)] == [1, 1, 1, 1, 2]
+    assert len({who for i, who, _ in seen if i < 4}) == 2
+    assert torch.get_num_threads() == 2
+
+
+def test_jobs_really_overlap():
+    barrier = threading.Barrier(2, timeout=20)
+    threads.side_by_side([barrier.wait, barrier.wait])  # one after the other, the first would wait in vain
+
+
+def test_one_thread_or_one_job_runs_here():
+    here = []
+    threads.side_by_side([lambda: here.append(threading.get_ident())])
+    torch.set_num_threads(1)
+    threads.side_by_side([lambda: here.append(threading.get_ident())] * 3)
+    assert set(here) == {threading.get_ident()}
+    assert len(here) == 4
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_ends_it_and_waits_for_who_is_still_at_work(fails, error):
+    finished, begun = [], threading.Barrier(2, timeout=20)
+
+    def bad():
+        begun.wait()
+        raise error("no")
+
+    def slow():
+        begun.wait()
+        time.sleep(0.05)
+        finished.append("slow")
+
+    jobs = [slow, slow, lambda: finished.append("late"), lambda: finished.append("later")]
+    jobs[fails] = bad
+    with pytest.raises(error, match="no"):
+        threads.side_by_side(jobs)
+    assert finished[:1] == ["slow"]
+    assert torch.get_num_threads() == 2
+
+
+def test_jobs_may_themselves_share_out_work():
+    done = []
+    inner = [lambda: done.append(1)] * 3
+    threads.side_by_side([lambda: threads.side_by_side(inner)] * 4)
+    assert len(done) == 12
