@@ -349,6 +349,16 @@ def test_the_graph_is_traced_once_and_again_when_the_network_changes(change, mon
     assert len(traced) > 1
 
 
+def test_the_groups_of_a_large_network_are_not_kept(monkeypatch):
+    net = relu_chain()
+    find_groups(net)
+    assert net in channels._SEEN
+    monkeypatch.setattr(channels, "_SMALL", 50)
+    large = relu_chain()
+    assert find_groups(large).groups
+    assert large not in channels._SEEN
+
+
 def test_nothing_to_rescale_is_the_identity_with_a_reason():
     made = problem("gru")
     before = {n: p.detach().clone() for n, p in made.trunk.named_parameters()}

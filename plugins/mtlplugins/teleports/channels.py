@@ -100,12 +100,19 @@ class Found:
 
 
 def find_groups(trunk: nn.Module) -> Found:
-    """Every group of the trunk that can be shown to be free; searched anew only when the trunk has changed."""
+    """Every group of the trunk that can be shown to be free; a small trunk is searched anew only when it changed."""
+    if sum(p.numel() for p in trunk.parameters()) > _SMALL:
+        return _search(trunk)
     now = fingerprint(trunk)
     known = _SEEN.get(trunk)
     if known is None or known[0] != now:
         known = _SEEN[trunk] = (now, _search(trunk))
     return known[1]
+
+
+_SMALL = 1 << 20
+"""Parameters up to which groups are kept. A larger network's step takes longer than its trace, and the indices in its
+groups, two of eight bytes for a weight of four, would be too much to hold."""
 
 
 _SEEN: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, Found]] = weakref.WeakKeyDictionary()
