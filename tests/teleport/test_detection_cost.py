@@ -1,4 +1,4 @@
-"""What looking for conflict costs: nothing where the method needs task gradients anyway, and else every n-th step only."""
+"""What looking for conflict costs: nothing beside a method that needs task gradients, else every n-th step only."""
 
 from __future__ import annotations
 
