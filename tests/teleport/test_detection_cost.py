@@ -58,3 +58,14 @@ def test_a_teleport_waits_for_a_step_that_looks():
     torch.manual_seed(0)
     tried = [step for step in range(9) if mt.step(made.batch(0)).teleport is not None]
     assert tried == [4, 8]
+
+
+@pytest.mark.parametrize(("aggregator", "options", "expected"), [
+    ("famo", {}, 10),
+    ("fairgrad", {}, 1),
+    ("famo", {"detect_every": 3}, 3),
+])  # fmt: skip
+def test_the_preset_spares_loss_level_methods(aggregator, options, expected):
+    made = problem("mlp")
+    mt = mtlcore.cost(made.trunk, aggregator, made.optimizer(), steps_per_epoch=20, start_epoch=1, **options)
+    assert mt.brakes == Brakes(start_step=20, cap=1, steps_per_epoch=20, detect_every=expected)
