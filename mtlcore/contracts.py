@@ -427,16 +427,19 @@ class TeleportProblem(abc.ABC):
     def rows(self) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Detached losses by task, and per parameter (in the order of :meth:`parameters`) the (K, numel) matrix of task
         gradients at the network's current parameters; zeros where a task does not depend on it. Costs one pass."""
-        losses, _ = self.evaluate()
-        parameters = list(self.parameters().values())
-        names = list(losses)
-        blocks = [p.new_zeros(len(names), p.numel()) for p in parameters]
-        for i, name in enumerate(names):
-            found = torch.autograd.grad(losses[name], parameters, retain_graph=i + 1 < len(names), allow_unused=True)
-            for block, gradient in zip(blocks, found):
-                if gradient is not None:
-                    block[i] = gradient.flatten()
-        return {n: v.detach() for n, v in losses.items()}, blocks
+        return task_rows(self.evaluate()[0], list(self.parameters().values()))
+
+
+def task_rows(losses: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Detached losses, and per parameter the (K, numel) matrix of their gradients; frees the graph."""
+    last = len(losses) - 1
+    blocks = [p.new_zeros(len(losses), p.numel()) for p in parameters]
+    for i, loss in enumerate(losses.values()):
+        found = torch.autograd.grad(loss, parameters, retain_graph=i < last, allow_unused=True)
+        for block, gradient in zip(blocks, found):
+            if gradient is not None:
+                block[i] = gradient.flatten()
+    return {n: v.detach() for n, v in losses.items()}, blocks
 
 
 @dataclasses.dataclass(frozen=True)

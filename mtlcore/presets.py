@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError
 from mtlcore.registry import create
 from mtlcore.teleporting import Brakes
@@ -42,6 +43,7 @@ def cost(
     settings: Literal["measured", "paper"] = "measured",
     steps_per_epoch: int | None = None,
     start_epoch: int = 0,
+    detect_every: int | None = None,
     teleport_options: Mapping[str, Any] | None = None,
     detector_options: Mapping[str, Any] | None = None,
     **overrides: Any,
@@ -58,6 +60,8 @@ def cost(
             the paper does not have: a teleport that moves a loss by more than ``tolerance`` is refused.
         steps_per_epoch: with it, at most one teleport per epoch [code], else no cap.
         start_epoch: no teleport before this epoch [paper A.6; code: 50 of 200].
+        detect_every: look for conflict in every n-th step. Default: in every step if the method needs task gradients
+            anyway, else in every tenth, as looking costs a loss-level method K backward passes. [choice]
         teleport_options: fields of the ``lora`` teleport that differ from the settings.
         detector_options: fields of the ``dominated`` detector that differ; for many tasks (CelebA's 40) use
             ``{"rule": "fraction"}`` [choice; the paper's Eq. 4 was not readable].
@@ -78,9 +82,16 @@ def cost(
         overrides["detector"] = create("detector", "dominated", **{"rule": "smallest", **(detector_options or {})})
     if "teleport" not in overrides:
         overrides["teleport"] = create("teleport", "lora", **options)
+    if isinstance(aggregator, str):
+        aggregator = create("aggregator", aggregator)
     if "brakes" not in overrides:
         window = steps_per_epoch or 1
+        if detect_every is None:
+            detect_every = 10 if getattr(aggregator, "needs", Needs.GRAMIAN) < Needs.GRAMIAN else 1
         overrides["brakes"] = Brakes(
-            start_step=start_epoch * window, cap=None if steps_per_epoch is None else 1, steps_per_epoch=steps_per_epoch
+            start_step=start_epoch * window,
+            cap=None if steps_per_epoch is None else 1,
+            steps_per_epoch=steps_per_epoch,
+            detect_every=detect_every,
         )
     return MultiTask(trunk, aggregator, optimizer, **overrides)

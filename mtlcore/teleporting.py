@@ -20,7 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from mtlcore import linalg, trajectory
-from mtlcore.contracts import ConflictDetector, Displacement, StepView, TeleportProblem, TeleportStrategy
+from mtlcore.contracts import (
+    ConflictDetector,
+    Displacement,
+    StepView,
+    TeleportProblem,
+    TeleportStrategy,
+    task_rows,
+)
 from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.hyperparameters import Validated, integer
 from mtlcore.report import TeleportResult
@@ -201,7 +208,8 @@ class Teleporter:
 
     def _judge(self, transaction: _Transaction, judge: _Problem, proposal: Displacement) -> _Verdict:
         exact = self.strategy.exact
-        losses_before, before = self._measure(judge)
+        losses_before, gram = judge.gramian(judge.evaluate()[0])
+        before = severity(losses_before, gram, self.detector, judge.view)
         other_before = judge.losses_with_batch_statistics()
         diagnostics: dict[str, Any] = dict(proposal.diagnostics)
         refusals = []
@@ -210,9 +218,10 @@ class Teleporter:
         useless = 0
         for _ in range(1 if exact else self.trials):
             transaction.move(proposal, scale)
-            losses = judge.losses()
-            changes = relative_changes(losses_before, losses)
             other = relative_changes(other_before, judge.losses_with_batch_statistics())
+            # With its graph: if the losses pass, their gradients are asked for without another forward pass.
+            losses, _ = judge.evaluate()
+            changes = relative_changes(losses_before, losses)
             worst = _worst({**changes, **{f"{t} with batch statistics": c for t, c in other.items()}})
             limit = min(self.tolerance, self._exact_limit(losses)) if exact else self.tolerance
             verdict = dataclasses.replace(verdict, changes=changes, scale=scale)
@@ -226,7 +235,7 @@ class Teleporter:
                 # Drift on the probe is linear in a small scale: go where it should fit.
                 scale *= min(0.7, 0.9 * limit / abs(worst[1])) if math.isfinite(worst[1]) else 0.1
                 continue
-            _, after = self._measure(judge)
+            after = severity(*judge.gramian(losses), self.detector, judge.view)
             verdict = dataclasses.replace(verdict, after=after)
             if self.strategy.improves and not after < before:
                 refusals.append(f"at scale {scale:.3g} conflict {before:.4g} -> {after:.4g} is no improvement")
@@ -242,11 +251,6 @@ class Teleporter:
     def _exact_limit(self, losses: Mapping[str, Tensor]) -> float:
         return min((_EXACT_TOLERANCE.get(v.dtype, self.tolerance) for v in losses.values()), default=self.tolerance)
 
-    def _measure(self, judge: _Problem) -> tuple[dict[str, Tensor], float]:
-        """Losses and severity of the conflict at the network's current point: one pass of task gradients."""
-        losses, gram = judge.gramian()
-        return losses, severity(losses, gram, self.detector, judge.view)
-
     # --- the optimizer's history -------------------------------------------------------------------------------
 
     def _slope(
@@ -259,10 +263,8 @@ class Teleporter:
         parameters = problem.parameters()
         if direction is not None:
             return {n: d for n, d in zip(parameters, direction) if n in displaced}
-        losses, _ = problem.evaluate()
-        total = torch.stack([v.double() for v in losses.values()]).mean()
-        found = torch.autograd.grad(total, [parameters[n] for n in displaced], allow_unused=True)
-        return {n: torch.zeros_like(parameters[n]) if g is None else g for n, g in zip(displaced, found)}
+        mean = problem.mean_gradient()
+        return {n: mean[n] for n in displaced}
 
     def _carry_history(
         self, transaction: _Transaction, proposal: Displacement, scale: float, slope: Mapping[str, Tensor]
@@ -308,11 +310,11 @@ def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
     The second term is the scale below which a loss is rounding beside the others (an almost fitted task), so that
     nothing depends on the unit of the losses. All losses exactly zero: any change counts as infinite.
     """
-    values = {t: float(v) for t, v in before.items()}
+    values, moved = ({t: float(v.detach()) for t, v in losses.items()} for losses in (before, after))
     largest = max((abs(v) for v in values.values()), default=0.0)
     changes = {}
     for task, value in values.items():
-        difference = float(after[task]) - value
+        difference = moved[task] - value
         scale = max(abs(value), torch.finfo(before[task].dtype).eps * largest)
         changes[task] = difference / scale if scale > 0.0 else (0.0 if difference == 0.0 else float("inf"))
     return changes
@@ -397,6 +399,7 @@ class _Problem(TeleportProblem):
         self.heads = transaction.heads
         self.view = view
         self.detector = detector
+        self._mean: dict[str, Tensor] | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self._transaction.trunk_parameters.items() if p.requires_grad}
@@ -413,10 +416,25 @@ class _Problem(TeleportProblem):
         for name, loss in losses.items():
             yield name, list(torch.autograd.grad(loss, parameters, retain_graph=name != last, allow_unused=True))
 
-    def gramian(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Detached losses and the (K, K) Gramian in float64."""
-        losses, blocks = self.rows()
-        return losses, torch.stack([linalg.gramian(block) for block in blocks]).sum(dim=0)
+    def rows(self) -> tuple[dict[str, Tensor], list[Tensor]]:
+        losses, blocks = super().rows()
+        if self._mean is None and self._transaction.at_start():
+            self._mean = self._averaged(blocks)
+        return losses, blocks
+
+    def mean_gradient(self) -> dict[str, Tensor]:
+        """Of the losses at the start, where the network is, by parameter. Usually the search has looked at it."""
+        if self._mean is None:
+            self._mean = self._averaged(super().rows()[1])
+        return self._mean
+
+    def _averaged(self, blocks: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {n: b.mean(dim=0).view_as(p) for (n, p), b in zip(self.parameters().items(), blocks)}
+
+    def gramian(self, losses: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Detached losses and the (K, K) Gramian in float64; ``losses`` as evaluated, with their graph."""
+        detached, blocks = task_rows(losses, list(self.parameters().values()))
+        return detached, torch.stack([linalg.gramian(block) for block in blocks]).sum(dim=0)
 
     def losses(self) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -475,6 +493,10 @@ class _Transaction:
     def saved(self, parameter: Tensor) -> Tensor:
         """The value at the start."""
         return self._tensors[parameter].bits
+
+    def at_start(self) -> bool:
+        """Whether every trainable parameter of the trunk has the value it had."""
+        return all(torch.equal(p, self.saved(p)) for p in self.trunk_parameters.values() if p.requires_grad)
 
     def has_batch_statistics(self) -> bool:
         """Whether some norm was training on batch statistics while it also keeps running ones."""

@@ -468,12 +468,14 @@ class _Log:
         self.losses: list[list[float]] = []
         self.diagnostics: dict[str, float] = {}
         self.source: str | None = None
+        self._looked = 0
         self._fired = 0
         self._tried: list[tuple[int, TeleportResult]] = []
 
     def note(self, report: StepReport) -> None:
         self.losses.append(report.losses.tolist())
         self.source = report.gradient_source
+        self._looked += report.conflict is not None
         self._fired += bool(report.conflict is not None and report.conflict.conflicting)
         if report.teleport is not None:
             self._tried.append((report.step, report.teleport))
@@ -493,6 +495,7 @@ class _Log:
         changes = [abs(v) for r in accepted for v in r.relative_loss_change.values()]
         seconds = sum(result.seconds for _, result in self._tried)
         return {
+            "detector_looked": self._looked,
             "detector_fired": self._fired,
             "tried": len(self._tried),
             "accepted": len(accepted),

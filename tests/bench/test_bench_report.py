@@ -12,6 +12,7 @@ from mtlbench import records
 from mtlbench.report import figures
 from mtlbench.report.page import write
 from mtlbench.report.summary import summarise
+from mtlbench.suite import Suite
 from mtlcore.errors import ConfigurationError
 
 KEYS = ("top-left/accuracy", "bottom-right/accuracy")
@@ -228,6 +229,37 @@ def test_teleporting_is_compared_with_the_same_method_without(tmp_path):
     assert row["difference"]["estimate"] == pytest.approx(-1.0)
     assert row["extra_time"] == pytest.approx(0.2)
     assert "With and without teleports" in _page(tmp_path)
+
+
+def test_tuning_each_for_itself_does_not_part_a_method_from_itself_without_teleports(tmp_path):
+    """Tuning may choose other options with teleports than without: they are still one comparison."""
+    base = {"name": "cagrad", "search": {"c": [0.2, 0.8]}}
+    suite = Suite(
+        name="s", title="t", tasks=["multimnist"], reference="cagrad", tuning={"trials": 3},
+        methods=[base, {**base, "name": "cagrad + COST", "aggregator": "cagrad", "teleport": "lora"}],
+    )  # fmt: skip
+    manifest = {
+        "suite": suite.model_dump(mode="json"),
+        "current": {"multimnist": [f"h-{m.name}" for m in suite.methods]},
+    }
+    (tmp_path / "suite.json").write_text(json.dumps(manifest))
+    for seed in range(3):
+        for method, c, teleport in (("cagrad", 0.2, None), ("cagrad + COST", 0.8, "lora")):
+            record = _record(method, seed, 2.0 - 0.5 * (teleport is not None) + 0.1 * seed)
+            record["hyperparameters"]["method"] |= {"aggregator": "cagrad", "teleport": teleport, "options": {"c": c}}
+            records.append(tmp_path / "records.jsonl", record)
+    (row,) = summarise(tmp_path)["tasks"][0]["teleporting"]
+    assert (row["name"], row["without"]) == ("cagrad + COST", "cagrad")
+    assert row["difference"]["estimate"] == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize(("looked", "shown"), [({"detector_looked": 40}, 120), ({}, None)])
+def test_how_often_a_detector_fired_is_shown_against_how_often_it_looked(tmp_path, looked, shown):
+    for seed in range(3):
+        records.append(tmp_path / "records.jsonl", _record("cost", seed, 1.0, teleports={**TELEPORTS, **looked}))
+    (row,) = summarise(tmp_path)["tasks"][0]["methods"]
+    assert (row["teleports"]["detector_fired"], row["teleports"]["detector_looked"]) == (12, shown)
+    assert "of looks" in _page(tmp_path)
 
 
 def test_names_in_a_scatter_do_not_cover_one_another():

@@ -67,7 +67,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one():
     def build():
         made = problem("conv")
         optimizer = made.optimizer(lr=1e-3)
-        options = {"steps_per_epoch": 4, "detector_options": {"rule": "any"}, "probe": made.batch(7, 256)}
+        options = {
+            "steps_per_epoch": 4,
+            "detector_options": {"rule": "any"},
+            "probe": made.batch(7, 256),
+            "detect_every": 1,
+        }
         return made, optimizer, mtlcore.cost(made.trunk, "ls", optimizer, **options)
 
     torch.manual_seed(0)

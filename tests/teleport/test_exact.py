@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import mtlcore
+from mtlplugins.teleports import channels
 from mtlplugins.teleports.channels import find_groups
+from mtlplugins.teleports.general_maps import Block, optimise
 from mtlplugins.teleports.scaling import factors, rounds, tables
+from mtlplugins.teleports.worst_cosine import worst_cosine
 from support.teleport_nets import TASKS, Falling, problem, teleport
 
 MOVES = [
@@ -21,11 +25,17 @@ MOVES = [
     ("random", "mlp"),
     ("random", "residual"),
     ("attention-qk", "attention"),
+    ("attention-qk full", "attention"),
     ("linear-boundary", "mlp"),
     ("linear-boundary", "conv"),
     ("linear-boundary", "residual"),
     ("linear-boundary", "attention"),
 ]
+
+
+def named(name: str) -> tuple[str, dict]:
+    """ "attention-qk full" is the strategy with its full maps."""
+    return (name.removesuffix(" full"), {"maps": "full"}) if name.endswith(" full") else (name, {})
 
 
 @pytest.mark.parametrize(("name", "kind"), MOVES)
@@ -38,7 +48,7 @@ def test_every_loss_is_kept_on_unseen_inputs(name, kind, training):
             part.eval()  # so that two evaluations can be compared at all
     start = {n: p.detach().clone() for n, p in made.trunk.named_parameters()}
     before = [made.losses(seed) for seed in (50, 51)]
-    result = teleport(made, name, detector=Falling())
+    result = teleport(made, *named(name), detector=Falling())
     assert result.accepted, result.reason
     moved = [
         n for n, p in made.trunk.named_parameters() if float((p.detach() - start[n]).norm() / start[n].norm()) > 1e-3
@@ -54,9 +64,111 @@ def test_every_loss_is_kept_on_unseen_inputs(name, kind, training):
 def test_the_search_lowers_the_conflict_of_its_own_batch(name, kind):
     made = problem(kind)
     closure = made.batch(0)
-    result = teleport(made, name, closure=closure, probe=closure)
+    result = teleport(made, *named(name), closure=closure, probe=closure)
     assert result.accepted, result.reason
     assert result.conflict_after < result.conflict_before
+
+
+def propose(made, name: str, options: dict | None = None) -> mtlcore.Displacement:
+    """What a strategy proposes on batch 0; the network stays."""
+    inner = mtlcore.create("teleport", name, **(options or {}))
+    found = []
+
+    class Asked(mtlcore.TeleportStrategy):
+        def propose(self, problem, generator):
+            found.append(inner.propose(problem, generator))
+            return mtlcore.Displacement({})
+
+    teleport(made, Asked())
+    return found[0]
+
+
+def severity(made) -> float:
+    detector = mtlcore.create("detector", "dominated", rule="any")
+    return detector.detect(mtlcore.StepView(losses=torch.ones(len(TASKS)), gramian=gramian(made))).severity
+
+
+def test_full_maps_of_attention_mix_the_channels_of_a_head_and_go_further_than_diagonal_ones():
+    made = problem("attention")
+    made.trunk.eval()
+    full, diagonal = (propose(made, "attention-qk", {"maps": maps}) for maps in ("full", "diagonal"))
+    assert set(full.parameters) == set(diagonal.parameters)
+    matrix = full.maps["attend.in_proj_weight"].matrix
+    heads = torch.block_diag(*[torch.ones(4, 4)] * 6).bool()
+    assert not matrix[~heads].any(), "no head may see another head, no query a key"
+    assert float(matrix[heads].abs().sum() - matrix.diagonal().abs().sum()) > 0.1, "more than a rescaling"
+    reached = {}
+    for name, proposal in (("full", full), ("diagonal", diagonal)):
+        moved = problem("attention")
+        moved.trunk.eval()
+        with torch.no_grad():
+            for n, value in proposal.parameters.items():
+                dict(moved.trunk.named_parameters())[n].copy_(value)
+        reached[name] = severity(moved)
+    assert reached["full"] < reached["diagonal"] < severity(made)
+
+
+def test_full_maps_of_attention_carry_momentum_exactly():
+    made = problem("attention")
+    made.trunk.eval()
+    optimizer = made.optimizer(torch.optim.SGD, lr=0.0, momentum=0.9)
+    made.train(optimizer, 4)
+    assert teleport(made, "attention-qk", {"maps": "full"}, optimizer=optimizer, detector=Falling()).accepted
+    fresh = made.optimizer(torch.optim.SGD, lr=0.0, momentum=0.9)
+    made.train(fresh, 4)
+    for p in made.parameters():
+        expected = fresh.state[p]["momentum_buffer"]
+        torch.testing.assert_close(
+            optimizer.state[p]["momentum_buffer"], expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max())
+        )
+
+
+def test_no_rule_could_carry_a_second_moment_through_a_full_map():
+    """Two histories with the same mean squares, whose mean squares differ after a rotation: the reason for diagonal
+    maps by default."""
+    histories = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]], [[1.0, -1.0], [-1.0, 1.0]]])
+    rotation = torch.tensor([[1.0, 1.0], [-1.0, 1.0]]) / 2**0.5
+    before, after = histories.square().mean(dim=1), (histories @ rotation.T).square().mean(dim=1)
+    assert torch.equal(before[0], before[1])
+    assert not torch.allclose(after[0], after[1])
+
+
+def random_gramian(k: int, seed: int) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(k, 6)) * np.logspace(-2, 2, k)[:, None]
+    return rows @ rows.T
+
+
+@pytest.mark.parametrize("measure", ["dominated", "pairwise"])
+@pytest.mark.parametrize("dead", [False, True])
+def test_slope_of_the_worst_cosine_is_that_of_finite_differences(measure, dead):
+    gram = random_gramian(4, 1)
+    if dead:
+        gram[2] = gram[:, 2] = 0.0
+    value, slope = worst_cosine(gram, measure)
+    size = np.sqrt(gram.diagonal())
+    noise = np.random.default_rng(2).normal(size=gram.shape)
+    direction = np.outer(size, size) * (noise + noise.T)  # every entry in its own unit
+    up, down = (worst_cosine(gram + h * direction, measure)[0] for h in (1e-6, -1e-6))
+    assert (slope * direction).sum() == pytest.approx((up - down) / 2e-6, rel=1e-6)
+    with np.errstate(invalid="ignore"):
+        cos = gram / np.outer(size, size) if measure == "pairwise" else gram.mean(axis=0) / size / gram.mean() ** 0.5
+    off = cos[np.triu_indices(4, 1)] if measure == "pairwise" else cos
+    assert np.nanmin(off) - 0.05 * np.log(6) <= value <= np.nanmin(off)
+
+
+def test_closed_form_gramian_of_general_maps_equals_recomputation():
+    """The search is right about the point that it proposes: its gain is that of the gradients there."""
+    g = torch.Generator().manual_seed(4)
+    made, used, rest = (torch.randn(3, n, m, generator=g, dtype=torch.float64) for n, m in ((5, 7), (5, 4), (1, 9)))
+    (matrix,) = optimise(
+        [Block(made, used)], [rest.flatten(1)], "dominated", bound=0.7, directions=3, stiffness=0.0, steps=60
+    )
+    moved = [torch.linalg.inv(matrix).T @ made, matrix @ used, rest]
+    before, after = (sum(p.flatten(1) @ p.flatten(1).T for p in parts).numpy() for parts in ([made, used, rest], moved))
+    assert worst_cosine(after, "dominated")[0] > worst_cosine(before, "dominated")[0] + 0.05
+    logs = torch.linalg.svdvals(matrix).log()
+    assert float(logs.abs().max()) <= 0.7 + 1e-9
+    assert int((logs.abs() > 1e-9).sum()) <= 3, "it acts on the subspace only"
 
 
 def gramian(made) -> torch.Tensor:
@@ -209,6 +321,42 @@ def parametrised() -> nn.Module:
 )
 def test_what_cannot_be_shown_safe_is_left_alone(net):
     assert find_groups(net).groups == ()
+
+
+CHANGES = {
+    "a hook": lambda net: net[1].register_forward_hook(lambda *a: None),
+    "another activation": lambda net: net.__setitem__(1, nn.Tanh()),
+    "a frozen weight": lambda net: net[2].weight.requires_grad_(False),
+    "a tied weight": lambda net: setattr(net[2], "weight", net[0].weight),
+    "a parametrisation": lambda net: nn.utils.parametrizations.weight_norm(net[2]),
+    "another forward": lambda net: setattr(net[1], "forward", torch.tanh),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_graph_is_traced_once_and_again_when_the_network_changes(change, monkeypatch):
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    traced = []
+    monkeypatch.setattr(channels, "trace", lambda module, trace=channels.trace: traced.append(1) or trace(module))
+    assert find_groups(net).groups
+    net.eval()
+    with torch.no_grad():
+        net[0].weight.mul_(2.0)
+    assert find_groups(net).groups
+    assert len(traced) == 1
+    CHANGES[change](net)
+    assert find_groups(net).groups == ()
+    assert len(traced) > 1
+
+
+def test_the_groups_of_a_large_network_are_not_kept(monkeypatch):
+    net = relu_chain()
+    find_groups(net)
+    assert net in channels._SEEN
+    monkeypatch.setattr(channels, "_SMALL", 50)
+    large = relu_chain()
+    assert find_groups(large).groups
+    assert large not in channels._SEEN
 
 
 def test_nothing_to_rescale_is_the_identity_with_a_reason():

@@ -131,7 +131,8 @@ def _task(
         row["curves"] = _curves(list(runs.values()))
         methods.append(row)
     budget = records[0]["hyperparameters"]["budget"] if records else None
-    teleporting = _with_and_without({m["name"]: m for m in methods if m["name"] in deltas}, deltas)
+    settings = {m.name: m.options for m in suite.methods} if suite else {}
+    teleporting = _with_and_without({m["name"]: m for m in methods if m["name"] in deltas}, deltas, settings)
     return {
         "name": name,
         **declared,
@@ -143,13 +144,20 @@ def _task(
 
 
 def _with_and_without(
-    rows: Mapping[str, Mapping[str, Any]], deltas: Mapping[str, Mapping[int, float]]
+    rows: Mapping[str, Mapping[str, Any]],
+    deltas: Mapping[str, Mapping[int, float]],
+    settings: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Each method that teleports, against the same aggregator without teleports, paired by seed."""
+    """Each method that teleports, against the same aggregator without teleports, paired by seed.
+
+    Args:
+        settings: the suite's options of each method. Those in a record were chosen by tuning, for each method alone.
+    """
 
     def setting(m: str) -> tuple[Any, ...]:
         method = rows[m]["hyperparameters"]["method"] or {}
-        return method.get("aggregator"), json.dumps(method.get("options"), sort_keys=True), bool(method.get("teleport"))
+        options = settings.get(m, method.get("options"))
+        return method.get("aggregator"), json.dumps(options, sort_keys=True), bool(method.get("teleport"))
 
     bases = {setting(m): m for m in rows}
     couples = {m: bases[(*setting(m)[:2], False)] for m in rows if setting(m)[2] and (*setting(m)[:2], False) in bases}
@@ -239,6 +247,10 @@ def _teleports(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return {
         "runs": len(found),
         **{k: sum(f[k] for f in found) for k in ("detector_fired", "tried", "accepted")},
+        # Records of an earlier version do not say how often the detector looked.
+        "detector_looked": sum(f["detector_looked"] for f in found)
+        if all("detector_looked" in f for f in found)
+        else None,
         **{k: _mean(f[k] for f in found) for k in ("conflict_before", "conflict_after", "share_of_time")},
         "largest_relative_loss_change": max(largest) if largest else None,
         "refused_because": dict(sorted(reasons.items(), key=lambda item: -item[1])),

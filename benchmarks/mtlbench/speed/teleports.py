@@ -19,6 +19,7 @@ Times are processor times (run it with OMP_NUM_THREADS=1), so that neighbours on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import statistics
@@ -103,14 +104,24 @@ class _Bed:
             times.append(time.process_time() - start)
         return statistics.median(times)
 
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Evaluation mode: with dropout two looks at the same point would differ by more than a teleport moves."""
+        for part in (self.trunk, self.heads):
+            part.eval()
+        yield
+        for part in (self.trunk, self.heads):
+            part.train()
+
     def held_out_losses(self) -> dict[str, float]:
         """On data that no teleport sees."""
-        with torch.no_grad():
+        with self.looking(), torch.no_grad():
             return {t: float(v) for t, v in self.held_out()[0].items()}
 
     def held_out_conflict(self, detector: mtlcore.ConflictDetector) -> float:
         """Severity there."""
-        losses, _ = self.held_out()
+        with self.looking():
+            losses, _ = self.held_out()
         values, parameters = list(losses.values()), list(self.trunk.parameters())
         rows = [torch.autograd.grad(v, parameters, retain_graph=i + 1 < len(values)) for i, v in enumerate(values)]
         jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])

@@ -2,58 +2,112 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number
+from mtlcore.contracts import MatrixMap
+from mtlcore.trajectory import apply_along
 from mtlplugins.teleports.channels import shared_modules
+from mtlplugins.teleports.general_maps import Block, optimise
 from mtlplugins.teleports.relu_rescaling import sound
 from mtlplugins.teleports.scaling import Group, Member, rescale
 
 
 @dataclass(frozen=True)
 class AttentionQK(TeleportStrategy):
-    """Per head channel c: (W_Q, b_Q)[c] *= lambda_c and (W_K, b_K)[c] /= lambda_c. [derived, seeds 2.3]
+    """Per head: (W_Q, b_Q) <- M (W_Q, b_Q) and (W_K, b_K) <- M^{-T} (W_K, b_K), M invertible. [derived, seeds 2.3]
 
-    Scores are sums of q_c k_c, so nothing changes on any input. Likewise (W_V, b_V)[c] *= lambda_c against column c of
-    the output projection. The full symmetry is GL(d) per head; its diagonal is used here because optimizer histories
-    then follow exactly and the Gramian has the closed form of ``scaling.py``. [choice]
+    Scores are inner products <q, k>, so nothing changes on any input. Likewise (W_V, b_V) <- M (W_V, b_V) against the
+    head's columns of the output projection, W_O <- W_O M^{-1}. The Gramian is known for every M from one pass of task
+    gradients (``scaling.py``, ``general_maps.py``).
+
+    ``maps="diagonal"`` is the default because all of Adam's history then follows exactly. A full M mixes coordinates,
+    and the mean of (sum_j a_j g_j)^2 contains the mean products of different coordinates, which Adam does not keep: two
+    histories with the same second moment have different ones after M, so no exact transport exists. First moments
+    (momentum) follow exactly; second moments are re-estimated as if coordinates were uncorrelated. [choice; see
+    ``mtlcore.trajectory``] For SGD with momentum a full M is as exact as a diagonal one.
 
     Serves every ``nn.MultiheadAttention`` of the trunk, packed or with separate projections; one with ``add_bias_kv``
     (for keys), hooks, parametrisations, frozen or tied parameters is left alone. Attention written out with plain
     Linear layers cannot be told apart from other products and is left alone too.
 
     Args:
-        values: also rescale values against the output projection.
-        objective, bound, stiffness, steps: as in ``relu-rescaling``.
+        maps: "diagonal": M = diag(lambda), lambda > 0; "full": any invertible M per head.
+        values: also move values against the output projection.
+        objective, bound, stiffness, steps: as in ``relu-rescaling``; for "full", of \\|log singular value\\|.
+        directions: full only: dimension of the subspace of a head that M acts on. [choice]
     """
 
     exact = True
     claims = frozenset({"loss-invariant", "maps-tell-the-truth"})
 
+    maps: str = choice("diagonal", ("diagonal", "full"))
     values: bool = flag(True)
     objective: str = choice("dominated", ("dominated", "pairwise"))
     bound: float = number(0.7, low=0.0, open_low=True)
     stiffness: float = number(0.01, low=0.0)
     steps: int = integer(60, low=0)
+    directions: int = integer(16, low=1)
 
     def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
         """A point on the network's symmetry orbit, with its maps."""
         unsafe = shared_modules(problem.trunk)
         found: list[Group] = []
+        widths: dict[str, int] = {}
         for name, module in problem.trunk.named_modules():
             if type(module) is nn.MultiheadAttention and module not in unsafe:
-                found += _groups(module, f"{name}." if name else "", self.values and module.out_proj not in unsafe)
-        groups = sound(problem, tuple(found), generator)
-        if not groups:
+                groups = _groups(module, f"{name}." if name else "", self.values and module.out_proj not in unsafe)
+                found += groups
+                widths |= dict.fromkeys([g.name for g in groups], module.head_dim)
+        free = sound(problem, tuple(found), generator)
+        if not free:
             return Displacement(
                 {}, diagnostics={"reason": "the trunk has no nn.MultiheadAttention that is free to rescale"}
             )
+        if self.maps == "full":
+            return self._full(problem, free, widths)
         return rescale(
-            problem, groups, measure=self.objective, bound=self.bound, stiffness=self.stiffness, steps=self.steps
+            problem, free, measure=self.objective, bound=self.bound, stiffness=self.stiffness, steps=self.steps
         )
+
+    def _full(self, problem: TeleportProblem, groups: Sequence[Group], widths: Mapping[str, int]) -> Displacement:
+        """One matrix per group and head. A group that is free under diagonal maps is free under all: it is the two
+        sides of one sum over a head's channels."""
+        losses, gradients = problem.rows()
+        if len(losses) < 2:
+            return Displacement({}, diagnostics={"reason": "one task only: nothing can conflict"})
+        rows = dict(zip(problem.parameters(), gradients))
+        heads = [(g, at, widths[g.name]) for g in groups for at in range(0, g.units, widths[g.name])]
+        matrices = optimise(
+            [
+                Block(*(_beside(rows, group, slice(start, start + width), side) for side in (True, False)))
+                for group, start, width in heads
+            ],
+            _untouched(rows, groups),
+            self.objective,
+            bound=self.bound,
+            directions=self.directions,
+            stiffness=self.stiffness,
+            steps=self.steps,
+        )
+        if matrices is None:
+            return Displacement({}, diagnostics={"reason": "no map of the heads lowers the conflict"})
+        parameters = dict(problem.trunk.named_parameters())
+        maps: dict[str, MatrixMap] = {}
+        for (group, start, width), matrix in zip(heads, matrices):
+            dual = torch.linalg.inv(matrix).T
+            for member in group.members:
+                parameter, dim = parameters[member.parameter], _dim(member)
+                if member.parameter not in maps:
+                    maps[member.parameter] = MatrixMap(torch.eye(parameter.shape[dim]).to(matrix), dim)
+                at = slice(first := _position(member, parameter, start), first + width)
+                maps[member.parameter].matrix[at, at] = matrix if member.produces else dual
+        moved = {n: apply_along(m.matrix, parameters[n].detach(), m.dim) for n, m in maps.items()}
+        return Displacement(moved, maps=maps, diagnostics={"heads": len(heads)})
 
 
 def _groups(attention: nn.MultiheadAttention, path: str, values: bool) -> list[Group]:
@@ -86,3 +140,34 @@ def _projection(attention: nn.MultiheadAttention, path: str, which: int) -> list
     if attention.in_proj_bias is not None:
         found.append((f"{path}in_proj_bias", torch.arange(3 * width).view(-1, 1)[rows]))
     return found
+
+
+def _beside(rows: dict[str, Tensor], group: Group, units: slice, produces: bool) -> Tensor:
+    """(K, d, m) task gradients of one side of some units of a group."""
+    side = [m for m in group.members if m.produces is produces]
+    return torch.cat([rows[m.parameter][:, m.elements[units].to(rows[m.parameter].device)] for m in side], dim=2)
+
+
+def _untouched(rows: dict[str, Tensor], groups: Sequence[Group]) -> list[Tensor]:
+    """Gradients of the elements that belong to no group."""
+    rest = []
+    for name, block in rows.items():
+        free = torch.ones(block.shape[1], dtype=torch.bool, device=block.device)
+        for group in groups:
+            for m in group.members:
+                if m.parameter == name:
+                    free[m.elements.flatten().to(block.device)] = False
+        if bool(free.any()):
+            rest.append(block[:, free])
+    return rest
+
+
+def _dim(member: Member) -> int:
+    """The dimension along which units lie: the output projection consumes by columns, all else is rows."""
+    return 1 if member.parameter.endswith("out_proj.weight") else 0
+
+
+def _position(member: Member, parameter: Tensor, unit: int) -> int:
+    """Where a unit lies in that dimension."""
+    element = int(member.elements[unit, 0])
+    return element if _dim(member) == 1 else element // (parameter.numel() // parameter.shape[0])

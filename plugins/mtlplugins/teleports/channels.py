@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import inspect
 import operator
+import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,7 +100,45 @@ class Found:
 
 
 def find_groups(trunk: nn.Module) -> Found:
-    """Every group of the trunk that can be shown to be free."""
+    """Every group of the trunk that can be shown to be free; a small trunk is searched anew only when it changed."""
+    if sum(p.numel() for p in trunk.parameters()) > _SMALL:
+        return _search(trunk)
+    now = fingerprint(trunk)
+    known = _SEEN.get(trunk)
+    if known is None or known[0] != now:
+        known = _SEEN[trunk] = (now, _search(trunk))
+    return known[1]
+
+
+_SMALL = 1 << 20
+"""Parameters up to which groups are kept. A larger network's step takes longer than its trace, and the indices in its
+groups, two of eight bytes for a weight of four, would be too much to hold."""
+
+
+_SEEN: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, Found]] = weakref.WeakKeyDictionary()
+"""Tracing takes as long as a training step of a small network, and says the same every time."""
+
+_TABLES = frozenset({"_parameters", "_buffers", "_modules", "training"})
+
+
+def fingerprint(trunk: nn.Module) -> Hashable:
+    """What the graph and the safety of its parts depend on: classes, attributes, hooks, and who owns which parameter.
+
+    A forward that looks at something else (a global, the inside of a list) can change unseen: ``sound`` would notice.
+    """
+    parts: list[Hashable] = []
+    for name, module in trunk.named_modules(remove_duplicate=False):
+        own = tuple((n, id(p), p is not None and p.requires_grad) for n, p in module._parameters.items())
+        attributes = tuple(
+            (n, v if isinstance(v, (int, float, str, type(None))) else len(v) if isinstance(v, dict) else id(v))
+            for n, v in module.__dict__.items()
+            if n not in _TABLES
+        )
+        parts.append((name, type(module), own, attributes))
+    return tuple(parts)
+
+
+def _search(trunk: nn.Module) -> Found:
     try:
         return Found(_Walk(trunk, "", shared_modules(trunk)).groups(), "whole trunk traced")
     except Exception as error:  # tracing runs the user's forward on proxies: anything can be raised

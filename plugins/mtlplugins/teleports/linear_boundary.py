@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, integer, number
 from mtlcore.contracts import MatrixMap
 from mtlplugins.teleports.channels import shared_modules, trace
-from mtlplugins.teleports.scaling import worst_cosine
+from mtlplugins.teleports.general_maps import Block, optimise
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,8 @@ class LinearBoundary(TeleportStrategy):
     """The trunk ends in z = A x + b, every head starts with U_k z: A <- M A, b <- M b, U_k <- U_k M^{-1}.
 
     Exact for every invertible M and every input [derived, seeds 2.3]. The trunk's gradients transform as g' = M^{-T} g,
-    so with S = (M^T M)^{-1} the Gramian is Gram(S) = C + [tr(S g_k g_i^T)]_{ik}: linear in S, from one pass of task
-    gradients. S = exp(X) is optimised over symmetric X on the leading left singular subspace of the task gradients
-    (elsewhere M = I), and M = exp(-X / 2). History: momentum by M^{-T}, exactly; squared moments re-estimated (see
-    ``mtlcore.trajectory``).
+    so the Gramian is known for every M from one pass of task gradients (see ``general_maps.py``). History: momentum by
+    M^{-T}, exactly; squared moments re-estimated (see ``mtlcore.trajectory``).
 
     Needs ``MultiTask(..., heads=...)``: a module whose children are the heads (ModuleDict, ModuleList), or one head.
     Each must use its input in Linear layers only; the trunk must end in a Linear. Otherwise it stays, and says why.
@@ -31,7 +29,7 @@ class LinearBoundary(TeleportStrategy):
         objective: "dominated" or "pairwise", as in ``relu-rescaling``.
         bound: largest \\|log singular value of M\\|. [choice]
         directions: dimension of the subspace that M acts on. [choice]
-        stiffness: mu of the penalty mu |X|^2 / directions. [choice]
+        stiffness: mu of the penalty mu mean(log^2) over the singular values of M in that subspace. [choice]
         steps: of the optimisation on the small tables.
     """
 
@@ -58,11 +56,20 @@ class LinearBoundary(TeleportStrategy):
         rows = dict(zip(names, blocks))
         parameters = dict(problem.trunk.named_parameters())
         ends = [n for n in (f"{last}weight", f"{last}bias") if n in parameters]
-        matrix = self._matrix(
-            [rows.pop(n).view(len(losses), parameters[n].shape[0], -1) for n in ends], list(rows.values())
+        # Weight and bias side by side.
+        end = torch.cat([rows.pop(n).view(len(losses), parameters[n].shape[0], -1) for n in ends], dim=2)
+        found = optimise(
+            [Block(end, end[:, :, :0])],
+            list(rows.values()),
+            self.objective,
+            bound=self.bound,
+            directions=self.directions,
+            stiffness=self.stiffness,
+            steps=self.steps,
         )
-        if matrix is None:
+        if found is None:
             return Displacement({}, diagnostics={"reason": "no map of the boundary lowers the conflict"})
+        (matrix,) = found
         inverse = torch.linalg.inv(matrix)
         heads = {} if problem.heads is None else dict(problem.heads.named_parameters())
         return Displacement(
@@ -72,45 +79,6 @@ class LinearBoundary(TeleportStrategy):
             head_maps={n: MatrixMap(inverse.T.contiguous(), 1) for n in first},
             diagnostics={"heads": len(first), "condition": float(torch.linalg.cond(matrix))},
         )
-
-    def _matrix(self, ends: list[Tensor], rest: list[Tensor]) -> Tensor | None:
-        """M (F, F) in float64, or None if nothing is better than staying."""
-        g = torch.cat([e.double() for e in ends], dim=2)  # (K, F, m): weight and bias side by side
-        other = g.new_zeros(len(g), len(g))
-        for block in rest:
-            other += block.double() @ block.double().T
-        u = torch.linalg.svd(g.transpose(0, 1).flatten(1), full_matrices=False)[0][:, : self.directions]
-        inside = u.T @ g
-        tables = torch.einsum("kam,lbm->klab", inside, inside)
-        whole = torch.einsum("kfm,lfm->kl", g, g) + other
-        fixed = whole - torch.einsum("klaa->kl", tables)
-        if int((whole.diagonal() > 0.0).sum()) < 2 or bool(whole.mean() <= 1e-14 * whole.diagonal().max()):
-            return None
-        size = u.shape[1]
-        raw = torch.zeros(size, size, dtype=torch.float64, device=g.device, requires_grad=True)
-        optimizer = torch.optim.Adam([raw], lr=0.1)
-        best, chosen = -float("inf"), torch.zeros(size, size, dtype=torch.float64, device=g.device)
-        with torch.enable_grad():
-            for _ in range(self.steps + 1):
-                x = self._bounded(raw)
-                gram = fixed + torch.einsum("klab,ba->kl", tables, torch.linalg.matrix_exp(x))
-                gain = worst_cosine((gram + gram.T) / 2, self.objective) - self.stiffness * x.square().sum() / size
-                if float(gain.detach()) > best:
-                    best, chosen = float(gain.detach()), x.detach().clone()
-                optimizer.zero_grad()
-                (-gain).backward()
-                optimizer.step()
-        if not bool(chosen.any()):
-            return None
-        identity = torch.eye(u.shape[0], dtype=torch.float64, device=g.device)
-        matrix: Tensor = identity + u @ (torch.linalg.matrix_exp(-chosen / 2) - torch.eye(size).to(chosen)) @ u.T
-        return matrix
-
-    def _bounded(self, raw: Tensor) -> Tensor:
-        """Symmetric, with eigenvalues in [-2 bound, 2 bound] (the Frobenius norm bounds them all)."""
-        x: Tensor = (raw + raw.T) / 2
-        shrink: Tensor = 2 * self.bound / x.detach().norm().clamp_min(2 * self.bound)
-        return x * shrink
 
 
 class _NoBoundaryError(Exception):

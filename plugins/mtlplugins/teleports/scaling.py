@@ -19,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mtlcore import Displacement, TeleportProblem
+from mtlcore import Displacement, TeleportProblem, linalg
+from mtlplugins.teleports.worst_cosine import Array, ascend, has_angles, worst_cosine
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ def tables(groups: Sequence[Group], rows: Mapping[str, Tensor]) -> Tables:
         consumed.append(parts[False])
     rest = torch.zeros(k, k, dtype=torch.float64, device=device)
     for name, r in rows.items():
-        left = r[:, ~touched[name]].to(torch.float64)
-        rest += left @ left.T
+        if not bool(touched[name].all()):
+            rest += linalg.gramian(r[:, ~touched[name]] if bool(touched[name].any()) else r)
     return Tables(torch.cat(produced).permute(1, 2, 0), torch.cat(consumed).permute(1, 2, 0), rest)
 
 
@@ -118,54 +120,29 @@ def factors(
     return {name: logs.exp().view(shapes[name]) for name, logs in found.items()}
 
 
-# --- how good is a Gramian? ---------------------------------------------------------------------------------------
-
-
-def soft_minimum(values: Tensor, temperature: float = 0.05) -> Tensor:
-    """A smooth lower estimate of the minimum, exact as the temperature goes to 0."""
-    return -temperature * torch.logsumexp(-values / temperature, dim=0)
-
-
-def worst_cosine(gram: Tensor, measure: str) -> Tensor:
-    """Soft minimum of cos(g_i, g_0) ("dominated") or cos(g_i, g_j) ("pairwise"), over non-zero gradients."""
-    alive = gram.detach().diagonal() > 0.0
-    gram = gram[alive][:, alive]
-    k = gram.shape[0]
-    size = gram.diagonal().sqrt()
-    if measure == "pairwise":
-        upper = torch.triu_indices(k, k, offset=1, device=gram.device)
-        return soft_minimum((gram / size[:, None] / size[None, :])[upper[0], upper[1]])
-    return soft_minimum(gram.mean(dim=0) / (size * gram.mean().sqrt()))
-
-
 def optimise(form: Tables, measure: str, *, bound: float, stiffness: float, steps: int) -> Tensor:
     """log lambda (U,) in [-bound, bound] with a high worst cosine; zeros if there is nothing to gain.
 
-    Adam on log lambda = bound tanh(x) for worst_cosine - stiffness mean(log lambda^2), from the identity; the best
-    point seen is returned, so the answer is never worse than staying. Ends early when ten steps brought nothing.
+    Ascent on worst_cosine - stiffness mean(log lambda^2) over log lambda = bound tanh(x), from the identity.
     """
-    x = torch.zeros(form.produced.shape[2], dtype=torch.float64, device=form.rest.device, requires_grad=True)
-    start = form.gramian(x.detach())
-    if int((start.diagonal() > 0.0).sum()) < 2 or bool(start.mean() <= 1e-14 * start.diagonal().max()):
-        return x.detach()  # one gradient, or gradients that cancel: no angle to improve
-    mean, square = torch.zeros_like(x), torch.zeros_like(x)
-    best, chosen, idle = -float("inf"), torch.zeros_like(x), 0
-    for step in range(1, steps + 2):
-        logs = bound * torch.tanh(x)
-        gain = worst_cosine(form.gramian(logs), measure) - stiffness * logs.square().mean()
-        value = float(gain.detach())
-        idle = 0 if value > best + 1e-4 else idle + 1
-        if value > best:
-            best, chosen = value, logs.detach().clone()
-        if idle == 10:
-            break
-        # By hand: torch.optim's bookkeeping costs more than these tables do.
-        (g,) = torch.autograd.grad(gain, x)
-        mean = 0.9 * mean + 0.1 * g
-        square = 0.999 * square + 0.001 * g.square()
-        with torch.no_grad():
-            x += 0.2 * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-300)
-    return chosen
+    k, _, units = form.produced.shape
+    produced, consumed = (t.cpu().numpy().reshape(k * k, units) for t in (form.produced, form.consumed))
+    rest = form.rest.cpu().numpy()
+
+    def gain(x: Array) -> tuple[float, Array]:
+        t = np.tanh(x)
+        logs = bound * t
+        up = np.exp(2.0 * logs)
+        down = 1.0 / up
+        value, slope = worst_cosine(rest + (produced @ down + consumed @ up).reshape(k, k), measure)
+        s = slope.ravel()
+        along = 2.0 * (up * (s @ consumed) - down * (s @ produced)) - 2.0 * stiffness / units * logs
+        return value - stiffness * float(logs @ logs) / units, along * bound * (1.0 - t * t)
+
+    x = np.zeros(units)
+    if has_angles(rest + (produced.sum(axis=1) + consumed.sum(axis=1)).reshape(k, k)):
+        x = ascend(gain, x, steps)
+    return torch.from_numpy(bound * np.tanh(x)).to(form.rest.device)
 
 
 def rescale(
@@ -179,14 +156,14 @@ def rescale(
     if len(losses) < 2:
         return Displacement({}, diagnostics={"reason": "one task only: nothing can conflict"})
     total: dict[str, Tensor] = {}
-    with torch.enable_grad():
-        for groups_now in rounds(groups, {n: p.numel() for n, p in parameters.items()}):
-            logs = optimise(tables(groups_now, rows), measure, bound=bound, stiffness=stiffness, steps=steps)
-            scales = factors(groups_now, logs.split([g.units for g in groups_now]), shapes)
-            for name, d in scales.items():
-                if name in rows:
-                    rows[name] = (rows[name] / d.flatten()).to(rows[name].dtype)
-                total[name] = d * total[name] if name in total else d
+    waiting = rounds(groups, {n: p.numel() for n, p in parameters.items()})
+    for i, groups_now in enumerate(waiting):
+        logs = optimise(tables(groups_now, rows), measure, bound=bound, stiffness=stiffness, steps=steps)
+        scales = factors(groups_now, logs.split([g.units for g in groups_now]), shapes)
+        for name, d in scales.items():
+            if name in rows and i + 1 < len(waiting):
+                rows[name] = (rows[name] / d.flatten()).to(rows[name].dtype)
+            total[name] = d * total[name] if name in total else d
     return displacement(problem, total, {"groups": len(groups), "units": sum(g.units for g in groups)})
 
 
