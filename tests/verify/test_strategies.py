@@ -37,6 +37,18 @@ def test_escapable_rows_are_not_stationary(example):
 
 
 @FEW
+@given(jacobians(strategies.NEARLY_STATIONARY, scalings=("unit",)).merged())
+def test_nearly_stationary_rows_are_not_but_a_short_combination_exists(example):
+    rows = example.jacobian.double()
+    assert bool((rows[:, 0] > 0).all())
+    assert hull_distance(example.jacobian) > 0
+    pair = (rows[0] + rows[1]).norm() / 2
+    assert float(pair) <= 99 * rows.shape[1] ** 0.5
+    assert float(rows[0].norm()) >= 1.0
+    assert float((rows[0] - rows[1]).norm()) / 2 >= 100.0 - 99.0
+
+
+@FEW
 @given(jacobians((stationary.weakly,)).merged())
 def test_weakly_stationary_rows_are_not_strongly_stationary(example):
     """The largest minimal weight of a stationary combination is zero: an independent linear program."""
