@@ -29,7 +29,7 @@ from mtlverify.references.rows import unit_rows
 from mtlverify.strategies import INDEPENDENT, NOT_STATIONARY, Strata, jacobians
 from mtlverify.strategies.generic import gaussian, opposed
 
-FEW = settings(max_examples=25)
+FEW = settings(max_examples=settings.default.max_examples // 2)  # 25, nightly 1000
 SAME = tolerance.REFERENCE
 GENERIC = (gaussian, opposed)
 plain = SimpleNamespace
@@ -111,7 +111,7 @@ def test_barrier_solves_its_equation(example):
 ALPHAS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
-@settings(max_examples=40)
+@FEW
 @given(jacobians().merged())
 def test_barrier_converges_for_every_alpha_and_every_spread_of_norms(example):
     """No input of any family ends in ReferenceFailed; and the gains of d, to the power -alpha, weigh the rows to d."""
@@ -204,7 +204,7 @@ def by_enumeration(quadratic, linear):
     return best
 
 
-@settings(max_examples=60)
+@FEW
 @given(jacobians((gaussian, opposed, INDEPENDENT[0]), scalings=("unit",)).filter(lambda e: e.n_tasks <= 4).merged())
 def test_sdmgrad_is_the_best_of_all_supports(example):
     rows = rows_of(example)

@@ -12,7 +12,7 @@ from mtlverify.references.min_norm import min_norm
 from mtlverify.references.rows import unit_rows
 from mtlverify.strategies import degenerate, generic, jacobians, scales, stationary
 
-FEW = settings(max_examples=40)
+FEW = settings(max_examples=settings.default.max_examples // 2)  # 25, nightly 1000
 
 
 def hull_distance(rows: torch.Tensor) -> float:
