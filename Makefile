@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 # One thread per process: the work is many small steps, and the processes run side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-nightly check format bench-speed bench-systems verify docs clean
+.PHONY: demo test test-nightly check format bench-speed bench-systems verify verify-nightly docs clean
 
 demo: $(READY)  ## verify the methods, train them on real images, write the report
 	$(BIN)/mtl bench run demo --out out/demo --jobs 2
@@ -32,6 +32,11 @@ format: $(READY)
 
 verify: $(READY)  ## every law on every built-in plugin
 	$(BIN)/mtl verify
+
+verify-nightly: $(READY)  ## ten times deeper, on the seed of the day; mutants, correct twins, convergence (hours)
+	$(BIN)/mtl verify --max-examples 1000 --seed $$(date +%Y%m%d)
+	$(BIN)/python -m mtlverify.mutants --seeds 1000 --jobs 2
+	$(BIN)/python -m mtlverify.convergence
 
 bench-speed: $(READY)  ## gradient sources against the floor and the peers
 	$(BIN)/python -m mtlbench.speed.gradients

@@ -1,4 +1,4 @@
-"""One setting for all tests: Hypothesis derandomized by default, deeper with --hypothesis-profile=nightly."""
+"""One setting for all tests: Hypothesis derandomized by default, deeper with MTLCORE_HYPOTHESIS_PROFILE=nightly."""
 
 from __future__ import annotations
 

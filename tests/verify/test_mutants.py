@@ -15,12 +15,22 @@ def test_every_mutant_is_killed_by_the_laws_meant_for_it_and_no_law_is_idle():
     assert len(score.killed) == sum(map(len, CATALOGUE.values()))
 
 
+def alarms(results):
+    return [(seed, r) for seed, found in results for r in found if r.status != "verified"]
+
+
 def test_correct_twins_raise_no_alarm():
-    results = list(false_alarms(range(1), 17))
+    [(seed, results)] = false_alarms(range(1), 17)
     assert len(results) > 90
-    assert [r for _, r in results if r.status != "verified"] == []
+    assert alarms([(seed, results)]) == []
+
+
+def test_processes_change_nothing_but_the_time():
+    alone, together = (list(false_alarms(range(5, 7), 1, jobs)) for jobs in (1, 2))
+    assert [seed for seed, _ in alone] == [5, 6]
+    assert alone == together
 
 
 @pytest.mark.slow
 def test_correct_twins_raise_no_alarm_in_a_thousand_seeds():
-    assert [(s, r) for s, r in false_alarms(range(1000), 5) if r.status != "verified"] == []
+    assert alarms(false_alarms(range(1000), 5, jobs=2)) == []

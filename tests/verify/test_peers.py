@@ -42,6 +42,7 @@ def peer(name):
     [
         ("UPGrad", "non-conflicting"),
         ("DualProj", "non-conflicting"),
+        ("CAGrad(c=1)", "non-conflicting"),
         ("CAGrad(c=1)", "zero-only-if-stationary"),
     ],
 )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
-import multiprocessing
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -16,6 +13,7 @@ import typer
 
 from mtlcore.errors import MtlError
 from mtlcore.registry import Entry, registry
+from mtlverify.processes import workers
 
 if TYPE_CHECKING:
     from mtlverify.runner import Result
@@ -100,27 +98,14 @@ def _progress(chosen: list[Entry], max_examples: int, seed: int, jobs: int, quie
 
 
 def _all_checked(chosen: list[Entry], max_examples: int, seed: int, jobs: int) -> Iterator[list[Result]]:
-    """One process per core, one plugin at a time. Started afresh (a fork would inherit the locks of torch's and rich's
-    threads), so a plugin that was registered by hand in this process is checked in this process."""
+    """One process per core, one plugin at a time. Processes start afresh, so a plugin that was registered by hand in
+    this process is checked in this process."""
     arguments = [(e.kind, e.name, max_examples, seed) for e in chosen]
     if min(jobs, len(chosen)) <= 1 or any(e.distribution == "(this process)" for e in chosen):
         yield from map(_checked, arguments)
         return
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, spawn, initializer=_end_with_parent) as pool:
+    with workers(jobs) as pool:
         yield from pool.map(_checked, arguments)
-
-
-def _end_with_parent() -> None:
-    """A killed `mtl verify` must not leave its workers searching."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
-import multiprocessing
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -13,6 +11,7 @@ import typer
 from mtlcore.registry import available, create
 from mtlverify.convergence.suite import CASES, STEPS
 from mtlverify.convergence.verdict import Verdict, judge
+from mtlverify.processes import workers
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -37,8 +36,7 @@ def main(
         typer.secho(f"no aggregator called {', '.join(unknown)}; `mtl list` shows all.", fg="red", err=True)
         raise typer.Exit(2)
     chosen = methods or known
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, initializer=_alone) as pool:
+    with workers(jobs) as pool:
         found = list(pool.map(_verdicts, chosen, [steps] * len(chosen), [seed] * len(chosen)))
     verdicts = [v for method in found for v in method]
     if json_file is not None:
@@ -47,12 +45,6 @@ def main(
     _show(verdicts)
     if any(v.verdict == "error" or v.as_claimed is False for v in verdicts):
         raise typer.Exit(1)
-
-
-def _alone() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _verdicts(method: str, steps: int, seed: int) -> list[Verdict]:

@@ -34,9 +34,9 @@ def matches_reference(plugin: Any, example: Example) -> float:
     top, and where the strict tolerance fails, the conditioning of the *problem* (not of the method)."""
     reference = references.reference_for(plugin)
     assert reference is not None
-    rows = example.jacobian
+    rows, losses = example.jacobian, example.losses.numpy()
     try:
-        exact = reference(rows.double().numpy(), plugin)
+        exact = reference(rows.double().numpy(), plugin, losses)
     except references.NoUniqueAnswer:
         assume(False)
         raise
@@ -48,7 +48,7 @@ def matches_reference(plugin: Any, example: Example) -> float:
 
     def respond(moved: torch.Tensor) -> torch.Tensor:
         try:
-            return torch.from_numpy(reference(moved.double().numpy(), plugin).direction)
+            return torch.from_numpy(reference(moved.double().numpy(), plugin, losses).direction)
         except references.NoUniqueAnswer:
             return torch.full((rows.shape[1],), float("inf"), dtype=torch.float64)
 

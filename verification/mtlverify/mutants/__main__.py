@@ -1,4 +1,4 @@
-"""``python -m mtlverify.mutants [--seeds N] [--max-examples N]``: mutation score and false-alarm rate."""
+"""``python -m mtlverify.mutants [--seeds N] [--max-examples N] [--jobs N]``: mutation score and false-alarm rate."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mtlverify.mutants", description=__doc__)
     parser.add_argument("--seeds", type=int, default=10, help="seeds for the correct twins (nightly: 1000)")
     parser.add_argument("--max-examples", type=int, default=20, help="inputs per twin, law and seed")
+    parser.add_argument("--jobs", type=int, default=1, help="processes for the seeds")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -29,16 +30,21 @@ def main() -> int:
     pairs = len(score.killed) + len(score.survived)
     print(f"mutation score {score.share:.1%}: {len(score.killed)} of {pairs} pairs, {len(CATALOGUE)} mutants")
 
-    checks = inputs = 0
-    alarms = []
-    for seed, result in false_alarms(range(options.seeds), options.max_examples):
-        checks, inputs = checks + 1, inputs + result.examples
-        if result.status != "verified":
-            alarms.append(result)
-            print(f"ALARM    seed {seed}: {result}")
+    checks = inputs = alarms = 0
+    # Not a progress bar that vanishes: a line per hundredth of the way, which a log keeps.
+    stride = max(1, options.seeds // 100)
+    for seed, results in false_alarms(range(options.seeds), options.max_examples, options.jobs):
+        checks, inputs = checks + len(results), inputs + sum(r.examples for r in results)
+        for result in results:
+            if result.status != "verified":
+                alarms += 1
+                print(f"ALARM    seed {seed}: {result}", flush=True)
+        if (seed + 1) % stride == 0:
+            passed = time.perf_counter() - started
+            print(f"{seed + 1}/{options.seeds} seeds, {alarms} alarms, {passed:.0f} s", file=sys.stderr, flush=True)
     print(
-        f"false alarms {len(alarms)} in {checks:,} checks of correct twins ({inputs:,} inputs, {options.seeds} seeds); "
-        f"{time.perf_counter() - started:.0f} s"
+        f"false alarms {alarms} in {checks:,} checks of correct twins ({inputs:,} inputs, {options.seeds} seeds of "
+        f"{options.max_examples} inputs per law); {time.perf_counter() - started:.0f} s"
     )
     return 1 if score.survived or score.idle or alarms else 0
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from mtlcore.registry import registry
 from mtlverify.mutants import aggregators, detectors, teleports
 from mtlverify.mutants.twins import instances
+from mtlverify.processes import workers
 from mtlverify.runner import Result, check, chosen, examine, kind_of
 
 CATALOGUE: dict[type, tuple[str, ...]] = {**aggregators.KILLED_BY, **detectors.KILLED_BY, **teleports.KILLED_BY}
@@ -49,9 +50,17 @@ def mutation_score(max_examples: int = 200, seed: int = 0) -> Score:
     return Score(killed, survived, sorted(set(own) - names))
 
 
-def false_alarms(seeds: range, max_examples: int) -> Iterator[tuple[int, Result]]:
-    """Check every correct twin against its laws on each seed: (seed, result), all of which should be verified."""
-    for seed in seeds:
-        for twin, laws in instances():
-            for result in check(twin, laws, max_examples, seed):
-                yield seed, result
+def false_alarms(seeds: range, max_examples: int, jobs: int = 1) -> Iterator[tuple[int, list[Result]]]:
+    """Check every correct twin against its laws on each seed: (seed, results), all of which should be verified.
+
+    Seeds come in order, as they are finished, whatever the number of processes.
+    """
+    if jobs <= 1:
+        yield from ((seed, _twins_checked(seed, max_examples)) for seed in seeds)
+        return
+    with workers(jobs) as pool:
+        yield from zip(seeds, pool.map(_twins_checked, seeds, [max_examples] * len(seeds)), strict=True)
+
+
+def _twins_checked(seed: int, max_examples: int) -> list[Result]:
+    return [result for twin, laws in instances() for result in check(twin, laws, max_examples, seed)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -57,8 +57,8 @@ class Solution:
         return self
 
 
-Reference = Callable[[Array, Any], Solution]
-"""``reference(rows, plugin)``: rows (K, P) float64; hyper-parameters are read from the plugin."""
+Reference = Callable[[Array, Any, Array], Solution]
+"""``reference(rows, plugin, losses)``: rows (K, P), losses (K,), float64; hyper-parameters are read from the plugin."""
 
 TABLE: dict[str, str] = {
     "ls": "linear:mean",
@@ -73,8 +73,10 @@ TABLE: dict[str, str] = {
     "imtl-g": "equal_angles:imtl_g",
     "config": "equal_angles:config",
     "aligned-mtl": "aligned:aligned_mtl",
+    "sdmgrad": "sdmgrad:sdmgrad",
+    "pareto-mtl": "pareto_mtl:pareto_mtl",
 }
-"""Registered name of a method -> module:function in this package."""
+"""Registered name of a method -> module:function in this package. A name need not be that of a built-in method."""
 
 
 def reference_for(plugin: Any) -> Reference | None:
@@ -90,8 +92,10 @@ def reference_for(plugin: Any) -> Reference | None:
     covers = getattr(loaded, "covers", None)
     if covers is not None and not covers(plugin):
         return None
-    found: Reference = getattr(loaded, function)
-    return found
+    found = getattr(loaded, function)
+    if getattr(loaded, "uses_losses", False):
+        return cast(Reference, found)
+    return lambda rows, plugin, losses: cast(Solution, found(rows, plugin))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Exact(Aggregator):
         rows = view.jacobian
         reference = reference_for(self.original)
         assert reference is not None
-        found = reference(rows.double().numpy(), self.original)
+        found = reference(rows.double().numpy(), self.original, view.losses.double().numpy())
         return Aggregation(direction=torch.from_numpy(found.direction).to(rows.dtype), state=state)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mtlverify.references import Array, NoUniqueAnswer, ReferenceFailed, Solution, programs
+from mtlverify.references import Array, NoUniqueAnswer, ReferenceFailed, Solution, damped_newton, programs
 from mtlverify.references.min_norm import min_norm
-from mtlverify.references.rows import unit_rows
+from mtlverify.references.rows import UnitRows, unit_rows
 
 STATIONARY = 1e-4
 """Unit gradients whose hull comes this near to 0 have no solution, or one of length 1 / STATIONARY that no two solvers
@@ -34,7 +34,10 @@ def covers(plugin: Any) -> bool:
 
 def barrier(rows: Array, alpha: float) -> Solution:
     """With b = w |g| the condition is (C b)_i = s_i b_i^(-1/alpha), s_i = |g_i|^(1/alpha - 1): the minimum of
-    1/2 |U'b|^2 + sum_i s_i phi(b_i), phi' = -b^(-1/alpha). Solved by Clarabel, then by Newton's method in log b.
+    1/2 |U'b|^2 + sum_i s_i phi(b_i), phi' = -b^(-1/alpha). By a conic program (Clarabel), then Newton's method in
+    log b; where 16 digits do not do, by :mod:`.damped_newton`.
+
+    The residual is the largest |log| of a ratio of the two sides, a relative error.
     """
     if not rows.any(axis=1).all():
         raise NoUniqueAnswer("a zero gradient gains nothing from any direction: the barrier has no minimum")
@@ -42,22 +45,31 @@ def barrier(rows: Array, alpha: float) -> Solution:
     if float(np.linalg.norm(min_norm(given.units).direction)) < STATIONARY:
         raise NoUniqueAnswer("the gradients are Pareto-stationary: the barrier has no minimum")
     # w -> w s^(-alpha / (1 + alpha)) when G -> s G: take the geometric mean of the norms as the unit of length.
-    unit = float(np.exp(np.log(given.norms).mean()))
-    pull = (given.norms / unit) ** (1.0 / alpha - 1.0)
-    problem, root, factors, b = _program(len(rows), alpha)
-    root.value, factors.value = given.square_root, pull
+    log_unit = float(np.log(given.norms).mean())
+    log_pull = (1.0 / alpha - 1.0) * (np.log(given.norms) - log_unit)
     try:
-        programs.solve(problem)
-        start = np.log(np.maximum(b.value, 1e-300))
+        found = by_cone_program(given, log_pull, alpha)
     except ReferenceFailed:
-        # Too wide a spread of ``pull`` for the power cones: start from what is exact for orthogonal gradients.
-        start = np.log(pull) / (1.0 + 1.0 / alpha)
-    y = _newton(given.units, pull, alpha, start)
-    residual = float(np.abs(_condition(given.units, pull, alpha, y)).max())
-    # In units of `unit`, d is U'b; then d scales as unit^((1 - alpha) / (1 + alpha)).
-    b_best = np.exp(y)
-    back = unit ** ((1.0 - alpha) / (1.0 + alpha))
-    return Solution(back * (given.units.T @ b_best), back * float(b_best.sum()), residual).accepted()
+        found = damped_newton.minimum(given.units, log_pull, alpha)
+    # In that unit d is U'b; then d scales as unit^((1 - alpha) / (1 + alpha)).
+    back = float(np.exp(log_unit * (1.0 - alpha) / (1.0 + alpha)))
+    return Solution(back * found.direction, back * found.size, found.residual).accepted()
+
+
+def by_cone_program(given: UnitRows, log_pull: Array, alpha: float) -> Solution:
+    """Power (or exponential) cones; accurate where the gains are more than the rounding of their summands.
+
+    Raises:
+        ReferenceFailed: the solver broke off, or what it found does not satisfy the condition.
+    """
+    problem, root, factors, b = _program(len(log_pull), alpha)
+    root.value, factors.value = given.square_root, np.exp(log_pull)
+    programs.solve(problem)
+    with np.errstate(all="ignore"):  # what overflows is not accepted
+        y = _newton(given.units, log_pull, alpha, np.log(np.maximum(b.value, 1e-300)))
+        best = np.exp(y)
+        residual = float(np.abs(_condition(given.units, log_pull, alpha, y)).max())
+    return Solution(given.units.T @ best, float(best.sum()), residual).accepted()
 
 
 @functools.cache
@@ -72,25 +84,27 @@ def _program(k: int, alpha: float) -> tuple[Any, ...]:
     return cp.Problem(cp.Minimize(cp.sum_squares(root @ b) / 2 - fairness)), root, pull, b
 
 
-def _condition(units: Array, pull: Array, alpha: float, y: Array) -> Array:
+def _condition(units: Array, log_pull: Array, alpha: float, y: Array) -> Array:
     """log of (C b)_i b_i^(1/alpha) / s_i, zero at the solution; relative by construction."""
-    gains = units @ (units.T @ np.exp(y))
-    return np.log(np.maximum(gains, 1e-300)) + y / alpha - np.log(pull)
+    gains: Array = units @ (units.T @ np.exp(y))
+    return np.asarray(np.log(np.maximum(gains, 1e-300)) + y / alpha - log_pull)
 
 
-def _newton(units: Array, pull: Array, alpha: float, y: Array) -> Array:
+def _newton(units: Array, log_pull: Array, alpha: float, y: Array) -> Array:
     """Newton on the condition, halving steps that do not help."""
     gram = units @ units.T
     for _ in range(60):
-        value = _condition(units, pull, alpha, y)
+        value = _condition(units, log_pull, alpha, y)
         size = float(np.abs(value).max())
-        if size < 1e-14:
+        if size < 1e-14 or not np.isfinite(size):
             break
         b = np.exp(y)
         slope = gram * b / np.maximum(gram @ b, 1e-300)[:, None] + np.eye(len(y)) / alpha
+        if not np.isfinite(slope).all():
+            break
         move = np.linalg.lstsq(slope, -value, rcond=None)[0]
         steps = [y + move * 0.5**k for k in range(12)]
-        better = [s for s in steps if float(np.abs(_condition(units, pull, alpha, s)).max()) < size]
+        better = [s for s in steps if float(np.abs(_condition(units, log_pull, alpha, s)).max()) < size]
         if not better:
             break
         y = better[0]

@@ -55,18 +55,28 @@ def dual(rows: Array, plugin: Any) -> Solution:
 
 
 def primal(rows: Array, plugin: Any) -> Solution:
-    """The maximin problem itself, in an orthonormal basis of the row space."""
+    """The maximin problem itself, in an orthonormal basis of the row space.
+
+    The residual is its duality gap: the solver's multipliers w of the gains bound every value from above by
+    <g_w, g_0> + c |g_0| |g_w|, which is what the dual minimises.
+    """
     cp = programs.cvxpy()
     mean = rows.mean(axis=0)
-    length = float(np.linalg.norm(mean))
+    length, c = float(np.linalg.norm(mean)), float(plugin.c)
     given = unit_rows(rows)
     basis, _ = np.linalg.qr(given.units.T)
     d, t = cp.Variable(basis.shape[1]), cp.Variable()
     cost = float(given.norms.min()) / given.norms
-    center = basis.T @ mean / length
-    problem = cp.Problem(cp.Maximize(t), [given.units @ basis @ d >= t * cost, cp.norm(d - center) <= float(plugin.c)])
-    programs.solve(problem)
-    return _scaled(Solution(length * basis @ d.value, length, residual=0.0), plugin)
+    inside, center = given.units @ basis, basis.T @ mean / length
+    gains = inside @ d >= t * cost
+    programs.solve(cp.Problem(cp.Maximize(t), [gains, cp.norm(d - center) <= c]))
+    multipliers = np.maximum(gains.dual_value, 0.0)
+    multipliers = multipliers / float(multipliers @ cost)
+    bound = float(multipliers @ inside @ center) + c * float(np.linalg.norm(inside.T @ multipliers))
+    value = float((inside @ d.value / cost).min())
+    outside = float(np.linalg.norm(d.value - center)) - c
+    gap = max(bound - value, outside) / (1.0 + float(multipliers.sum()))
+    return _scaled(Solution(length * basis @ d.value, length, gap), plugin).accepted()
 
 
 def _scaled(found: Solution, plugin: Any) -> Solution:

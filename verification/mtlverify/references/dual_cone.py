@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
 
-from mtlverify.references import Array, Solution, programs
+from mtlverify.references import Array, ReferenceFailed, Solution, programs
 from mtlverify.references.rows import UnitRows, unit_rows
 
 
@@ -51,11 +52,13 @@ def project(given: UnitRows, point: Array) -> Solution:
     root, target = np.zeros((k, k)), np.zeros(k)
     inside = basis.T @ point
     root[: basis.shape[1]], target[: basis.shape[1]] = basis.T @ given.units.T, inside
-    y = programs.run(programs.nonnegative_least_squares(k), root, target)
     # Lawson-Hanson is exact where its active set is right, an interior point near it always: the better one is kept.
-    candidates = [y, nnls(given.units.T, -point, maxiter=100 * k)[0]]
+    candidates = [nnls(given.units.T, -point, maxiter=100 * k)[0]]
+    with contextlib.suppress(ReferenceFailed):  # whether the active set alone is right is measured below
+        candidates.append(programs.run(programs.nonnegative_least_squares(k), root, target))
+    near = candidates[-1]
     for cut in (1e-9, 1e-7, 1e-5, 1e-3):
-        support = np.flatnonzero(y > cut)
+        support = np.flatnonzero(near > cut)
         polished = np.zeros(k)
         if len(support):
             polished[support] = np.linalg.lstsq(given.units[support].T, -point, rcond=1e-13)[0]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
 
-from mtlverify.references import Array, Solution, programs
+from mtlverify.references import Array, ReferenceFailed, Solution, programs
 from mtlverify.references.rows import unit_rows
 
 
@@ -35,8 +36,12 @@ def min_norm(rows: Array) -> Solution:
     given = unit_rows(rows)
     smallest = float(given.norms.min())
     cost = smallest / given.norms
-    b = programs.run(programs.nearest_in_simplex(len(rows)), given.square_root, cost)
-    candidates = [_repaired(b, cost), *_polished(given.units, b, cost), *_active_set(given.units, cost)]
+    candidates = _active_set(given.units, cost)
+    with contextlib.suppress(ReferenceFailed):  # a cost spread over 1e16 can defeat Clarabel
+        b = programs.run(programs.nearest_in_simplex(len(rows)), given.square_root, cost)
+        candidates += [_repaired(b, cost), *_polished(given.units, b, cost)]
+    if not candidates:
+        raise ReferenceFailed("neither Clarabel nor Lawson-Hanson found a point of the hull")
     best = min(candidates, key=lambda b: _violation(given.units, b, cost))
     violation = _violation(given.units, best, cost)
     size = float(best.sum())

@@ -30,6 +30,7 @@ ALIGNED: tuple[Family, ...] = (generic.aligned, generic.orthogonal)
 STRONGLY_STATIONARY: tuple[Family, ...] = (stationary.strongly,)
 WEAKLY_STATIONARY: tuple[Family, ...] = (stationary.weakly,)
 NOT_STATIONARY: tuple[Family, ...] = (stationary.escapable,)
+NEARLY_STATIONARY: tuple[Family, ...] = (stationary.nearly,)
 DEGENERATE: tuple[Family, ...] = (
     degenerate.rank_deficient,
     degenerate.near_collinear,
@@ -40,7 +41,8 @@ DEGENERATE: tuple[Family, ...] = (
 )
 INDEPENDENT: tuple[Family, ...] = (generic.independent,)
 ALL: tuple[Family, ...] = (
-    *GENERIC, *ALIGNED, *INDEPENDENT, *STRONGLY_STATIONARY, *WEAKLY_STATIONARY, *NOT_STATIONARY, *DEGENERATE,
+    *GENERIC, *ALIGNED, *INDEPENDENT, *STRONGLY_STATIONARY, *WEAKLY_STATIONARY, *NOT_STATIONARY,
+    *NEARLY_STATIONARY, *DEGENERATE,
 )  # fmt: skip
 """Ordinary ones first: the first family that shows a violation is the one that is shrunk and shown."""
 

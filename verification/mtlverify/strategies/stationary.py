@@ -45,3 +45,19 @@ def escapable(draw: Any) -> list[list[int]]:
     for row in rows:
         row[j] = abs(row[j]) + 1
     return rows
+
+
+def nearly(draw: Any) -> list[list[int]]:
+    """Not stationary, but nearly: g_1 = M a + e_1, g_2 = -M a + e_2, the other rows e_i, M from 10^2 to 10^5.
+    In the first coordinate a is 0 and e is 1 to 9, in the others |a| <= 9, |e| <= 99.
+
+    J x > 0 for x = the first unit vector. Yet (g_1 + g_2) / 2, and the mean, are about M / 100 times shorter than g_1.
+    A method that takes what is short for zero, or stops early, goes wrong here.
+    """
+    k, p = draw(st.integers(2, 5)), draw(st.integers(2, MAX_PARAMETERS))
+    rows = [[draw(st.integers(1, 9)), *row] for row in entries(draw, k, p - 1, -99, 99)]
+    along = [0, draw(st.integers(1, 9)), *draw(st.lists(st.integers(-9, 9), min_size=p - 2, max_size=p - 2))]
+    far = 10 ** draw(st.integers(2, 5))
+    rows[0] = [e + far * a for e, a in zip(rows[0], along, strict=True)]
+    rows[1] = [e - far * a for e, a in zip(rows[1], along, strict=True)]
+    return rows
