@@ -16,6 +16,7 @@ import typer
 
 from mtlcore.errors import MtlError
 from mtlcore.registry import Entry, registry
+from mtlverify.law import DEPTH, KINDS
 
 if TYPE_CHECKING:
     from mtlverify.runner import Result
@@ -29,7 +30,7 @@ STYLES = {"verified": "green", "refuted": "yellow", "not-applicable": "dim", "er
 def verify(
     names: Annotated[Optional[list[str]], typer.Argument(metavar="[NAME]...", help="Plugins; all if left out.")] = None,  # noqa: UP045
     kind: Annotated[Optional[str], typer.Option(help="aggregator, detector or teleport.")] = None,  # noqa: UP045
-    max_examples: Annotated[int, typer.Option(min=1, help="Inputs tried per law.")] = 100,
+    max_examples: Annotated[int, typer.Option(min=1, help="Inputs tried per law.")] = DEPTH,
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows there; - is stdout.")] = None,  # noqa: UP045
     jobs: Annotated[Optional[int], typer.Option(min=1, help="Processes; default: one per core.")] = None,  # noqa: UP045
@@ -39,8 +40,6 @@ def verify(
 
     Exit code 1 if a claimed (or universal) law is refuted or could not be checked, 2 on bad usage, 0 otherwise.
     """
-    from mtlverify.runner import KINDS
-
     if kind is not None and kind not in KINDS:
         raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="--kind")
     try:
@@ -66,7 +65,7 @@ def verify(
 
 def _chosen(names: list[str], kind: str | None) -> tuple[list[Entry], list[Entry]]:
     """The sound entries to check, and, when everything is to be checked, the broken ones."""
-    from mtlverify.runner import KINDS, kind_of_name
+    from mtlverify.runner import kind_of_name
 
     if names:
         return [registry().find(kind or kind_of_name(name), name) for name in names], []
@@ -127,6 +126,7 @@ def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
     """The results of one plugin; one that cannot be imported or made is one row, and the others go on."""
     import torch
 
+    from mtlverify import certificates
     from mtlverify.runner import check
 
     torch.set_num_threads(1)  # K x K problems gain nothing from more, and the cores are in use
@@ -136,7 +136,9 @@ def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
         plugin = registry().create(kind, name)
     except MtlError as error:
         return [_broken_row(entry, str(error))]
-    return list(check(plugin, max_examples=max_examples, seed=seed))
+    results = list(check(plugin, max_examples=max_examples, seed=seed))
+    certificates.store(kind, name, {}, results, max_examples, seed)
+    return results
 
 
 def _show(results: list[Result], all_rows: bool) -> None:

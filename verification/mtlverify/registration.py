@@ -91,3 +91,11 @@ def mtlcore_certify(kind: str, name: str, options: dict[str, Any]) -> dict[str, 
     from mtlverify.certificates import certify
 
     return certify(kind, name, options)
+
+
+@hookimpl
+def mtlcore_certified(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The certificate of one plugin if there is a valid one in the cache."""
+    from mtlverify.certificates import lookup
+
+    return lookup(kind, name, options)

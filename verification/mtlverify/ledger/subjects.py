@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mtlcore.registry import available, create
-from mtlverify.runner import KINDS
+from mtlverify.law import KINDS
 
 VARIANTS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("aggregator", "cagrad"): ({"c": 1.0},),
