@@ -32,6 +32,8 @@ LAWS: dict[str, str] = {
     "strongly-stationary-zero": "mtlverify.laws.stationarity:strongly_stationary_zero",
     "zero-only-if-stationary": "mtlverify.laws.stationarity:zero_only_if_stationary",
     "resume-equivalent": "mtlverify.laws.state:resume_equivalent",
+    "one-backward-pass": "mtlverify.laws.loss_level:one_backward_pass",
+    "coefficient-identity": "mtlverify.laws.loss_level:coefficient_identity",
     "matches-reference": "mtlverify.laws.reference:matches_reference",
     # every detector must obey these
     "detector.finite": "mtlverify.laws.detectors:finite",

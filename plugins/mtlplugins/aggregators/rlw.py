@@ -30,7 +30,8 @@ class RLW(Aggregator):
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """The weights sum to one only if asked to."""
         return frozenset(
-            {"conic-combination", "resume-equivalent"} | ({"simplex-weights"} if self.total == "one" else set())
+            {"conic-combination", "resume-equivalent", "one-backward-pass"}
+            | ({"simplex-weights"} if self.total == "one" else set())
         )
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:

@@ -12,13 +12,15 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from mtlcore import Aggregation, StepView
+from mtlcore import Aggregation, Needs, StepView
 from mtlverify.mutants.twins import (
+    Balanced,
     ConeMean,
     EqualAngles,
     InverseLoss,
     Mean,
     MinNorm,
+    Progress,
     Remembering,
     State,
     Twin,
@@ -303,6 +305,34 @@ class EpsilonInLoss(InverseLoss):
 
 
 @frozen
+class LooksAtGradients(InverseLoss):
+    """Asks for the Gramian, for a diagnostic that nobody reads, and still calls itself O(1)."""
+
+    needs = Needs.GRAMIAN
+    claims = frozenset({"one-backward-pass"})
+
+    def weigh(self, view: StepView) -> Tensor:
+        assert bool(view.gramian.isfinite().all())
+        return super().weigh(view)
+
+
+@frozen
+class AbsoluteProgress(Progress):
+    """Measures progress in units of loss: the first step, which has no step before it, shows nothing."""
+
+    def progress(self, before: Tensor, losses: Tensor) -> Tensor:
+        return 1.0 + (before - losses)
+
+
+@frozen
+class AdjacentOffByOne(Balanced):
+    """s_i - s_(i+1) instead of s_i - s_(i-1)."""
+
+    def pull(self, v: Tensor) -> Tensor:
+        return super().pull(v).roll(-1)
+
+
+@frozen
 class HalfTheMean(Mean):
     """Half a step."""
 
@@ -370,7 +400,10 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     AbsentIsZero: ("absent-task",),
     AbsentAnyway: ("absent-task",),
     Clipped: ("linear-under-scaling",),
-    EpsilonInLoss: ("loss-unit-invariant",),
+    EpsilonInLoss: ("loss-unit-invariant", "coefficient-identity"),
+    LooksAtGradients: ("one-backward-pass",),
+    AbsoluteProgress: ("loss-unit-invariant",),
+    AdjacentOffByOne: ("coefficient-identity",),
     HalfTheMean: ("no-worse-than-mean", "no-conflict-identity", "simplex-weights"),
     Stalls: ("zero-only-if-stationary", "no-conflict-identity"),
     BesidesTheCone: ("conic-combination", "non-conflicting"),
