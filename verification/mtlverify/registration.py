@@ -22,6 +22,7 @@ LAWS: dict[str, str] = {
     "simplex-weights": "mtlverify.laws.weights:simplex_weights",
     "permutation-equivariant": "mtlverify.laws.symmetry:permutation_equivariant",
     "parameter-rotation": "mtlverify.laws.symmetry:parameter_rotation",
+    "equivariant-in-distribution": "mtlverify.laws.distribution:equivariant_in_distribution",
     "duplicate-task": "mtlverify.laws.symmetry:duplicate_task",
     "absent-task": "mtlverify.laws.tasks:absent_task",
     "positively-homogeneous": "mtlverify.laws.scaling:positively_homogeneous",

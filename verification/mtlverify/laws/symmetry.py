@@ -16,8 +16,7 @@ from mtlverify.strategies import Draw, jacobians
 def same_draws(plugin: Any) -> str | None:
     """Renaming tasks renames the draws of a random method, too: it can only be equivariant in distribution."""
     if uses_randomness(plugin):
-        return "draws from the generator: the order of the draws follows the order of the tasks, so the law can hold " \
-            "in distribution only"  # fmt: skip
+        return "draws from the generator: its draws follow the order of the tasks, see equivariant-in-distribution"
     return None
 
 

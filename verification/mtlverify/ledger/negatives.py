@@ -101,10 +101,6 @@ NEGATIVES: tuple[Negative, ...] = (
         "it stops where this one combination vanishes",
     ),
     _not(
-        "pcgrad", "permutation-equivariant", "One PCGrad step depends on the order of the tasks.",
-        "projections are made in random order, so the law holds in distribution only",
-    ),
-    _not(
         "aligned-mtl", "no-conflict-identity", "Aligned-MTL changes gradients that do not conflict.",
         "it also repairs unequal lengths and angles below 90 degrees",
     ),

@@ -22,6 +22,7 @@ from mtlverify.mutants.twins import (
     MinNorm,
     Progress,
     Remembering,
+    Shuffled,
     State,
     Twin,
     UnitSum,
@@ -333,6 +334,31 @@ class AdjacentOffByOne(Balanced):
 
 
 @frozen
+class SortedDraws(Shuffled):
+    """Random weights, the largest first: random, but not for everybody alike."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return super().weigh(view).sort(descending=True).values
+
+
+@frozen
+class FirstComeFirstServed(Twin):
+    """Projects each gradient off the others in random order, but always off the first task last, which thus has the
+    last word."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        units, norms = unit_rows(view)
+        coefficients = torch.diag(norms)
+        for i in range(view.n_tasks):
+            order = torch.rand(view.n_tasks, generator=view.generator).argsort().tolist()
+            for j in [*(j for j in order if j not in (0, i)), *([0] if i else [])]:
+                overlap = (coefficients[i] @ units) @ units[j]
+                if overlap < 0:
+                    coefficients[i, j] -= overlap
+        return per_norm(coefficients.sum(0), norms)
+
+
+@frozen
 class HalfTheMean(Mean):
     """Half a step."""
 
@@ -404,6 +430,8 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     LooksAtGradients: ("one-backward-pass",),
     AbsoluteProgress: ("loss-unit-invariant",),
     AdjacentOffByOne: ("coefficient-identity",),
+    SortedDraws: ("equivariant-in-distribution",),
+    FirstComeFirstServed: ("equivariant-in-distribution",),
     HalfTheMean: ("no-worse-than-mean", "no-conflict-identity", "simplex-weights"),
     Stalls: ("zero-only-if-stationary", "no-conflict-identity"),
     BesidesTheCone: ("conic-combination", "non-conflicting"),

@@ -251,7 +251,7 @@ TWINS: dict[type, tuple[str, ...]] = {
     Progress: (*UNIVERSAL, *SYMMETRIES, "loss-unit-invariant", "conic-combination", "one-backward-pass"),
     Balanced: (*UNIVERSAL, "parameter-rotation", "conic-combination", "one-backward-pass", "coefficient-identity"),
     Remembering: (*UNIVERSAL, *SYMMETRIES, "simplex-weights"),
-    Shuffled: ("finite", "pure", "deterministic", "shape-dtype-device", "resume-equivalent"),
+    Shuffled: (*UNIVERSAL, "equivariant-in-distribution"),
     WeakConflict: (
         "finite", "pure", "deterministic", "shape-dtype-device", "symmetric", "scale-free", "permutation-equivariant",
         "silent-on-aligned", "matches-reference",
