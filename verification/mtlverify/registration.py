@@ -53,7 +53,8 @@ LAWS: dict[str, str] = {
     "teleport.deterministic": "mtlverify.laws.teleports:deterministic",
     "teleport.shape-dtype-device": "mtlverify.laws.teleports:shape_dtype_device",
     "teleport.rollback-exact": "mtlverify.laws.teleports:rollback_exact",
-    # an exact teleport may claim these
+    # a teleport may claim these, the last two if it is exact
+    "teleport.lowers-conflict": "mtlverify.laws.teleports:lowers_conflict",
     "teleport.loss-invariant": "mtlverify.laws.teleports:loss_invariant",
     "teleport.maps-tell-the-truth": "mtlverify.laws.teleports:maps_tell_the_truth",
 }

@@ -31,7 +31,7 @@ class AttentionQK(TeleportStrategy):
     """
 
     exact = True
-    claims = frozenset({"loss-invariant", "maps-tell-the-truth"})
+    claims = frozenset({"loss-invariant", "maps-tell-the-truth", "lowers-conflict"})
 
     values: bool = flag(True)
     objective: str = choice("dominated", ("dominated", "pairwise"))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtlcore import Aggregation, Aggregator, Conflict, ConflictDetector, Needs, StepView
 from mtlverify.mutants.teleports import LAWS as RESCALING_LAWS
-from mtlverify.mutants.teleports import Rescaling
+from mtlverify.mutants.teleports import Chosen, Rescaling
 
 State = dict[str, Tensor]
 
@@ -262,4 +262,5 @@ TWINS: dict[type, tuple[str, ...]] = {
 
 def instances() -> list[tuple[Any, tuple[str, ...]]]:
     """One of each, with its laws."""
-    return [*((cls(), laws) for cls, laws in TWINS.items()), (Rescaling(), RESCALING_LAWS)]
+    own = [(cls(), laws) for cls, laws in TWINS.items()]
+    return [*own, (Rescaling(), RESCALING_LAWS), (Chosen(), ("lowers-conflict",))]
