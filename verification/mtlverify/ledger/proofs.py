@@ -110,6 +110,13 @@ PROOFS: dict[str, dict[str, Proof]] = {
         "no-conflict-identity": Proof("nothing is projected (Yu et al. 2020, 2001.06782)"),
         "equivariant-in-distribution": Proof("every order of the projections is equally likely, for each task"),
     },
+    "bilb4mtl": {
+        "conic-combination": Proof("coefficients below zero are clipped"),
+    },
+    "bilb4mtl (discrepancy=all-pairs)": {
+        "conic-combination": Proof("coefficients below zero are clipped"),
+        "permutation-equivariant": Proof(SYMMETRIC),
+    },
     "rlw": {
         "equivariant-in-distribution": Proof("the draws of the tasks are independent and identically distributed"),
         "simplex-weights": Proof("a softmax"),

@@ -326,6 +326,22 @@ class AbsoluteProgress(Progress):
 
 
 @frozen
+class Overshoots(Progress):
+    """Exaggerates progress: a task whose loss falls fast is weighted below zero, from the second step on."""
+
+    def progress(self, before: Tensor, losses: Tensor) -> Tensor:
+        return 3.0 * losses / before - 2.0
+
+
+@frozen
+class ShiftedMemory(Remembering):
+    """Reads its memory one place off: with nothing remembered, in the first step, it does not show."""
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        return super().aggregate(view, {**state, "total": state["total"].roll(1)})
+
+
+@frozen
 class AdjacentOffByOne(Balanced):
     """s_i - s_(i+1) instead of s_i - s_(i-1)."""
 
@@ -429,6 +445,8 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     EpsilonInLoss: ("loss-unit-invariant", "coefficient-identity"),
     LooksAtGradients: ("one-backward-pass",),
     AbsoluteProgress: ("loss-unit-invariant",),
+    Overshoots: ("conic-combination",),
+    ShiftedMemory: ("permutation-equivariant",),
     AdjacentOffByOne: ("coefficient-identity",),
     SortedDraws: ("equivariant-in-distribution",),
     FirstComeFirstServed: ("equivariant-in-distribution",),
