@@ -11,6 +11,8 @@ import mtlcore
 from mtlverify import Example, check
 from mtlverify.laws.loss_level import coefficient_identity, one_backward_pass
 from mtlverify.laws.scaling import loss_unit_invariant
+from mtlverify.laws.symmetry import permutation_equivariant
+from mtlverify.laws.weights import conic_combination
 from mtlverify.mutants.aggregators import AbsoluteProgress
 from mtlverify.references import objectives
 
@@ -124,3 +126,17 @@ def test_the_unit_law_sees_what_the_first_step_does_not_show(monkeypatch):
     assert loss_unit_invariant.measure(AbsoluteProgress(), example) < 0
     monkeypatch.setattr("mtlverify.laws.scaling.STEPS", 1)
     assert loss_unit_invariant.measure(AbsoluteProgress(), example) == 1.0
+
+
+def test_the_order_and_the_signs_of_bilb4mtl_show_after_the_first_step_only(monkeypatch):
+    """At the reference losses all tasks are tied, so nobody is pulled."""
+    rows = torch.eye(3, dtype=torch.float64)
+    example = Example(rows, torch.ones(3, dtype=torch.float64), extra={"permutation": [1, 0, 2]})
+    published = mtlcore.create("aggregator", "bilb4mtl", pareto_safe=False, lamb=1.0)
+    order_free = mtlcore.create("aggregator", "bilb4mtl", discrepancy="all-pairs")
+    assert permutation_equivariant.measure(published, example) < 0
+    assert conic_combination.measure(published, example) < 0
+    assert permutation_equivariant.measure(order_free, example) > 0
+    monkeypatch.setattr("mtlverify.laws.runs.STEPS", 1)
+    assert permutation_equivariant.measure(published, example) > 0
+    assert conic_combination.measure(published, example) > 0
