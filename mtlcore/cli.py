@@ -86,15 +86,16 @@ def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")] = False,
     load: Annotated[bool, typer.Option("--load", help="Really import every plugin (slower, catches more).")] = False,
 ) -> None:
-    """Every plugin: name, kind, distribution, version, status."""
+    """Every plugin: name, kind, distribution, version, status, and whether its promises are known to hold."""
     if kind is not None and kind not in KINDS:
         raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="--kind")
     entries = _entries(kind, load)
+    certificates = [_certificate(e) for e in entries]
     if as_json:
-        rows = [_row(e) for e in entries]
+        rows = [_row(e, certificate) for e, certificate in zip(entries, certificates)]
         typer.echo(json.dumps(rows, indent=2))
         return
-    _show(entries)
+    _show(entries, certificates)
 
 
 def _entries(kind: str | None, load: bool) -> list[Entry]:
@@ -111,24 +112,57 @@ def _entries(kind: str | None, load: bool) -> list[Entry]:
     return found + registry().problems()
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _certificate(entry: Entry) -> dict[str, Any] | None:
+    """What is known already of its promises, at its default hyper-parameters; nothing is checked or imported for it."""
+    if entry.status != "ok":
+        return None
+    try:
+        known = registry().ask("mtlcore_certified", kind=entry.kind, name=entry.name, options={})
+    except Exception as error:  # whoever answers badly must not hide the list
+        warnings.warn(f"mtlcore_certified: {type(error).__name__}: {error}", PluginWarning, stacklevel=2)
+        return None
+    if known is None:
+        return None
+    rows = known["rows"]
+    return {
+        "passed": known["passed"],
+        "summary": known["summary"],
+        "date": known["date"],
+        "kept": [r["law"] for r in rows if r["claimed"] and r["status"] == "verified"],
+        "broken": [r["law"] for r in rows if r["status"] == "error" or (r["claimed"] and r["status"] == "refuted")],
+    }
+
+
+def _in_short(certificate: dict[str, Any]) -> str:
+    kept, broken, date = (certificate[key] for key in ("kept", "broken", "date"))
+    if certificate["passed"]:
+        return f"certified: {len(kept)} laws, {date}"
+    return f"broken: {', '.join(broken)} ({len(broken)} of {len(kept) + len(broken)} laws), {date}"
+
+
+def _row(entry: Entry, certificate: dict[str, Any] | None) -> dict[str, Any]:
     fields = ("kind", "name", "distribution", "version", "status", "problem")
-    return {k: v for k, v in dataclasses.asdict(dataclasses.replace(entry, target=None)).items() if k in fields}
+    row = {k: v for k, v in dataclasses.asdict(dataclasses.replace(entry, target=None)).items() if k in fields}
+    return {**row, "certificate": certificate}
 
 
-def _show(entries: list[Entry]) -> None:
+def _show(entries: list[Entry], certificates: list[dict[str, Any] | None]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=110)  # a file or a pipe has no width of its own
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("kind", "name", "distribution", "version", "status"):
         table.add_column(column, no_wrap=True)
+    table.add_column("promises", overflow="fold")
     last = None
-    for e in entries:
+    for e, certificate in zip(entries, certificates):
         status = Text(e.status, style="green" if e.status == "ok" else "bold red")
-        table.add_row(e.kind if e.kind != last else "", e.name, e.distribution, e.version, status)
+        promises = Text("-", style="dim")
+        if certificate is not None:
+            promises = Text(_in_short(certificate), style="green" if certificate["passed"] else "bold red")
+        table.add_row(e.kind if e.kind != last else "", e.name, e.distribution, e.version, status, promises)
         last = e.kind
     console.print(table)
     broken = [e for e in entries if e.status != "ok"]

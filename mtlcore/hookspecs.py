@@ -90,7 +90,15 @@ def mtlcore_register_tasks(register: Register) -> None:
 def mtlcore_certify(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any] | None:
     """Is this plugin fit for use? Answered by verification, asked by benchmarks; the first result wins.
 
-    The answer has ``passed: bool``, ``summary: str`` and ``rows: list`` (the rows of ``mtl verify --json``).
+    The answer has ``passed: bool``, ``summary: str``, ``rows: list`` (the rows of ``mtl verify --json``) and
+    ``date: str`` (of the check). It may take as long as it takes; :func:`mtlcore_certified` may not.
+    """
+
+
+@hookspec(firstresult=True)
+def mtlcore_certified(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """What is known already about that question: the same answer, or None. Asked by ``mtl list`` for every plugin, so
+    nothing may be checked, and neither the plugin nor torch imported, to answer it.
     """
 
 

@@ -378,7 +378,7 @@ def _lazy_fault(target: str) -> str | None:
     module, colon, attribute = target.partition(":")
     if not colon or not attribute or not module:
         return f"{target!r} is not of the form 'module:Class'"
-    spec, fault = _spec_without_import(module)
+    spec, fault = spec_without_import(module)
     if fault is not None:
         return fault
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
@@ -386,7 +386,7 @@ def _lazy_fault(target: str) -> str | None:
     return _source_fault(spec.origin, module, attribute)
 
 
-def _spec_without_import(module: str) -> tuple[importlib.machinery.ModuleSpec | None, str | None]:
+def spec_without_import(module: str) -> tuple[importlib.machinery.ModuleSpec | None, str | None]:
     """Find a module's file. Unlike ``importlib.util.find_spec`` this never imports the parent packages."""
     path: Any = None
     spec = None

@@ -6,15 +6,20 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from support import third_party
 
+CACHE = tempfile.TemporaryDirectory()
+"""What `mtl verify` stores here is not the user's business."""
+
 
 def mtl(*arguments: str, site: Path | None = None, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MTLCORE_")} | env
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MTLCORE_")}
+    environment = {**clean, "MTLCORE_CACHE": CACHE.name, **env}
     if site is not None:
         environment["PYTHONPATH"] = str(site)
     return subprocess.run(
@@ -44,7 +49,8 @@ def site(tmp_path_factory) -> Path:
 
 def test_list_shows_every_plugin_with_provenance(site):
     found = rows(site=site)
-    assert all(set(r) == {"kind", "name", "distribution", "version", "status", "problem"} for r in found)
+    fields = {"kind", "name", "distribution", "version", "status", "problem", "certificate"}
+    assert all(set(r) == fields for r in found)
     by_name = {(r["name"], r["distribution"]): r for r in found}
     good = by_name["third-party-mean", "good-mtl"]
     assert (good["kind"], good["version"], good["status"], good["problem"]) == ("aggregator", "0.1", "ok", None)
@@ -88,7 +94,41 @@ def test_unknown_command_and_version():
     assert "mtlcore" in mtl("--version").stdout
 
 
-def test_list_imports_neither_torch_nor_plugin_code(site):
+def test_list_shows_what_verify_found(site, tmp_path):
+    """Kept promises, a broken one, and nothing where nothing was verified."""
+    place = tmp_path / "site"
+    third_party.install(place, "claims-mtl", "claims = claims_mtl", third_party.CLAIMS_TOO_MUCH)
+    env = {"MTLCORE_CACHE": str(tmp_path)}
+    assert mtl("verify", "third-party-boast", site=place, **env).returncode == 1
+    assert mtl("verify", "cosine", "imbalance", "--max-examples", "5", site=place, **env).returncode == 0
+    assert mtl("verify", "cosine", site=place, **env).returncode == 0
+    found = {r["name"]: r["certificate"] for r in rows(site=place, **env)}
+    assert found["cosine"]["passed"] is True
+    assert "symmetric" in found["cosine"]["kept"]
+    assert found["third-party-boast"]["passed"] is False
+    assert found["third-party-boast"]["broken"] == ["non-conflicting"]
+    assert found["imbalance"] is None, "5 inputs per law are too few for a certificate"
+    table = mtl("list", site=place, **env).stdout
+    assert f"certified: {len(found['cosine']['kept'])} laws, {found['cosine']['date']}" in table
+    assert "broken: non-conflicting (1 of" in table
+    other = {"MTLCORE_CACHE": str(tmp_path / "elsewhere")}
+    assert {str(r["certificate"]) for r in rows(site=place, **other)} == {"None"}
+    _no_heavy_imports(place, env)
+
+
+def test_list_survives_whoever_answers_badly_about_certificates(tmp_path):
+    third_party.install(tmp_path, "liar-mtl", "liar = liar_mtl", third_party.BAD_CERTIFIER)
+    done = mtl("list", "--kind", "detector", site=tmp_path, MTLCORE_CACHE=str(tmp_path))
+    assert done.returncode == 0
+    assert "cosine" in done.stdout
+    assert "ValueError: no idea" in done.stderr
+
+
+def test_list_imports_neither_torch_nor_plugin_code(site, tmp_path):
+    _no_heavy_imports(site, {"MTLCORE_CACHE": str(tmp_path)})
+
+
+def _no_heavy_imports(site, more):
     program = (
         "import sys, runpy; sys.argv = ['mtl', 'list']\n"
         "try: runpy.run_module('mtlcore', run_name='__main__')\n"
@@ -96,7 +136,7 @@ def test_list_imports_neither_torch_nor_plugin_code(site):
         "heavy = {'torch', 'numpy', 'cvxpy', 'hypothesis', 'pandas', 'good_mtl.method'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(site)}
+    env = {**os.environ, "PYTHONPATH": str(site), **more}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program], env=env, capture_output=True, text=True, check=False
     )

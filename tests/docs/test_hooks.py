@@ -87,3 +87,14 @@ def test_certify_is_a_question_whose_first_answer_wins(heard):
     assert reg.registry().ask("mtlcore_certify", kind="aggregator", name="x", options={}) is None
     assert heard["mtlcore_certify"] == {"kind": "aggregator", "name": "x", "options": {}}
     assert json.dumps(heard["mtlcore_certify"])
+
+
+def test_certified_is_asked_by_the_list_of_plugins(heard):
+    from typer.testing import CliRunner
+
+    from mtlcore import cli
+
+    entry = reg.Entry("aggregator", "x", "d", "1")
+    assert cli._certificate(entry) is None
+    assert heard["mtlcore_certified"] == {"kind": "aggregator", "name": "x", "options": {}}
+    assert CliRunner().invoke(cli.app, ["list"]).exit_code == 0

@@ -68,3 +68,34 @@ LAZILY_BROKEN = {
         raise OSError("a library is missing")
     """,
 }
+CLAIMS_TOO_MUCH = {
+    "claims_mtl/__init__.py": """
+        from mtlcore import hookimpl
+
+        @hookimpl
+        def mtlcore_register_aggregators(register):
+            register("third-party-boast", "claims_mtl.method:Boast")
+    """,
+    "claims_mtl/method.py": """
+        from dataclasses import dataclass
+        import torch
+        from mtlcore import Aggregation, Aggregator, Needs
+
+        @dataclass(frozen=True)
+        class Boast(Aggregator):
+            needs = Needs.GRAMIAN
+            claims = frozenset({"non-conflicting"})
+
+            def aggregate(self, view, state):
+                return Aggregation(weights=torch.ones(view.n_tasks, dtype=torch.float64), state=state)
+    """,
+}
+BAD_CERTIFIER = {
+    "liar_mtl.py": """
+        from mtlcore import hookimpl
+
+        @hookimpl(tryfirst=True)
+        def mtlcore_certified(kind, name):
+            raise ValueError("no idea")
+    """
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 import textwrap
@@ -10,7 +11,7 @@ import pytest
 
 from mtlcore import hookimpl
 from mtlcore.registry import registry
-from mtlverify import certificates
+from mtlverify import certificates, runner, sources
 
 
 @pytest.fixture
@@ -65,21 +66,83 @@ def test_a_certificate_is_made_once_and_asked_for_through_the_hook(package, monk
     def again(*arguments, **options):
         raise AssertionError("the cache was not used")
 
-    monkeypatch.setattr(certificates, "check", again)
+    monkeypatch.setattr(runner, "check", again)
     assert certificates.certify("aggregator", "certified", {}, 2) == first
     with pytest.raises(AssertionError, match="cache"):
         certificates.certify("aggregator", "certified", {"size": 2.0}, 2)
     with pytest.raises(AssertionError, match="cache"):
         certificates.certify("aggregator", "certified", {}, 3)
+    assert certificates.certify("aggregator", "certified", {}, 1) == first, "deeper is enough"
 
 
 def test_a_change_of_an_imported_module_of_the_package_makes_a_new_certificate(package):
-    cls = registry().load("aggregator", "certified")
-    before = certificates.source_hash(cls)
+    certificates.certify("aggregator", "certified", {}, 1)
     (package / "other.py").write_text("UNUSED = 2\n")
-    assert certificates.source_hash(cls) == before
+    assert certificates.lookup("aggregator", "certified", {}, 1) is not None
     (package / "share.py").write_text("SHARE = 2.0\n")
-    assert certificates.source_hash(cls) != before
+    assert certificates.lookup("aggregator", "certified", {}, 1) is None
+    (package / "share.py").write_text("SHARE = 1.0\n")
+    assert certificates.lookup("aggregator", "certified", {}, 1) is not None
+    made_of = sources.plugin(registry().load("aggregator", "certified"))
+    assert list(made_of) == ["thirdparty_cert", "thirdparty_cert.method", "thirdparty_cert.share"]
+
+
+def test_another_harness_or_version_asks_anew(package, monkeypatch):
+    certificates.certify("aggregator", "certified", {}, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "harness", lambda: "another")
+        assert certificates.lookup("aggregator", "certified", {}, 1) is None
+    entry = registry().find("aggregator", "certified")
+    with monkeypatch.context() as patch:
+        patch.setattr(registry(), "find", lambda kind, name: dataclasses.replace(entry, version="2"))
+        assert certificates.lookup("aggregator", "certified", {}, 1) is None
+    assert certificates.lookup("aggregator", "certified", {}, 1) is not None
+
+
+def test_a_refutation_wins_and_old_files_go(package):
+    good = runner.Result("aggregator", "certified", "d", "finite", True, "verified", 1, 1.0)
+    bad = dataclasses.replace(good, status="refuted")
+
+    def keep(result, depth, seed):
+        certificates.store("aggregator", "certified", {}, [result], depth, seed)
+
+    keep(good, 100, 0)
+    keep(bad, 50, 0)
+    keep(good, 200, 0)
+    assert certificates.lookup("aggregator", "certified", {}, 100)["passed"] is True
+    assert certificates.lookup("aggregator", "certified", {}, 10)["passed"] is False
+    for seed in range(1, 20):
+        keep(good, 100, seed)
+    assert len(list(certificates.folder().glob("*.json"))) == certificates.KEPT
+
+
+def test_a_class_without_a_source_gets_an_answer_but_no_certificate(package):
+    namespace = {"__name__": "typed_into_a_notebook"}
+    exec(
+        "import dataclasses, torch\nfrom mtlcore import Aggregation, Aggregator, hookimpl\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Typed(Aggregator):\n"
+        "    def aggregate(self, view, state):\n"
+        "        return Aggregation(weights=torch.ones(view.n_tasks, dtype=torch.float64), state=state)\n"
+        "class Hooks:\n"
+        "    @hookimpl\n"
+        "    def mtlcore_register_aggregators(self, register):\n"
+        "        register('typed', Typed)\n",
+        namespace,
+    )
+    hooks = namespace["Hooks"]()
+    registry().add(hooks, "typed-tests")
+    try:
+        assert certificates.certify("aggregator", "typed", {}, 1)["passed"] is True
+        assert certificates.lookup("aggregator", "typed", {}, 1) is None
+    finally:
+        registry().remove(hooks)
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(package, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MTLCORE_CACHE", str(tmp_path / "file"))
+    assert certificates.certify("detector", "cosine", {}, 1)["passed"] is True
 
 
 def test_half_a_file_is_no_certificate(package):
@@ -90,11 +153,13 @@ def test_half_a_file_is_no_certificate(package):
 
 
 def test_the_hook_answers_for_plugins_and_for_nothing_else(package, monkeypatch):
-    monkeypatch.setattr(certificates, "DEPTH", 1)
+    monkeypatch.setattr(certificates.certify, "__defaults__", (1,))
     ask = registry().ask
     assert ask("mtlcore_certify", kind="task", name="multimnist", options={}) is None
     answer = ask("mtlcore_certify", kind="detector", name="cosine", options={})
-    assert answer.keys() == {"passed", "summary", "rows"}
+    assert answer.keys() == {"passed", "summary", "rows", "date"}
+    assert ask("mtlcore_certified", kind="detector", name="dominated", options={}) is None
+    assert ask("mtlcore_certified", kind="task", name="multimnist", options={}) is None
 
 
 def test_the_users_cache_folder_is_the_default(monkeypatch, tmp_path):

@@ -12,10 +12,15 @@ from mtlverify.mutants.twins import Mean
 pytest_plugins = ["pytester"]
 
 
+def nothing(cls, examples):
+    return examples.filter(lambda example: False)
+
+
 class Package:
     @hookimpl
     def mtlcore_register_aggregators(self, register):
         register("plain-mean", Mean)
+        register("vacuous", type("Vacuous", (Mean,), {"verification_examples": classmethod(nothing)}))
         register("boastful", type("Boastful", (SlightlyConflicting,), {"claims": frozenset({"non-conflicting"})}))
 
 
@@ -66,6 +71,15 @@ def test_an_expected_failure_needs_a_reason_and_goes_stale_loudly(pytester):
     record = run(pytester, "--mtl", "plain-mean", "-k", "finite", ini=stale)
     (failed,) = record.listoutcomes()[2]
     assert "take the line out" in failed.longreprtext
+
+
+def test_a_vacuous_check_fails_even_where_a_failure_is_expected(pytester):
+    known = "mtl_expected_failures =\n    vacuous finite: known\n"
+    record = run(pytester, "--mtl", "vacuous", "-k", "finite or non-conflicting", ini=known)
+    passed, skipped, failed = record.listoutcomes()
+    assert (passed, skipped) == ([], [])
+    assert len(failed) == 2
+    assert all("vacuous: not one input" in report.longreprtext for report in failed)
 
 
 @pytest.mark.parametrize(

@@ -368,3 +368,12 @@ def test_every_reference_named_in_the_table_exists():
     for name, target in references.TABLE.items():
         module, _, function = target.partition(":")
         assert callable(getattr(__import__(f"mtlverify.references.{module}", fromlist=[function]), function)), name
+
+
+def test_the_definition_of_imbalance_by_hand():
+    rows = torch.tensor([[3.0, 4.0], [0.0, 60.0], [0.0, 0.0]], dtype=torch.float64)
+    found = conflicts.imbalance(rows, 10.0)
+    assert found.conflicting is True
+    assert found.pairs == [[False, True, False], [True, False, False], [False, False, False]]
+    assert conflicts.imbalance(rows, 12.0).conflicting is None, "the ratio itself is too close to call"
+    assert conflicts.imbalance(rows, 13.0).conflicting is False

@@ -13,6 +13,7 @@ import typer
 
 from mtlcore.errors import MtlError
 from mtlcore.registry import Entry, registry
+from mtlverify.law import DEPTH, KINDS
 from mtlverify.processes import workers
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ STYLES = {"verified": "green", "refuted": "yellow", "not-applicable": "dim", "er
 def verify(
     names: Annotated[Optional[list[str]], typer.Argument(metavar="[NAME]...", help="Plugins; all if left out.")] = None,  # noqa: UP045
     kind: Annotated[Optional[str], typer.Option(help="aggregator, detector or teleport.")] = None,  # noqa: UP045
-    max_examples: Annotated[int, typer.Option(min=1, help="Inputs tried per law.")] = 100,
+    max_examples: Annotated[int, typer.Option(min=1, help="Inputs tried per law.")] = DEPTH,
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows there; - is stdout.")] = None,  # noqa: UP045
     jobs: Annotated[Optional[int], typer.Option(min=1, help="Processes; default: one per core.")] = None,  # noqa: UP045
@@ -37,8 +38,6 @@ def verify(
 
     Exit code 1 if a claimed (or universal) law is refuted or could not be checked, 2 on bad usage, 0 otherwise.
     """
-    from mtlverify.runner import KINDS
-
     if kind is not None and kind not in KINDS:
         raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="--kind")
     try:
@@ -64,7 +63,7 @@ def verify(
 
 def _chosen(names: list[str], kind: str | None) -> tuple[list[Entry], list[Entry]]:
     """The sound entries to check, and, when everything is to be checked, the broken ones."""
-    from mtlverify.runner import KINDS, kind_of_name
+    from mtlverify.runner import kind_of_name
 
     if names:
         return [registry().find(kind or kind_of_name(name), name) for name in names], []
@@ -112,6 +111,7 @@ def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
     """The results of one plugin; one that cannot be imported or made is one row, and the others go on."""
     import torch
 
+    from mtlverify import certificates
     from mtlverify.runner import check
 
     torch.set_num_threads(1)  # K x K problems gain nothing from more, and the cores are in use
@@ -121,7 +121,9 @@ def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
         plugin = registry().create(kind, name)
     except MtlError as error:
         return [_broken_row(entry, str(error))]
-    return list(check(plugin, max_examples=max_examples, seed=seed))
+    results = list(check(plugin, max_examples=max_examples, seed=seed))
+    certificates.store(kind, name, {}, results, max_examples, seed)
+    return results
 
 
 def _show(results: list[Result], all_rows: bool) -> None:

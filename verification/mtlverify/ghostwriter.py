@@ -13,8 +13,8 @@ import typer
 
 from mtlcore.errors import MtlError
 from mtlcore.registry import create
-from mtlverify.law import Law
-from mtlverify.runner import KINDS, kind_of_name, laws
+from mtlverify.law import KINDS, Law
+from mtlverify.runner import kind_of_name, laws
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

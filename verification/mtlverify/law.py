@@ -26,6 +26,12 @@ from typing import Any
 
 Check = Callable[[Any, Any], float]
 
+KINDS = ("aggregator", "detector", "teleport")
+"""Kinds of plugins that laws speak about."""
+
+DEPTH = 100
+"""Examples per law at default depth."""
+
 WORST = 1e300
 """Margins are clamped to +-WORST, so that a NaN or an infinity in an answer is still a number in JSON."""
 

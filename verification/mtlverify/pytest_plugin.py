@@ -110,6 +110,8 @@ class _Law(pytest.Item):
         promised = self.law.universal or self.law.id in self.plugin.claims
         result = examine(self.plugin, self.law, options.mtl_examples, options.mtl_seed, shrink=promised)
         self.user_properties += [("examples", result.examples), ("worst_margin", result.worst_margin)]
+        if result.examples == 0 and result.status == "error":
+            raise Refuted(f"{self.law.id} could not be checked: {result.detail}")  # which nobody can expect
         broken = result.status in ("refuted", "error")
         if self.reason is not None:
             if not broken:

@@ -22,6 +22,7 @@ LAWS: dict[str, str] = {
     "simplex-weights": "mtlverify.laws.weights:simplex_weights",
     "permutation-equivariant": "mtlverify.laws.symmetry:permutation_equivariant",
     "parameter-rotation": "mtlverify.laws.symmetry:parameter_rotation",
+    "equivariant-in-distribution": "mtlverify.laws.distribution:equivariant_in_distribution",
     "duplicate-task": "mtlverify.laws.symmetry:duplicate_task",
     "absent-task": "mtlverify.laws.tasks:absent_task",
     "positively-homogeneous": "mtlverify.laws.scaling:positively_homogeneous",
@@ -32,6 +33,8 @@ LAWS: dict[str, str] = {
     "strongly-stationary-zero": "mtlverify.laws.stationarity:strongly_stationary_zero",
     "zero-only-if-stationary": "mtlverify.laws.stationarity:zero_only_if_stationary",
     "resume-equivalent": "mtlverify.laws.state:resume_equivalent",
+    "one-backward-pass": "mtlverify.laws.loss_level:one_backward_pass",
+    "coefficient-identity": "mtlverify.laws.loss_level:coefficient_identity",
     "matches-reference": "mtlverify.laws.reference:matches_reference",
     # every detector must obey these
     "detector.finite": "mtlverify.laws.detectors:finite",
@@ -50,7 +53,8 @@ LAWS: dict[str, str] = {
     "teleport.deterministic": "mtlverify.laws.teleports:deterministic",
     "teleport.shape-dtype-device": "mtlverify.laws.teleports:shape_dtype_device",
     "teleport.rollback-exact": "mtlverify.laws.teleports:rollback_exact",
-    # an exact teleport may claim these
+    # a teleport may claim these, the last two if it is exact
+    "teleport.lowers-conflict": "mtlverify.laws.teleports:lowers_conflict",
     "teleport.loss-invariant": "mtlverify.laws.teleports:loss_invariant",
     "teleport.maps-tell-the-truth": "mtlverify.laws.teleports:maps_tell_the_truth",
 }
@@ -91,3 +95,11 @@ def mtlcore_certify(kind: str, name: str, options: dict[str, Any]) -> dict[str, 
     from mtlverify.certificates import certify
 
     return certify(kind, name, options)
+
+
+@hookimpl
+def mtlcore_certified(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The certificate of one plugin if there is a valid one in the cache."""
+    from mtlverify.certificates import lookup
+
+    return lookup(kind, name, options)

@@ -10,12 +10,8 @@ from typing import Any
 from mtlcore.errors import ConfigurationError, UnknownPluginError
 from mtlcore.registry import registry
 from mtlverify.example import Example
-from mtlverify.law import Law
+from mtlverify.law import DEPTH, KINDS, Law
 from mtlverify.search import SHRINKS, Outcome, require_hypothesis, search
-
-KINDS = ("aggregator", "detector", "teleport")
-DEPTH = 100
-"""Examples per law at default depth."""
 
 
 @dataclasses.dataclass(frozen=True)

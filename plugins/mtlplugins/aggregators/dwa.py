@@ -32,7 +32,7 @@ class DWA(Aggregator):
     """
 
     needs = Needs.LOSSES
-    claims = frozenset({"conic-combination", "permutation-equivariant", "resume-equivalent"})
+    claims = frozenset({"conic-combination", "permutation-equivariant", "resume-equivalent", "one-backward-pass"})
 
     temperature: float = number(2.0, low=0.0, open_low=True, log=True)
     window: int = integer(25, low=1)

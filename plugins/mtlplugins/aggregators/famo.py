@@ -40,7 +40,15 @@ class FAMO(Aggregator):
 
     needs = Needs.LOSSES
     claims = frozenset(
-        {"simplex-weights", "conic-combination", "permutation-equivariant", "loss-unit-invariant", "resume-equivalent"}
+        {
+            "simplex-weights",
+            "conic-combination",
+            "permutation-equivariant",
+            "loss-unit-invariant",
+            "resume-equivalent",
+            "one-backward-pass",
+            "coefficient-identity",
+        }
     )
 
     lr: float = number(0.025, low=0.0, log=True)

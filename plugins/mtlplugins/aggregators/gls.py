@@ -24,7 +24,16 @@ class GLS(Aggregator):
     """
 
     needs = Needs.LOSSES
-    claims = frozenset({"conic-combination", "permutation-equivariant", "loss-unit-invariant", "resume-equivalent"})
+    claims = frozenset(
+        {
+            "conic-combination",
+            "permutation-equivariant",
+            "loss-unit-invariant",
+            "resume-equivalent",
+            "one-backward-pass",
+            "coefficient-identity",
+        }
+    )
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights GLS / (K L_i), the mean taken over the tasks whose loss is not exactly zero."""

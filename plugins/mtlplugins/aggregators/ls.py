@@ -41,6 +41,8 @@ class LS(Aggregator):
             "simplex-weights",
             "matches-reference",
             "resume-equivalent",
+            "one-backward-pass",
+            "coefficient-identity",
             "parameter-rotation",
         }
         if self.weights is None:

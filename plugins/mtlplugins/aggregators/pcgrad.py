@@ -24,7 +24,8 @@ class PCGrad(Aggregator):
     independent permutation per task, so two runs with one seed agree.
 
     Proved: every coefficient is >= 0; without conflicts d is the plain sum; for K = 2 no conflict remains. For K >= 3
-    it may conflict, and the answer depends on the order. Cost: the Gramian and O(K^3), K vectorised steps.
+    it may conflict, and the answer depends on the order; its distribution treats tasks alike. Cost: the Gramian and
+    O(K^3), K vectorised steps.
 
     Args:
         reduction: "sum" of the projected gradients (the authors' code), or their "mean".
@@ -37,6 +38,7 @@ class PCGrad(Aggregator):
             "linear-under-scaling",
             "conic-combination",
             "no-conflict-identity",
+            "equivariant-in-distribution",
             "resume-equivalent",
             "parameter-rotation",
         }

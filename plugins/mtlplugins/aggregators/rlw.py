@@ -16,7 +16,7 @@ class RLW(Aggregator):
 
     E[w] = 1/K, so the expected step is that of linear scalarisation: a baseline that every loss balancer should
     beat. The draw comes from the step's own generator; the same run draws the same weights.
-    Promised: positive weights. Equivariance under permutations holds in law only, and is not claimed.
+    Promised: positive weights, and that no task is preferred: equivariance under permutations in distribution.
 
     Args:
         total: "one", or "n-tasks" for weights that sum to K (the paper allows both).
@@ -30,7 +30,8 @@ class RLW(Aggregator):
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """The weights sum to one only if asked to."""
         return frozenset(
-            {"conic-combination", "resume-equivalent"} | ({"simplex-weights"} if self.total == "one" else set())
+            {"conic-combination", "resume-equivalent", "one-backward-pass", "equivariant-in-distribution"}
+            | ({"simplex-weights"} if self.total == "one" else set())
         )
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:

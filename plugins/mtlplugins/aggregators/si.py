@@ -22,7 +22,16 @@ class SI(Aggregator):
     """
 
     needs = Needs.LOSSES
-    claims = frozenset({"conic-combination", "permutation-equivariant", "loss-unit-invariant", "resume-equivalent"})
+    claims = frozenset(
+        {
+            "conic-combination",
+            "permutation-equivariant",
+            "loss-unit-invariant",
+            "resume-equivalent",
+            "one-backward-pass",
+            "coefficient-identity",
+        }
+    )
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights 1 / L_i; a task whose loss is exactly zero is left out (see mtlplugins.positive)."""

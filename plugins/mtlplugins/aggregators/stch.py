@@ -53,7 +53,7 @@ class STCH(Aggregator):
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """Preferences and ideal losses belong to tasks in their order; only logarithms forget units."""
-        promised = {"conic-combination", "resume-equivalent"}
+        promised = {"conic-combination", "resume-equivalent", "one-backward-pass", "coefficient-identity"}
         if self.form == "log":
             promised.add("loss-unit-invariant")
         if self.form == "log" or (self.preferences is None and self.ideal is None):

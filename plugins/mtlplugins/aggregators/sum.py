@@ -28,6 +28,8 @@ class Sum(Aggregator):
             "conic-combination",
             "matches-reference",
             "resume-equivalent",
+            "one-backward-pass",
+            "coefficient-identity",
             "parameter-rotation",
             "zero-only-if-stationary",
             "no-conflict-identity",

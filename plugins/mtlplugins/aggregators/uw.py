@@ -29,7 +29,15 @@ class UW(Aggregator):
     """
 
     needs = Needs.LOSSES
-    claims = frozenset({"conic-combination", "permutation-equivariant", "resume-equivalent"})
+    claims = frozenset(
+        {
+            "conic-combination",
+            "permutation-equivariant",
+            "resume-equivalent",
+            "one-backward-pass",
+            "coefficient-identity",
+        }
+    )
 
     lr: float = number(0.025, low=0.0, log=True)
     start: float = number(0.0)

@@ -25,7 +25,7 @@ class Imbalance(ConflictDetector):
     """
 
     needs = Needs.GRAMIAN
-    claims = frozenset({"permutation-equivariant", "scale-free"})
+    claims = frozenset({"permutation-equivariant", "scale-free", "matches-reference"})
 
     ratio: float = number(10.0, low=1.0, log=True)
 

@@ -43,7 +43,7 @@ class AttentionQK(TeleportStrategy):
     """
 
     exact = True
-    claims = frozenset({"loss-invariant", "maps-tell-the-truth"})
+    claims = frozenset({"loss-invariant", "maps-tell-the-truth", "lowers-conflict"})
 
     maps: str = choice("diagonal", ("diagonal", "full"))
     values: bool = flag(True)

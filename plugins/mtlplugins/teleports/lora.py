@@ -47,6 +47,7 @@ class LoRA(TeleportStrategy):
     """
 
     exact = False
+    claims = frozenset({"lowers-conflict"})
 
     objective: str = choice("conflict", ("conflict", "sharpness", "gradient-norm"))
     estimator: str = choice("finite-difference", ("finite-difference", "double-backward", "sphere"))

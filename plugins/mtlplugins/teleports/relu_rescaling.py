@@ -32,7 +32,7 @@ class ReluRescaling(TeleportStrategy):
     """
 
     exact = True
-    claims = frozenset({"loss-invariant", "maps-tell-the-truth"})
+    claims = frozenset({"loss-invariant", "maps-tell-the-truth", "lowers-conflict"})
 
     objective: str = choice("dominated", ("dominated", "pairwise"))
     bound: float = number(0.7, low=0.0, open_low=True)

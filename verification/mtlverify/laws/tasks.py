@@ -25,8 +25,10 @@ def absentees(draw: Draw, k: int, p: int) -> dict[str, Any]:
 
 
 def same_draws(plugin: Any) -> str | None:
-    """A random method may draw for tasks that are not there."""
-    return "draws from the generator, and may draw for absent tasks, too" if uses_randomness(plugin) else None
+    """A random method that looks at absent tasks itself may draw for them; the others never hear of them."""
+    if plugin.handles_absent and uses_randomness(plugin):
+        return "draws from the generator, and may draw for absent tasks, too"
+    return None
 
 
 @law(

@@ -214,6 +214,64 @@ def maps_tell_the_truth(plugin: Any, example: NetworkExample) -> float:
     return tolerance.share_left(error, tolerance.HALF_DIGITS)
 
 
+def looks_at_conflict(plugin: Any) -> str | None:
+    """A baseline that does not look at the conflict is held to nothing, unless it promises something."""
+    if plugin.improves or "lowers-conflict" in plugin.claims:
+        return None
+    return "a baseline that does not look at the conflict"
+
+
+@law(
+    "lowers-conflict",
+    kind="teleport",
+    statement="An accepted teleport has less conflict behind it than before it, on a batch it was not computed on, and "
+    "keeps every task's loss on that batch within the tolerance.",
+    source="mtlcore.teleporting: what a proposal is accepted for; measured anew, on the network as it is afterwards",
+    margin="the smaller of: what is left of the tolerance; gain of the worst cosine of a task with the mean gradient",
+    examples=networks,
+    effort=FEW,
+    decode=NetworkExample.from_json,
+    applies=looks_at_conflict,
+)
+def lowers_conflict(plugin: Any, example: NetworkExample) -> float:
+    """The conflict is what the transaction measures without a detector, from gradients taken here."""
+    made = example.build()
+    losses, before = losses_at(made, range(1, 2)), worst_cosine(made, 1)
+    teleporter = Teleporter(plugin, name="asked")
+    view = StepView(losses=torch.stack(list(_quietly(made, 0).values())), task_names=tuple(made.heads))
+    result = teleporter.attempt(
+        trunk=made.trunk,
+        heads=made.heads,
+        closure=made.batch(0),
+        probe=made.batch(1),
+        view=view,
+        optimizer=made.optimizer,
+        generator=torch.Generator().manual_seed(example.seed),
+    )
+    assume(result.accepted)
+    later = losses_at(made, range(1, 2))
+    moved = max(abs(later[k] - losses[k]) / abs(losses[k]) for k in losses)
+    gain = worst_cosine(made, 1) - before + tolerance.SOLVER
+    return min(tolerance.share_left(moved, teleporter.tolerance), gain)
+
+
+def worst_cosine(made: Network, seed: int) -> float:
+    """Smallest cosine of a task's trunk gradient with their mean, on one batch, in evaluation mode."""
+    mode = made.trunk.training
+    made.trunk.eval()
+    losses, _ = made.batch(seed)()
+    parameters = [p for p in made.trunk.parameters() if p.requires_grad]
+    rows = torch.stack(
+        [
+            torch.cat([g.flatten() for g in torch.autograd.grad(v, parameters, retain_graph=True)])
+            for v in losses.values()
+        ]
+    )
+    made.trunk.train(mode)
+    units, mean = rows / rows.norm(dim=1, keepdim=True), rows.mean(dim=0)
+    return float((units @ (mean / mean.norm())).min())
+
+
 def _mapped(found: Map, old: Tensor) -> Tensor:
     if isinstance(found, Tensor):
         return found * old

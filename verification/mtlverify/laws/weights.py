@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mtlverify import tolerance
-from mtlverify.answer import ask
+from mtlverify.answer import Answer, ask
 from mtlverify.example import Example
 from mtlverify.law import law
+from mtlverify.laws.runs import answers
 from mtlverify.strategies import jacobians
 
 
@@ -30,8 +31,12 @@ def returns_weights(plugin: Any) -> str | None:
 )
 def conic_combination(plugin: Any, example: Example) -> float:
     """Negative weights may still describe a direction inside the cone, if the gradients are dependent; and a method may
-    return no weights at all. Then the distance to the cone is found by non-negative least squares."""
-    answer = ask(plugin, example)
+    return no weights at all. Then the distance to the cone is found by non-negative least squares. Along a run, if the
+    method has a state: what turns a weight negative may be tied in the first step."""
+    return min(map(_in_cone, answers(plugin, example)))
+
+
+def _in_cone(answer: Answer) -> float:
     norms = answer.jacobian.double().norm(dim=1)
     alive = norms > 0
     if answer.length <= tolerance.rounding(answer) or not bool(alive.any()):
@@ -56,8 +61,9 @@ def conic_combination(plugin: Any, example: Example) -> float:
     applies=returns_weights,
 )
 def simplex_weights(plugin: Any, example: Example) -> float:
-    """Judged on the weights themselves, which have no unit."""
-    weights = ask(plugin, example).weights
-    assert weights is not None
-    error = max(float(-weights.min()), abs(float(weights.sum()) - 1.0), 0.0)
+    """Judged on the weights themselves, which have no unit. Along a run, if the method has a state."""
+    error = 0.0
+    for answer in answers(plugin, example):
+        assert answer.weights is not None
+        error = max(error, float(-answer.weights.min()), abs(float(answer.weights.sum()) - 1.0))
     return tolerance.share_left(error, tolerance.HALF_DIGITS)

@@ -46,8 +46,8 @@ def negative_about(subject: Subject, law: str) -> Negative | None:
     return next((n for n in NEGATIVES if (n.subject, n.law) == (subject, law)), None)
 
 
-def _not(name: str, law: str, sentence: str, why: str, **more: Any) -> Negative:
-    return Negative(Subject("aggregator", name), law, sentence, why, **more)
+def _not(name: str, law: str, sentence: str, why: str, options: tuple[Any, ...] = (), **more: Any) -> Negative:
+    return Negative(Subject("aggregator", name, options), law, sentence, why, **more)
 
 
 NEGATIVES: tuple[Negative, ...] = (
@@ -101,8 +101,13 @@ NEGATIVES: tuple[Negative, ...] = (
         "it stops where this one combination vanishes",
     ),
     _not(
-        "pcgrad", "permutation-equivariant", "One PCGrad step depends on the order of the tasks.",
-        "projections are made in random order, so the law holds in distribution only",
+        "bilb4mtl", "conic-combination", "BiLB4MTL without the safeguard can push a task's loss up (lambda > 1/2).",
+        "the coefficient sigma_i + lambda tau_i (s_i - s_(i-1)) of a task between two larger ones is negative",
+        options=(("lamb", 1.0), ("pareto_safe", False)),
+    ),
+    _not(
+        "bilb4mtl", "permutation-equivariant", "BiLB4MTL depends on the order in which tasks are listed.",
+        "only neighbours are compared (discrepancy='adjacent', as published); 'all-pairs' does not depend on it",
     ),
     _not(
         "aligned-mtl", "no-conflict-identity", "Aligned-MTL changes gradients that do not conflict.",

@@ -108,6 +108,19 @@ PROOFS: dict[str, dict[str, Proof]] = {
         "linear-under-scaling": Proof("a projection off g_j does not see |g_j|; orders are drawn independently of J"),
         "positively-homogeneous": Proof("as linear-under-scaling"),
         "no-conflict-identity": Proof("nothing is projected (Yu et al. 2020, 2001.06782)"),
+        "equivariant-in-distribution": Proof("every order of the projections is equally likely, for each task"),
+    },
+    "bilb4mtl": {
+        "conic-combination": Proof("coefficients below zero are clipped"),
+    },
+    "bilb4mtl (discrepancy=all-pairs)": {
+        "conic-combination": Proof("coefficients below zero are clipped"),
+        "permutation-equivariant": Proof(SYMMETRIC),
+    },
+    "rlw": {
+        "equivariant-in-distribution": Proof("the draws of the tasks are independent and identically distributed"),
+        "simplex-weights": Proof("a softmax"),
+        "conic-combination": Proof("a softmax is positive"),
     },
     "config": {
         "equal-projections": Proof("U x = 1 (Liu et al. 2024, 2408.11104)", "linearly independent gradients"),

@@ -69,6 +69,7 @@ PRECONDITIONS: dict[str, Precondition] = {
             "non-conflicting", "descent-lower-bound", "no-worse-than-mean", "conic-combination", "simplex-weights",
             "permutation-equivariant", "parameter-rotation", "duplicate-task", "absent-task",
             "positively-homogeneous", "scale-free", "linear-under-scaling", "loss-unit-invariant",
+            "one-backward-pass", "coefficient-identity", "equivariant-in-distribution",
         ),
         anything,
     ),

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from mtlcore.registry import available, create
-from mtlverify.runner import KINDS
+from mtlverify.law import KINDS
 
 VARIANTS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
+    ("aggregator", "bilb4mtl"): ({"lamb": 1.0, "pareto_safe": False}, {"discrepancy": "all-pairs"}),
     ("aggregator", "cagrad"): ({"c": 1.0},),
     ("aggregator", "fairgrad"): ({"alpha": 2.0},),
+    ("aggregator", "gradops"): ({"project": "always"},),
     ("aggregator", "mgda"): ({"normalize": "l2"},),
 }
 """Hyper-parameters, beside the defaults, under which a method obeys other laws."""

@@ -12,14 +12,17 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from mtlcore import Aggregation, StepView
+from mtlcore import Aggregation, Needs, StepView
 from mtlverify.mutants.twins import (
+    Balanced,
     ConeMean,
     EqualAngles,
     InverseLoss,
     Mean,
     MinNorm,
+    Progress,
     Remembering,
+    Shuffled,
     State,
     Twin,
     UnitSum,
@@ -303,6 +306,75 @@ class EpsilonInLoss(InverseLoss):
 
 
 @frozen
+class LooksAtGradients(InverseLoss):
+    """Asks for the Gramian, for a diagnostic that nobody reads, and still calls itself O(1)."""
+
+    needs = Needs.GRAMIAN
+    claims = frozenset({"one-backward-pass"})
+
+    def weigh(self, view: StepView) -> Tensor:
+        assert bool(view.gramian.isfinite().all())
+        return super().weigh(view)
+
+
+@frozen
+class AbsoluteProgress(Progress):
+    """Measures progress in units of loss: the first step, which has no step before it, shows nothing."""
+
+    def progress(self, before: Tensor, losses: Tensor) -> Tensor:
+        return 1.0 + (before - losses)
+
+
+@frozen
+class Overshoots(Progress):
+    """Exaggerates progress: a task whose loss falls fast is weighted below zero, from the second step on."""
+
+    def progress(self, before: Tensor, losses: Tensor) -> Tensor:
+        return 3.0 * losses / before - 2.0
+
+
+@frozen
+class ShiftedMemory(Remembering):
+    """Reads its memory one place off: with nothing remembered, in the first step, it does not show."""
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        return super().aggregate(view, {**state, "total": state["total"].roll(1)})
+
+
+@frozen
+class AdjacentOffByOne(Balanced):
+    """s_i - s_(i+1) instead of s_i - s_(i-1)."""
+
+    def pull(self, v: Tensor) -> Tensor:
+        return super().pull(v).roll(-1)
+
+
+@frozen
+class SortedDraws(Shuffled):
+    """Random weights, the largest first: random, but not for everybody alike."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return super().weigh(view).sort(descending=True).values
+
+
+@frozen
+class FirstComeFirstServed(Twin):
+    """Projects each gradient off the others in random order, but always off the first task last, which thus has the
+    last word."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        units, norms = unit_rows(view)
+        coefficients = torch.diag(norms)
+        for i in range(view.n_tasks):
+            order = torch.rand(view.n_tasks, generator=view.generator).argsort().tolist()
+            for j in [*(j for j in order if j not in (0, i)), *([0] if i else [])]:
+                overlap = (coefficients[i] @ units) @ units[j]
+                if overlap < 0:
+                    coefficients[i, j] -= overlap
+        return per_norm(coefficients.sum(0), norms)
+
+
+@frozen
 class HalfTheMean(Mean):
     """Half a step."""
 
@@ -370,7 +442,14 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     AbsentIsZero: ("absent-task",),
     AbsentAnyway: ("absent-task",),
     Clipped: ("linear-under-scaling",),
-    EpsilonInLoss: ("loss-unit-invariant",),
+    EpsilonInLoss: ("loss-unit-invariant", "coefficient-identity"),
+    LooksAtGradients: ("one-backward-pass",),
+    AbsoluteProgress: ("loss-unit-invariant",),
+    Overshoots: ("conic-combination",),
+    ShiftedMemory: ("permutation-equivariant",),
+    AdjacentOffByOne: ("coefficient-identity",),
+    SortedDraws: ("equivariant-in-distribution",),
+    FirstComeFirstServed: ("equivariant-in-distribution",),
     HalfTheMean: ("no-worse-than-mean", "no-conflict-identity", "simplex-weights"),
     Stalls: ("zero-only-if-stationary", "no-conflict-identity"),
     BesidesTheCone: ("conic-combination", "non-conflicting"),

@@ -52,6 +52,20 @@ class Rescaling(TeleportStrategy):
 
 
 @frozen
+class Chosen(Rescaling):
+    """The same, but to be accepted only if the conflict becomes less: correct."""
+
+    improves: ClassVar[bool] = True
+
+
+@frozen
+class ConflictBlind(Rescaling):
+    """Is accepted for keeping the losses, whatever happens to the conflict, and sold as a remedy."""
+
+    claims: ClassVar[frozenset[str]] = frozenset({"lowers-conflict"})
+
+
+@frozen
 class ForgetsTheConsumer(Rescaling):
     """Scales the first layer and not the second."""
 
@@ -140,6 +154,7 @@ class ChangesASetting(Rescaling):
 
 
 KILLED_BY: dict[type, tuple[str, ...]] = {
+    ConflictBlind: ("lowers-conflict",),
     ForgetsTheConsumer: ("loss-invariant",),
     ForgetsTheBias: ("loss-invariant",),
     Negative: ("loss-invariant",),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtlcore import Aggregation, Aggregator, Conflict, ConflictDetector, Needs, StepView
 from mtlverify.mutants.teleports import LAWS as RESCALING_LAWS
-from mtlverify.mutants.teleports import Rescaling
+from mtlverify.mutants.teleports import Chosen, Rescaling
 
 State = dict[str, Tensor]
 
@@ -119,6 +119,9 @@ class EqualAngles(Twin):
 class InverseLoss(Twin):
     """sum g_i / L_i: the gradient of sum log L_i."""
 
+    needs = Needs.LOSSES
+    reference: ClassVar[str] = "si"
+
     def weigh(self, view: StepView) -> Tensor:
         return 1.0 / view.losses
 
@@ -136,6 +139,59 @@ class Remembering(Twin):
         total, count = state["total"].clone(), state["count"] + 1
         total[here] += view.losses.log()
         return Aggregation(weights=torch.softmax(-total[here] / count, 0), state={"total": total, "count": count})
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress(Twin):
+    """Weights 1 / L_i, times how much of the loss of the step before is left: free of every task's unit."""
+
+    needs = Needs.LOSSES
+
+    def init(self, n_tasks: int) -> State:
+        """The losses of the step before; 0: there was none."""
+        return {"before": torch.zeros(n_tasks, dtype=torch.float64)}
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        here = list(view.task_index)
+        before, losses = state["before"].clone(), view.losses
+        known = torch.where(before[here] > 0, before[here], losses)
+        before[here] = losses
+        return Aggregation(weights=self.progress(known, losses) / losses, state={"before": before})
+
+    def progress(self, before: Tensor, losses: Tensor) -> Tensor:
+        """(K,), 1 in the first step."""
+        return losses / before
+
+
+@dataclasses.dataclass(frozen=True)
+class Balanced(Twin):
+    """The derivative of sum_i sigma_i L_i + lambda sum_i |sigma_i L_i - sigma_(i+1) L_(i+1)| for a router that rests:
+    bilb4mtl with these hyper-parameters."""
+
+    needs = Needs.LOSSES
+    reference: ClassVar[str] = "bilb4mtl"
+    normalisation = "identical"
+    tau = "sigma"
+    divide_by = "one"
+    discrepancy = "adjacent"
+    lamb = 0.05
+    router = "free"
+    squash = "sigmoid"
+    clamp_low = clamp_high = None
+    init_low = init_high = 1.0
+    router_optimizer = "sgd"
+    router_lr = 0.0
+    pareto_safe = False
+
+    def weigh(self, view: StepView) -> Tensor:
+        sigma = torch.sigmoid(torch.tensor(self.init_low, dtype=torch.float64))
+        return sigma + self.lamb * sigma * self.pull(sigma * view.losses)
+
+    def pull(self, v: Tensor) -> Tensor:
+        """(K,) s_i - s_(i-1), with s_i = sign(v_i - v_(i+1)) and s_0 = s_K = 0."""
+        signs = torch.zeros(len(v) + 1, dtype=v.dtype)
+        signs[1:-1] = (v[:-1] - v[1:]).sign()
+        return signs[1:] - signs[:-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +244,14 @@ TWINS: dict[type, tuple[str, ...]] = {
     ),
     UnitSum: (*UNIVERSAL, *SYMMETRIES, "positively-homogeneous", "scale-free", "loss-unit-invariant"),
     EqualAngles: (*UNIVERSAL, "positively-homogeneous", "equal-projections"),
-    InverseLoss: (*UNIVERSAL, *SYMMETRIES, "loss-unit-invariant", "conic-combination"),
+    InverseLoss: (
+        *UNIVERSAL, *SYMMETRIES, "loss-unit-invariant", "conic-combination", "one-backward-pass",
+        "coefficient-identity",
+    ),
+    Progress: (*UNIVERSAL, *SYMMETRIES, "loss-unit-invariant", "conic-combination", "one-backward-pass"),
+    Balanced: (*UNIVERSAL, "parameter-rotation", "conic-combination", "one-backward-pass", "coefficient-identity"),
     Remembering: (*UNIVERSAL, *SYMMETRIES, "simplex-weights"),
-    Shuffled: ("finite", "pure", "deterministic", "shape-dtype-device", "resume-equivalent"),
+    Shuffled: (*UNIVERSAL, "equivariant-in-distribution"),
     WeakConflict: (
         "finite", "pure", "deterministic", "shape-dtype-device", "symmetric", "scale-free", "permutation-equivariant",
         "silent-on-aligned", "matches-reference",
@@ -201,4 +262,5 @@ TWINS: dict[type, tuple[str, ...]] = {
 
 def instances() -> list[tuple[Any, tuple[str, ...]]]:
     """One of each, with its laws."""
-    return [*((cls(), laws) for cls, laws in TWINS.items()), (Rescaling(), RESCALING_LAWS)]
+    own = [(cls(), laws) for cls, laws in TWINS.items()]
+    return [*own, (Rescaling(), RESCALING_LAWS), (Chosen(), ("lowers-conflict",))]

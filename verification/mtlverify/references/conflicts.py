@@ -35,6 +35,8 @@ def definition(name: str, plugin: Any) -> Definition | None:
         return lambda rows: weak(rows, plugin.threshold)
     if name == "dominated":
         return lambda rows: dominated(rows, plugin.rule, plugin.threshold, plugin.rho)
+    if name == "imbalance":
+        return lambda rows: imbalance(rows, plugin.ratio)
     return None
 
 
@@ -61,6 +63,24 @@ def dominated(rows: Tensor, rule: str = "smallest", threshold: float = 0.0, rho:
         needed = math.ceil(rho * len(norms))
         verdict = True if sure >= needed else None if sure + open_ >= needed else False
     return Decisions(verdict, _pairs(rows, 0.0), opposed)
+
+
+def imbalance(rows: Tensor, ratio: float = 10.0) -> Decisions:
+    """max |g_i| / min |g_i| > ratio over the gradients that are not zero; the same of each pair. [choice]
+
+    Dominated are the tasks that the mean would harm, as for the other detectors.
+    """
+    norms = [math.hypot(*row) for row in rows.double().tolist()]
+    log = math.log(ratio)
+
+    def decide(a: float, b: float) -> bool | None:
+        if 0 in (a, b):
+            return False
+        # _below is about value < 0; a norm from the Gramian has half of its resolution at most, in the logarithm.
+        return _below(log - abs(math.log(a / b)), RESOLUTION)
+
+    pairs = [[i != j and decide(a, b) for j, b in enumerate(norms)] for i, a in enumerate(norms)]
+    return Decisions(_any([p for row in pairs for p in row]), pairs, _opposed(rows, 0.0))
 
 
 def disagreement(decided: bool | None, found: bool) -> bool:

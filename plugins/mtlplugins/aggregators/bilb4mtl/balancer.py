@@ -126,6 +126,8 @@ class Balancer(Aggregator):
         promised = {"resume-equivalent"}
         if self.pareto_safe:
             promised.add("conic-combination")
+        if self.router == "free" and self.init_low == self.init_high:
+            promised.add("coefficient-identity")
         if self.normalisation == "log" or (self.normalisation == "rescaled" and self.router_optimizer == "adam"):
             promised.add("loss-unit-invariant")
         if self.discrepancy != "adjacent" and self.router == "free" and self.init_low == self.init_high:

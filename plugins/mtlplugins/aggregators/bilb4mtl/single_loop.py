@@ -33,6 +33,11 @@ class BiLB4MTL(Balancer):
         FeaturesError: a router that reads features got none, or others than in the first step.
     """
 
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        """Beside what both forms promise: the inner loop is what takes further passes."""
+        return super().claims | {"one-backward-pass"}
+
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights dTOTAL/dl_i; the next state has the router one step further."""
         return self._step(view, state)

@@ -1,0 +1,104 @@
+"""Laws about methods that weight losses and never look at task gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlcore import Aggregator, MultiTask, Needs
+from mtlverify import tolerance
+from mtlverify.example import Example
+from mtlverify.law import law
+from mtlverify.laws.runs import STEPS, losses_at, step
+from mtlverify.laws.universal import VERDICT, verdict
+from mtlverify.references import objectives
+from mtlverify.strategies import jacobians
+
+ONE_PASS = "one-backward-pass"
+
+
+def reads_no_gradients(plugin: Aggregator) -> str | None:
+    """A method that reads task gradients pays for them, unless it promises that it does not."""
+    if plugin.needs > Needs.LOSSES and ONE_PASS not in plugin.claims:
+        return "reads task gradients, and these take a backward pass each"
+    return None
+
+
+class _Counted(torch.autograd.Function):
+    """The identity, which counts the backward passes through it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, trunk: Trunk) -> Tensor:
+        ctx.trunk = trunk
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        ctx.trunk.passes += 1
+        return cotangents[0], None
+
+
+class Trunk(nn.Module):
+    """The parameters themselves as features, at 0; ``passes`` counts backward passes."""
+
+    def __init__(self, example: Example) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(example.jacobian.shape[1], dtype=example.jacobian.dtype))
+        self.passes = 0
+
+    def forward(self) -> Tensor:
+        """(1, P)."""
+        found: Tensor = _Counted.apply(self.theta, self)
+        return found[None]
+
+
+@law(
+    ONE_PASS,
+    statement="A step makes exactly one backward pass through the trunk, whatever the number of tasks.",
+    source="what a loss-level method is used for: O(1) in K (specifications of BiLB4MTL and FAMO)",
+    margin=VERDICT,
+    examples=jacobians,
+    applies=reads_no_gradients,
+    effort=0.25,
+)
+def one_backward_pass(plugin: Any, example: Example) -> float:
+    """Two steps of ``MultiTask`` on losses with the values and the gradients of the example, counted in the graph."""
+    trunk, values = Trunk(example), example.losses.to(example.jacobian.dtype)
+
+    def closure() -> tuple[dict[str, Tensor], Tensor]:
+        features = trunk()
+        losses = values + example.jacobian @ features[0]
+        return {f"task{i}": loss for i, loss in enumerate(losses.unbind())}, features
+
+    mt = MultiTask(trunk, plugin, torch.optim.SGD(trunk.parameters(), lr=0.0), seed=example.seed)
+    for _ in range(2):
+        mt.step(closure)
+    return verdict(trunk.passes == 2)
+
+
+@law(
+    "coefficient-identity",
+    statement="The weights are the derivatives of the method's scalar objective with respect to the losses, at every "
+    "step of a run in which the objective's own variables are trained along.",
+    source="mtlverify.references.objectives",
+    examples=jacobians,
+    applies=objectives.missing,
+    effort=0.5,
+)
+def coefficient_identity(plugin: Any, example: Example) -> float:
+    """Each weight to half of its digits, or to the last digit of the largest w_i L_i if that is more."""
+    objective = objectives.objective_of(plugin, example.n_tasks)
+    state, worst = plugin.init(example.n_tasks), 1.0
+    for number in range(STEPS):
+        losses = losses_at(example, number)
+        expected = objective.weights(losses, number)
+        answer, state = step(plugin, example, number, state)
+        if answer.weights is None:
+            return float("nan")
+        floor = tolerance.EPS64 * float((expected.abs() * losses).max()) / losses
+        error = float(((answer.weights - expected).abs() / (expected.abs() + floor)).max())
+        worst = min(worst, tolerance.share_left(error, tolerance.HALF_DIGITS))
+        objective.advance(losses, losses_at(example, number + 1), number)
+    return worst
