@@ -57,6 +57,13 @@ def test_other_options_of_other_methods(name, options):
     assert verdict(mtlcore.create("aggregator", name, **options), "coefficient-identity") == "verified"
 
 
+def test_the_smooth_maximum_of_huge_equal_losses_shares_equally():
+    plugin = mtlcore.create("aggregator", "stch", form="plain", mu=3.0)
+    huge = torch.full((2,), 2.0**37, dtype=torch.float64)
+    weights = objectives.SmoothMaximum(plugin, 2).weights(huge, 0)
+    assert weights.tolist() == [0.5, 0.5]
+
+
 def test_fixed_weights_and_preferences_are_part_of_the_objective():
     example = Example(torch.eye(3).double(), torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64))
     for name, options in (

@@ -79,6 +79,12 @@ class GeometricMean(Objective):
         return losses.log().mean().exp()
 
 
+def _logsumexp(x: Tensor) -> Tensor:
+    # torch's derivative is exp(x - value), which keeps no digits of equal shares where x is of size 1e10.
+    top = x.detach().max()
+    return top + torch.logsumexp(x - top, 0)
+
+
 class SmoothMaximum(Objective):
     """mu log sum_i exp(x_i / mu) (``stch``). [Lin et al. 2024; the two forms and the nadir as in the method's docs]"""
 
@@ -90,10 +96,10 @@ class SmoothMaximum(Objective):
         if plugin.form == "plain":
             p = torch.tensor(plugin.preferences or [1.0] * self.n_tasks, dtype=torch.float64)
             z = torch.tensor(plugin.ideal or [0.0] * self.n_tasks, dtype=torch.float64)
-            return mu * torch.logsumexp(p * (losses - z) / mu, 0)
+            return mu * _logsumexp(p * (losses - z) / mu)
         if number < plugin.warmup_steps + plugin.nadir_steps:
             return losses.log().sum()
-        return self.n_tasks * mu * torch.logsumexp((losses / self.nadir).log() / mu, 0)
+        return self.n_tasks * mu * _logsumexp((losses / self.nadir).log() / mu)
 
     def advance(self, losses: Tensor, later: Tensor, number: int) -> None:
         if 0 <= number - self.plugin.warmup_steps < self.plugin.nadir_steps:
