@@ -13,8 +13,16 @@ from mtlcore import MultiTask
 from mtlcore.errors import ConfigurationError, LossError
 from support.methods import Fixed, FixedOnLosses
 
-SOURCES = ("auto", "sequential", "batched", "streaming")
+SOURCES = ("auto", "sequential", "threaded", "batched", "streaming")
 WEIGHTS = (1.0, -0.5, 2.0)
+
+
+@pytest.fixture(autouse=True)
+def _two_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 if "threaded" in request.node.name else before)
+    yield
+    torch.set_num_threads(before)
 
 
 def network(convolutional=False):
@@ -56,6 +64,10 @@ def test_checkpoints(source, part):
 
         return forward
 
+    if source == "threaded":
+        with pytest.raises(ConfigurationError, match=r'runs Python code .* Use gradients="auto"'):
+            step(source, wrap)
+        return
     close(step(source, wrap), step("sequential"))
 
 
@@ -116,7 +128,7 @@ def test_compiled_trunk(source):
     """aot_eager traces forward and backward as the real compiler does, without needing one."""
     torch._dynamo.reset()
     wrap = lambda trunk: torch.compile(trunk, backend="aot_eager")
-    if source == "batched":
+    if source in ("batched", "threaded"):
         with pytest.raises(ConfigurationError, match='gradients="sequential"'):
             step(source, wrap)
         return
