@@ -20,7 +20,8 @@ def passes(aggregator: str, **options) -> tuple[list[int], list[bool]]:
     def closure():
         losses, features = made.batch(0)()
         # The graph node of the weight's gradient, not a hook on .grad: rows are asked for without filling it.
-        features[0].grad_fn.register_prehook(lambda *a: now.__setitem__(0, now[0] + 1))
+        if features[0].grad_fn is not None:  # a teleport also evaluates without a graph
+            features[0].grad_fn.register_prehook(lambda *a: now.__setitem__(0, now[0] + 1))
         return losses, features
 
     for _ in range(6):
@@ -69,3 +70,26 @@ def test_the_preset_spares_loss_level_methods(aggregator, options, expected):
     made = problem("mlp")
     mt = mtlcore.cost(made.trunk, aggregator, made.optimizer(), steps_per_epoch=20, start_epoch=1, **options)
     assert mt.brakes == Brakes(start_step=20, cap=1, steps_per_epoch=20, detect_every=expected)
+
+
+def test_a_loss_level_method_does_not_look_where_no_teleport_may_follow():
+    brakes = Brakes(start_step=2, cap=1)
+    counts, looked = passes("ls", detector=always(), teleport="random", brakes=brakes)
+    assert looked == [False, False, True, False, False, False]  # before the start, and after the only attempt
+    assert [c for c, look in zip(counts, looked) if not look] == [1] * 5
+    # Where the Gramian is there anyway, or nothing but a report is wanted, every step looks.
+    assert passes("gradops", detector=always(), teleport="random", brakes=brakes)[1] == [True] * 6
+    assert passes("ls", detector=always(), brakes=brakes)[1] == [True] * 6
+
+
+def test_reports_count_how_often_the_detector_fired():
+    made = problem("mlp")
+    mt = mtlcore.MultiTask(made.trunk, "gradops", made.optimizer(lr=0.0), tasks=TASKS, detector=always())
+    for n in range(1, 4):
+        diagnostics = mt.step(made.batch(0)).diagnostics
+        assert (diagnostics["detector_looks"], diagnostics["detector_fired"]) == (n, n)
+    again = mtlcore.MultiTask(made.trunk, "gradops", made.optimizer(lr=0.0), tasks=TASKS, detector=always())
+    again.load_state_dict(mt.state_dict())
+    assert again.step(made.batch(0)).diagnostics["detector_looks"] == 4
+    silent = mtlcore.MultiTask(made.trunk, "gradops", made.optimizer(lr=0.0), tasks=TASKS)
+    assert "detector_looks" not in silent.step(made.batch(0)).diagnostics
