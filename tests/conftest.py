@@ -27,3 +27,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if slow:
             config.hook.pytest_deselected(items=slow)
             items[:] = [i for i in items if not i.get_closest_marker("slow")]
+
+
+@pytest.fixture
+def two_threads():
+    """The suite runs with one thread; what shares work out over threads needs two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

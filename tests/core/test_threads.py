@@ -10,13 +10,7 @@ import torch
 
 from mtlcore import threads
 
-
-@pytest.fixture(autouse=True)
-def _two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def test_full_rounds_take_one_thread_each_and_the_rest_shares_them():

@@ -18,11 +18,9 @@ WEIGHTS = (1.0, -0.5, 2.0)
 
 
 @pytest.fixture(autouse=True)
-def _two_threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(2 if "threaded" in request.node.name else before)
-    yield
-    torch.set_num_threads(before)
+def _threads(request):
+    if "threaded" in request.node.name:
+        request.getfixturevalue("two_threads")
 
 
 def network(convolutional=False):

@@ -38,12 +38,9 @@ RUNS_PYTHON = ("parameter_hook",)
 
 
 @pytest.fixture(autouse=True)
-def _two_threads(request):
-    """The threaded sources have nothing to share out otherwise; the others are left alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2 if "threaded" in request.node.name else before)
-    yield
-    torch.set_num_threads(before)
+def _threads(request):
+    if "threaded" in request.node.name:
+        request.getfixturevalue("two_threads")
 
 
 class InBlocks(Streaming):

@@ -20,13 +20,7 @@ from support.shapes import SHAPES
 
 WEIGHTS = (1.0, -0.5, 2.0)
 
-
-@pytest.fixture(autouse=True)
-def _two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def network(wrap=lambda layer: layer):
