@@ -237,3 +237,16 @@ def test_weights_follow_the_tasks_that_are_present():
 def test_unusable_weights_are_refused(weights):
     with pytest.raises(ConfigurationError, match="one number per task"):
         ask(jacobian(0, 2, 3), weights=weights)
+
+
+def test_a_run_counts_its_fallbacks():
+    angles = torch.deg2rad(torch.tensor([5.0, 100.0, 175.0], dtype=torch.float64))
+    stall = torch.stack([angles.cos(), angles.sin()], 1)
+    method = mtlcore.create("aggregator", "gradops")
+    state, counts = method.init(3), []
+    for rows in (stall, torch.eye(3, dtype=torch.float64), stall):
+        answer = method.aggregate(mtlcore.StepView(losses=torch.ones(3), jacobian=rows), state)
+        state = answer.state
+        counts.append((answer.diagnostics["fallbacks"], "fallback" in answer.diagnostics))
+    assert counts == [(1, True), (1, False), (2, True)]
+    assert mtlcore.create("aggregator", "gradops", fallback=False).init(3) == {}

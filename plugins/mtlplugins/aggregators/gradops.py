@@ -49,7 +49,7 @@ class GradOPS(Aggregator):
     replaced by the projection of g_i onto the dual cone {x : J x >= 0}. (1) and (2) hold for that too, because the
     projection P g_i lies in the cone and <P g_j, g_j> = |P g_j|^2. With it d = 0 only at Pareto stationary points
     (for positive weights): d = 0 forces every P g_j = 0, that is -g_j in the cone of the rows.
-    ``diagnostics["fallback"]`` says when and why.
+    ``diagnostics["fallback"]`` says when and why, ``diagnostics["fallbacks"]`` how often in this run.
 
     **Trade-off.** With d_1 = sum_i g_i' and r_i = <d_1, g_i> / |g_i|^2 ("relative") or / |g_i| ("projection"),
     R_i = r_i / mean r, w_i = K R_i^alpha / sum_j R_j^alpha, R_i floored at 1e-6, w_i at 1e-3 [memory for the form,
@@ -97,6 +97,10 @@ class GradOPS(Aggregator):
                     out.add("no-conflict-identity")
         return frozenset(out)
 
+    def init(self, n_tasks: int) -> State:
+        """How many steps of this run needed the fallback; nothing that the direction depends on."""
+        return {"fallbacks": torch.zeros((), dtype=torch.int64)} if self.fallback else {}
+
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Project, weigh, combine, and look once more at the result."""
         rows = _numpy.read(view)
@@ -109,6 +113,9 @@ class GradOPS(Aggregator):
         if self.rescale:
             b = b * _ratio_to_mean(rows, b)
         diagnostics |= {**checked, "task_weights": _numpy.tensor(rows.scatter(w), view)}
+        if self.fallback:
+            count = int(state.get("fallbacks", 0)) + ("fallback" in diagnostics)
+            state, diagnostics["fallbacks"] = {"fallbacks": torch.tensor(count)}, count
         weights = rows.scatter(b / rows.norms, dead=1.0)
         return Aggregation(weights=_numpy.tensor(weights, view), state=state, diagnostics=diagnostics)
 
