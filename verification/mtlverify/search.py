@@ -15,7 +15,9 @@ SHRINKS = 600
 
 
 PATIENCE = 8
-"""Draws per wanted input before a stratum is given up whose draws do not satisfy the preconditions."""
+"""Draws per wanted input before a stratum is given up whose draws do not satisfy the preconditions ..."""
+LEAST_DRAWS = 64
+"""... and so many at least: with few wanted inputs, a run of unlucky draws must not pass for a law without inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,7 @@ class _Hunt:
         def limited(draw: Any) -> Any:
             nonlocal draws
             draws += 1
-            if self.found is None and draws > PATIENCE * count:
+            if self.found is None and draws > max(PATIENCE * count, LEAST_DRAWS):
                 raise _Enough
             return draw(stratum)
 
