@@ -12,8 +12,8 @@ from mtlcore import linalg, threads
 from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.gradients import graph
 from mtlcore.gradients.front import Front
+from mtlcore.gradients.permit import Permit
 from mtlcore.gradients.rows import Part, Whole, part
-from mtlcore.gradients.side_by_side import Permit
 from mtlcore.gradients.source import GradientProblem, TaskGradients, accumulate, write_heads
 from mtlcore.gradients.storage import Storage
 

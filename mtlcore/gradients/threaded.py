@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from mtlcore.contracts import Needs
 from mtlcore.gradients import jacobian
-from mtlcore.gradients.side_by_side import Permit
+from mtlcore.gradients.permit import Permit
 from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients
 from mtlcore.gradients.storage import Storage
 

@@ -5,5 +5,5 @@
 
 import os
 
-# The profiler that counts memory would otherwise print two lines per measurement; read when torch is imported.
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+# The profiler that counts memory would otherwise print two lines per measurement.
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")
