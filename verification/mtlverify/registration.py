@@ -55,6 +55,8 @@ LAWS: dict[str, str] = {
     "teleport.rollback-exact": "mtlverify.laws.teleports:rollback_exact",
     # a teleport may claim these, the last two if it is exact
     "teleport.lowers-conflict": "mtlverify.laws.teleports:lowers_conflict",
+    "teleport.zero-steps-stay": "mtlverify.laws.teleports:zero_steps_stay",
+    "teleport.history-in-new-coordinates": "mtlverify.laws.teleports:history_in_new_coordinates",
     "teleport.loss-invariant": "mtlverify.laws.teleports:loss_invariant",
     "teleport.maps-tell-the-truth": "mtlverify.laws.teleports:maps_tell_the_truth",
 }

@@ -43,7 +43,9 @@ class AttentionQK(TeleportStrategy):
     """
 
     exact = True
-    claims = frozenset({"loss-invariant", "maps-tell-the-truth", "lowers-conflict"})
+    claims = frozenset(
+        {"loss-invariant", "maps-tell-the-truth", "history-in-new-coordinates", "lowers-conflict", "zero-steps-stay"}
+    )
 
     maps: str = choice("diagonal", ("diagonal", "full"))
     values: bool = flag(True)

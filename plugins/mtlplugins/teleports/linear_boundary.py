@@ -34,7 +34,9 @@ class LinearBoundary(TeleportStrategy):
     """
 
     exact = True
-    claims = frozenset({"loss-invariant", "maps-tell-the-truth", "lowers-conflict"})
+    claims = frozenset(
+        {"loss-invariant", "maps-tell-the-truth", "history-in-new-coordinates", "lowers-conflict", "zero-steps-stay"}
+    )
 
     objective: str = choice("dominated", ("dominated", "pairwise"))
     bound: float = number(0.7, low=0.0, open_low=True)

@@ -47,7 +47,7 @@ class LoRA(TeleportStrategy):
     """
 
     exact = False
-    claims = frozenset({"lowers-conflict"})
+    claims = frozenset({"lowers-conflict", "zero-steps-stay"})
 
     objective: str = choice("conflict", ("conflict", "sharpness", "gradient-norm"))
     estimator: str = choice("finite-difference", ("finite-difference", "double-backward", "sphere"))

@@ -25,7 +25,7 @@ class RandomRescaling(TeleportStrategy):
 
     exact = True
     improves = False
-    claims = frozenset({"loss-invariant", "maps-tell-the-truth"})
+    claims = frozenset({"loss-invariant", "maps-tell-the-truth", "history-in-new-coordinates"})
 
     bound: float = number(0.7, low=0.0)
 

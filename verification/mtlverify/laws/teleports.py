@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mtlcore import Displacement, StepView, TeleportProblem, TeleportStrategy
 from mtlcore.contracts import Map
+from mtlcore.report import TeleportResult
 from mtlcore.teleporting import Teleporter
 from mtlverify import tolerance
 from mtlverify.law import law
@@ -39,17 +40,7 @@ class Recorder(TeleportStrategy):
 def ask(plugin: Any, made: Network, seed: int) -> Displacement:
     """What the strategy proposes on batch 0. A sound transaction and strategy leave the network as it was."""
     recorder = Recorder(plugin)
-    losses = _quietly(made, 0)
-    view = StepView(losses=torch.stack(list(losses.values())), task_names=tuple(losses))
-    Teleporter(recorder, name="asked").attempt(
-        trunk=made.trunk,
-        heads=made.heads,
-        closure=made.batch(0),
-        probe=made.batch(1),
-        view=view,
-        optimizer=made.optimizer,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    _attempt(recorder, made, seed)
     return recorder.proposals[0]
 
 
@@ -214,6 +205,77 @@ def maps_tell_the_truth(plugin: Any, example: NetworkExample) -> float:
     return tolerance.share_left(error, tolerance.HALF_DIGITS)
 
 
+def has_steps(plugin: Any) -> str | None:
+    """Only a search in steps can be told to take none."""
+    named = dataclasses.is_dataclass(plugin) and any(f.name == "steps" for f in dataclasses.fields(plugin))
+    return None if named else "does not search in steps"
+
+
+@law(
+    "zero-steps-stay",
+    kind="teleport",
+    statement="A search of no steps proposes the point it started from, bit for bit.",
+    source="seeds of COST: adapters start at zero; a reparametrisation starts at the identity",
+    margin=VERDICT,
+    examples=networks,
+    effort=FEW,
+    decode=NetworkExample.from_json,
+    applies=has_steps,
+)
+def zero_steps_stay(plugin: Any, example: NetworkExample) -> float:
+    """Nothing proposed is fine, too."""
+    made = example.build()
+    here = {f"{room}.{n}": p.detach().clone() for room, n, p in _trainable(made)}
+    proposed = tensors(ask(dataclasses.replace(plugin, steps=0), made, example.seed))
+    return verdict(all(name in here and torch.equal(value, here[name]) for name, value in proposed.items()))
+
+
+@law(
+    "history-in-new-coordinates",
+    kind="teleport",
+    statement="After an exact teleport theta' = D theta Adam's moments are those of a run in the new coordinates from "
+    "the start: m' = m / D, v' = v / D^2 (theta' = M theta: m' = M^-T m).",
+    source="the chain rule: g' = g / D in every step of that run, and both moments are averages of g' and g'^2",
+    examples=networks,
+    effort=FEW,
+    decode=NetworkExample.from_json,
+    applies=lambda plugin: None if plugin.exact else "calls itself approximate: its history is reused, not transported",
+)
+def history_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
+    """Through the core's transaction. A dense matrix has no exact rule for the second moment: not asked for."""
+    made = example.build()
+    asked = ask(plugin, made, example.seed)
+    maps = {"trunk": asked.maps, "heads": asked.head_maps}
+    before = {(room, n): (p.detach().clone(), _moments(made, p)) for room, n, p in _trainable(made)}
+    assume(_attempt(plugin, made, example.seed).accepted)
+    error = 0.0
+    for room, name, parameter in _trainable(made):
+        old, (first, second) = before[room, name]
+        map_, (now, square) = maps[room].get(name), _moments(made, parameter)
+        if map_ is None:
+            if not torch.equal(old, parameter):
+                return verdict(False)  # it moved, and nothing says how its history follows
+            map_ = torch.ones_like(old)
+        if isinstance(map_, Tensor):
+            # D as the parameter shows it, not as the map tells it.
+            scale = torch.where(old == 0, map_.expand_as(old), parameter.detach() / old)
+            back = [(now * scale, first), (square * scale**2, second)]
+        else:
+            back = [(_mapped(dataclasses.replace(map_, matrix=map_.matrix.T), now), first)]
+        error = max(error, *(float((b - a).abs().max() / a.abs().max().clamp_min(1e-300)) for b, a in back))
+    return tolerance.share_left(error, tolerance.HALF_DIGITS)
+
+
+def _trainable(made: Network) -> list[tuple[str, str, nn.Parameter]]:
+    rooms = (("trunk", made.trunk), ("heads", made.heads))
+    return [(room, n, p) for room, module in rooms for n, p in module.named_parameters() if p.requires_grad]
+
+
+def _moments(made: Network, parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
+    state = made.optimizer.state[parameter]
+    return state["exp_avg"].clone(), state["exp_avg_sq"].clone()
+
+
 def looks_at_conflict(plugin: Any) -> str | None:
     """A baseline that does not look at the conflict is held to nothing, unless it promises something."""
     if plugin.improves or "lowers-conflict" in plugin.claims:
@@ -237,22 +299,26 @@ def lowers_conflict(plugin: Any, example: NetworkExample) -> float:
     """The conflict is what the transaction measures without a detector, from gradients taken here."""
     made = example.build()
     losses, before = losses_at(made, range(1, 2)), worst_cosine(made, 1)
-    teleporter = Teleporter(plugin, name="asked")
-    view = StepView(losses=torch.stack(list(_quietly(made, 0).values())), task_names=tuple(made.heads))
-    result = teleporter.attempt(
-        trunk=made.trunk,
-        heads=made.heads,
-        closure=made.batch(0),
-        probe=made.batch(1),
-        view=view,
-        optimizer=made.optimizer,
-        generator=torch.Generator().manual_seed(example.seed),
-    )
+    result = _attempt(plugin, made, example.seed)
     assume(result.accepted)
     later = losses_at(made, range(1, 2))
     moved = max(abs(later[k] - losses[k]) / abs(losses[k]) for k in losses)
     gain = worst_cosine(made, 1) - before + tolerance.SOLVER
-    return min(tolerance.share_left(moved, teleporter.tolerance), gain)
+    return min(tolerance.share_left(moved, Teleporter(plugin, name="asked").tolerance), gain)
+
+
+def _attempt(plugin: Any, made: Network, seed: int) -> TeleportResult:
+    """The transaction, searching on batch 0 and checking on batch 1; the network stays where it arrives."""
+    losses = _quietly(made, 0)
+    return Teleporter(plugin, name="asked").attempt(
+        trunk=made.trunk,
+        heads=made.heads,
+        closure=made.batch(0),
+        probe=made.batch(1),
+        view=StepView(losses=torch.stack(list(losses.values())), task_names=tuple(losses)),
+        optimizer=made.optimizer,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def worst_cosine(made: Network, seed: int) -> float:

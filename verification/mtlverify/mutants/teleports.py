@@ -99,6 +99,13 @@ class InverseMaps(Rescaling):
 
 
 @frozen
+class NeverRests(Rescaling):
+    """Moves before it takes the first step of its search."""
+
+    steps: int = 3
+
+
+@frozen
 class GlobalGenerator(Rescaling):
     """Draws from torch's global generator."""
 
@@ -155,10 +162,11 @@ class ChangesASetting(Rescaling):
 
 KILLED_BY: dict[type, tuple[str, ...]] = {
     ConflictBlind: ("lowers-conflict",),
+    NeverRests: ("zero-steps-stay",),
     ForgetsTheConsumer: ("loss-invariant",),
     ForgetsTheBias: ("loss-invariant",),
     Negative: ("loss-invariant",),
-    InverseMaps: ("maps-tell-the-truth",),
+    InverseMaps: ("maps-tell-the-truth", "history-in-new-coordinates"),
     GlobalGenerator: ("deterministic",),
     CountsItsCalls: ("pure",),
     Remembers: ("deterministic",),
