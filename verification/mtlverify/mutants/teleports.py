@@ -177,5 +177,6 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
 
 LAWS = (
     "finite", "shape-dtype-device", "deterministic", "pure", "rollback-exact", "loss-invariant", "maps-tell-the-truth",
+    "history-in-new-coordinates",
 )  # fmt: skip
 """What the correct twin keeps."""
