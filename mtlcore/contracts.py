@@ -55,7 +55,8 @@ class StepView:
         task_names: K names. Default: ``task0``, ``task1``, ...
         task_index: (K,) positions of these tasks among all tasks of the run (see ``Aggregator.handles_absent``).
         step: number of finished steps.
-        generator: source of randomness; the only one a method may use. Seeded afresh for every step.
+        generator: source of randomness, the only one a method may use; or its seed, or a function that returns the
+            seed. Seeded afresh for every step.
         features: detached tensors between trunk and heads, or () if the caller did not hand them over.
         others: views of further independent batches, for a method with ``batches > 1``.
         inner: the service behind :attr:`inner`; offered by ``MultiTask.step``.

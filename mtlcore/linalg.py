@@ -97,8 +97,8 @@ def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
     With A^T = Q R (Q with orthonormal columns), A^T D_i = Q (R D_i), so that inner products of the matrices are those
     of the R D_i, which are N x out instead of in x out. R and R D_i are formed in the dtype of the factors, with the
     rounding that forming the matrices themselves has, eps |D_i| |A|. Their inner products are taken in that dtype over
-    short runs, whose rounding is below that of the R D_i, and the runs are added up in float64. (The shorter
-    <D_i, (A A^T) D_j> squares the rounding where the sum over N cancels, as near a stationary point.)
+    short runs, which adds rounding of the same size, and the runs are added up in float64: about eps |g_i| |g_j| in
+    all. (The shorter <D_i, (A A^T) D_j> squares the rounding where the sum over N cancels, as near a stationary point.)
 
     Args:
         cotangents: D, (K, N, out).
