@@ -9,6 +9,7 @@ import torch
 import mtlcore
 from mtlbench.data import sources
 from mtlbench.tasks.base import Network, evaluate
+from mtlbench.tasks.fashion_scenes import _cosine
 
 TASKS = {
     "multimnist": {"train": "b140affd6c1dc98e", "validation": "f4a56b39b081802a", "test": "ba6898c3646bc9d9"},
@@ -113,6 +114,13 @@ def test_rf1_parts_do_not_overlap_in_time(task):
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         gaps = np.abs(rows[one][:, None] - rows[other][None, :])
         assert gaps.min() > 100  # a row spans 108 hours
+
+
+def test_the_angle_of_normals_is_that_of_torch():
+    torch.manual_seed(0)
+    output, normal = 3 * torch.randn(2, 3, 5, 7), torch.nn.functional.normalize(torch.randn(2, 3, 5, 7), dim=1)
+    torch.testing.assert_close(_cosine(output, normal), torch.cosine_similarity(output, normal, dim=1))
+    assert bool(torch.isfinite(_cosine(torch.zeros_like(output), normal)).all())
 
 
 @pytest.mark.slow

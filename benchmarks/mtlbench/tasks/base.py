@@ -169,7 +169,7 @@ class Network(nn.Module):
 
 
 @torch.no_grad()
-def evaluate(task: BenchmarkTask, network: Network, split: Split, batch_size: int = 500) -> dict[str, float]:
+def evaluate(task: BenchmarkTask, network: Network, split: Split, batch_size: int = 200) -> dict[str, float]:
     """{metric key: value} of the heads that ``network`` has, over a whole split, in evaluation mode."""
     was_training = network.training
     network.eval()

