@@ -3,7 +3,7 @@
 - *Paired seeds.* Initial weights, data order and probe batches depend on (task, seed, axis), never on the method.
 - *Single-task baselines* get the same steps, batches, learning-rate schedule and initial weights.
 - *Selection on validation only.* The checkpoint with the best validation score is kept; the test part is
-  evaluated once, on that checkpoint.
+  evaluated once, on that checkpoint, and never in a trial of tuning.
 - *Time.* Each step is timed; a plain summed-loss step on a copy of the network runs right before or after it at
   regular steps, so that the ratio compares like with like; it is a ratio of processor times (runs have one thread),
   which waiting for a busy machine does not change.
@@ -99,12 +99,15 @@ def train(
     budget: Budget,
     baseline_validation: Mapping[str, float],
     progress: Progress = lambda step: None,
+    *,
+    trial: bool = False,
 ) -> Outcome:
     """Train one network with one method and measure it.
 
     Args:
         baseline_validation: validation metrics of the single-task networks of this seed; the checkpoint is
             selected by delta-m against them.
+        trial: all that tuning needs, and no more: the validation part. No test part, no conflict, no cost.
     """
     began = time.perf_counter()
     splits = task.load()
@@ -113,13 +116,14 @@ def train(
         network = Network(task)
         run = _Run(task_name, task, network, splits, seed, budget)
         multi = _multi_task(method, network, run, task_name, seed)
-        clock = _Clock(_PlainTwin(network, run), run.timed)
+        clock = _Clock(_PlainTwin(network, run), set() if trial else run.timed)
         best = _Best(lambda metrics: delta_m(metrics, baseline_validation, task.metrics))
         probe = _ConflictProbe(task_name, task, splits.train, seed, budget.batch_size)
+        probed = set() if trial else run.probes | {budget.steps}
         log = _Log()
         n_batches = multi.aggregator.batches
         for step in range(budget.steps):
-            if step in run.probes:
+            if step in probed:
                 probe.look(network, step)
             batches = run.next_batches(n_batches)
             closures = [_closure(task, network, *batch) for batch in batches]
@@ -132,8 +136,9 @@ def train(
             if step in run.looks:
                 best.look(step, evaluate(task, network, splits.validation), network)
             progress(step + 1)
-        probe.look(network, budget.steps)
-        test = best.test(task, network, splits.test)
+        if budget.steps in probed:
+            probe.look(network, budget.steps)
+        test = {} if trial else best.test(task, network, splits.test)
     per_step, ratio = clock.cost(budget.steps)
     return Outcome(
         metrics=test,
@@ -154,9 +159,18 @@ def train(
 
 
 def train_single_tasks(
-    task_name: str, task: BenchmarkTask, seed: int, budget: Budget, progress: Progress = lambda step: None
+    task_name: str,
+    task: BenchmarkTask,
+    seed: int,
+    budget: Budget,
+    progress: Progress = lambda step: None,
+    *,
+    trial: bool = False,
 ) -> Outcome:
-    """The baseline: one network per sub-task, each with the whole budget and the same initial weights."""
+    """The baseline: one network per sub-task, each with the whole budget and the same initial weights.
+
+    ``trial``: as for :func:`train`.
+    """
     began = time.perf_counter()
     splits = task.load()
     resident = reset_peak_memory()
@@ -185,7 +199,7 @@ def train_single_tasks(
                 if step in run.looks:
                     best.look(step, evaluate(task, network, splits.validation), network)
                 progress(position * budget.steps + step + 1)
-            metrics |= best.test(task, network, splits.test)
+            metrics |= {} if trial else best.test(task, network, splits.test)
             validation |= best.metrics
             selected[name] = best.step
             thin = _thinned(losses, (name,))

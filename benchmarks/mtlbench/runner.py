@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Job:
     @property
     def method_name(self) -> str:
         """As the report calls it."""
-        return SINGLE_TASK if self.method is None else self.method.name
+        return _name(self.method)
 
     @property
     def key(self) -> tuple[str, str, int, str]:
@@ -70,6 +70,19 @@ class Job:
         """Optimizer steps, for the progress bar."""
         networks = len(make_task(self.task).tasks) if self.method is None else 1
         return self.budget.steps * networks
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What tuning chose for one method: the setting, which trial it was, and how good."""
+
+    learning_rate: float
+    options: dict[str, Any]
+    trial: int
+    score: float
+    """Delta-m on validation data."""
+    at_the_edge: bool
+    validation: dict[str, float]
 
 
 @dataclasses.dataclass
@@ -86,6 +99,10 @@ class Summary:
     def ok(self) -> bool:
         """Nothing failed and nothing was refused."""
         return not self.failed and not self.refused
+
+
+def _name(method: MethodEntry | None) -> str:
+    return SINGLE_TASK if method is None else method.name
 
 
 def make_task(entry: TaskEntry) -> BenchmarkTask:
@@ -155,16 +172,14 @@ class _Runner:
     ) -> None:
         budget = merged_budget(make_task(entry).budget, self.suite.budget, entry.budget)
         make = functools.partial(self._job, entry, budget)
-        chosen: dict[str, tuple[float, dict[str, Any]]] = {}
-        if self.suite.tuning.trials:
-            chosen = self._tune(entry, methods, budget)
+        chosen = self._tune(entry, methods, budget) if self.suite.tuning.trials else {}
 
         def tuned(method: MethodEntry | None, seed: int) -> Job:
-            rate, options = chosen.get(SINGLE_TASK if method is None else method.name, (None, None))
-            return make(method, seed, rate, options)
+            choice = chosen.get(_name(method))
+            return make(method, seed) if choice is None else make(method, seed, choice.learning_rate, choice.options)
 
         first = [tuned(None, seed) for seed in range(n_seeds)]
-        self._write_manifest(entry, [job.config_hash for job in [*first, *(tuned(m, 0) for m in methods)]])
+        self._write_manifest(entry, [job.config_hash for job in [*first, *(tuned(m, 0) for m in methods)]], chosen)
         baselines = self._do(first, records.RECORDS, f"{entry.name}: baselines")
         todo = []
         for seed in range(n_seeds):
@@ -208,46 +223,70 @@ class _Runner:
 
     # --- tuning -----------------------------------------------------------------------------------------------
 
-    def _tune(
-        self, entry: TaskEntry, methods: list[MethodEntry], budget: Budget
-    ) -> dict[str, tuple[float, dict[str, Any]]]:
-        """(learning rate, options) with the best validation score of each method, the baseline first."""
-        metrics = make_task(entry).metrics
-        chosen: dict[str, tuple[float, dict[str, Any]]] = {}
-
-        def trials(method: MethodEntry | None, baseline: dict[str, float]) -> list[Job]:
-            return [
-                dataclasses.replace(
-                    self._job(entry, budget, method, tuning.TRIAL_SEED, rate, options, trial=i),
-                    baseline_validation=baseline,
+    def _tune(self, entry: TaskEntry, methods: list[MethodEntry], budget: Budget) -> dict[str, Choice]:
+        """The choice of each method by validation, the baseline first: the others are held against it."""
+        chosen = self._tune_together(entry, [None], budget, None, f"{entry.name}: tuning baselines")
+        if SINGLE_TASK in chosen:
+            against = chosen[SINGLE_TASK].validation
+            chosen |= self._tune_together(entry, methods, budget, against, f"{entry.name}: tuning")
+        for name in (SINGLE_TASK, *(m.name for m in methods)):
+            if name not in chosen:
+                self.console.print(
+                    f"[yellow]not tuned[/] {name} on {entry.name}: no trial could be scored; defaults used"
                 )
-                for i, (rate, options) in enumerate(tuning.candidates(method, self.suite.tuning, budget))
-            ]
-
-        def pick(jobs: list[Job], results: Mapping[str, dict[str, Any]], against: dict[str, float]) -> Job | None:
-            scored = [
-                (protocol.delta_m(results[j.config_hash]["validation"], against, metrics), j)
-                for j in jobs
-                if j.config_hash in results
-            ]
-            usable = [(score, i, j) for i, (score, j) in enumerate(scored) if score is not None]
-            return min(usable)[2] if usable else None
-
-        jobs = trials(None, {})
-        results = self._do_trials(jobs, f"{entry.name}: tuning baselines")
-        first = results.get(jobs[0].config_hash)
-        best = pick(jobs, results, first["validation"]) if first is not None else None
-        if best is None:
-            return chosen
-        chosen[SINGLE_TASK] = (best.budget.learning_rate, {})
-        against = results[best.config_hash]["validation"]
-        by_method = {m.name: trials(m, against) for m in methods}
-        results = self._do_trials([j for jobs in by_method.values() for j in jobs], f"{entry.name}: tuning")
-        for name, jobs in by_method.items():
-            best = pick(jobs, results, against)
-            if best is not None and best.method is not None:
-                chosen[name] = (best.budget.learning_rate, best.method.options)
         return chosen
+
+    def _tune_together(
+        self,
+        entry: TaskEntry,
+        methods: Sequence[MethodEntry | None],
+        budget: Budget,
+        against: dict[str, float] | None,
+        label: str,
+    ) -> dict[str, Choice]:
+        """Both stages of tuning for all of ``methods``, one stage after the other, so that processes stay busy.
+
+        Args:
+            against: validation metrics that delta-m is relative to. Default: those of the method's own first trial.
+        """
+        metrics, plan = make_task(entry).metrics, self.suite.tuning
+        trials: dict[str, list[Job]] = {_name(method): [] for method in methods}
+        results: dict[str, dict[str, Any]] = {}
+
+        def best(name: str) -> Choice | None:
+            jobs = trials[name]
+            done = {i: results[job.config_hash] for i, job in enumerate(jobs) if job.config_hash in results}
+            found = {i: record["validation"] for i, record in done.items()}
+            reference = found.get(0, {}) if against is None else against
+            scores = {i: s for i, v in found.items() if (s := protocol.delta_m(v, reference, metrics)) is not None}
+            if not scores:
+                return None
+            trial = min(scores, key=scores.__getitem__)  # of equals the earliest: defaults win ties
+            rate, method = jobs[trial].budget.learning_rate, jobs[trial].method
+            return Choice(
+                learning_rate=rate,
+                options={} if method is None else method.options,
+                trial=trial,
+                score=scores[trial],
+                at_the_edge=tuning.at_the_edge(plan, budget, rate),
+                validation=found[trial],
+            )
+
+        for stage in (1, 2):
+            todo: list[Job] = []
+            for method in methods:
+                done = trials[_name(method)]
+                if stage == 1:
+                    settings = tuning.first_stage(method, plan, budget)
+                else:
+                    first = best(_name(method))
+                    settings = [] if first is None else tuning.second_stage(method, plan, budget, first.learning_rate)
+                for rate, options in settings:
+                    job = self._job(entry, budget, method, tuning.TRIAL_SEED, rate, options, trial=len(done))
+                    done.append(dataclasses.replace(job, baseline_validation=against or {}))
+                    todo.append(done[-1])
+            results |= self._do_trials(todo, f"{label}, stage {stage} of 2")
+        return {name: choice for name in trials if (choice := best(name)) is not None}
 
     def _do_trials(self, jobs: list[Job], label: str) -> dict[str, dict[str, Any]]:
         self._do(jobs, records.TRIALS, label)
@@ -273,16 +312,19 @@ class _Runner:
                     self.summary.finished += 1
                     done[record["seed"]] = record
                 else:
-                    self.summary.failed.append(f"{record['method']} on {record['task']}, seed {record['seed']}")
+                    which = f"seed {record['seed']}" if record.get("trial") is None else f"trial {record['trial']}"
+                    self.summary.failed.append(f"{record['method']} on {record['task']}, {which}")
         return done
 
-    def _write_manifest(self, entry: TaskEntry, hashes: list[str]) -> None:
-        """What the records in this folder are meant to be: the suite, and which configurations are current."""
+    def _write_manifest(self, entry: TaskEntry, hashes: list[str], chosen: Mapping[str, Choice]) -> None:
+        """What the records in this folder are meant to be: the suite, which configurations are current, what tuning
+        chose."""
         path = self.folder / MANIFEST
         old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         current = {**old.get("current", {}), entry.name: sorted(set(hashes))}
-        manifest = {"suite": self.suite.model_dump(mode="json"), "current": current, "left_out": self.summary.left_out}
-        _write_json(path, {**manifest, "refused": self.summary.refused})
+        tuned = {**old.get("tuned", {}), entry.name: {name: dataclasses.asdict(c) for name, c in chosen.items()}}
+        manifest = {"suite": self.suite.model_dump(mode="json"), "current": current, "tuned": tuned}
+        _write_json(path, {**manifest, "left_out": self.summary.left_out, "refused": self.summary.refused})
 
 
 def merged_budget(default: Budget, *changes: BudgetChanges) -> Budget:
@@ -293,12 +335,16 @@ def merged_budget(default: Budget, *changes: BudgetChanges) -> Budget:
 
 
 def _existing_methods(suite: Suite, summary: Summary, console: Console) -> list[MethodEntry]:
-    """The methods whose plugins exist. Options are checked now: better before two hours of training than after."""
+    """The methods whose plugins exist. Options, those that tuning may try included, are checked now: better before two
+    hours of training than after."""
     methods = []
     for method in suite.methods:
         try:
             for kind, name, options in method.plugins():
                 mtlcore.create(kind, name, **options)
+            for name, values in method.search.items():
+                for value in values:
+                    mtlcore.create("aggregator", method.aggregator, **{**method.options, name: value})
         except UnknownPluginError as error:
             if not method.optional:
                 raise
@@ -384,22 +430,25 @@ def do_job(job: Job, progress: Callable[[int], None] = lambda step: None) -> dic
         },
         "certificate": job.certificate,
     }
-    if job.trial is not None:
+    trial = job.trial is not None
+    if trial:
         record["trial"] = job.trial
     with _one_thread():
         try:
             task = make_task(job.task)
             if job.method is None:
-                outcome = protocol.train_single_tasks(job.task.name, task, job.seed, job.budget, progress)
+                outcome = protocol.train_single_tasks(job.task.name, task, job.seed, job.budget, progress, trial=trial)
             else:
                 outcome = protocol.train(
-                    job.task.name, task, job.method, job.seed, job.budget, job.baseline_validation, progress
-                )
+                    job.task.name, task, job.method, job.seed, job.budget, job.baseline_validation, progress,
+                    trial=trial,
+                )  # fmt: skip
             record |= dataclasses.asdict(outcome)
-            baseline = outcome.metrics if job.method is None else job.baseline
-            record["delta_m"] = protocol.delta_m(outcome.metrics, baseline, task.metrics)
-            if job.trial is not None:
-                record["metrics"] = None  # a trial must not be able to show what it did on the test part
+            if trial:
+                record["metrics"] = None
+            else:
+                baseline = outcome.metrics if job.method is None else job.baseline
+                record["delta_m"] = protocol.delta_m(outcome.metrics, baseline, task.metrics)
         except Exception as error:
             record["status"] = "failed"
             record["error"] = f"{type(error).__name__}: {error}"

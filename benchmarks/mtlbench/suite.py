@@ -8,7 +8,7 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -48,8 +48,9 @@ class MethodEntry(_Strict):
     """One line of the comparison.
 
     ``name`` is how the report calls it; ``aggregator`` defaults to it. ``search`` gives the values that tuning may
-    choose an option from; ``optional`` leaves the method out, with a note, where no plugin of that name exists; methods
-    with the same ``front`` are drawn as one line, in their order, in a figure of metric against metric.
+    choose an option from, besides its default; ``optional`` leaves the method out, with a note, where no plugin of
+    that name exists; methods with the same ``front`` are drawn as one line, in their order, in a figure of metric
+    against metric.
     """
 
     name: str = Field(pattern=r"^[^\s/][^/]*$")
@@ -61,7 +62,7 @@ class MethodEntry(_Strict):
     teleport_options: dict[str, Any] = {}
     brakes: dict[str, Any] = {}
     tolerance: float | None = Field(None, gt=0)
-    search: dict[str, list[Any]] = {}
+    search: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     optional: bool = False
     front: str = ""
 
@@ -93,12 +94,29 @@ class MethodEntry(_Strict):
 class Tuning(_Strict):
     """The tuning budget, the same number of trials for every method and for the baseline.
 
-    Trials are quasi-random points of (learning rate, the method's ``search``); the first is the default setting.
-    They are trained with a seed of their own and judged on validation data only.
+    First each of ``learning_rate_factors``, times the task's own learning rate, with the method's default options;
+    then, at the best of these rates, the trials that are left try other options from the method's ``search``, or
+    further learning rates where there are no more options. Trials are trained with a seed of their own and judged on
+    validation data only. No trials: no tuning.
     """
 
     trials: int = Field(0, ge=0)
-    learning_rate_factors: tuple[float, float] = (0.2, 5.0)
+    learning_rate_factors: tuple[Annotated[float, Field(gt=0)], ...] = (1 / 3, 1.0, 3.0)
+
+    @model_validator(mode="after")
+    def _grid(self) -> Tuning:
+        factors = self.learning_rate_factors
+        if 1.0 not in factors or len(set(factors)) != len(factors) or len(factors) < 2:
+            raise ValueError(
+                f"learning_rate_factors {list(factors)} must be different numbers, with 1.0 (the task's own learning "
+                "rate) and at least one other"
+            )
+        if 0 < self.trials < len(factors):
+            raise ValueError(
+                f"trials = {self.trials} cannot try {len(factors)} learning rates; give at least as many trials as "
+                "learning_rate_factors, or 0 for no tuning"
+            )
+        return self
 
 
 class Suite(_Strict):

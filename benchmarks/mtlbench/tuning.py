@@ -1,38 +1,95 @@
-"""The tuning budget: the same number of trials for every method, linear scalarisation and baseline included."""
+"""Tuning in two stages, the same number of trials for every method, linear scalarisation and baseline included.
+
+First the learning rate, with the method's default options; then, at the best learning rate, its options. Drawn
+together, the learning rate decides, and options are chosen by accident.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+import random
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scipy.stats import qmc
-
+import mtlcore
 from mtlbench.suite import MethodEntry, Tuning
 from mtlbench.tasks.base import Budget
 
 TRIAL_SEED = -1
 """Trials are trained with a seed that no reported run uses."""
 
+Setting = tuple[float, dict[str, Any]]
+"""(learning rate, options)"""
 
-def candidates(method: MethodEntry | None, tuning: Tuning, budget: Budget) -> list[tuple[float, dict[str, Any]]]:
-    """(learning rate, options) of each trial: first the default, then a Halton sequence, the same for all methods.
 
-    Without a sequence of decisions there is nothing for one method to exploit better than another, and trials can
-    run in parallel and be resumed. ``method`` is None for the baseline, which has a learning rate only.
+def first_stage(method: MethodEntry | None, tuning: Tuning, budget: Budget) -> list[Setting]:
+    """Every learning rate of the grid with the default options; the task's own rate comes first and so wins ties.
+
+    ``method`` is None for the baseline, which has a learning rate only.
     """
-    options = dict(method.options) if method is not None else {}
-    search = method.search if method is not None else {}
-    chosen = [(budget.learning_rate, options)]
-    if tuning.trials <= 1:
-        return chosen
-    low, high = (math.log(f) for f in tuning.learning_rate_factors)
-    # The first coordinate is the learning rate, so all methods try the same ones.
-    # Its first two points are the lower end and the middle, which is the default again: both are skipped.
-    points = qmc.Halton(d=1 + len(search), scramble=False).random(tuning.trials + 1)[2:]
-    for point in points:
-        drawn = {
-            name: values[min(int(x * len(values)), len(values) - 1)]
-            for (name, values), x in zip(search.items(), point[1:])
-        }
-        chosen.append((budget.learning_rate * math.exp(low + (high - low) * point[0]), {**options, **drawn}))
-    return chosen
+    factors = sorted(tuning.learning_rate_factors, key=lambda factor: factor != 1.0)
+    return [(budget.learning_rate * factor, _defaults(method)) for factor in factors]
+
+
+def second_stage(method: MethodEntry | None, tuning: Tuning, budget: Budget, rate: float) -> list[Setting]:
+    """What the trials that are left are for, when ``rate`` has won the first stage.
+
+    Options other than the defaults, at that rate. A method that has none, or too few, spends the rest on further
+    learning rates around it, so that nobody gets fewer trials.
+    """
+    left = tuning.trials - len(tuning.learning_rate_factors)
+    settings = [(rate, options) for options in _draws(method, left)]
+    grid = [budget.learning_rate * factor for factor in sorted(tuning.learning_rate_factors)]
+    return settings + [(r, _defaults(method)) for r in itertools.islice(_around(rate, grid), left - len(settings))]
+
+
+def at_the_edge(tuning: Tuning, budget: Budget, rate: float) -> bool:
+    """Whether no smaller, or no larger, learning rate was on the grid: then a wider one might have done better."""
+    rates = [budget.learning_rate * factor for factor in tuning.learning_rate_factors]
+    return not min(rates) < rate < max(rates)
+
+
+def _defaults(method: MethodEntry | None) -> dict[str, Any]:
+    return dict(method.options) if method is not None else {}
+
+
+def _draws(method: MethodEntry | None, count: int) -> list[dict[str, Any]]:
+    """Up to ``count`` different combinations of ``method.search`` that are not the default setting in other words."""
+    if method is None or not method.search:
+        return []
+    default = mtlcore.create("aggregator", method.aggregator, **method.options)
+    found: dict[str, dict[str, Any]] = {}
+    for drawn in itertools.islice(_deals(method.search), 1000):  # exhausts any space smaller than a tuning budget
+        if len(found) == count:
+            break
+        options = {**method.options, **drawn}
+        if mtlcore.create("aggregator", method.aggregator, **options) != default:
+            found[json.dumps(options, sort_keys=True, default=str)] = options
+    return list(found.values())
+
+
+def _deals(search: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """One card from the shuffled deck of each option: every value comes once before any comes twice.
+
+    The same for all methods with the same search, so that a method with COST tries what it tries without.
+    """
+    generator = random.Random(0)
+    while True:
+        decks = {name: generator.sample(values, len(values)) for name, values in search.items()}
+        for i in range(max(map(len, decks.values()))):
+            yield {name: deck[i % len(deck)] for name, deck in decks.items()}
+
+
+def _around(rate: float, grid: list[float]) -> Iterator[float]:
+    """Half of the way to the next rates of the grid, up and down, then a quarter, and so on, in logarithms.
+
+    Beyond an end of the grid, its step there is continued.
+    """
+    at = min(range(len(grid)), key=lambda i: abs(math.log(grid[i] / rate)))
+    up = grid[at + 1] / grid[at] if at + 1 < len(grid) else grid[at] / grid[at - 1]
+    down = grid[at] / grid[at - 1] if at > 0 else up
+    for halvings in itertools.count(1):
+        yield rate * up**0.5**halvings
+        yield rate / down**0.5**halvings

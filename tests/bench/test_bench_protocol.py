@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mtlbench import protocol, tuning
-from mtlbench.suite import MethodEntry, Tuning
-from mtlbench.tasks.base import Budget, Metric, Network
+from mtlbench import protocol
+from mtlbench.suite import MethodEntry
+from mtlbench.tasks.base import Metric, Network
 
 METRICS = (Metric("a", "accuracy", True, "%"), Metric("b", "error", False))
 
@@ -170,20 +170,24 @@ def test_loss_curves_are_means_of_all_steps():
     assert sum(thin["by_task"]["a"]) / protocol.CURVE_POINTS == pytest.approx(499.5, rel=0.01)
 
 
-def test_every_method_gets_the_same_number_of_trials_and_the_same_learning_rates():
-    budget = Budget(steps=10, batch_size=4, learning_rate=1e-3)
-    plan = Tuning(trials=5)
-    plain = tuning.candidates(MethodEntry(name="ls", aggregator="ls"), plan, budget)
-    searched = tuning.candidates(
-        MethodEntry(name="cagrad", aggregator="cagrad", search={"c": [0.2, 0.4, 0.6]}), plan, budget
+def test_a_trial_trains_the_same_way_and_never_looks_at_the_test_part(tiny, monkeypatch):
+    task, looked = tiny.Tiny(), []
+    real = protocol.evaluate
+    monkeypatch.setattr(
+        protocol, "evaluate", lambda t, n, split: looked.append(int(split.sources[0])) or real(t, n, split)
     )
-    baseline = tuning.candidates(None, plan, budget)
-    assert len(plain) == len(searched) == len(baseline) == 5
-    assert [r for r, _ in plain] == [r for r, _ in searched] == [r for r, _ in baseline]
-    assert plain[0][0] == 1e-3
-    assert all(2e-4 <= r <= 5e-3 for r, _ in plain)
-    assert {o["c"] for _, o in searched[1:]} <= {0.2, 0.4, 0.6}
-    assert searched[0][1] == {}
+    base = {m.key: 1.0 for m in task.metrics}
+    arguments = ("tiny", task, MethodEntry(name="tiny-equal"), 0, task.budget, base)
+    whole = protocol.train(*arguments)
+    assert 200 in looked  # the test part begins with source 200
+    looked.clear()
+    trial = protocol.train(*arguments, trial=True)
+    singles = protocol.train_single_tasks("tiny", task, 0, task.budget, trial=True)
+    assert set(looked) == {100}
+    assert (trial.metrics, singles.metrics) == ({}, {})
+    assert trial.validation == whole.validation
+    assert trial.curves["loss"] == whole.curves["loss"]
+    assert trial.ratio_to_sum is None
 
 
 def test_multimnist_is_learnt():

@@ -48,6 +48,7 @@ def summarise(folder: Path) -> dict[str, Any]:
             "about": suite.about.strip() if suite else "",
             "reference": reference,
             "tuning_trials": suite.tuning.trials if suite else 0,
+            "learning_rates": len(suite.tuning.learning_rate_factors) if suite else 0,
             "left_out": manifest.get("left_out", []),
             "refused": manifest.get("refused", []),
         },
@@ -59,6 +60,7 @@ def summarise(folder: Path) -> dict[str, Any]:
             "outdated": len(outdated),
         },
         "tasks": tasks,
+        "tuned": _tuned(manifest, suite),
         "overall": _overall(tasks, names, reference) if len(tasks) > 1 else None,
         "certificates": [
             {k: c.get(k) for k in ("kind", "name", "options", "passed", "summary", "seconds")}
@@ -66,7 +68,12 @@ def summarise(folder: Path) -> dict[str, Any]:
             for c in certificates.values()
         ],
         "environment": _environment(ok),
-        "files": {"records": str(raw.RECORDS), "certificates": CERTIFICATES, "suite": MANIFEST},
+        "files": {
+            "records": str(raw.RECORDS),
+            "trials": str(raw.TRIALS),
+            "certificates": CERTIFICATES,
+            "suite": MANIFEST,
+        },
     }
     summary["verdict"] = _verdict(summary)
     return raw.plain(summary)
@@ -420,6 +427,21 @@ def _suite(manifest: Mapping[str, Any]) -> Suite | None:
         return Suite.model_validate(manifest["suite"])
     except (KeyError, ValueError):
         return None
+
+
+def _tuned(manifest: Mapping[str, Any], suite: Suite | None) -> list[dict[str, Any]]:
+    """What tuning chose, one row per task and method; options as far as they differ from the suite's."""
+    given = {m.name: m.options for m in suite.methods} if suite else {}
+    return [
+        {
+            "task": task,
+            "method": method,
+            **{k: choice.get(k) for k in ("learning_rate", "trial", "score", "at_the_edge")},
+            "options": {k: v for k, v in choice["options"].items() if given.get(method, {}).get(k) != v},
+        }
+        for task, choices in manifest.get("tuned", {}).items()
+        for method, choice in choices.items()
+    ]
 
 
 def _tasks(records: Sequence[Record], suite: Suite | None) -> list[str]:
