@@ -17,6 +17,7 @@ import contextlib
 import copy
 import ctypes
 import dataclasses
+import functools
 import gc
 import hashlib
 import itertools
@@ -128,9 +129,8 @@ def train(
             batches = run.next_batches(n_batches)
             closures = [_closure(task, network, *batch) for batch in batches]
             run.renew_held_out()
-            report = clock.time(
-                step, batches[0], lambda closures=closures: multi.step(closures[0] if n_batches == 1 else closures)
-            )
+            whole_step = functools.partial(multi.step, closures[0] if n_batches == 1 else closures)
+            report = clock.time(step, batches[0], whole_step)
             run.schedule.step()
             log.note(report)
             if step in run.looks:
@@ -184,7 +184,7 @@ def train_single_tasks(
             network = Network(task, only=name)
             run = _Run(task_name, task, network, splits, seed, budget)
             own = tuple(m for m in task.metrics if m.task == name)
-            best = _Best(lambda found, own=own: _own_score(found, own))
+            best = _Best(functools.partial(_own_score, own=own))
             losses: list[list[float]] = []
             for step in range(budget.steps):
                 inputs, targets = run.next_batches(1)[0]

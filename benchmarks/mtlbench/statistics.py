@@ -118,6 +118,7 @@ def paired(strata: Sequence[Sequence[float]]) -> Comparison:
     difference = interval(strata)
     if len(d) < 2:
         return Comparison(difference, None, None, "none", None, "not enough runs")
+    detectable: float | None
     if len(d) < SMALL:
         spread = float(d.std(ddof=1))
         # Differences that are equal up to rounding have no spread: certain, one way or the other.
@@ -128,7 +129,7 @@ def paired(strata: Sequence[Sequence[float]]) -> Comparison:
         test = "paired t-test"
         detectable = float(stats.t.ppf((1 + LEVEL) / 2, len(d) - 1)) * spread / math.sqrt(len(d))
     else:
-        p = sign_flip_test(d)
+        p = sign_flip_test(d.tolist())
         test = "sign-flip permutation test"
         low, high = difference.low, difference.high
         detectable = None if low is None or high is None else (high - low) / 2

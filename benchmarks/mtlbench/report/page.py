@@ -102,12 +102,12 @@ def _fronts(task: Mapping[str, Any]) -> list[Any]:
                 for name, row in rows.items()
                 if row["metrics"][one["key"]] and row["metrics"][other["key"]]
             }
-            titles = [
+            x, y = (
                 f"{m['task']}: {m['name']}{' in ' + m['unit'] if m['unit'] else ''} "
                 f"({'higher' if m['higher_is_better'] else 'lower'} is better)"
                 for m in (one, other)
-            ]
-            drawn.append(figures.front(points, joined, *titles, f"front: {titles[0]} against {titles[1]}"))
+            )
+            drawn.append(figures.front(points, joined, x, y, f"front: {x} against {y}"))
     return drawn
 
 
@@ -116,7 +116,7 @@ def _loss_panels(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     curves = {m["name"]: m["curves"]["loss"] for m in task["methods"] if m["curves"]["loss"]}
     if not curves:
         return []
-    shown: dict[str, tuple[list[float], dict[str, list[float]]]] = {}
+    shown: dict[str, tuple[list[float], dict[str, list[float | None]]]] = {}
     for name, curve in curves.items():
         by_task = curve["by_task"]
         if len(by_task) > 3:

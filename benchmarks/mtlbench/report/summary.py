@@ -76,7 +76,8 @@ def summarise(folder: Path) -> dict[str, Any]:
         },
     }
     summary["verdict"] = _verdict(summary)
-    return raw.plain(summary)
+    plain: dict[str, Any] = raw.plain(summary)
+    return plain
 
 
 # --- one task -----------------------------------------------------------------------------------------------------

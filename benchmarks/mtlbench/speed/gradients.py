@@ -14,6 +14,7 @@ timing each is compared with the explicit Jacobian on fixed weights, and a conte
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -168,8 +169,8 @@ def curves(rule: Rule, seconds: float, clock: Callable[[], float]) -> dict[str, 
     kinds = (Floor, MtlCore, TorchJd, TorchJdSequential)
     out: dict[str, Any] = {}
     points: dict[str, list[tuple[float, Callable[[], Workload]]]] = {
-        "K": [(k, lambda k=k: workloads.mlp(k, width=256)) for k in (2, 5, 10, 20, 40, 70, 100)],
-        "P": [(_size(w), lambda w=w: workloads.mlp(10, width=w)) for w in (128, 256, 384, 512, 768, 1024)],
+        "K": [(k, functools.partial(workloads.mlp, k, width=256)) for k in (2, 5, 10, 20, 40, 70, 100)],
+        "P": [(_size(w), functools.partial(workloads.mlp, 10, width=w)) for w in (128, 256, 384, 512, 768, 1024)],
     }
     for axis, series in points.items():
         xs: list[float] = []
@@ -254,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     rule = Rule(options.method)
     records = run(options.only, rule, options.seconds, clock)
-    result = {
+    result: dict[str, Any] = {
         "method": rule.name,
         "torch": torch.__version__,
         "threads": measure.threads(),

@@ -62,7 +62,7 @@ def peer(name: str, n_tasks: int) -> Weigh | None:
         if name == "nash-mtl":
             nash: Any = jd.NashMTL(n_tasks=n_tasks, max_norm=0.0)
             return lambda rows, gramian: nash.weighting(rows)
-        weighting = {
+        weighting: Callable[[], Any] | None = {
             "fairgrad": lambda: jd.FairGradWeighting(alpha=2.0),
             "cagrad": lambda: jd.CAGradWeighting(c=0.5),
             "cagrad (c=1)": lambda: jd.CAGradWeighting(c=1.0),

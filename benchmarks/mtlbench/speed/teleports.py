@@ -173,8 +173,10 @@ def tries(
                 "sigma": result.diagnostics.get("sigma"),
                 "threads": measure.threads(),
             }
-            for part, state in zip((bed.trunk, bed.heads, bed.optimizer), copy.deepcopy(kept)):
-                part.load_state_dict(state)
+            trunk, heads, optimizer = copy.deepcopy(kept)
+            bed.trunk.load_state_dict(trunk)
+            bed.heads.load_state_dict(heads)
+            bed.optimizer.load_state_dict(optimizer)
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -208,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=list(CONFIGURATIONS), help="configurations")
     parser.add_argument("--json", help="write the records here")
     chosen = parser.parse_args(arguments)
-    records = []
+    records: list[dict[str, Any]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in chosen.tasks:

@@ -145,6 +145,9 @@ def _last(z: tuple[Tensor, Tensor]) -> Tensor:
 class _MessagePassing(nn.Module):
     """h_v <- relu(A h_v + sum over edges u -> v of B [h_u, h_v]), three times; mean over the nodes of a graph."""
 
+    edges: Tensor
+    graph: Tensor
+
     def __init__(self, edges: Tensor, graph: Tensor, width: int, layers: int = 3) -> None:
         super().__init__()
         self.embed = nn.Embedding(16, width)
@@ -155,7 +158,7 @@ class _MessagePassing(nn.Module):
 
     def forward(self, atoms: Tensor) -> Tensor:
         h = self.embed(atoms)
-        source, target = self.edges
+        source, target = self.edges.unbind()
         for own, message in zip(self.own, self.message):
             sent = torch.relu(message(torch.cat([h[source], h[target]], 1)))
             h = torch.relu(own(h) + torch.zeros_like(h).index_add(0, target, sent) / 4)

@@ -99,7 +99,8 @@ def _load(n: int) -> Splits:
 
 def _halved(images: np.ndarray) -> np.ndarray:
     """(N, 28, 28) uint8 -> (N, 14, 14) float32, means of 2 x 2 blocks."""
-    return images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4), dtype=np.float32)
+    small: np.ndarray = images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4), dtype=np.float32)
+    return small
 
 
 def _canvas(cells: np.ndarray, drawn: np.ndarray, n: int) -> np.ndarray:

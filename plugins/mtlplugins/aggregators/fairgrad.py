@@ -62,7 +62,7 @@ class FairGrad(Aggregator):
         return frozenset(always | ({"scale-free"} if self.alpha == 1.0 else set()))
 
     @property
-    def degree(self) -> float:
+    def degree(self) -> float:  # type: ignore[override]
         """p in A(tJ) = t^p A(J)."""
         return (1.0 - self.alpha) / (1.0 + self.alpha)
 

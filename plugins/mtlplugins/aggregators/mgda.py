@@ -66,7 +66,7 @@ class MGDA(Aggregator):
         return frozenset(always | own.get(self.normalize, set()))
 
     @property
-    def degree(self) -> float:
+    def degree(self) -> float:  # type: ignore[override]
         """p in A(tJ) = t^p A(J)."""
         return 0.0 if self.normalize in ("l2", "loss+") else 1.0
 

@@ -40,6 +40,7 @@ class NashMTL(Aggregator):
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
+    degree: ClassVar[float] = 0.0
     handles_absent: ClassVar[bool] = False
 
     update_every: int = integer(1, low=1)
@@ -61,11 +62,6 @@ class NashMTL(Aggregator):
             "zero-only-if-stationary",
         }
         return frozenset(out | ({"matches-reference"} if self.max_norm is None else set()))
-
-    @property
-    def degree(self) -> float:
-        """p in A(tJ) = t^p A(J)."""
-        return 0.0
 
     def init(self, n_tasks: int) -> State:
         """The weights in use and their age, if they are reused."""
