@@ -409,6 +409,12 @@ def test_the_groups_of_a_large_network_are_not_kept(monkeypatch):
     assert large not in channels._SEEN
 
 
+def test_every_layer_of_an_encoder_has_a_feed_forward_to_rescale():
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    net = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 5))
+    assert [g.name for g in find_groups(net).groups] == ["0.layers.0.linear1", "0.layers.1.linear1"]
+
+
 @pytest.mark.parametrize("mode", [True, False])
 def test_looking_for_units_leaves_every_mode_as_it_was(mode):
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Sequential(nn.Dropout(0.1), nn.Linear(8, 5))).train(mode)

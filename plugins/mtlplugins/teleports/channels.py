@@ -296,9 +296,11 @@ class _Walk:
             return self._flatten(node, module.start_dim, module.end_dim)
         if kind is nn.Upsample and value is not None and value.dim == 1:
             return value
-        if kind is nn.TransformerEncoderLayer:
-            for group in _feed_forward(module, f"{path}.", self._unsafe):  # type: ignore[arg-type]
-                self._extra[group.name] = group
+        if kind is nn.TransformerEncoderLayer or kind is nn.TransformerEncoder:
+            for name, layer in module.named_modules(prefix=path):
+                if type(layer) is nn.TransformerEncoderLayer:
+                    for group in _feed_forward(layer, f"{name}.", self._unsafe):
+                        self._extra[group.name] = group
             return self._pin(node)
         if kind is nn.Embedding and module.max_norm is None:
             return self._produce(module, path, -1, None, _indices(module.weight).T.contiguous())
