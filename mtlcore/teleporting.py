@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mtlcore import linalg, trajectory
 from mtlcore.contracts import (
@@ -158,22 +159,22 @@ class Teleporter:
         transaction = _Transaction(trunk, heads, optimizer, frozen_statistics=self.batch_norm == "running")
         try:
             verdict = self._try(transaction, closure, probe, view, own, direction)
+            if not verdict.accepted:
+                transaction.roll_back()
+            return TeleportResult(
+                strategy=self.name,
+                accepted=verdict.accepted,
+                reason=verdict.reason,
+                relative_loss_change=verdict.changes,
+                held_out=probe is not None,
+                conflict_before=verdict.before,
+                conflict_after=verdict.after,
+                seconds=time.perf_counter() - started,
+                diagnostics=verdict.diagnostics,
+            )
         except BaseException:
             transaction.roll_back()
             raise
-        if not verdict.accepted:
-            transaction.roll_back()
-        return TeleportResult(
-            strategy=self.name,
-            accepted=verdict.accepted,
-            reason=verdict.reason,
-            relative_loss_change=verdict.changes,
-            held_out=probe is not None,
-            conflict_before=verdict.before,
-            conflict_after=verdict.after,
-            seconds=time.perf_counter() - started,
-            diagnostics=verdict.diagnostics,
-        )
 
     def _try(
         self,
@@ -542,6 +543,8 @@ class _Transaction:
                 self.freeze(module)
 
     _is_frozen = False
+    meeting: RemovableHandle | None = None
+    """The hook by which a frozen network meets modules that nobody handed over."""
 
     @torch.no_grad()
     def move(self, proposal: Displacement, scale: float) -> None:
@@ -564,6 +567,8 @@ class _Transaction:
     def roll_back(self) -> None:
         """As if nothing had happened."""
         self._is_frozen = False
+        if self.meeting is not None:
+            self.meeting.remove()
         self.undo_search()
         self._optimizer_state.restore()
         self._noise.restore()
@@ -587,11 +592,12 @@ class _Frozen:
                 transaction.freeze(module)
 
         # Heads that only the closure knows must not learn statistics or draw dropout masks either.
-        self._hook = nn.modules.module.register_module_forward_pre_hook(meet)
+        transaction.meeting = nn.modules.module.register_module_forward_pre_hook(meet)
 
     def __exit__(self, *error: object) -> None:
         transaction = self._transaction
-        self._hook.remove()
+        if transaction.meeting is not None:
+            transaction.meeting.remove()
         transaction._is_frozen = False
         for module, state in transaction._modules.items():
             state.restore_modes(module)

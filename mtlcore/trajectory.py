@@ -234,13 +234,16 @@ def reset(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) 
 
 
 class Snapshot:
-    """The state of some parameters in an optimizer, deeply copied; :meth:`restore` puts it back bit for bit."""
+    """The state of some parameters in an optimizer, and what awaits its next step, deeply copied; :meth:`restore` puts
+    both back bit for bit."""
 
     def __init__(self, optimizer: torch.optim.Optimizer | None, parameters: Sequence[nn.Parameter]) -> None:
         self._optimizer = optimizer
         self._parameters = list(parameters)
         self._entries: dict[nn.Parameter, tuple[Any, dict[Any, tuple[Any, Any]]]] = {}
+        self._pending: dict[nn.Parameter, float] = {}
         if optimizer is not None:
+            self._pending = dict(_PENDING.get(optimizer, {}))
             for p in self._parameters:
                 if p in optimizer.state:
                     state = optimizer.state[p]
@@ -250,6 +253,9 @@ class Snapshot:
         """As at construction: same objects, same bits."""
         if self._optimizer is None:
             return
+        if self._optimizer in _PENDING:
+            _PENDING[self._optimizer].clear()
+            _PENDING[self._optimizer].update(self._pending)
         for p in self._parameters:
             if p not in self._entries:
                 self._optimizer.state.pop(p, None)

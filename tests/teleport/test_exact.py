@@ -276,6 +276,52 @@ class Whole(nn.Module):
         return self.body(x) if float(x.detach().sum()) != float("inf") else x
 
 
+class Moody(nn.Module):
+    """A ReLU in evaluation, something else in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        h = self.one(x)
+        return self.two(torch.sigmoid(h) if self.training else torch.relu(h))
+
+
+class Noisy(nn.Module):
+    """Ends in a Linear in evaluation, in noise of a fixed size in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(6, 5)
+
+    def forward(self, x):
+        z = self.last(x)
+        return z + 0.1 * torch.randn_like(z) if self.training else z
+
+
+class Unsure(nn.Module):
+    """A head that looks at the features themselves in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(5, 1)
+
+    def forward(self, z):
+        return self.out(torch.relu(z) if self.training else z)
+
+
+class Peeking(nn.Module):
+    """Reads a weight beside calling its layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.two(torch.relu(self.one(x))) + torch.relu(self.one.weight.sum() - 1e3)
+
+
 def relu_chain() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
 
@@ -313,6 +359,9 @@ def parametrised() -> nn.Module:
         nn.Sequential(nn.Conv1d(2, 4, 1), nn.BatchNorm1d(4, affine=False), nn.ReLU(), nn.Conv1d(4, 2, 1)),
         nn.GRU(3, 4),
         Gated(),
+        Moody(),
+        Moody().eval(),
+        Peeking(),
         frozen(),
         hooked(),
         tied(),
@@ -339,14 +388,15 @@ def test_the_graph_is_traced_once_and_again_when_the_network_changes(change, mon
     traced = []
     monkeypatch.setattr(channels, "trace", lambda module, trace=channels.trace: traced.append(1) or trace(module))
     assert find_groups(net).groups
+    once = len(traced)  # in training and in evaluation mode
     net.eval()
     with torch.no_grad():
         net[0].weight.mul_(2.0)
     assert find_groups(net).groups
-    assert len(traced) == 1
+    assert len(traced) == once == 2
     CHANGES[change](net)
     assert find_groups(net).groups == ()
-    assert len(traced) > 1
+    assert len(traced) > once
 
 
 def test_the_groups_of_a_large_network_are_not_kept(monkeypatch):
@@ -357,6 +407,20 @@ def test_the_groups_of_a_large_network_are_not_kept(monkeypatch):
     large = relu_chain()
     assert find_groups(large).groups
     assert large not in channels._SEEN
+
+
+def test_every_layer_of_an_encoder_has_a_feed_forward_to_rescale():
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    net = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 5))
+    assert [g.name for g in find_groups(net).groups] == ["0.layers.0.linear1", "0.layers.1.linear1"]
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_looking_for_units_leaves_every_mode_as_it_was(mode):
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Sequential(nn.Dropout(0.1), nn.Linear(8, 5))).train(mode)
+    net[2].train(not mode)
+    find_groups(net)
+    assert [m.training for m in net.modules()] == [mode, mode, mode, not mode, not mode, not mode]
 
 
 def test_nothing_to_rescale_is_the_identity_with_a_reason():
@@ -388,6 +452,18 @@ def test_boundary_needs_heads_that_start_linear():
     assert "does more with its input than Linear" in result.reason
     made.trunk = nn.Sequential(nn.Linear(6, 5), nn.ReLU()).double()
     assert "not a Linear layer" in teleport(made, "linear-boundary").reason
+
+
+def test_boundary_is_there_in_training_and_in_evaluation():
+    made = problem("mlp")
+    made.trunk = Noisy().double()
+    assert "does not end in a Linear" in teleport(made, "linear-boundary").reason
+    made = problem("mlp")
+    made.heads["red"] = nn.Sequential(made.heads["red"][0], Moody().double(), nn.Linear(5, 1).double())
+    made.heads["red"][1].one = nn.Linear(4, 8).double()
+    assert "head 'red'" not in teleport(made, "linear-boundary").reason  # moody only behind its first layer
+    made.heads["red"] = Unsure().double()
+    assert "head 'red' does more with its input" in teleport(made, "linear-boundary").reason
 
 
 def test_baseline_is_accepted_whatever_the_conflict_does():

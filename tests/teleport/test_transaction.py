@@ -182,6 +182,30 @@ def test_failure_while_carrying_the_history_rolls_back():
     assert_unchanged(before, everything(made, optimizer))
 
 
+def test_a_jump_that_is_taken_back_leaves_no_blending_behind(monkeypatch):
+    """Interrupted after the reuse of the history was ordered, which the optimizer's next step would carry out."""
+    made = problem("plain")
+    optimizer = made.optimizer()
+    made.train(optimizer, 3)
+    before = everything(made, optimizer)
+
+    def interrupted(*anything):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtlcore.teleporting._Transaction.commit", interrupted)
+        patch.setattr("mtlcore.trajectory.similarity", lambda *anything: 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            teleport(made, "lora", optimizer=optimizer, detector=Falling())
+    assert_unchanged(before, everything(made, optimizer))
+    other = problem("plain")
+    other_optimizer = other.optimizer()
+    other.train(other_optimizer, 3)
+    for each, its in ((made, optimizer), (other, other_optimizer)):
+        each.train(its, 1, first_seed=77)
+    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), other.parameters()))
+
+
 def test_acceptance_touches_nothing_but_values_and_history():
     made = problem("attention")
     optimizer = made.optimizer()

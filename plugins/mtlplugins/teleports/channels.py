@@ -8,10 +8,13 @@ torch.fx traces the trunk; each value that flows through it is given a *space* o
   flatten, upsampling, products with a number);
 * merges spaces: a sum, e.g. an identity shortcut, whose terms can only be rescaled together;
 * consumes a space: the inputs of Linear and Conv;
-* or pins it: everything else, the trunk's output, modules with hooks, parametrisations, frozen or tied parameters.
+* or pins it: everything else, the trunk's output, modules with hooks, parametrisations, frozen or tied parameters, and
+  modules whose parameters are read beside their calls.
 
-What is left is a set of :class:`~mtlplugins.teleports.scaling.Group`. The rule is one-sided: an operation that is not
-known to be safe pins what it touches. A trunk that cannot be traced as a whole is searched child by child.
+What is left, in training and in evaluation mode alike, is a set of :class:`~mtlplugins.teleports.scaling.Group`. The
+rule is one-sided: an operation that is not known to be safe pins what it touches. A trunk that cannot be traced as a
+whole is searched child by child; that its own forward does not reach into a child is then no longer proved, only seen
+on the trigger batch (``sound``) and on the probe.
 """
 
 from __future__ import annotations
@@ -140,7 +143,7 @@ def fingerprint(trunk: nn.Module) -> Hashable:
 
 def _search(trunk: nn.Module) -> Found:
     try:
-        return Found(_Walk(trunk, "", shared_modules(trunk)).groups(), "whole trunk traced")
+        return Found(_free(trunk, "", shared_modules(trunk)), "whole trunk traced")
     except Exception as error:  # tracing runs the user's forward on proxies: anything can be raised
         shared = shared_modules(trunk)
         groups, traced = _children(trunk, "", shared)
@@ -162,12 +165,27 @@ def _children(module: nn.Module, prefix: str, unsafe: set[nn.Module]) -> tuple[l
                 groups, traced = groups + inner, traced + n
             continue
         try:
-            groups += _Walk(child, path, unsafe).groups()
+            groups += _free(child, path, unsafe)
             traced += 1
         except Exception:
             inner, n = _children(child, path, unsafe)
             groups, traced = groups + inner, traced + n
     return groups, traced
+
+
+def _free(module: nn.Module, prefix: str, unsafe: set[nn.Module]) -> tuple[Group, ...]:
+    """The groups of one module that are free in every mode."""
+    first, *others = (_Walk(module, prefix, unsafe, graph).groups() for graph in traces(module))
+    return tuple(g for g in first if all(any(_same(g, o) for o in other) for other in others))
+
+
+def _same(one: Group, other: Group) -> bool:
+    if (one.name, one.units, len(one.members)) != (other.name, other.units, len(other.members)):
+        return False
+    return all(
+        (a.parameter, a.produces) == (b.parameter, b.produces) and torch.equal(a.elements, b.elements)
+        for a, b in zip(one.members, other.members)
+    )
 
 
 def shared_modules(trunk: nn.Module) -> set[nn.Module]:
@@ -212,13 +230,15 @@ def _feed_forward(layer: nn.TransformerEncoderLayer, path: str, unsafe: set[nn.M
 
 
 class _Walk:
-    """One pass over the graph of one module."""
+    """One pass over a graph of one module."""
 
-    def __init__(self, module: nn.Module, prefix: str, unsafe: set[nn.Module]) -> None:
+    def __init__(self, module: nn.Module, prefix: str, unsafe: set[nn.Module], graph: fx.Graph) -> None:
         self._module = module
         self._prefix = prefix
-        self._unsafe = unsafe
-        self._graph = trace(module)
+        self._graph = graph
+        # A layer whose weight is read beside its calls does more than its calls tell.
+        read = [str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"]
+        self._unsafe = unsafe | {module.get_submodule(name) for name in read}
         self._values: dict[fx.Node, _Value | None] = {}
         self._spaces: list[_Space] = []
         self._inputs: dict[nn.Module, _Value | None] = {}
@@ -276,9 +296,11 @@ class _Walk:
             return self._flatten(node, module.start_dim, module.end_dim)
         if kind is nn.Upsample and value is not None and value.dim == 1:
             return value
-        if kind is nn.TransformerEncoderLayer:
-            for group in _feed_forward(module, f"{path}.", self._unsafe):  # type: ignore[arg-type]
-                self._extra[group.name] = group
+        if kind is nn.TransformerEncoderLayer or kind is nn.TransformerEncoder:
+            for name, layer in module.named_modules(prefix=path):
+                if type(layer) is nn.TransformerEncoderLayer:
+                    for group in _feed_forward(layer, f"{name}.", self._unsafe):
+                        self._extra[group.name] = group
             return self._pin(node)
         if kind is nn.Embedding and module.max_norm is None:
             return self._produce(module, path, -1, None, _indices(module.weight).T.contiguous())
@@ -452,6 +474,21 @@ class _Walk:
             return value
         ndim = value.ndim - len(reduced)
         return _Value(value.space, -1 if ndim == 2 else 1, ndim)
+
+
+def traces(module: nn.Module) -> list[fx.Graph]:
+    """The graphs in training and in evaluation mode, as a forward may ask ``self.training``; one if they are equal."""
+    modes = {part: part.training for part in module.modules()}
+    graphs = []
+    try:
+        for mode in (True, False):
+            for part in modes:
+                part.training = mode
+            graphs.append(trace(module))
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    return graphs[:1] if str(graphs[0]) == str(graphs[1]) else graphs
 
 
 def trace(module: nn.Module) -> fx.Graph:

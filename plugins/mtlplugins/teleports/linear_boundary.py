@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, integer, number
 from mtlcore.contracts import MatrixMap
-from mtlplugins.teleports.channels import shared_modules, trace
+from mtlplugins.teleports.channels import shared_modules, traces
 from mtlplugins.teleports.general_maps import Block, optimise
 
 
@@ -89,12 +89,21 @@ class _NoBoundaryError(Exception):
 
 def _last_linear(trunk: nn.Module) -> str:
     """Prefix of the Linear whose output is the trunk's output."""
-    if type(trunk) is nn.Linear and trunk not in shared_modules(trunk):
+    unsafe = shared_modules(trunk)
+    if type(trunk) is nn.Linear and trunk not in unsafe:
         return ""
     try:
-        graph = trace(trunk)
+        graphs = traces(trunk)
     except Exception as error:
         raise _NoBoundaryError(f"the trunk cannot be traced ({type(error).__name__})") from error
+    ends = {_end(trunk, graph, unsafe) for graph in graphs}
+    if len(ends) > 1:
+        raise _NoBoundaryError("the trunk ends in different layers in training and in evaluation")
+    return f"{ends.pop()}."
+
+
+def _end(trunk: nn.Module, graph: fx.Graph, unsafe: set[nn.Module]) -> str:
+    """Name of the Linear whose output is the output of one graph."""
     output = next(n for n in graph.nodes if n.op == "output")
     node = output.args[0]
     if isinstance(node, (tuple, list)) and len(node) == 1:
@@ -107,13 +116,20 @@ def _last_linear(trunk: nn.Module) -> str:
         node = node.args[0]
     if not isinstance(node, fx.Node) or node.op != "call_module":
         raise _NoBoundaryError("the trunk does not end in a Linear layer")
-    module = trunk.get_submodule(str(node.target))
-    calls = sum(n.op == "call_module" and n.target == node.target for n in graph.nodes)
-    if type(module) is not nn.Linear or module in shared_modules(trunk) or calls != 1 or len(node.users) != 1:
-        raise _NoBoundaryError(
-            f"the trunk ends in {node.target!r}, which is not a Linear layer used once and free to move"
-        )
-    return f"{node.target}."
+    name = str(node.target)
+    module = trunk.get_submodule(name)
+    if type(module) is not nn.Linear or module in unsafe or _touched(graph, name) != 1 or len(node.users) != 1:
+        raise _NoBoundaryError(f"the trunk ends in {name!r}, which is not a Linear layer used once and free to move")
+    return name
+
+
+def _touched(graph: fx.Graph, name: str) -> int:
+    """How often a layer is called, or one of its parameters is read directly."""
+    return sum(
+        (n.op == "call_module" and n.target == name)
+        or (n.op == "get_attr" and str(n.target).rpartition(".")[0] == name)
+        for n in graph.nodes
+    )
 
 
 def _first_linears(heads: nn.Module | None, last: str) -> Iterator[str]:
@@ -127,17 +143,22 @@ def _first_linears(heads: nn.Module | None, last: str) -> Iterator[str]:
         if type(head) is nn.Linear and head not in unsafe:
             yield f"{path}weight"
             continue
+        shown = repr(prefix) if prefix else "(the only one)"
         try:
-            graph = trace(head)
+            graphs = traces(head)
         except Exception as error:
-            raise _NoBoundaryError(
-                f"head {prefix or '(the only one)'!r} cannot be traced ({type(error).__name__})"
-            ) from error
-        inputs = [n for n in graph.nodes if n.op == "placeholder" and n.users]
-        users = [u for n in inputs for u in n.users]
-        linears = [u for u in users if u.op == "call_module" and type(head.get_submodule(str(u.target))) is nn.Linear]
-        calls = [n.target for n in graph.nodes if n.op == "call_module"]
-        free = [u for u in linears if head.get_submodule(str(u.target)) not in unsafe and calls.count(u.target) == 1]
-        if len(inputs) != 1 or not users or len(free) != len(users):
-            raise _NoBoundaryError(f"head {prefix or '(the only one)'!r} does more with its input than Linear layers")
-        yield from dict.fromkeys(f"{path}{u.target}.weight" for u in free)
+            raise _NoBoundaryError(f"head {shown} cannot be traced ({type(error).__name__})") from error
+        met = [_met(head, graph, unsafe) for graph in graphs]
+        if not met[0] or met[0] != met[-1]:
+            raise _NoBoundaryError(f"head {shown} does more with its input than Linear layers")
+        yield from (f"{path}{name}.weight" for name in met[0])
+
+
+def _met(head: nn.Module, graph: fx.Graph, unsafe: set[nn.Module]) -> list[str]:
+    """The Linear layers that one graph of a head uses its input in; none if it is used in anything else."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder" and n.users]
+    users = [u for n in inputs for u in n.users]
+    linears = [u for u in users if u.op == "call_module" and type(head.get_submodule(str(u.target))) is nn.Linear]
+    names = [str(u.target) for u in linears]
+    free = [n for n in names if head.get_submodule(n) not in unsafe and _touched(graph, n) == 1]
+    return free if len(inputs) == 1 and len(free) == len(users) else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def step(
 ) -> tuple[Answer, dict[str, Tensor]]:
     """The answer in step ``number``, in which gradients have turned and losses fallen, and the state after it.
 
-    With ``order`` the same run, in which the tasks are listed in another order.
+    With ``order`` the same run, in which the tasks are listed in another order, some of them, or some twice.
     """
     listed = list(range(example.n_tasks) if order is None else order)
     rows, seed = torch.roll(example.jacobian, number, dims=1)[listed], example.seed + number
@@ -42,7 +42,12 @@ def step(
 
 def answers(plugin: Aggregator, example: Example, order: Sequence[int] | None = None) -> Iterator[Answer]:
     """The answers of the whole run; of its first step only if the method has no state, for then they are all alike."""
-    state = plugin.init(example.n_tasks)
+    state = plugin.init(example.n_tasks if order is None else len(order))
     for number in range(STEPS if state else 1):
         answer, state = step(plugin, example, number, state, order)
         yield answer
+
+
+def direction_in(plugin: Aggregator, example: Example, number: int) -> Callable[[Tensor], Tensor]:
+    """The direction of step ``number`` as a function of the run's gradients."""
+    return lambda rows: list(answers(plugin, example.with_(jacobian=rows)))[number].direction

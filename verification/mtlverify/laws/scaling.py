@@ -8,11 +8,11 @@ import torch
 from hypothesis import strategies as st
 
 from mtlverify import tolerance
-from mtlverify.answer import Answer, ask
+from mtlverify.answer import Answer
 from mtlverify.example import Example
 from mtlverify.law import law
 from mtlverify.laws.compare import same_direction_and_length
-from mtlverify.laws.runs import STEPS, step
+from mtlverify.laws.runs import STEPS, answers, direction_in, step
 from mtlverify.strategies import Draw, jacobians
 from mtlverify.strategies.scales import decade
 
@@ -29,12 +29,16 @@ def factor(draw: Draw, k: int, p: int) -> dict[str, Any]:
     examples=lambda: jacobians(more=factor, scalings=("unit", "spread rows")),
 )
 def positively_homogeneous(plugin: Any, example: Example) -> float:
-    """t is a power of two, so that t J is exact: a violation cannot be rounding of the data."""
+    """t is a power of two, so that t J is exact: a violation cannot be rounding of the data. Along a run, if the method
+    has a state: what it remembers of the gradients has a unit, too."""
     t, degree = example.extra["factor"], float(getattr(plugin, "degree", 1.0))
-    small, large = ask(plugin, example), ask(plugin, example, jacobian=t * example.jacobian)
-    return same_direction_and_length(
-        large.direction.double() * t**-degree, small.direction, (small,),
-        lambda rows: ask(plugin, example, jacobian=rows).direction, example.jacobian,
+    both = zip(answers(plugin, example), answers(plugin, example.with_(jacobian=t * example.jacobian)), strict=True)
+    return min(
+        same_direction_and_length(
+            large.direction.double() * t**-degree, small.direction, (small,),
+            direction_in(plugin, example, number), example.jacobian,
+        )
+        for number, (small, large) in enumerate(both)
     )  # fmt: skip
 
 
@@ -51,12 +55,21 @@ def row_factors(draw: Draw, k: int, p: int) -> dict[str, Any]:
     examples=lambda: jacobians(more=row_factors),
 )
 def scale_free(plugin: Any, example: Example) -> float:
-    """Only the direction is compared: its length may follow the gradients."""
+    """Only the direction is compared: its length may follow the gradients. Along a run, if the method has a state."""
     factors = torch.tensor(example.extra["factors"], dtype=example.jacobian.dtype)[:, None]
-    plain, scaled = ask(plugin, example), ask(plugin, example, jacobian=factors * example.jacobian)
+    other = example.with_(jacobian=factors * example.jacobian)
+    both = zip(answers(plugin, example), answers(plugin, other), strict=True)
+    return min(_unturned(plugin, example, other, number, *pair) for number, pair in enumerate(both))
+
+
+def _unturned(plugin: Any, example: Example, other: Example, number: int, plain: Answer, scaled: Answer) -> float:
+    """Margin of step ``number`` of two runs that differ in the units of the tasks."""
 
     def unit(answer: Answer) -> torch.Tensor:
         return answer.direction.double() / answer.length if answer.length > 0 else answer.direction.double()
+
+    def respond(rows: torch.Tensor) -> torch.Tensor:
+        return unit(list(answers(plugin, example.with_(jacobian=rows)))[number])
 
     if not bool(plain.direction.isfinite().all() and scaled.direction.isfinite().all()):
         return float("nan")
@@ -67,12 +80,9 @@ def scale_free(plugin: Any, example: Example) -> float:
     # An answer of length zero next to one of rounding: compare lengths instead of directions.
     if min(plain.length, scaled.length) == 0 and all(a.length <= tolerance.equality(a) for a in (plain, scaled)):
         return 0.0
-    respond = lambda rows: unit(ask(plugin, example, jacobian=rows))
     return tolerance.share_left(
         error,
-        allowed
-        + tolerance.sensitivity(respond, example.jacobian)
-        + tolerance.sensitivity(respond, factors * example.jacobian),
+        allowed + sum(tolerance.sensitivity(respond, e.jacobian) for e in (example, other)),
     )
 
 
@@ -90,16 +100,20 @@ def two_factors(draw: Draw, k: int, p: int) -> dict[str, Any]:
     examples=lambda: jacobians(more=two_factors),
 )
 def linear_under_scaling(plugin: Any, example: Example) -> float:
-    """A task's influence is proportional to its gradient's norm."""
+    """A task's influence is proportional to its gradient's norm. Along a run, if the method has a state."""
     left, right = (torch.tensor(example.extra[n], dtype=example.jacobian.dtype)[:, None] for n in ("left", "right"))
 
-    def scaled(factors: torch.Tensor, rows: torch.Tensor = example.jacobian) -> Answer:
-        return ask(plugin, example, jacobian=factors * rows)
+    def runs(rows: torch.Tensor) -> list[tuple[Answer, ...]]:
+        """Step by step: the answers under a, b and a + b."""
+        scaled = (example.with_(jacobian=c * rows) for c in (left, right, left + right))
+        return list(zip(*(answers(plugin, e) for e in scaled), strict=True))
 
-    first, second, both = scaled(left), scaled(right), scaled(left + right)
-    return same_direction_and_length(
-        both.direction, first.direction.double() + second.direction.double(), (first, second, both),
-        lambda rows: torch.cat([scaled(c, rows).direction for c in (left, right, left + right)]), example.jacobian,
+    return min(
+        same_direction_and_length(
+            both.direction, first.direction.double() + second.direction.double(), (first, second, both),
+            lambda rows, number=number: torch.cat([a.direction for a in runs(rows)[number]]), example.jacobian,
+        )
+        for number, (first, second, both) in enumerate(runs(example.jacobian))
     )  # fmt: skip
 
 

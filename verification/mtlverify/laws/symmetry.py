@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mtlverify.answer import ask, uses_randomness
 from mtlverify.example import Example
 from mtlverify.law import law
 from mtlverify.laws.compare import same_direction_and_length
-from mtlverify.laws.runs import answers
+from mtlverify.laws.runs import answers, direction_in
 from mtlverify.strategies import Draw, jacobians
 
 
@@ -41,12 +39,10 @@ def permutation_equivariant(plugin: Any, example: Example) -> float:
     """Judged by the direction: equal tasks may share their weight in any way. Along a run, if the method has a state:
     what depends on the order may be tied in the first step."""
     both = zip(answers(plugin, example), answers(plugin, example, example.extra["permutation"]), strict=True)
-
-    def at(number: int) -> Callable[[Tensor], Tensor]:
-        return lambda rows: list(answers(plugin, example.with_(jacobian=rows)))[number].direction
-
     return min(
-        same_direction_and_length(second.direction, first.direction, (first, second), at(number), example.jacobian)
+        same_direction_and_length(
+            second.direction, first.direction, (first, second), direction_in(plugin, example, number), example.jacobian
+        )
         for number, (first, second) in enumerate(both)
     )
 
@@ -89,11 +85,12 @@ def parameter_rotation(plugin: Any, example: Example) -> float:
     applies=same_draws,
 )
 def duplicate_task(plugin: Any, example: Example) -> float:
-    """The last task is repeated."""
+    """The last task is repeated. Along a run, if the method has a state."""
     again = [*range(example.n_tasks), example.n_tasks - 1]
-    once = ask(plugin, example)
-    twice = ask(plugin, example, jacobian=example.jacobian[again], losses=example.losses[again])
-    return same_direction_and_length(
-        twice.direction, once.direction, (once, twice),
-        lambda rows: ask(plugin, example, jacobian=rows).direction, example.jacobian,
-    )  # fmt: skip
+    both = zip(answers(plugin, example), answers(plugin, example, again), strict=True)
+    return min(
+        same_direction_and_length(
+            twice.direction, once.direction, (once, twice), direction_in(plugin, example, number), example.jacobian
+        )
+        for number, (once, twice) in enumerate(both)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from mtlcore import StepView
 from mtlcore.aggregation import call
-from mtlverify.answer import answered, ask, uses_randomness
+from mtlverify.answer import answered, uses_randomness
 from mtlverify.example import Example
 from mtlverify.law import law
 from mtlverify.laws.compare import same_direction_and_length
+from mtlverify.laws.runs import STEPS, answers, losses_at
 from mtlverify.strategies import Draw, jacobians
 
 
@@ -39,22 +41,36 @@ def same_draws(plugin: Any) -> str | None:
     applies=same_draws,
 )
 def absent_task(plugin: Any, example: Example) -> float:
-    """The absent rows are 0 and the absent losses NaN, as in a real step."""
+    """The absent rows are 0 and the absent losses NaN, as in a real step. If the method has a state, along a run
+    in which the same tasks are absent all the time."""
     present = torch.tensor(example.extra["present"])
-
-    def with_absent(rows: Tensor) -> Tensor:
-        view = StepView(
-            losses=example.losses.masked_fill(~present, float("nan")),
-            jacobian=rows * present[:, None],
-            present=present,
-            generator=example.seed,
+    alone = answers(plugin, example, present.nonzero().flatten().tolist())
+    together = _with_absent(plugin, example, present)
+    return min(
+        same_direction_and_length(
+            got, expected.direction, (expected,),
+            lambda rows, number=number: list(_with_absent(plugin, example.with_(jacobian=rows), present))[number],
+            example.jacobian,
         )
-        returned = call(plugin, view, plugin.init(example.n_tasks), rows.shape[1])
-        if returned.weights is not None and bool((returned.weights[~present] != 0).any()):
-            return torch.full((rows.shape[1],), float("nan"))
-        return answered(returned, rows * present[:, None]).direction
+        for number, (got, expected) in enumerate(zip(together, alone, strict=True))
+    )  # fmt: skip
 
-    alone = ask(plugin, example, jacobian=example.jacobian[present], losses=example.losses[present])
-    return same_direction_and_length(
-        with_absent(example.jacobian), alone.direction, (alone,), with_absent, example.jacobian
-    )
+
+def _with_absent(plugin: Any, example: Example, present: Tensor) -> Iterator[Tensor]:
+    """The directions of the run; NaN where a task that is absent has a weight."""
+    state = plugin.init(example.n_tasks)
+    for number in range(STEPS if state else 1):
+        rows = torch.roll(example.jacobian, number, dims=1) * present[:, None]
+
+        def view(at: int, rows: Tensor = rows, number: int = number) -> StepView:
+            losses = losses_at(example, at).masked_fill(~present, float("nan"))
+            seed = example.seed + number
+            return StepView(losses=losses, jacobian=rows, present=present, generator=seed, step=number)
+
+        returned = call(plugin, view(number), state, rows.shape[1])
+        if returned.weights is not None and bool((returned.weights[~present] != 0).any()):
+            yield torch.full((rows.shape[1],), float("nan"))
+        else:
+            yield answered(returned, rows).direction
+        seen = view(number + 1)
+        state = plugin.observe(seen if plugin.handles_absent else seen.restricted(present), dict(returned.state))

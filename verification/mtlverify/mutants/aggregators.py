@@ -288,6 +288,58 @@ class AbsentAnyway(Mean):
 
 
 @frozen
+class GrowsAUnit(Mean):
+    """Divides by 1 plus the length of the gradients seen before: none, in the first step."""
+
+    def init(self, n_tasks: int) -> State:
+        return {"seen": torch.zeros((), dtype=torch.float64)}
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        longest = view.jacobian.double().norm(dim=1).max()
+        return Aggregation(weights=self.weigh(view) / (1.0 + state["seen"]), state={"seen": state["seen"] + longest})
+
+
+@frozen
+class RemembersTheSizes(UnitSum):
+    """Unit gradients in the first step; then each as long as it was a step before."""
+
+    def init(self, n_tasks: int) -> State:
+        return {"size": torch.ones(n_tasks, dtype=torch.float64)}
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        here, size = list(view.task_index), state["size"].clone()
+        weights = self.weigh(view) * size[here]
+        size[here] = view.jacobian.double().norm(dim=1)
+        return Aggregation(weights=weights, state={"size": size})
+
+
+@frozen
+class CountsTwiceLater(CountsTwice):
+    """The minimum norm in the first step, half the mean in those after it."""
+
+    def init(self, n_tasks: int) -> State:
+        return {"steps": torch.zeros((), dtype=torch.int64)}
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        weights = self.weigh(view) if state["steps"] else MinNorm.weigh(self, view)
+        return Aggregation(weights=weights, state={"steps": state["steps"] + 1})
+
+
+@frozen
+class MissesTheAbsent(Mean):
+    """Steps shorter while some tasks have been seen less often than others."""
+
+    def init(self, n_tasks: int) -> State:
+        return {"seen": torch.zeros(n_tasks, dtype=torch.float64)}
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        seen = state["seen"].clone()
+        share = seen.mean() / seen.max() if bool(seen.any()) else 1.0
+        seen[list(view.task_index)] += 1
+        return Aggregation(weights=self.weigh(view) * share, state={"seen": seen})
+
+
+@frozen
 class Clipped(ConeMean):
     """Weighs the gradients by the square root of their norms first: no longer linear in any of them."""
 
@@ -438,9 +490,13 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     GrowingState: ("shape-dtype-device",),
     OffByOne: ("no-conflict-identity", "matches-reference"),
     CountsTwice: ("duplicate-task",),
+    CountsTwiceLater: ("duplicate-task",),
+    GrowsAUnit: ("positively-homogeneous", "linear-under-scaling"),
+    RemembersTheSizes: ("positively-homogeneous", "scale-free"),
     FavouriteTask: ("equal-projections", "permutation-equivariant"),
     AbsentIsZero: ("absent-task",),
     AbsentAnyway: ("absent-task",),
+    MissesTheAbsent: ("absent-task",),
     Clipped: ("linear-under-scaling",),
     EpsilonInLoss: ("loss-unit-invariant", "coefficient-identity"),
     LooksAtGradients: ("one-backward-pass",),
