@@ -77,13 +77,13 @@ def store(
 ) -> Certificate:
     """Keep the results of *all* laws about a registered plugin, and return them as a certificate."""
     cls = registry().load(kind, name)
-    basis = {
+    basis: dict[str, Any] = {
         "identity": _identity(kind, name, options),
         "sources": sources.plugin(cls),
         "max_examples": max_examples,
         "seed": seed,
     }
-    certificate = {
+    certificate: dict[str, Any] = {
         "passed": not any(r.failed for r in results),
         "summary": summary(results),
         "rows": [r.to_json() for r in results],

@@ -53,9 +53,11 @@ LAWS: dict[str, str] = {
     "teleport.deterministic": "mtlverify.laws.teleports:deterministic",
     "teleport.shape-dtype-device": "mtlverify.laws.teleports:shape_dtype_device",
     "teleport.rollback-exact": "mtlverify.laws.teleports:rollback_exact",
-    # a teleport may claim these, the last two if it is exact
+    # a teleport may claim these, the last four if it is exact
     "teleport.lowers-conflict": "mtlverify.laws.teleports:lowers_conflict",
     "teleport.zero-steps-stay": "mtlverify.laws.teleports:zero_steps_stay",
+    "teleport.gamma-zero-keeps-losses": "mtlverify.laws.teleports:gamma_zero_keeps_losses",
+    "teleport.gradients-in-new-coordinates": "mtlverify.laws.teleports:gradients_in_new_coordinates",
     "teleport.history-in-new-coordinates": "mtlverify.laws.teleports:history_in_new_coordinates",
     "teleport.loss-invariant": "mtlverify.laws.teleports:loss_invariant",
     "teleport.maps-tell-the-truth": "mtlverify.laws.teleports:maps_tell_the_truth",

@@ -44,7 +44,14 @@ class AttentionQK(TeleportStrategy):
 
     exact = True
     claims = frozenset(
-        {"loss-invariant", "maps-tell-the-truth", "history-in-new-coordinates", "lowers-conflict", "zero-steps-stay"}
+        {
+            "loss-invariant",
+            "maps-tell-the-truth",
+            "history-in-new-coordinates",
+            "gradients-in-new-coordinates",
+            "lowers-conflict",
+            "zero-steps-stay",
+        }
     )
 
     maps: str = choice("diagonal", ("diagonal", "full"))

@@ -47,7 +47,7 @@ class LoRA(TeleportStrategy):
     """
 
     exact = False
-    claims = frozenset({"lowers-conflict", "zero-steps-stay"})
+    claims = frozenset({"lowers-conflict", "zero-steps-stay", "gamma-zero-keeps-losses"})
 
     objective: str = choice("conflict", ("conflict", "sharpness", "gradient-norm"))
     estimator: str = choice("finite-difference", ("finite-difference", "double-backward", "sphere"))

@@ -25,7 +25,9 @@ class RandomRescaling(TeleportStrategy):
 
     exact = True
     improves = False
-    claims = frozenset({"loss-invariant", "maps-tell-the-truth", "history-in-new-coordinates"})
+    claims = frozenset(
+        {"loss-invariant", "maps-tell-the-truth", "history-in-new-coordinates", "gradients-in-new-coordinates"}
+    )
 
     bound: float = number(0.7, low=0.0)
 

@@ -33,7 +33,14 @@ class ReluRescaling(TeleportStrategy):
 
     exact = True
     claims = frozenset(
-        {"loss-invariant", "maps-tell-the-truth", "history-in-new-coordinates", "lowers-conflict", "zero-steps-stay"}
+        {
+            "loss-invariant",
+            "maps-tell-the-truth",
+            "history-in-new-coordinates",
+            "gradients-in-new-coordinates",
+            "lowers-conflict",
+            "zero-steps-stay",
+        }
     )
 
     objective: str = choice("dominated", ("dominated", "pairwise"))

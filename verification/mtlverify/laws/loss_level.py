@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,8 +51,8 @@ class Trunk(nn.Module):
 
     def forward(self) -> Tensor:
         """(1, P)."""
-        found: Tensor = _Counted.apply(self.theta, self)
-        return found[None]
+        apply: Callable[..., Tensor] = _Counted.apply
+        return apply(self.theta, self)[None]
 
 
 @law(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mtlverify import tolerance
 from mtlverify.answer import Answer
@@ -108,10 +110,13 @@ def linear_under_scaling(plugin: Any, example: Example) -> float:
         scaled = (example.with_(jacobian=c * rows) for c in (left, right, left + right))
         return list(zip(*(answers(plugin, e) for e in scaled), strict=True))
 
+    def again(number: int, rows: Tensor) -> Tensor:
+        return torch.cat([a.direction for a in runs(rows)[number]])
+
     return min(
         same_direction_and_length(
             both.direction, first.direction.double() + second.direction.double(), (first, second, both),
-            lambda rows, number=number: torch.cat([a.direction for a in runs(rows)[number]]), example.jacobian,
+            functools.partial(again, number), example.jacobian,
         )
         for number, (first, second, both) in enumerate(runs(example.jacobian))
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,14 +47,16 @@ def absent_task(plugin: Any, example: Example) -> float:
     present = torch.tensor(example.extra["present"])
     alone = answers(plugin, example, present.nonzero().flatten().tolist())
     together = _with_absent(plugin, example, present)
+
+    def again(number: int, rows: Tensor) -> Tensor:
+        return list(_with_absent(plugin, example.with_(jacobian=rows), present))[number]
+
     return min(
         same_direction_and_length(
-            got, expected.direction, (expected,),
-            lambda rows, number=number: list(_with_absent(plugin, example.with_(jacobian=rows), present))[number],
-            example.jacobian,
+            got, expected.direction, (expected,), functools.partial(again, number), example.jacobian
         )
         for number, (got, expected) in enumerate(zip(together, alone, strict=True))
-    )  # fmt: skip
+    )
 
 
 def _with_absent(plugin: Any, example: Example, present: Tensor) -> Iterator[Tensor]:

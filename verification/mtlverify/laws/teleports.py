@@ -266,6 +266,87 @@ def history_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
     return tolerance.share_left(error, tolerance.HALF_DIGITS)
 
 
+@law(
+    "gradients-in-new-coordinates",
+    kind="teleport",
+    statement="After an exact teleport theta' = M theta the task Gramian on an unseen batch is that of the old "
+    "gradients in the new coordinates, g' = M^-T g: the closed form that spares a search all further passes.",
+    source="the chain rule, for a symmetry that holds around theta and not only at it",
+    examples=networks,
+    effort=FEW,
+    decode=NetworkExample.from_json,
+    applies=lambda plugin: (
+        None if plugin.exact else "calls itself approximate: no closed form ties old to new gradients"
+    ),
+)
+def gradients_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
+    """Error relative to the product of the norms, of all the trunk's and heads' own parameters together."""
+    made = example.build()
+    displacement = ask(plugin, made, example.seed)
+    assume(moves(displacement))
+    maps = {"trunk": displacement.maps, "heads": displacement.head_maps}
+    expected = _gramian([[_pulled(maps[r].get(n), g) for r, n, g in row] for row in _gradients(made, 60)])
+    apply(displacement, made)
+    found = _gramian([[g for _, _, g in row] for row in _gradients(made, 60)])
+    norms = expected.diagonal().sqrt().clamp_min(1e-300)
+    error = float(((found - expected) / (norms[:, None] * norms[None, :])).abs().max())
+    return tolerance.share_left(error, tolerance.HALF_DIGITS)
+
+
+def has_gamma(plugin: Any) -> str | None:
+    """Only a search that weighs a gain against the losses can be told to gain nothing."""
+    named = dataclasses.is_dataclass(plugin) and any(f.name == "gamma" for f in dataclasses.fields(plugin))
+    return None if named else "does not weigh a gain by gamma"
+
+
+@law(
+    "gamma-zero-keeps-losses",
+    kind="teleport",
+    statement="With gamma = 0 nothing is to be gained, and every task's loss is kept on inputs never seen.",
+    source="seeds of COST: the objective is L_t - gamma L_g, and L_t is smallest where the losses are kept",
+    examples=networks,
+    effort=FEW,
+    decode=NetworkExample.from_json,
+    applies=has_gamma,
+)
+def gamma_zero_keeps_losses(plugin: Any, example: NetworkExample) -> float:
+    """Nothing proposed is fine, too."""
+    made = example.build()
+    before = losses_at(made, range(50, 53))
+    apply(ask(dataclasses.replace(plugin, gamma=0.0), made, example.seed), made)
+    after = losses_at(made, range(50, 53))
+    error = max(abs(after[k] - before[k]) / abs(before[k]) for k in before)
+    return tolerance.share_left(error, tolerance.HALF_DIGITS)
+
+
+def _gradients(made: Network, seed: int) -> list[list[tuple[str, str, Tensor]]]:
+    """Per task the gradient of every trainable parameter, by room and name, on one batch, in evaluation mode."""
+    mode = made.trunk.training
+    made.trunk.eval()
+    losses, _ = made.batch(seed)()
+    made.trunk.train(mode)
+    own = _trainable(made)
+    rows = []
+    for loss in losses.values():
+        found = torch.autograd.grad(loss, [p for _, _, p in own], retain_graph=True, allow_unused=True)
+        rows.append([(r, n, torch.zeros_like(p) if g is None else g) for (r, n, p), g in zip(own, found)])
+    return rows
+
+
+def _gramian(rows: list[list[Tensor]]) -> Tensor:
+    jacobian = torch.stack([torch.cat([g.flatten().to(torch.float64) for g in row]) for row in rows])
+    return jacobian @ jacobian.T
+
+
+def _pulled(found: Map | None, gradient: Tensor) -> Tensor:
+    """M^-T g."""
+    if found is None:
+        return gradient
+    if isinstance(found, Tensor):
+        return gradient / found
+    return _mapped(dataclasses.replace(found, matrix=torch.linalg.inv(found.matrix).T), gradient)
+
+
 def _trainable(made: Network) -> list[tuple[str, str, nn.Parameter]]:
     rooms = (("trunk", made.trunk), ("heads", made.heads))
     return [(room, n, p) for room, module in rooms for n, p in module.named_parameters() if p.requires_grad]

@@ -106,6 +106,17 @@ class NeverRests(Rescaling):
 
 
 @frozen
+class GammaBlind(Rescaling):
+    """Follows its gain whatever gamma says."""
+
+    exact: ClassVar[bool] = False
+    gamma: float = 0.1
+
+    def finish(self, problem: TeleportProblem, known: dict[str, Tensor], maps: dict[str, Tensor]) -> Displacement:
+        return Displacement({n: d * known[n] for n, d in list(maps.items())[:1]})
+
+
+@frozen
 class GlobalGenerator(Rescaling):
     """Draws from torch's global generator."""
 
@@ -166,7 +177,8 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     ForgetsTheConsumer: ("loss-invariant",),
     ForgetsTheBias: ("loss-invariant",),
     Negative: ("loss-invariant",),
-    InverseMaps: ("maps-tell-the-truth", "history-in-new-coordinates"),
+    InverseMaps: ("maps-tell-the-truth", "history-in-new-coordinates", "gradients-in-new-coordinates"),
+    GammaBlind: ("gamma-zero-keeps-losses",),
     GlobalGenerator: ("deterministic",),
     CountsItsCalls: ("pure",),
     Remembers: ("deterministic",),
@@ -177,6 +189,6 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
 
 LAWS = (
     "finite", "shape-dtype-device", "deterministic", "pure", "rollback-exact", "loss-invariant", "maps-tell-the-truth",
-    "history-in-new-coordinates",
+    "history-in-new-coordinates", "gradients-in-new-coordinates",
 )  # fmt: skip
 """What the correct twin keeps."""

@@ -9,6 +9,7 @@ weight: only objectives, as the papers write them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -183,9 +184,10 @@ class Total(Objective):
     def sigma(self) -> Tensor:
         """(K,) router outputs."""
         plugin = self.plugin
-        squashed = {
+        squash: dict[str, Callable[[Tensor], Tensor]] = {
             "softmax": lambda w: w.softmax(0), "sigmoid": torch.sigmoid, "relu-sigmoid": lambda w: w.relu().sigmoid(),
-        }[plugin.squash](self.w)  # fmt: skip
+        }  # fmt: skip
+        squashed = squash[plugin.squash](self.w)
         if plugin.clamp_low is None and plugin.clamp_high is None:
             return squashed
         return squashed.clamp(plugin.clamp_low, plugin.clamp_high)

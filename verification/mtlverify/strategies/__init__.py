@@ -53,7 +53,7 @@ DTYPES = (torch.float64, torch.float32)
 class Strata:
     """One strategy per family. A search gives each its share, so that "100 inputs" means "some of every family"."""
 
-    strata: tuple[st.SearchStrategy[Example], ...]
+    strata: tuple[st.SearchStrategy[Any], ...]
 
     def filter(self, condition: Callable[[Example], bool]) -> Strata:
         """Only examples that satisfy ``condition``."""
