@@ -1,7 +1,8 @@
 """Vectors of one number per task, as numpy arrays: a tenth of the overhead that a torch call has on so little data.
 
 A loss-level method must cost next to nothing beside one training step, and its K-vectors are so short that the time
-goes into calls, not into arithmetic. The view's losses are read once, the weights are handed back once.
+goes into calls, not into arithmetic. The view's losses are read once, the weights are handed back once. (For a method
+of many small operations, see mtlplugins.vectors.)
 
 When tasks are absent from a batch, a method is called on the sub-problem of those present; state indexed by task
 stays full length (n,). :func:`take`, :func:`put` and :func:`touched` translate between the two.

@@ -9,46 +9,49 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from mtlcore.contracts import Aggregation, State, StepView
 from mtlcore.errors import LossError
-from mtlplugins.arrays import Array
+from mtlplugins.vectors import Vector
 
 
-def positive(view: StepView, losses: Array, why: str, checked: Array | None = None) -> Array | None:
-    """None if every loss is positive, else (K,) bool: which are.
+def positive(view: StepView, losses: Vector, why: str, checked: Sequence[bool] | None = None) -> list[bool] | None:
+    """None if every loss is positive, else K truth values: which are.
 
     Args:
         view: names the tasks.
         losses: (K,).
         why: who asks, and the way out; ends the message.
-        checked: (K,) bool; only these losses need to be positive. Default: all.
+        checked: (K,); only these losses need to be positive. Default: all.
 
     Raises:
         LossError: a loss that must be positive is negative; names task and value.
     """
-    fine: Array = losses > 0
-    if checked is not None:
-        fine |= ~checked
-    if fine.all():
+    if checked is None:
+        fine = [loss > 0 for loss in losses]
+    else:
+        fine = [loss > 0 or not wanted for loss, wanted in zip(losses, checked)]
+    if all(fine):
         return None
-    negative = (losses < 0) & ~fine
-    if negative.any():
-        bad = ", ".join(f"{view.task_names[i]!r} ({losses[i]:g})" for i in negative.nonzero()[0])
+    together = zip(view.task_names, losses, fine)
+    bad = ", ".join(f"{name!r} ({loss:g})" for name, loss, kept in together if loss < 0 and not kept)
+    if bad:
         raise LossError(f"the loss of task {bad} is negative, but {why}")
     return fine
 
 
-def solve_part(view: StepView, keep: Array, state: State, solve: Callable[[StepView], Aggregation]) -> Aggregation:
-    """``solve`` on the tasks in ``keep`` (K,) bool; the others get weight 0 and are named in the diagnostics."""
+def solve_part(
+    view: StepView, keep: Sequence[bool], state: State, solve: Callable[[StepView], Aggregation]
+) -> Aggregation:
+    """``solve`` on the tasks where ``keep`` (K,) holds; the others get weight 0 and are named in the diagnostics."""
     left_out = ", ".join(name for name, kept in zip(view.task_names, keep) if not kept)
-    mask = torch.from_numpy(keep).to(view.device)
+    mask = torch.tensor(keep, device=view.device)
     weights = torch.zeros(view.n_tasks, dtype=torch.float64, device=mask.device)
     note = {"left_out": f"{left_out}: loss is exactly zero"}
-    if not keep.any():
+    if not any(keep):
         return Aggregation(weights=weights, state=state, diagnostics=note)
     part = solve(view.restricted(mask))
     assert part.weights is not None

@@ -18,9 +18,11 @@ trains W. No task gradient is ever formed.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,14 +30,18 @@ from torch import Tensor
 
 from mtlcore import choice, flag, integer, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlcore.errors import ConfigurationError, FeaturesError
+from mtlcore.errors import ConfigurationError
 from mtlplugins import adam
 from mtlplugins.aggregators.bilb4mtl import discrepancy as discrepancies
+from mtlplugins.aggregators.bilb4mtl import features, squash
 from mtlplugins.aggregators.bilb4mtl import normalisation as normalisations
 from mtlplugins.aggregators.bilb4mtl import router as routers
+from mtlplugins.aggregators.bilb4mtl.dense_router import DenseRouter, Layout
+from mtlplugins.aggregators.bilb4mtl.free_router import FreeRouter
 from mtlplugins.aggregators.bilb4mtl.presets import PRESETS
-from mtlplugins.arrays import Array, Arrays, arrays, losses_of, put, take, tensor, tensors
+from mtlplugins.arrays import Array, tensors
 from mtlplugins.positive import solve_part
+from mtlplugins.vectors import Vector, dot, losses_of, mask, tensor
 
 Weigh = Callable[[StepView], Tensor]
 Solve = Callable[[StepView, Weigh], StepView]
@@ -85,7 +91,7 @@ class Balancer(Aggregator):
     lamb: float = number(0.05, low=0.0)
     router: str = choice("free", routers.KINDS)
     hidden: int = integer(32, low=1)
-    squash: str = choice("sigmoid", routers.SQUASHES)
+    squash: str = choice("sigmoid", squash.KINDS)
     clamp_low: float | None = number(None, low=0.0, high=1.0)
     clamp_high: float | None = number(None, low=0.0, high=1.0)
     init_low: float = number(1.0)
@@ -138,148 +144,131 @@ class Balancer(Aggregator):
         """References, router, moments. What the router's size or first values depend on (features, the generator) is
         known in the first step only; until then ``drawn`` is False and the router is of size 0, if not free."""
         size = n_tasks if self.router == "free" else 0
-        return tensors(
-            {
-                "n_tasks": np.array(n_tasks),  # K itself, for a first batch that lacks some tasks
-                "drawn": np.array(False),
-                "router": np.zeros(size),
-                **(adam.fresh(size) if self.router_optimizer == "adam" else {}),
-                **normalisations.fresh(self.normalisation, n_tasks),
-            }
-        )
+        return {
+            "n_tasks": torch.tensor(n_tasks),  # K itself, for a first batch that lacks some tasks
+            "drawn": torch.tensor(False),
+            "router": torch.zeros(size, dtype=torch.float64),
+            **(tensors(adam.fresh(size)) if self.router_optimizer == "adam" else {}),
+            **normalisations.fresh(self.normalisation, n_tasks).state(),
+        }
 
     def _step(self, view: StepView, state: State, solve: Solve | None = None) -> Aggregation:
         """One step. ``solve`` takes the view at x and the weights of g as a function of a view, and returns the view
         at z_N, an approximate minimiser of g(W, .); without it grad_W g(W, z_N) is dropped."""
-        losses, old = losses_of(view), arrays(state)
+        losses, old = losses_of(view), normalisations.read(self.normalisation, state)
         keep = normalisations.usable(self.normalisation, view, losses, old)
         if keep is not None:
             return solve_part(view, keep, state, lambda part: self._step(part, state, solve))
         references = normalisations.updated(self.normalisation, self.log_reference_every, view, losses, old)
-        layout, flat, moments = self._router(view, old)
-        level = _LowerLevel(self, layout, flat, references)
+        drawn = bool(state["drawn"].tolist())
+        router = self._router(view, state, drawn)
+        level = _LowerLevel(self, router, references)
 
-        here = level.at(view)
-        tau = here.sigma if self.tau == "sigma" else 1.0
-        gap, pull = discrepancies.discrepancy(self.discrepancy, tau * here.normalised)
-        coefficients = here.coefficients + self.lamb * tau * pull
+        here = level.at(view, losses)
+        values = here.normalised if self.tau == "one" else list(map(operator.mul, here.sigma, here.normalised))
+        gap, pull = discrepancies.discrepancy(self.discrepancy, values)
         by_sigma = here.by_sigma
+        pushes = [self.lamb * k for k in pull]
         if self.tau == "sigma":
-            by_sigma = by_sigma + self.lamb * here.normalised * pull
+            by_sigma = [g + value * push for g, value, push in zip(by_sigma, here.normalised, pushes)]
+            pushes = list(map(operator.mul, here.sigma, pushes))
+        coefficients = list(map(operator.add, here.coefficients, pushes))
         gradient, by_phi = level.to_router(here, by_sigma)
         diagnostics: dict[str, Any] = {
-            "sigma": torch.from_numpy(here.sigma),
-            "coefficients": torch.from_numpy(coefficients),
-            "pull": torch.from_numpy(pull),
-            "lower": float(here.coefficients @ here.normalised),
+            "sigma": tensor(here.sigma),
+            "coefficients": tensor(coefficients),
+            "pull": tensor(pull),
+            "lower": dot(here.coefficients, here.normalised),
             "discrepancy": gap,
         }
         if self.discrepancy == "adjacent":
-            diagnostics["signs"] = torch.from_numpy(pull[:-1].cumsum())
+            diagnostics["signs"] = tensor(list(itertools.accumulate(pull[:-1])))
         if solve is not None:
-            there = level.at(solve(view, level.weights))
+            inner = solve(view, level.weights)
+            there = level.at(inner, losses_of(inner))
             kept, dropped = (level.to_router(point, point.by_sigma)[0] for point in (here, there))
-            gradient = gradient - dropped
+            gradient = np.subtract(gradient, dropped)
             sizes = float(np.linalg.norm(kept)), float(np.linalg.norm(dropped))
-            diagnostics |= {"inner_losses": torch.from_numpy(there.losses), "kept_norm": sizes[0]}
+            diagnostics |= {"inner_losses": tensor(there.losses), "kept_norm": sizes[0]}
             diagnostics |= {"dropped_norm": sizes[1], "dropped_ratio": sizes[1] / sizes[0] if sizes[0] else math.inf}
 
-        weights = coefficients * here.slope
+        weights = list(map(operator.mul, coefficients, here.slope))
         if self.pareto_safe:
-            negative = weights < 0
-            diagnostics["clipped"] = torch.from_numpy(negative)
-            if negative.any():
-                weights = np.maximum(weights, 0.0)
+            diagnostics["clipped"] = mask([weight < 0.0 for weight in weights])
+            weights = [0.0 if weight < 0.0 else weight for weight in weights]
         feature_gradient: tuple[Tensor, ...] = ()
         if by_phi is not None and not self.detach_features:
-            feature_gradient = routers.spread(view, self.channel_dim, by_phi)
-        touched = layout.touched(view)
-        if self.router_optimizer == "sgd":
-            trained = {"router": flat - self.router_lr * (gradient if touched is None else gradient * touched)}
-        else:
-            eps = self.eps * float(np.abs(by_sigma).max())
-            flat, moments = adam.step(
-                flat, gradient, moments, lr=self.router_lr, beta1=self.beta1, beta2=self.beta2, eps=eps, touched=touched
-            )
-            trained = {"router": flat, **moments}
+            feature_gradient = features.spread(view, self.channel_dim, by_phi)
+        eps = self.eps * max(max(by_sigma), -min(by_sigma))
+        rule = routers.Rule(self.router_optimizer, self.router_lr, self.beta1, self.beta2, eps)
+        trained = router.trained(view, gradient, rule)
         if references is not old:
-            trained |= references
-        if not old["drawn"]:
-            trained["drawn"] = np.array(True)
+            trained |= references.state()
+        if not drawn:
+            trained["drawn"] = torch.tensor(True)
         return Aggregation(
-            weights=tensor(weights, view),
-            state={**state, **tensors(trained)},
+            weights=tensor(weights).to(view.device),
+            state={**state, **trained},
             diagnostics=diagnostics,
             feature_gradient=feature_gradient,
         )
 
-    def _router(self, view: StepView, state: Arrays) -> tuple[routers.Router, Array, Arrays]:
-        """Layout, parameters and moments of the router; drawn now if this is the first step."""
-        width = 0 if self.router == "free" else routers.width(view, self.channel_dim)
-        layout = routers.Router(self.router, int(state["n_tasks"]), width, self.hidden)
-        if not state["drawn"]:
-            flat = layout.draw(view.generator, self.init_low, self.init_high)
-            return layout, flat, adam.fresh(len(flat))
-        flat = state["router"]
-        if self.router != "free" and len(flat) != layout.size:
-            raise FeaturesError(
-                f"the features have {width} channels in all, but the router was made for another number in the first "
-                f"step ({len(flat)} parameters instead of {layout.size})."
-            )
-        return layout, flat, state
+    def _router(self, view: StepView, state: State, drawn: bool) -> routers.Router:
+        """The router of this step; drawn now if it is the first."""
+        if self.router == "free":
+            if drawn:
+                return FreeRouter.read(state)
+            return FreeRouter.drawn(state, view.generator, self.init_low, self.init_high)
+        n, width = int(state["n_tasks"]), features.width(view, self.channel_dim)
+        layout = Layout(self.router, n, width, self.hidden, self.channel_dim)
+        return DenseRouter.read(layout, state) if drawn else DenseRouter.drawn(layout, view.generator)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Point:
-    """g(W, x) at one x, differentiated; everything (K,), for the tasks present."""
+class _Point(NamedTuple):
+    """g(W, x) at one x, differentiated; every vector (K,), for the tasks present."""
 
     view: StepView
-    losses: Array
-    normalised: Array
-    slope: Array
-    phi: Array | None
-    last: Array | None
-    scores: Array
-    raw: Array
-    sigma: Array
-    coefficients: Array
+    losses: Vector
+    normalised: Vector
+    slope: Vector
+    seen: Any
+    """What the router saw."""
+    scores: Vector
+    raw: Vector
+    sigma: Vector
+    coefficients: Vector
     """dg/dl~"""
-    by_sigma: Array
+    by_sigma: Vector
     """dg/dsigma"""
 
 
-@dataclasses.dataclass(frozen=True)
-class _LowerLevel:
+class _LowerLevel(NamedTuple):
     """g(W, .) for the W of this step."""
 
     options: Balancer
-    layout: routers.Router
-    flat: Array
-    references: Arrays
+    router: routers.Router
+    references: normalisations.References
 
-    def at(self, view: StepView) -> _Point:
-        options, losses = self.options, losses_of(view)
+    def at(self, view: StepView, losses: Vector) -> _Point:
+        options = self.options
         normalised, slope = normalisations.normalise(options.normalisation, view, losses, self.references)
-        phi = None if self.layout.kind == "free" else routers.pooled(view, options.channel_dim)
-        scores, last = self.layout.scores(self.flat, phi)
-        scores = take(scores, view)
-        sigma, raw = routers.squash(options.squash, scores, options.clamp_low, options.clamp_high)
+        scores, seen = self.router.scores(view)
+        sigma, raw = squash.squash(options.squash, scores, options.clamp_low, options.clamp_high)
         coefficients, by_sigma = sigma, normalised
         if options.divide_by != "one":
-            total = sigma.sum()
-            coefficients, by_sigma = sigma / total, normalised / total
+            total = sum(sigma)
+            coefficients, by_sigma = [s / total for s in sigma], [value / total for value in normalised]
             if options.divide_by == "sum":
-                by_sigma = by_sigma - (coefficients @ normalised) / total
-        return _Point(view, losses, normalised, slope, phi, last, scores, raw, sigma, coefficients, by_sigma)
+                mean = dot(coefficients, normalised) / total
+                by_sigma = [g - mean for g in by_sigma]
+        return _Point(view, losses, normalised, slope, seen, scores, raw, sigma, coefficients, by_sigma)
 
     def weights(self, view: StepView) -> Tensor:
         """Weights of the raw losses in grad_x g."""
-        point = self.at(view)
-        return tensor(point.coefficients * point.slope, view)
+        point = self.at(view, losses_of(view))
+        return tensor(list(map(operator.mul, point.coefficients, point.slope))).to(view.device)
 
-    def to_router(self, point: _Point, by_sigma: Array) -> tuple[Array, Array | None]:
+    def to_router(self, point: _Point, by_sigma: Vector) -> tuple[Any, Array | None]:
         """Cotangents of the router's parameters and of its input."""
-        back = routers.unsquash(self.options.squash, point.scores, point.sigma, point.raw, by_sigma)
-        if point.view.n_tasks < self.layout.n_tasks:
-            back = put(np.zeros(self.layout.n_tasks), point.view, back)
-        return self.layout.pullback(self.flat, point.phi, point.last, back)
+        back = squash.unsquash(self.options.squash, point.scores, point.sigma, point.raw, by_sigma)
+        return self.router.pullback(point.view, point.seen, back)

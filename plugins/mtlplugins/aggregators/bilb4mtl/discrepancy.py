@@ -6,14 +6,15 @@ signs only. ``adjacent`` is the paper's; the others do not depend on the order o
 
 from __future__ import annotations
 
-import numpy as np
+import operator
+from bisect import bisect_left, bisect_right
 
-from mtlplugins.arrays import Array
+from mtlplugins.vectors import Vector
 
 KINDS = ("adjacent", "all-pairs", "sorted-adjacent")
 
 
-def discrepancy(kind: str, values: Array) -> tuple[float, Array]:
+def discrepancy(kind: str, values: Vector) -> tuple[float, Vector]:
     """f(v) and one of its subgradients k = df/dv, (K,); sum k = 0 and |k_i| <= 2. Ties pull nobody.
 
     - ``adjacent``: f = sum_i |v_i - v_{i+1}|, k_i = s_i - s_{i-1} with s_i = sign(v_i - v_{i+1}). [paper]
@@ -21,19 +22,18 @@ def discrepancy(kind: str, values: Array) -> tuple[float, Array]:
       adjacent differences, so that lambda keeps its meaning; for K = 2 it is ``adjacent``. [choice]
     - ``sorted-adjacent``: adjacent differences after sorting, which telescope to max v - min v. [choice]
     """
-    pull = np.zeros_like(values)
-    if len(values) == 1:
-        return 0.0, pull
     if kind == "adjacent":
-        gaps = values[:-1] - values[1:]
-        signs = np.sign(gaps)
-        pull[:-1] = signs
-        pull[1:] -= signs
-        return float(gaps @ signs), pull
+        gaps = list(map(operator.sub, values, values[1:]))
+        # A gap that is neither is zero, or NaN and stays so.
+        signs = [1.0 if gap > 0.0 else -1.0 if gap < 0.0 else gap for gap in gaps]
+        return sum(map(abs, gaps), start=0.0), list(map(operator.sub, [*signs, 0.0], [0.0, *signs]))
     if kind == "all-pairs":
-        gaps = values[:, None] - values[None, :]
-        pull += np.sign(gaps).sum(1) * (2.0 / len(values))
-        return float(np.abs(gaps).sum()) / len(values), pull
-    top, bottom = values == values.max(), values == values.min()
-    pull += top / top.sum() - bottom / bottom.sum()
-    return float(values.max() - values.min()), pull
+        # Of K values in order, the gap above the r-th lies between r and K - r of them; k_i counts who is below v_i
+        # minus who is above.
+        n, ordered = len(values), sorted(values)
+        between = [r * (n - r) * (b - a) for r, a, b in zip(range(1, n), ordered, ordered[1:])]
+        ranks = [bisect_left(ordered, v) + bisect_right(ordered, v) - n for v in values]
+        return sum(between) * (2.0 / n), [rank * (2.0 / n) for rank in ranks]
+    low, high = min(values), max(values)
+    up, down = 1.0 / values.count(high), 1.0 / values.count(low)
+    return high - low, [up * (v == high) - down * (v == low) for v in values]

@@ -10,58 +10,89 @@ References are state: (K,) losses, and (K,) int64 periods in which they were tak
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from typing import NamedTuple
 
-from mtlcore.contracts import StepView
-from mtlplugins.arrays import Array, Arrays, put, take
+import torch
+
+from mtlcore.contracts import State, StepView
 from mtlplugins.positive import positive
+from mtlplugins.vectors import Vector, put, take, tensor
 
 KINDS = ("identical", "rescaled", "log")
 
 
-def fresh(kind: str, n_tasks: int) -> Arrays:
-    """State before the first step; empty for ``identical``."""
+class References(NamedTuple):
+    """Of all n tasks; empty for ``identical``."""
+
+    losses: Vector
+    periods: list[int]
+
+    def state(self) -> State:
+        """As the entries of a state."""
+        if not self.losses:
+            return {}
+        periods = torch.tensor(self.periods, dtype=torch.int64)
+        return {"reference": tensor(self.losses), "reference_period": periods}
+
+
+def fresh(kind: str, n_tasks: int) -> References:
+    """References before the first step."""
+    n = 0 if kind == "identical" else n_tasks
+    return References([1.0] * n, [-1] * n)
+
+
+def read(kind: str, state: State) -> References:
+    """The references of a state."""
     if kind == "identical":
-        return {}
-    return {"reference": np.ones(n_tasks), "reference_period": np.full(n_tasks, -1, dtype=np.int64)}
+        return References([], [])
+    return References(state["reference"].tolist(), state["reference_period"].tolist())
 
 
-def usable(kind: str, view: StepView, losses: Array, state: Arrays) -> Array | None:
-    """None if all losses of this step can be normalised, else (K,) bool: which can (see mtlplugins.positive)."""
+def usable(kind: str, view: StepView, losses: Vector, references: References) -> list[bool] | None:
+    """None if all losses of this step can be normalised, else K truth values: which can (see mtlplugins.positive)."""
     if kind == "identical":
         return None
+    new = None
+    if kind == "rescaled":
+        periods = take(references.periods, view)
+        if -1 not in periods:
+            return None
+        new = [period < 0 for period in periods]
     way_out = f"normalisation={kind!r} needs positive ones: use normalisation='identical', or shift the loss."
-    if kind == "log":
-        return positive(view, losses, way_out)
-    new = take(state["reference_period"], view) < 0
-    return positive(view, losses, way_out, checked=new) if new.any() else None
+    return positive(view, losses, way_out, checked=new)
 
 
-def updated(kind: str, every: int | None, view: StepView, losses: Array, state: Arrays) -> Arrays:
-    """References of this step, taken anew where a task starts its run or its period; else ``state`` itself."""
+def updated(kind: str, every: int | None, view: StepView, losses: Vector, old: References) -> References:
+    """References of this step, taken anew where a task starts its run or its period; else ``old`` itself."""
     if kind == "identical":
-        return state
+        return old
     period = view.step // every if kind == "log" and every is not None else 0
-    reference, taken = state["reference"], state["reference_period"]
-    due = take(taken, view) != period
-    if not due.any():
-        return state
-    return {
-        "reference": put(reference, view, np.where(due, losses, take(reference, view))),
-        "reference_period": put(taken, view, np.full(view.n_tasks, period)),
-    }
+    known, taken = take(old.losses, view), take(old.periods, view)
+    if taken.count(period) == len(taken):
+        return old
+    anew = [reference if p == period else loss for reference, p, loss in zip(known, taken, losses)]
+    return References(put(old.losses, view, anew), put(old.periods, view, [period] * len(anew)))
 
 
-def normalise(kind: str, view: StepView, losses: Array, references: Arrays) -> tuple[Array, Array]:
+def normalise(kind: str, view: StepView, losses: Vector, references: References) -> tuple[Vector, Vector]:
     """Normalised losses l~ and their derivatives dl~/dl, both (K,)."""
     if kind == "identical":
-        return losses, np.ones_like(losses)
-    reference = take(references["reference"], view)
+        return losses, [1.0] * len(losses)
+    here = take(references.losses, view)
     if kind == "log":
-        return np.log(losses / reference), 1.0 / losses
-    known = references["reference"]
-    unseen = references["reference_period"] < 0
-    smallest = (known[~unseen] if unseen.any() else known).min()
+        logs = [_log(loss, reference) for loss, reference in zip(losses, here)]
+        return logs, [1.0 / loss for loss in losses]
+    smallest = min(references.losses)
+    if -1 in references.periods:
+        smallest = min([loss for loss, period in zip(*references) if period >= 0])
     # In this order tasks at their reference are equal to the last bit; otherwise rounding would decide, in the very
     # first step, who is pulled where.
-    return (losses / reference) * smallest, smallest / reference
+    rescaled = [(loss / reference) * smallest for loss, reference in zip(losses, here)]
+    return rescaled, [smallest / reference for reference in here]
+
+
+def _log(loss: float, reference: float) -> float:
+    """log(loss / reference), also where the quotient is not a float any more."""
+    quotient = loss / reference
+    return math.log(quotient) if 0.0 < quotient < math.inf else math.log(loss) - math.log(reference)

@@ -1,0 +1,51 @@
+"""What a router reads of the step's features: every channel's mean, and the way back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtlcore.contracts import StepView
+from mtlcore.errors import FeaturesError
+from mtlplugins.arrays import Array
+
+
+def width(view: StepView, channel_dim: int) -> int:
+    """F: channels of all feature tensors together.
+
+    Raises:
+        FeaturesError: the step got no features, or one without that dimension.
+    """
+    if not view.features:
+        raise FeaturesError(
+            "a router that reads features got none: hand them over, backward(losses, features=z) or a closure that "
+            "returns (losses, features), or choose router='free'."
+        )
+    for i, feature in enumerate(view.features):
+        if not -feature.ndim <= channel_dim < feature.ndim:
+            shape = tuple(feature.shape)
+            raise FeaturesError(f"features[{i}] has shape {shape} and no dimension {channel_dim}: set channel_dim.")
+    return sum(f.shape[channel_dim] for f in view.features)
+
+
+def pooled(view: StepView, channel_dim: int) -> Array:
+    """phi (F,): every feature tensor averaged over all dimensions but its channels, then concatenated, float64."""
+    parts = []
+    for feature in view.features:
+        others = [d for d in range(feature.ndim) if d != channel_dim % feature.ndim]
+        parts.append((feature.mean(others) if others else feature).to(torch.float64))
+    out: Array = torch.cat(parts).cpu().numpy()
+    return out
+
+
+def spread(view: StepView, channel_dim: int, gradient: Array) -> tuple[Tensor, ...]:
+    """Cotangents of the features for a cotangent ``gradient`` (F,) of :func:`pooled`; the adjoint of the mean."""
+    ends = np.cumsum([f.shape[channel_dim] for f in view.features])[:-1]
+    cotangents = []
+    for feature, part in zip(view.features, np.split(gradient, ends)):
+        shape = [1] * feature.ndim
+        shape[channel_dim] = -1
+        scaled = torch.from_numpy(part * (len(part) / feature.numel())).to(feature)
+        cotangents.append(scaled.reshape(shape).expand_as(feature))
+    return tuple(cotangents)
