@@ -151,7 +151,8 @@ def _show(entries: list[Entry], certificates: list[dict[str, Any] | None]) -> No
     from rich.table import Table
     from rich.text import Text
 
-    console = Console() if sys.stdout.isatty() else Console(width=110)  # a file or a pipe has no width of its own
+    # A file or a pipe has no width of its own, and who searches it wants one line per plugin.
+    console = Console() if sys.stdout.isatty() else Console(width=1000)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("kind", "name", "distribution", "version", "status"):
         table.add_column(column, no_wrap=True)

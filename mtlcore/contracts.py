@@ -111,7 +111,8 @@ class StepView:
     ) -> None:
         n = losses.shape[0]
         put = object.__setattr__
-        put(self, "_losses", losses.detach().to(torch.float64))
+        ready = losses.dtype == torch.float64 and not losses.requires_grad
+        put(self, "_losses", losses if ready else losses.detach().to(torch.float64))
         put(self, "_gramian", gramian)
         put(self, "_jacobian", jacobian)
         put(self, "_present", present)
@@ -122,7 +123,7 @@ class StepView:
         put(self, "task_names", tuple(f"task{i}" for i in range(n)) if task_names is None else tuple(task_names))
         put(self, "task_index", tuple(range(n)) if task_index is None else tuple(task_index))
         put(self, "step", step)
-        put(self, "features", tuple(f.detach() for f in features))
+        put(self, "features", tuple([f.detach() for f in features]))
         put(self, "others", tuple(others))
 
     def __setattr__(self, name: str, value: object) -> None:

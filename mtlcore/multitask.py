@@ -285,8 +285,8 @@ class MultiTask:
         """What is to be differentiated, the values of the losses, and the names of all tasks."""
         by_name = self._by_name(losses)
         names = self._tasks or tuple(by_name)
-        present = tuple(n for n in names if by_name.get(n) is not None)
-        scalars = tuple(by_name[n] for n in present)
+        present = tuple([n for n in names if by_name.get(n) is not None])
+        scalars = tuple([by_name[n] for n in present])
         _check_losses(present, scalars)
         if not present:
             raise LossError("no losses: every task is missing from this batch; skip the step instead.")
@@ -369,8 +369,7 @@ class MultiTask:
         view = prepared.view
         k = view.n_tasks
         state = self._state if self._state is not None else self.aggregator.init(k)
-        n_parameters = sum(p.numel() for p in prepared.problem.shared)
-        answer = self._ask(prepared, state, n_parameters)
+        answer = self._ask(prepared, state)
         index = prepared.index
         heads = answer.head_weights
         if heads is None and self.aggregator.needs == Needs.LOSSES and not prepared.found.weights_whole_losses:
@@ -388,13 +387,16 @@ class MultiTask:
         self._step += 1
         return report
 
-    def _ask(self, prepared: _Prepared, state: State, n_parameters: int) -> Aggregation:
+    def _ask(self, prepared: _Prepared, state: State) -> Aggregation:
         """The method's answer, or its last one again."""
         keeper, view = self._keeper, prepared.view
         if prepared.kept and keeper is not None:
             weights, heads, notes = keeper.kept()
             return Aggregation(weights=weights, head_weights=heads, state=state, diagnostics=notes)
-        answer = aggregation.call(self.aggregator, view, state, n_parameters)
+        size = None
+        if self.aggregator.needs > Needs.LOSSES:  # else a direction is refused whatever its shape
+            size = sum([p.numel() for p in prepared.problem.shared])
+        answer = aggregation.call(self.aggregator, view, state, size)
         if keeper is not None and prepared.gramian is not None:
             notes = keeper.renew(answer.weights, answer.head_weights, view.present.cpu(), prepared.gramian)
             answer = dataclasses.replace(answer, diagnostics={**answer.diagnostics, **notes})
@@ -658,7 +660,7 @@ def _check_losses(names: Sequence[str], losses: Sequence[Any]) -> None:
     for name, loss in zip(names, losses):
         if not isinstance(loss, Tensor):
             raise LossError(f"the loss of task {name!r} is a {type(loss).__name__}, not a tensor.")
-        if loss.numel() != 1 or loss.ndim > 0:
+        if loss.ndim > 0:
             raise LossError(
                 f"the loss of task {name!r} has shape {tuple(loss.shape)}; it must be a scalar: reduce it, "
                 f"for instance with .mean()."

@@ -85,8 +85,7 @@ class _Weighted(TaskGradients):
         if not gradients:
             return
         # One pass and one number: NaN and infinity survive a sum; a finite sum that overflows is looked at again.
-        total = graph.total([g.sum() for g in gradients]).item()
-        if math.isfinite(total) or all(bool(torch.isfinite(g).all()) for g in gradients):
+        if math.isfinite(_total(gradients)) or all(bool(torch.isfinite(g).all()) for g in gradients):
             return
         # The saved tensors are gone, the graph's structure is not: a task whose own leaves are bad is to blame.
         shared = {id(p) for p in problem.shared}
@@ -115,10 +114,21 @@ class _Weighted(TaskGradients):
         )
 
 
+def _total(tensors: Sequence[Tensor]) -> float:
+    """The sum of all entries of all tensors."""
+    if tensors[0].device.type != "cpu":
+        return float(graph.total([t.sum() for t in tensors]).item())  # there every number that is read is a wait
+    total = 0.0
+    for t in tensors:
+        total += t.sum().item()
+    return total
+
+
 def _roots(losses: Sequence[Tensor], weights: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Where backward starts, and with which cotangents: one stacked root, for a root costs as much as a small head."""
-    first = losses[0]
-    if all(loss.dtype == first.dtype and loss.device == first.device for loss in losses):
+    if not torch.is_grad_enabled():  # the context itself costs as much as the rest
         with torch.enable_grad():
-            return [torch.stack(tuple(losses))], [weights.to(first)]
+            return _roots(losses, weights)
+    if len({(loss.dtype, loss.device) for loss in losses}) == 1:
+        return [torch.stack(tuple(losses))], [weights.to(losses[0])]
     return list(losses), [w.to(loss) for w, loss in zip(weights.unbind(), losses)]

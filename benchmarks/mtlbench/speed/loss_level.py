@@ -87,7 +87,7 @@ def compare(make: Callable[[], Workload], labels: Sequence[str], seconds: float)
             networks[label].zero_grad()
             found = measure.peak_bytes(step)
             peaks[label] = min(found, peaks.get(label, found))
-    times = _interleaved(steps, seconds)
+    times = measure.interleaved(steps, seconds, least=15, clock=time.process_time)
     return {
         label: {
             "time": measure.ratio(times, label, PLAIN),
@@ -96,20 +96,6 @@ def compare(make: Callable[[], Workload], labels: Sequence[str], seconds: float)
         }
         for label in steps
     }
-
-
-def _interleaved(steps: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """As measure.interleaved, in processor time."""
-    out: dict[str, list[float]] = {name: [] for name in steps}
-    names, end, rounds = list(steps), time.process_time() + seconds, 0
-    while rounds < 15 or time.process_time() < end:
-        shift = rounds % len(names)
-        for name in names[shift:] + names[:shift]:
-            start = time.process_time()
-            steps[name]()
-            out[name].append(time.process_time() - start)
-        rounds += 1
-    return out
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
