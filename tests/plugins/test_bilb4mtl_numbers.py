@@ -12,6 +12,7 @@ import torch
 
 import mtlcore
 from mtlcore import StepView
+from mtlcore.errors import ConfigurationError
 from mtlplugins import adam
 from mtlplugins.aggregators.bilb4mtl.discrepancy import KINDS, discrepancy
 from mtlplugins.aggregators.bilb4mtl.squash import squash, unsquash
@@ -105,3 +106,9 @@ def test_vectors_of_some_tasks() -> None:
     assert tensor([]).shape == (0,)
     assert torch.equal(tensor([1.5, 2.0]), torch.tensor([1.5, 2.0], dtype=torch.float64))
     assert torch.equal(mask([True, False]), torch.tensor([True, False]))
+
+
+def test_weights_that_could_only_be_zero_are_refused() -> None:
+    """Divided by their sum they would be no numbers at all, and only in the middle of a training."""
+    with pytest.raises(ConfigurationError, match="clamp_high"):
+        mtlcore.create("aggregator", "bilb4mtl", clamp_high=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,6 +68,14 @@ def tensors(displacement: Displacement) -> dict[str, Tensor]:
 def losses_at(made: Network, seeds: range) -> dict[str, float]:
     """Losses on batches that no strategy has seen, deterministically."""
     return {f"{task} {seed}": float(v) for seed in seeds for task, v in _quietly(made, seed).items()}
+
+
+def change_by(displacement: Displacement, made: Network) -> float:
+    """Apply it; the largest relative change of a task's loss on batches that no strategy has seen."""
+    before = losses_at(made, range(50, 53))
+    apply(displacement, made)
+    after = losses_at(made, range(50, 53))
+    return max(abs(after[k] - before[k]) / abs(before[k]) for k in before)
 
 
 @law("finite", kind="teleport", statement="A proposal consists of finite numbers.", source=HOUSE, universal=True,
@@ -170,11 +179,7 @@ def loss_invariant(plugin: Any, example: NetworkExample) -> float:
     made = example.build()
     displacement = ask(plugin, made, 0)
     assume(moves(displacement))
-    before = losses_at(made, range(50, 53))
-    apply(displacement, made)
-    after = losses_at(made, range(50, 53))
-    error = max(abs(after[k] - before[k]) / abs(before[k]) for k in before)
-    return tolerance.share_left(error, tolerance.HALF_DIGITS)
+    return tolerance.share_left(change_by(displacement, made), tolerance.HALF_DIGITS)
 
 
 @law(
@@ -205,10 +210,14 @@ def maps_tell_the_truth(plugin: Any, example: NetworkExample) -> float:
     return tolerance.share_left(error, tolerance.HALF_DIGITS)
 
 
-def has_steps(plugin: Any) -> str | None:
-    """Only a search in steps can be told to take none."""
-    named = dataclasses.is_dataclass(plugin) and any(f.name == "steps" for f in dataclasses.fields(plugin))
-    return None if named else "does not search in steps"
+def has(option: str, otherwise: str) -> Callable[[Any], str | None]:
+    """Applies to strategies with this hyper-parameter; ``otherwise`` says why not to others."""
+
+    def applies(plugin: Any) -> str | None:
+        named = dataclasses.is_dataclass(plugin) and any(f.name == option for f in dataclasses.fields(plugin))
+        return None if named else otherwise
+
+    return applies
 
 
 @law(
@@ -220,7 +229,7 @@ def has_steps(plugin: Any) -> str | None:
     examples=networks,
     effort=FEW,
     decode=NetworkExample.from_json,
-    applies=has_steps,
+    applies=has("steps", "does not search in steps"),
 )
 def zero_steps_stay(plugin: Any, example: NetworkExample) -> float:
     """Nothing proposed is fine, too."""
@@ -293,12 +302,6 @@ def gradients_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
     return tolerance.share_left(error, tolerance.HALF_DIGITS)
 
 
-def has_gamma(plugin: Any) -> str | None:
-    """Only a search that weighs a gain against the losses can be told to gain nothing."""
-    named = dataclasses.is_dataclass(plugin) and any(f.name == "gamma" for f in dataclasses.fields(plugin))
-    return None if named else "does not weigh a gain by gamma"
-
-
 @law(
     "gamma-zero-keeps-losses",
     kind="teleport",
@@ -307,16 +310,13 @@ def has_gamma(plugin: Any) -> str | None:
     examples=networks,
     effort=FEW,
     decode=NetworkExample.from_json,
-    applies=has_gamma,
+    applies=has("gamma", "does not weigh a gain by gamma"),
 )
 def gamma_zero_keeps_losses(plugin: Any, example: NetworkExample) -> float:
     """Nothing proposed is fine, too."""
     made = example.build()
-    before = losses_at(made, range(50, 53))
-    apply(ask(dataclasses.replace(plugin, gamma=0.0), made, example.seed), made)
-    after = losses_at(made, range(50, 53))
-    error = max(abs(after[k] - before[k]) / abs(before[k]) for k in before)
-    return tolerance.share_left(error, tolerance.HALF_DIGITS)
+    displacement = ask(dataclasses.replace(plugin, gamma=0.0), made, example.seed)
+    return tolerance.share_left(change_by(displacement, made), tolerance.HALF_DIGITS)
 
 
 def _gradients(made: Network, seed: int) -> list[list[tuple[str, str, Tensor]]]:
@@ -404,17 +404,7 @@ def _attempt(plugin: Any, made: Network, seed: int) -> TeleportResult:
 
 def worst_cosine(made: Network, seed: int) -> float:
     """Smallest cosine of a task's trunk gradient with their mean, on one batch, in evaluation mode."""
-    mode = made.trunk.training
-    made.trunk.eval()
-    losses, _ = made.batch(seed)()
-    parameters = [p for p in made.trunk.parameters() if p.requires_grad]
-    rows = torch.stack(
-        [
-            torch.cat([g.flatten() for g in torch.autograd.grad(v, parameters, retain_graph=True)])
-            for v in losses.values()
-        ]
-    )
-    made.trunk.train(mode)
+    rows = torch.stack([torch.cat([g.flatten() for r, _, g in row if r == "trunk"]) for row in _gradients(made, seed)])
     units, mean = rows / rows.norm(dim=1, keepdim=True), rows.mean(dim=0)
     return float((units @ (mean / mean.norm())).min())
 

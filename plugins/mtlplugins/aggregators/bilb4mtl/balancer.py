@@ -93,7 +93,7 @@ class Balancer(Aggregator):
     hidden: int = integer(32, low=1)
     squash: str = choice("sigmoid", squash.KINDS)
     clamp_low: float | None = number(None, low=0.0, high=1.0)
-    clamp_high: float | None = number(None, low=0.0, high=1.0)
+    clamp_high: float | None = number(None, low=0.0, high=1.0, open_low=True)
     init_low: float = number(1.0)
     init_high: float = number(1.0)
     channel_dim: int = integer(1)
