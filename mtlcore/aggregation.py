@@ -14,6 +14,9 @@ from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
 from mtlcore.registry import create, registry
 
+_FEW = 256
+"""Up to so many numbers, reading all of them takes less time than one tensor operation."""
+
 
 def step_seed(seed: int, step: int) -> int:
     """Seed of the generator of one step: a hash, so that neighbouring runs and steps share no stream."""
@@ -39,14 +42,17 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
         shown = shown.restricted(view.present)
     rows = shown.jacobian if method.needs == Needs.JACOBIAN else None
     version = None if rows is None else rows._version
+    graphs = torch.is_grad_enabled()
     try:
-        with torch.no_grad():
-            answer = method.aggregate(shown, dict(state))
+        torch.set_grad_enabled(False)  # the context manager takes three times as long
+        answer = method.aggregate(shown, dict(state))
     except (LossError, FeaturesError):
         raise  # the user's input is at fault, not the plugin
     except Exception as error:
         note = " (some tasks are absent from this batch; see Aggregator.handles_absent)" if partial else ""
         raise PluginError(f"aggregator {_who(method)} raised {type(error).__name__}: {error}{note}") from error
+    finally:
+        torch.set_grad_enabled(graphs)
     if rows is not None and rows._version != version:
         raise PluginError(f"aggregator {_who(method)} wrote into view.jacobian, which is read-only: clone it first.")
     if not isinstance(answer, Aggregation):
@@ -54,11 +60,11 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
     if not isinstance(answer.state, dict) or not all(isinstance(v, Tensor) for v in answer.state.values()):
         raise PluginError(f"aggregator {_who(method)} returned a state that is not a dict of tensors.")
     k = shown.n_tasks
-    weights, heads = (
-        _vector(method, "weights", answer.weights, k),
-        _vector(method, "head_weights", answer.head_weights, k),
-    )
-    direction = answer.direction
+    weights, heads, direction = answer.weights, answer.head_weights, answer.direction
+    if weights is not None:
+        weights = _vector(method, "weights", weights, k)
+    if heads is not None:
+        heads = _vector(method, "head_weights", heads, k)
     if direction is not None:
         expected = n_parameters if rows is None else rows.shape[1]
         direction = _vector(method, "direction", direction, expected)
@@ -78,18 +84,22 @@ def _who(method: Aggregator) -> str:
     return registry().identify(method)
 
 
-def _vector(method: Aggregator, what: str, value: Tensor | None, size: int | None) -> Tensor | None:
-    if value is None:
-        return None
+def _vector(method: Aggregator, what: str, value: Tensor, size: int | None) -> Tensor:
     if not isinstance(value, Tensor) or (size is not None and tuple(value.shape) != (size,)):
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise PluginError(f"aggregator {_who(method)} returned {what} of shape {found}; expected ({size},).")
     if not value.is_floating_point():
         value = value.to(torch.float64)
-    # A NaN or an infinity survives the sum; finite numbers whose sum overflows are looked at one by one.
-    if not math.isfinite(value.sum().item()) and not bool(torch.isfinite(value).all()):
+    if not _finite(value):
         raise PluginError(f"aggregator {_who(method)} returned {what} that are not finite: {_short(value)}.")
     return value.detach() if value.requires_grad else value
+
+
+def _finite(value: Tensor) -> bool:
+    if value.numel() <= _FEW:
+        return all(map(math.isfinite, value.tolist()))
+    # A NaN or an infinity survives the sum; finite numbers whose sum overflows are looked at one by one.
+    return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
 
 
 def _short(value: Tensor) -> str:

@@ -26,6 +26,7 @@ from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.hyperparameters import Validated
 
 State = dict[str, Tensor]
+_CPU = torch.device("cpu")
 
 
 class Needs(enum.IntEnum):
@@ -48,7 +49,7 @@ class StepView:
     (its answer is not used). Keep a ``.clone()`` if rows must outlive the step: their buffer is reused.
 
     Args:
-        losses: (K,) task losses. Kept in float64.
+        losses: (K,) task losses, a tensor or plain numbers. Kept as numbers of double precision.
         gramian: (K, K) inner products of the task gradients (float64), or a function that returns them.
         jacobian: (K, P) task gradients, or a function that returns them.
         present: (K,) bool, False for a task that is missing from this batch. Default: all True.
@@ -60,11 +61,15 @@ class StepView:
         features: detached tensors between trunk and heads, or () if the caller did not hand them over.
         others: views of further independent batches, for a method with ``batches > 1``.
         inner: the service behind :attr:`inner`; offered by ``MultiTask.step``.
+        device: of the tensors handed out, for losses that are plain numbers. Default: the losses' own, else the
+            processor.
         needs: the most that may be read; reading beyond it is an error that names the remedy.
     """
 
     __slots__ = (
         "_complete",
+        "_device",
+        "_features",
         "_generator",
         "_gramian",
         "_inner",
@@ -72,14 +77,15 @@ class StepView:
         "_losses",
         "_needs",
         "_present",
-        "features",
         "others",
         "step",
         "task_index",
         "task_names",
     )
 
-    _losses: Tensor
+    _losses: tuple[float, ...]
+    _device: torch.device
+    _features: Sequence[Tensor]
     _gramian: Tensor | Callable[[], Tensor] | None
     _jacobian: Tensor | Callable[[], Tensor] | None
     _present: Tensor | None
@@ -90,13 +96,12 @@ class StepView:
     task_names: tuple[str, ...]
     task_index: tuple[int, ...]
     step: int
-    features: tuple[Tensor, ...]
     others: tuple[StepView, ...]
 
     def __init__(
         self,
         *,
-        losses: Tensor,
+        losses: Tensor | Sequence[float],
         gramian: Tensor | Callable[[], Tensor] | None = None,
         jacobian: Tensor | Callable[[], Tensor] | None = None,
         present: Tensor | None = None,
@@ -107,12 +112,15 @@ class StepView:
         features: Sequence[Tensor] = (),
         others: Sequence[StepView] = (),
         inner: Callable[[StepView, Callable[[StepView], Tensor], int, float], StepView] | None = None,
+        device: torch.device | None = None,
         needs: Needs = Needs.JACOBIAN,
     ) -> None:
-        n = losses.shape[0]
         put = object.__setattr__
-        ready = losses.dtype == torch.float64 and not losses.requires_grad
-        put(self, "_losses", losses if ready else losses.detach().to(torch.float64))
+        if isinstance(losses, Tensor):
+            device, losses = losses.device, losses.tolist()
+        n = len(losses)
+        put(self, "_losses", tuple(map(float, losses)))
+        put(self, "_device", _CPU if device is None else device)
         put(self, "_gramian", gramian)
         put(self, "_jacobian", jacobian)
         put(self, "_present", present)
@@ -123,7 +131,7 @@ class StepView:
         put(self, "task_names", tuple(f"task{i}" for i in range(n)) if task_names is None else tuple(task_names))
         put(self, "task_index", tuple(range(n)) if task_index is None else tuple(task_index))
         put(self, "step", step)
-        put(self, "features", tuple([f.detach() for f in features]))
+        put(self, "_features", features)
         put(self, "others", tuple(others))
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -135,19 +143,29 @@ class StepView:
     @property
     def n_tasks(self) -> int:
         """K."""
-        return int(self._losses.shape[0])
+        return len(self._losses)
 
     @property
     def losses(self) -> Tensor:
         """(K,) float64 copy; NaN for a task that is not present."""
-        return self._losses.clone()
+        return linalg.vector(self._losses, self._device)
+
+    @property
+    def loss_values(self) -> tuple[float, ...]:
+        """The same as plain numbers: for arithmetic so short that a tensor operation costs more than all of it."""
+        return self._losses
+
+    @property
+    def features(self) -> tuple[Tensor, ...]:
+        """Detached tensors between trunk and heads, or () if the caller did not hand them over."""
+        return tuple([f.detach() for f in self._features])
 
     @property
     def present(self) -> Tensor:
         """(K,) bool copy."""
         present = self._present
         if present is None:
-            return torch.ones(self.n_tasks, dtype=torch.bool, device=self._losses.device)
+            return torch.ones(self.n_tasks, dtype=torch.bool, device=self._device)
         return present.clone()
 
     @property
@@ -158,7 +176,7 @@ class StepView:
     @property
     def device(self) -> torch.device:
         """Where losses, Gramian and weights live."""
-        return self._losses.device
+        return self._device
 
     @property
     def gramian(self) -> Tensor:
@@ -224,7 +242,7 @@ class StepView:
         positions = index.tolist()
         jacobian = self._jacobian
         return self._replaced(
-            losses=self._losses[index],
+            losses=[self._losses[i] for i in positions],
             gramian=None if self._gramian is None else lambda: self._shared_gramian()[index][:, index],
             jacobian=None if jacobian is None else lambda: self._shared_jacobian()[index],
             present=None if self._complete else self.present[index],
@@ -243,9 +261,10 @@ class StepView:
             "task_index": self.task_index,
             "step": self.step,
             "generator": self._generator,
-            "features": self.features,
+            "features": self._features,
             "others": self.others,
             "inner": self._inner,
+            "device": self._device,
             "needs": self._needs,
         }
         return StepView(**{**fields, **changes})

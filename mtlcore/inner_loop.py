@@ -77,8 +77,8 @@ def _look(view: StepView, evaluate: Evaluate) -> tuple[list[Tensor], StepView]:
             "it must give the same batch."
         )
     losses = [by_name[name] for name in view.task_names]
-    values = torch.stack([loss.detach().to(torch.float64) for loss in losses])
-    for name, value in zip(view.task_names, values.tolist()):
+    values = torch.stack([loss.detach().to(torch.float64) for loss in losses]).tolist()
+    for name, value in zip(view.task_names, values):
         if not abs(value) < float("inf"):
             raise NonFiniteError(f"inner steps: the loss of task {name!r} became {value}; lower the inner step size.")
     point = view._replaced(losses=values, features=features, gramian=None, jacobian=None, others=(), needs=Needs.LOSSES)

@@ -7,7 +7,8 @@ float32 numbers is exact in float64, and G is then accurate to about 1e-16 |g_i|
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -61,6 +62,14 @@ def cross_gramian(left: Tensor, right: Tensor) -> Tensor:
         a = left[:, start : start + step].to(torch.float64)
         out.addmm_(a, right[:, start : start + step].to(torch.float64).T)
     return out
+
+
+def vector(numbers: Sequence[float], device: torch.device | None = None) -> Tensor:
+    """(K,) float64 of the numbers, on the processor unless said otherwise. Half of the overhead of ``torch.tensor``."""
+    memory = array("d", numbers)
+    # An empty buffer is an error for frombuffer.
+    out = torch.frombuffer(memory, dtype=torch.float64) if memory else torch.empty(0, dtype=torch.float64)
+    return out if device is None or device.type == "cpu" else out.to(device)
 
 
 def combine(rows: Tensor, weights: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,10 @@ class MultiTask:
                 )
             name = registry().name_of(strategy)
             self._teleporter = Teleporter(strategy, name=name, detector=self.detector, tolerance=tolerance)
+        self._needs_step: str | None = None
+        if self.aggregator.looks_twice() or self.aggregator.batches > 1:
+            twice = self.aggregator.looks_twice()
+            self._needs_step = "looks at the losses twice" if twice else "needs several batches"
         self.optimizer = optimizer
         self._heads = heads
         self._probe = probe
@@ -139,11 +143,10 @@ class MultiTask:
             PluginError: the method broke its contract; names plugin and distribution.
             ConfigurationError: the method needs :meth:`step`, or the forced gradient source cannot serve it.
         """
-        if self.aggregator.looks_twice() or self.aggregator.batches > 1:
-            need = "looks at the losses twice" if self.aggregator.looks_twice() else "needs several batches"
+        if self._needs_step is not None:
             raise ConfigurationError(
-                f"aggregator {registry().identify(self.aggregator)} {need} in a step: call step(closure) instead of "
-                f"backward(losses)."
+                f"aggregator {registry().identify(self.aggregator)} {self._needs_step} in a step: call step(closure) "
+                f"instead of backward(losses)."
             )
         prepared = self._prepare(losses, features)
         report = self._finish(prepared, self._detect(prepared), None)
@@ -236,19 +239,20 @@ class MultiTask:
             micro.add(problem)
             names = self._tasks or tuple(dict.fromkeys([*micro.losses, *names]))
             present = tuple(n for n in names if n in micro.losses)
-            values = torch.stack([micro.losses[n].to(values.device) for n in present])
+            values = [micro.losses[n] for n in present]
             found = micro.result(present, problem.shared)
             gram: Tensor | None = _checked_gramian(found, present)
             reason = f"sequential: the rows of {micro.count} micro-batches, added up"
         else:
             present = problem.names
             found, gram, reason, kept = self._collect(problem, needs, names)
-        k = len(names)
+        k, device = len(names), problem.shared[0].device
         full_gram, mask, index = gram, None, None
         if len(present) != k:
-            mask = torch.tensor([n in present for n in names], device=values.device)
+            by_name = dict(zip(present, values))
+            values = [by_name.get(n, math.nan) for n in names]
+            mask = torch.tensor([n in by_name for n in names], device=device)
             index = mask.nonzero().flatten()
-            values = values.new_full((k,), float("nan")).index_copy(0, index, values)
             if gram is not None:
                 full_gram = gram.new_full((k, k), float("nan"))
                 full_gram[index[:, None], index[None, :]] = gram
@@ -263,6 +267,7 @@ class MultiTask:
             features=problem.features,
             others=others,
             inner=inner,
+            device=device,
             needs=needs,
         )
         return _Prepared(view, problem, found, full_gram, index, reason, detecting, kept)
@@ -281,25 +286,21 @@ class MultiTask:
         gram = _checked_gramian(found, problem.names) if source.provides >= Needs.GRAMIAN else None
         return found, gram, reason, False
 
-    def _problem(self, losses: Losses, features: Features) -> tuple[GradientProblem, Tensor, tuple[str, ...]]:
+    def _problem(self, losses: Losses, features: Features) -> tuple[GradientProblem, list[float], tuple[str, ...]]:
         """What is to be differentiated, the values of the losses, and the names of all tasks."""
         by_name = self._by_name(losses)
         names = self._tasks or tuple(by_name)
         present = tuple([n for n in names if by_name.get(n) is not None])
-        scalars = tuple([by_name[n] for n in present])
-        _check_losses(present, scalars)
         if not present:
             raise LossError("no losses: every task is missing from this batch; skip the step instead.")
-        problem = GradientProblem(
-            names=present,
-            losses=scalars,  # type: ignore[arg-type]  # None was filtered out
-            features=_flat(features),
-            shared=tuple([p for p in self._parameters if p.requires_grad]),
-        )
-        if not problem.shared:
+        scalars: tuple[Any, ...] = tuple([by_name[n] for n in present])
+        _check_losses(present, scalars)
+        shared = tuple([p for p in self._parameters if p.requires_grad])
+        if not shared:
             raise ConfigurationError("no parameter of the trunk requires gradients: everything is frozen.")
-        values = _values(problem.losses, problem.shared[0].device, present)
-        return problem, values, names
+        stacked = _stacked(scalars)
+        values = _values(scalars, stacked, present)
+        return GradientProblem(present, scalars, _flat(features), shared, stacked), values, names
 
     def _looks_for_conflict(self) -> bool:
         """Whether the detector is asked in this step. Where that costs task gradients which the method does not need,
@@ -313,7 +314,7 @@ class MultiTask:
         if self.detector is None or not prepared.detecting:
             return None
         view, k = prepared.view, prepared.view.n_tasks
-        index = prepared.index
+        index = prepared.where
         part = view.limited_to(self.detector.needs)
         if index is not None:
             part = part.restricted(view.present)
@@ -370,17 +371,19 @@ class MultiTask:
         k = view.n_tasks
         state = self._state if self._state is not None else self.aggregator.init(k)
         answer = self._ask(prepared, state)
-        index = prepared.index
-        heads = answer.head_weights
+        weights, heads = answer.weights, answer.head_weights
         if heads is None and self.aggregator.needs == Needs.LOSSES and not prepared.found.weights_whole_losses:
-            heads = answer.weights
+            heads = weights
+        if prepared.where is not None:
+            weights, heads = _pick(weights, prepared.where), _pick(heads, prepared.where)
+        # Before the backward pass, which turns all caches over: written then, a report costs half.
+        report = self._report(prepared, answer, conflict, teleport)
         prepared.found.write(
-            weights=_pick(answer.weights, index),
+            weights=weights,
             direction=answer.direction,
-            head_weights=_pick(heads, index),
+            head_weights=heads,
             feature_gradient=answer.feature_gradient,
         )
-        report = self._report(prepared, answer, conflict, teleport)
         if self._tasks is None:
             self._tasks = view.task_names
         self._state = answer.state
@@ -409,7 +412,7 @@ class MultiTask:
         conflict: Conflict | None,
         teleport: TeleportResult | None,
     ) -> StepReport:
-        weights = None if answer is None or answer.weights is None else answer.weights.to(torch.float64)
+        weights = None if answer is None else answer.weights
         diagnostics = {} if answer is None else dict(answer.diagnostics)
         if self._looks:
             diagnostics |= {"detector_looks": self._looks, "detector_fired": self._fired}
@@ -417,7 +420,7 @@ class MultiTask:
             step=self._step,
             task_names=prepared.view.task_names,
             losses=prepared.view.losses,
-            weights=weights,
+            weights=weights if weights is None or weights.dtype == torch.float64 else weights.to(torch.float64),
             gramian=prepared.gramian,
             conflict=conflict,
             teleport=teleport,
@@ -446,21 +449,18 @@ class MultiTask:
         assert self._tasks is not None
         assert self._state is not None
         present = [n for n in self._tasks if losses.get(n) is not None]
-        values = torch.full((len(self._tasks),), float("nan"), dtype=torch.float64)
-        for i, n in enumerate(self._tasks):
-            loss = losses.get(n)
-            if loss is not None:
-                values[i] = loss.detach().to(torch.float64)
-                if not torch.isfinite(values[i]):
-                    raise NonFiniteError(
-                        f"after the step the loss of task {n!r} is {float(values[i])}: lower the step size."
-                    )
+        values = [math.nan if (loss := losses.get(n)) is None else loss.item() for n in self._tasks]
+        for name, value in zip(self._tasks, values):
+            if name in present and not math.isfinite(value):
+                raise NonFiniteError(f"after the step the loss of task {name!r} is {value}: lower the step size.")
+        device = self._parameters[0].device
         view = StepView(
-            losses=values.to(self._parameters[0].device),
-            present=torch.tensor([n in present for n in self._tasks], device=self._parameters[0].device),
+            losses=values,
+            present=torch.tensor([n in present for n in self._tasks], device=device),
             task_names=self._tasks,
             step=self._step - 1,
             generator=aggregation.step_seed(self._seed, self._step - 1),
+            device=device,
             needs=Needs.LOSSES,
         )
         if len(present) != len(self._tasks) and not self.aggregator.handles_absent:
@@ -475,14 +475,16 @@ class MultiTask:
         registry().announce("mtlcore_step_finished", report=report)
 
     def _by_name(self, losses: Losses) -> dict[str, Tensor | None]:
-        if isinstance(losses, Mapping):
+        if isinstance(losses, dict):
+            named = losses
+        elif not isinstance(losses, (list, tuple)) and isinstance(losses, Mapping):  # that question takes its time
             named = dict(losses)
         else:
             if isinstance(losses, Tensor) and losses.ndim != 1:
                 raise LossError(
                     f"a tensor of losses must have shape (K,), found {tuple(losses.shape)}; or pass a dict."
                 )
-            values = list(losses.unbind() if isinstance(losses, Tensor) else losses)
+            values = losses.unbind() if isinstance(losses, Tensor) else list(losses)
             names = self._tasks or tuple(f"task{i}" for i in range(len(values)))
             if len(names) != len(values):
                 raise LossError(
@@ -492,7 +494,7 @@ class MultiTask:
             named = dict(zip(names, values))
         if not named:
             raise LossError("no losses: pass {task: scalar loss} or a list of scalar losses.")
-        if self._tasks is not None:
+        if self._tasks is not None and tuple(named) != self._tasks:
             for name in named:
                 if name not in self._tasks:
                     raise LossError(
@@ -574,15 +576,14 @@ class MultiTask:
         self._state = inner
 
 
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
+class _Prepared(NamedTuple):
     """One evaluated batch, differentiated but not yet written anywhere."""
 
     view: StepView
     problem: GradientProblem
     found: TaskGradients
     gramian: Tensor | None
-    index: Tensor | None
+    where: Tensor | None
     """Positions of the tasks present; None if all are."""
     reason: str
     detecting: bool
@@ -636,22 +637,24 @@ def _flat(features: Any) -> tuple[Tensor, ...]:
     return tuple({id(t): t for t in flat}.values())
 
 
-def _values(losses: Sequence[Tensor], device: torch.device, names: Sequence[str]) -> Tensor:
-    """(K,) float64, without graph, checked to be finite."""
-    if device.type == "cpu":
-        # Numbers, not tensor operations: each of those takes as long as a dozen of these.
-        numbers = [loss.item() for loss in losses]
-        if all(map(math.isfinite, numbers)):
-            return torch.tensor(numbers, dtype=torch.float64)
-    else:
-        with torch.no_grad():
-            if all(loss.device == device and loss.dtype == losses[0].dtype for loss in losses):
-                values = torch.stack(tuple(losses)).to(torch.float64)
-            else:
-                values = torch.stack([loss.to(device, torch.float64) for loss in losses])
-        if bool(torch.isfinite(values).all()):
-            return values
-        numbers = values.tolist()
+def _stacked(losses: Sequence[Tensor]) -> Tensor | None:
+    """(K,) with a graph; None if dtypes or devices differ."""
+    first = losses[0]
+    dtype, device = first.dtype, first.device
+    for loss in losses:
+        if loss.dtype != dtype or loss.device != device:
+            return None
+    if not torch.is_grad_enabled():  # the context itself costs as much as the rest
+        with torch.enable_grad():
+            return torch.stack(tuple(losses))
+    return torch.stack(tuple(losses))
+
+
+def _values(losses: Sequence[Tensor], stacked: Tensor | None, names: Sequence[str]) -> list[float]:
+    """(K,), checked to be finite. The one wait for an accelerator before the weights."""
+    numbers: list[float] = [loss.item() for loss in losses] if stacked is None else stacked.tolist()
+    if all(map(math.isfinite, numbers)):
+        return numbers
     bad = [f"{n!r} ({v})" for n, v in zip(names, numbers) if not math.isfinite(v)]
     raise NonFiniteError(f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched.")
 
@@ -691,7 +694,5 @@ def _full_rows(rows: Tensor, index: Tensor | None, k: int) -> Tensor:
     return rows.new_zeros(k, rows.shape[1]).index_copy(0, index.to(rows.device), rows)
 
 
-def _pick(values: Tensor | None, index: Tensor | None) -> Tensor | None:
-    if values is None or index is None:
-        return values
-    return values[index.to(values.device)]
+def _pick(values: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if values is None else values[index.to(values.device)]

@@ -76,6 +76,7 @@ class Registry:
         self._sources: list[tuple[_Plugin, Any]] = []
         self._broken: list[Entry] = []
         self._collected: dict[str, list[Entry]] = {}
+        self._listeners: dict[str, list[Any]] = {}
         self._silenced: set[tuple[str, str]] = set()
         self._owner: dict[type, Entry] = {}
         for plugin in sorted(
@@ -108,7 +109,7 @@ class Registry:
             self._report(Entry("plugin", plugin.name, plugin.distribution, plugin.version, "broken", cause))
             return
         self._sources.append((plugin, module))
-        self._collected.clear()
+        self._forget()
 
     def add(self, module: Any, name: str | None = None, distribution: str = "(this process)") -> None:
         """Register the hooks of a module or object for this process."""
@@ -119,7 +120,12 @@ class Registry:
         """Forget what :meth:`add` registered."""
         self._sources = [(p, m) for p, m in self._sources if m is not module]
         self._manager.unregister(module)
+        self._forget()
+
+    def _forget(self) -> None:
+        """The plugins are others now: ask them anew."""
         self._collected.clear()
+        self._listeners.clear()
 
     def _report(self, entry: Entry) -> None:
         """Remember a problem; say it once; make it fatal under MTLCORE_STRICT=1."""
@@ -265,11 +271,18 @@ class Registry:
 
     def listens(self, hook: str) -> bool:
         """Whether any plugin implements this hook."""
-        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+        return bool(self._implementations(hook))
+
+    def _implementations(self, hook: str) -> list[Any]:
+        """In the order of registration."""
+        known = self._listeners.get(hook)
+        if known is None:
+            known = self._listeners[hook] = getattr(self._manager.hook, hook).get_hookimpls()[::-1]
+        return known
 
     def announce(self, hook: str, **arguments: Any) -> None:
         """Call an event hook of every plugin. One that raises is reported once and not called again."""
-        for impl in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+        for impl in self._implementations(hook):
             if (hook, impl.plugin_name) in self._silenced:
                 continue
             _trace(hook, arguments)

@@ -28,7 +28,7 @@ class MicroBatches:
     def __init__(self, source: Sequential | None = None) -> None:
         self._source = source or Sequential()
         self.count = 0
-        self.losses: dict[str, Tensor] = {}
+        self.losses: dict[str, float] = {}
         self._rows: dict[str, Tensor] = {}
         self._heads: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._used: set[int] = set()
@@ -39,7 +39,7 @@ class MicroBatches:
         assert isinstance(found, Stored)
         rows = found.rows()
         for i, name in enumerate(problem.names):
-            loss = problem.losses[i].detach().to(torch.float64)
+            loss = float(problem.losses[i].item())
             if name in self._rows:
                 self._rows[name] += rows[i]
                 self.losses[name] = self.losses[name] + loss

@@ -59,33 +59,37 @@ class _Weighted(TaskGradients):
             raise ConfigurationError(
                 f"{len(feature_gradient)} feature gradients for {len(problem.features)} feature tensors."
             )
-        # The losses as roots with cotangents w_i: for w = 1 bit for bit what sum(losses).backward() does.
-        roots, seeds = _roots(problem.losses, weights)
+        # The losses as roots with cotangents w_i: for w = 1 bit for bit what sum(losses).backward() does. One stacked
+        # root where there is one, for a root costs as much as a small head.
+        if problem.stacked is not None:
+            roots, seeds = [problem.stacked], [weights.to(problem.stacked)]
+        else:
+            roots, seeds = list(problem.losses), [w.to(loss) for w, loss in zip(weights.unbind(), problem.losses)]
         if feature_gradient:
             roots += problem.features
             seeds += [g.to(f) for g, f in zip(feature_gradient, problem.features)]
         # `.grad` is set aside so that a bad pass leaves no trace and accumulation happens only after the check.
-        before = [p.grad for p in problem.shared]
-        for p in problem.shared:
+        before = [(p, p.grad) for p in problem.shared if p.grad is not None]
+        for p, _ in before:
             p.grad = None
         try:
             graph.backward(roots, seeds)
-            self._check_finite()
+            gradients = [g for p in problem.shared if (g := p.grad) is not None]
+            # One pass and one number: NaN and infinity survive a sum; a finite sum that overflows is looked at again.
+            if gradients and not math.isfinite(_total(gradients)):
+                self._check_finite(gradients)
         except BaseException:
-            for p, g in zip(problem.shared, before):
+            for p in problem.shared:
+                p.grad = None
+            for p, g in before:
                 p.grad = g
             raise
-        for p, g in zip(problem.shared, before):
-            if g is not None:
-                p.grad = g if p.grad is None else g + p.grad
+        for p, g in before:
+            p.grad = g if p.grad is None else g + p.grad
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, gradients: Sequence[Tensor]) -> None:
         problem = self._problem
-        gradients = [p.grad for p in problem.shared if p.grad is not None]
-        if not gradients:
-            return
-        # One pass and one number: NaN and infinity survive a sum; a finite sum that overflows is looked at again.
-        if math.isfinite(_total(gradients)) or all(bool(torch.isfinite(g).all()) for g in gradients):
+        if all(bool(torch.isfinite(g).all()) for g in gradients):
             return
         # The saved tensors are gone, the graph's structure is not: a task whose own leaves are bad is to blame.
         shared = {id(p) for p in problem.shared}
@@ -122,13 +126,3 @@ def _total(tensors: Sequence[Tensor]) -> float:
     for t in tensors:
         total += t.sum().item()
     return total
-
-
-def _roots(losses: Sequence[Tensor], weights: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Where backward starts, and with which cotangents: one stacked root, for a root costs as much as a small head."""
-    if not torch.is_grad_enabled():  # the context itself costs as much as the rest
-        with torch.enable_grad():
-            return _roots(losses, weights)
-    if len({(loss.dtype, loss.device) for loss in losses}) == 1:
-        return [torch.stack(tuple(losses))], [weights.to(losses[0])]
-    return list(losses), [w.to(loss) for w, loss in zip(weights.unbind(), losses)]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +12,7 @@ from torch import Tensor
 from mtlcore.contracts import Needs
 
 
-@dataclasses.dataclass(frozen=True)
-class GradientProblem:
+class GradientProblem(NamedTuple):
     """One forward pass, ready to be differentiated.
 
     Args:
@@ -22,12 +20,14 @@ class GradientProblem:
         losses: their scalar losses, each with a graph.
         features: the tensors between trunk and heads, or () if unknown.
         shared: the trunk's parameters that require gradients, in the order of their columns in J.
+        stacked: the losses as one (k,) tensor with a graph; None if their dtypes or devices differ, or if unknown.
     """
 
     names: tuple[str, ...]
     losses: tuple[Tensor, ...]
     features: tuple[Tensor, ...]
     shared: tuple[Tensor, ...]
+    stacked: Tensor | None = None
 
 
 class TaskGradients(abc.ABC):

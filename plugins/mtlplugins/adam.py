@@ -1,32 +1,33 @@
 """Adam on one flat vector, as a pure function: the small optimizer inside methods that learn their weights.
 
-Moments are state, so they live in the dict of tensors that a method returns; nothing is remembered elsewhere.
-:func:`step` works on arrays of any length, :func:`step_few` on a few numbers (see mtlplugins.vectors).
+The moments are state: one array (3, n) under the key ``adam``, whose rows are the first and the second moments and the
+number of steps that each parameter has taken. :func:`step` works on arrays of any length, :func:`step_few` on a few
+numbers (see mtlplugins.vectors).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from mtlplugins.arrays import Array, Arrays
 from mtlplugins.vectors import Vector
 
-MOMENTS = ("adam_first", "adam_second", "adam_count")
+KEY = "adam"
 _SMALLEST = float(np.finfo(np.float64).tiny)
 
 
 def fresh(n: int) -> Arrays:
-    """Moments of ``n`` parameters before the first step. Entries count their own steps, see :func:`step`."""
-    return {name: np.zeros(n) for name in MOMENTS}
+    """The state's entry for ``n`` parameters before the first step."""
+    return {KEY: np.zeros((3, n))}
 
 
 def step(
     parameters: Array,
     gradient: Array,
-    moments: Arrays,
+    moments: Array,
     *,
     lr: float,
     beta1: float = 0.9,
@@ -34,13 +35,13 @@ def step(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     touched: Array | None = None,
-) -> tuple[Array, Arrays]:
+) -> tuple[Array, Array]:
     """One step of Adam (Kingma & Ba 2015) as torch.optim.Adam makes it, without writing to anything.
 
     Args:
         parameters: (n,) current values.
         gradient: (n,).
-        moments: what :func:`fresh` or the previous step returned; other keys are ignored.
+        moments: (3, n), of the step before.
         lr: step size.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
@@ -53,34 +54,45 @@ def step(
     """
     if weight_decay:
         gradient = gradient + weight_decay * parameters
-    first = beta1 * moments["adam_first"] + (1.0 - beta1) * gradient
-    second = beta2 * moments["adam_second"] + (1.0 - beta2) * gradient * gradient
-    count = moments["adam_count"] + 1.0
+    new = np.empty_like(moments)
+    first, second, count = new
+    np.multiply(moments[0], beta1, out=first)
+    first += (1.0 - beta1) * gradient
+    np.multiply(moments[1], beta2, out=second)
+    second += (1.0 - beta2) * gradient * gradient
+    np.add(moments[2], 1.0, out=count)
+    # Powers are dear, and as a rule all entries have taken as many steps.
+    steps = count[:1] if count.size and (count == count[0]).all() else count
+    root = np.sqrt(second / (1.0 - beta2**steps))
+    root += eps
     # The floor only turns 0/0 (no gradient so far, eps = 0) into 0.
-    root = np.maximum(np.sqrt(second / (1.0 - beta2**count)) + eps, _SMALLEST)
-    moved = parameters - lr * (first / (1.0 - beta1**count)) / root
-    new = {"adam_first": first, "adam_second": second, "adam_count": count}
+    np.maximum(root, _SMALLEST, out=root)
+    moved = parameters - (lr / (1.0 - beta1**steps)) * first / root
     if touched is not None:
-        moved = np.where(touched, moved, parameters)
-        new = {name: np.where(touched, value, moments[name]) for name, value in new.items()}
+        moved, new = np.where(touched, moved, parameters), np.where(touched, new, moments)
     return moved, new
 
 
 def step_few(
     parameters: Vector,
     gradient: Iterable[float],
-    moments: dict[str, Vector],
-    *,
+    moments: Sequence[Vector],
     lr: float,
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
-) -> tuple[Vector, dict[str, Vector]]:
-    """The same step as :func:`step`, on lists; entries that are to stay as they are do not belong into them."""
-    new: dict[str, Vector] = {name: [] for name in MOMENTS}
-    moved, first, second, count = [], *new.values()
+) -> list[Vector]:
+    """The same step as :func:`step`, on lists; entries that are to stay as they are do not belong into them.
+
+    Returns:
+        [new parameters, *new moments].
+    """
+    moved: Vector = []
+    first: Vector = []
+    second: Vector = []
+    count: Vector = []
     steps, keep1, keep2 = -1.0, 1.0 - beta1, 1.0 - beta2
-    for p, g, m, v, c in zip(parameters, gradient, *(moments[name] for name in MOMENTS)):
+    for p, g, m, v, c in zip(parameters, gradient, *moments):
         m = beta1 * m + keep1 * g
         v = beta2 * v + keep2 * g * g
         c += 1.0
@@ -91,4 +103,4 @@ def step_few(
         first.append(m)
         second.append(v)
         count.append(c)
-    return moved, new
+    return [moved, first, second, count]

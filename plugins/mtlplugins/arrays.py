@@ -25,8 +25,7 @@ Arrays = dict[str, Array]
 
 def losses_of(view: StepView) -> Array:
     """(K,) float64."""
-    out: Array = view.losses.cpu().numpy()
-    return out
+    return np.array(view.loss_values)
 
 
 def tensor(values: Array, view: StepView) -> Tensor:

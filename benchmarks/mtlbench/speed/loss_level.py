@@ -77,14 +77,15 @@ def _sgd(workload: Workload) -> torch.optim.Optimizer:
 
 def compare(make: Callable[[], Workload], labels: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:
     """For each label its time and memory relative to the plain step on one network."""
-    networks = {label: build(make) for label in (PLAIN, *labels)}
-    steps = {label: plain(n) if label == PLAIN else method(n, label) for label, n in networks.items()}
+    # One network for all: where its tensors happen to lie in memory is the same for everybody.
+    network = build(make)
+    steps = {label: plain(network) if label == PLAIN else method(network, label) for label in (PLAIN, *labels)}
     peaks: dict[str, int] = {}
     for label, step in steps.items():
         for _ in range(3):
             step()
             # Without old gradients: releasing what was allocated before would hide the new ones.
-            networks[label].zero_grad()
+            network.zero_grad()
             found = measure.peak_bytes(step)
             peaks[label] = min(found, peaks.get(label, found))
     times = measure.interleaved(steps, seconds, least=15, clock=time.process_time)
@@ -124,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    measure.keep_memory()
     environment = {"torch": torch.__version__, "threads": measure.threads(), "machine": platform.platform()}
     chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / "loss_level.json"

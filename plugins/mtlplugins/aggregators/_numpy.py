@@ -17,8 +17,7 @@ def read(view: StepView) -> Cosines:
 
 def losses(view: StepView) -> Array:
     """(K,) losses."""
-    out: Array = view.losses.cpu().numpy()
-    return out
+    return np.array(view.loss_values)
 
 
 def tensor(values: Array, view: StepView) -> Tensor:

@@ -85,8 +85,10 @@ class FAMO(Aggregator):
         u = old["logits"]
         z, delta = softmax(take(u, view)), np.log(before / after)
         gradient = put(np.zeros_like(u), view, z * (delta - z @ delta))
-        moved, moments = adam.step(u, gradient, old, lr=self.lr, weight_decay=self.gamma, touched=touched(u, view))
-        return {**state, **tensors({"logits": moved, **moments})}
+        moved, moments = adam.step(
+            u, gradient, old[adam.KEY], lr=self.lr, weight_decay=self.gamma, touched=touched(u, view)
+        )
+        return {**state, **tensors({"logits": moved, adam.KEY: moments})}
 
 
 _WAY_OUT = "famo takes its logarithm: shift the loss by its lower bound, or use a method without logarithms."

@@ -51,9 +51,9 @@ class IMTLL(Aggregator):
         weights = np.exp(take(s, view))
         scaled = weights * losses_of(view)
         gradient = put(np.zeros_like(s), view, scaled - 1.0)
-        moved, moments = adam.step(s, gradient, old, lr=self.lr, touched=touched(s, view))
+        moved, moments = adam.step(s, gradient, old[adam.KEY], lr=self.lr, touched=touched(s, view))
         return Aggregation(
             weights=tensor(weights, view),
-            state=tensors({"log_scale": moved, **moments}),
+            state=tensors({"log_scale": moved, adam.KEY: moments}),
             diagnostics={"scaled_losses": torch.from_numpy(scaled)},
         )

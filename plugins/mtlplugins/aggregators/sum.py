@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from mtlcore import Aggregation, Aggregator, Needs, StepView
+from mtlcore import Aggregation, Aggregator, Needs, StepView, linalg
 
 State = dict[str, torch.Tensor]
 
@@ -38,5 +38,4 @@ class Sum(Aggregator):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Ones."""
-        ones = torch.ones(view.n_tasks, dtype=torch.float64, device=view.device)
-        return Aggregation(weights=ones, state=state)
+        return Aggregation(weights=linalg.vector([1.0] * view.n_tasks, view.device), state=state)

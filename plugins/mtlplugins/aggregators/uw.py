@@ -52,9 +52,9 @@ class UW(Aggregator):
         s = old["log_variance"]
         weights = 0.5 * np.exp(-take(s, view))
         gradient = put(np.zeros_like(s), view, 0.5 - weights * losses_of(view))
-        moved, moments = adam.step(s, gradient, old, lr=self.lr, touched=touched(s, view))
+        moved, moments = adam.step(s, gradient, old[adam.KEY], lr=self.lr, touched=touched(s, view))
         return Aggregation(
             weights=tensor(weights, view),
-            state=tensors({"log_variance": moved, **moments}),
+            state=tensors({"log_variance": moved, adam.KEY: moments}),
             diagnostics={"log_variance": torch.from_numpy(moved)},
         )

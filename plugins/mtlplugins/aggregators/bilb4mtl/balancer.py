@@ -31,7 +31,6 @@ from torch import Tensor
 from mtlcore import choice, flag, integer, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlcore.errors import ConfigurationError
-from mtlplugins import adam
 from mtlplugins.aggregators.bilb4mtl import discrepancy as discrepancies
 from mtlplugins.aggregators.bilb4mtl import features, squash
 from mtlplugins.aggregators.bilb4mtl import normalisation as normalisations
@@ -39,9 +38,9 @@ from mtlplugins.aggregators.bilb4mtl import router as routers
 from mtlplugins.aggregators.bilb4mtl.dense_router import DenseRouter, Layout
 from mtlplugins.aggregators.bilb4mtl.free_router import FreeRouter
 from mtlplugins.aggregators.bilb4mtl.presets import PRESETS
-from mtlplugins.arrays import Array, tensors
+from mtlplugins.arrays import Array
 from mtlplugins.positive import solve_part
-from mtlplugins.vectors import Vector, dot, losses_of, mask, tensor
+from mtlplugins.vectors import Vector, dot, losses_of, mask, tensor, tensors
 
 Weigh = Callable[[StepView], Tensor]
 Solve = Callable[[StepView, Weigh], StepView]
@@ -141,16 +140,14 @@ class Balancer(Aggregator):
         return frozenset(promised)
 
     def init(self, n_tasks: int) -> State:
-        """References, router, moments. What the router's size or first values depend on (features, the generator) is
-        known in the first step only; until then ``drawn`` is False and the router is of size 0, if not free."""
-        size = n_tasks if self.router == "free" else 0
-        return {
-            "n_tasks": torch.tensor(n_tasks),  # K itself, for a first batch that lacks some tasks
-            "drawn": torch.tensor(False),
-            "router": torch.zeros(size, dtype=torch.float64),
-            **(tensors(adam.fresh(size)) if self.router_optimizer == "adam" else {}),
-            **normalisations.fresh(self.normalisation, n_tasks).state(),
-        }
+        """References and router. A router whose first values are random, or whose size depends on the features, is
+        drawn in the first step; until then it is NaN, or empty."""
+        rows = 4 if self.router_optimizer == "adam" else 1
+        router = torch.zeros(rows, n_tasks if self.router == "free" else 0, dtype=torch.float64)
+        router[0] = self.init_low if self.init_low == self.init_high else math.nan
+        references = normalisations.fresh(self.normalisation, n_tasks)
+        # K itself, for a first batch that lacks some tasks.
+        return {"n_tasks": torch.tensor(n_tasks), "router": router, **references.state()}
 
     def _step(self, view: StepView, state: State, solve: Solve | None = None) -> Aggregation:
         """One step. ``solve`` takes the view at x and the weights of g as a function of a view, and returns the view
@@ -160,8 +157,7 @@ class Balancer(Aggregator):
         if keep is not None:
             return solve_part(view, keep, state, lambda part: self._step(part, state, solve))
         references = normalisations.updated(self.normalisation, self.log_reference_every, view, losses, old)
-        drawn = bool(state["drawn"].tolist())
-        router = self._router(view, state, drawn)
+        router = self._router(view, state)
         level = _LowerLevel(self, router, references)
 
         here = level.at(view, losses)
@@ -174,15 +170,14 @@ class Balancer(Aggregator):
             pushes = list(map(operator.mul, here.sigma, pushes))
         coefficients = list(map(operator.add, here.coefficients, pushes))
         gradient, by_phi = level.to_router(here, by_sigma)
+        notes = {"sigma": here.sigma, "coefficients": coefficients, "pull": pull}
+        if self.discrepancy == "adjacent":
+            notes["signs"] = list(itertools.accumulate(pull[:-1]))
         diagnostics: dict[str, Any] = {
-            "sigma": tensor(here.sigma),
-            "coefficients": tensor(coefficients),
-            "pull": tensor(pull),
+            **tensors(**notes),
             "lower": dot(here.coefficients, here.normalised),
             "discrepancy": gap,
         }
-        if self.discrepancy == "adjacent":
-            diagnostics["signs"] = tensor(list(itertools.accumulate(pull[:-1])))
         if solve is not None:
             inner = solve(view, level.weights)
             there = level.at(inner, losses_of(inner))
@@ -200,28 +195,27 @@ class Balancer(Aggregator):
         if by_phi is not None and not self.detach_features:
             feature_gradient = features.spread(view, self.channel_dim, by_phi)
         eps = self.eps * max(max(by_sigma), -min(by_sigma))
-        rule = routers.Rule(self.router_optimizer, self.router_lr, self.beta1, self.beta2, eps)
-        trained = router.trained(view, gradient, rule)
+        rule = routers.Rule(self.router_lr, self.beta1, self.beta2, eps)
+        new = {**state, "router": router.trained(view, gradient, rule)}
         if references is not old:
-            trained |= references.state()
-        if not drawn:
-            trained["drawn"] = torch.tensor(True)
+            new |= references.state()
         return Aggregation(
-            weights=tensor(weights).to(view.device),
-            state={**state, **trained},
+            weights=tensor(weights, view.device),
+            state=new,
             diagnostics=diagnostics,
             feature_gradient=feature_gradient,
         )
 
-    def _router(self, view: StepView, state: State, drawn: bool) -> routers.Router:
+    def _router(self, view: StepView, state: State) -> routers.Router:
         """The router of this step; drawn now if it is the first."""
         if self.router == "free":
-            if drawn:
-                return FreeRouter.read(state)
-            return FreeRouter.drawn(state, view.generator, self.init_low, self.init_high)
+            free = FreeRouter.read(view, state)
+            fresh = math.isnan(free.all_rows[0][0])
+            return FreeRouter.drawn(view, state, self.init_low, self.init_high) if fresh else free
         n, width = int(state["n_tasks"]), features.width(view, self.channel_dim)
         layout = Layout(self.router, n, width, self.hidden, self.channel_dim)
-        return DenseRouter.read(layout, state) if drawn else DenseRouter.drawn(layout, view.generator)
+        fresh = not state["router"].numel()
+        return DenseRouter.drawn(layout, state, view.generator) if fresh else DenseRouter.read(layout, state)
 
 
 class _Point(NamedTuple):
@@ -266,7 +260,7 @@ class _LowerLevel(NamedTuple):
     def weights(self, view: StepView) -> Tensor:
         """Weights of the raw losses in grad_x g."""
         point = self.at(view, losses_of(view))
-        return tensor(list(map(operator.mul, point.coefficients, point.slope))).to(view.device)
+        return tensor(list(map(operator.mul, point.coefficients, point.slope)), view.device)
 
     def to_router(self, point: _Point, by_sigma: Vector) -> tuple[Any, Array | None]:
         """Cotangents of the router's parameters and of its input."""

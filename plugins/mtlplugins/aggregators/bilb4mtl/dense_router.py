@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mtlcore.contracts import State, StepView
 from mtlcore.errors import FeaturesError
 from mtlplugins import adam
 from mtlplugins.aggregators.bilb4mtl import features
-from mtlplugins.aggregators.bilb4mtl.router import Router, Rule
-from mtlplugins.arrays import Array, Arrays, arrays, tensors
+from mtlplugins.aggregators.bilb4mtl.router import Rule
+from mtlplugins.arrays import Array
 from mtlplugins.vectors import Vector, put, take
 
 
@@ -49,8 +50,12 @@ class Layout:
 
     def split(self, flat: Array) -> list[Array]:
         """The layers, as views into the flat vector."""
-        ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
-        return [part.reshape(shape) for part, shape in zip(np.split(flat, ends), self.shapes)]
+        parts, start = [], 0
+        for shape in self.shapes:
+            end = start + math.prod(shape)
+            parts.append(flat[start:end].reshape(shape))
+            start = end
+        return parts
 
     def draw(self, generator: torch.Generator) -> Array:
         """First parameters, as nn.Linear draws its own. [code]"""
@@ -78,12 +83,11 @@ class Seen(NamedTuple):
     """Input of the last layer."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DenseRouter(Router):
-    """Layers and their moments (n,), by their names in the state."""
+class DenseRouter(NamedTuple):
+    """A :class:`.router.Router`: its rows (parameters, moments) as one array."""
 
     layout: Layout
-    vectors: Arrays
+    rows: Array
 
     @classmethod
     def read(cls, layout: Layout, state: State) -> DenseRouter:
@@ -92,22 +96,24 @@ class DenseRouter(Router):
         Raises:
             FeaturesError: the features are not those of the first step.
         """
-        found = len(state["router"])
+        found = state["router"].shape[1]
         if found != layout.size:
             raise FeaturesError(
                 f"the features have {layout.n_features} channels in all, but the router was made for another number in "
                 f"the first step ({found} parameters instead of {layout.size})."
             )
-        return cls(layout, arrays({name: state[name] for name in ("router", *adam.MOMENTS) if name in state}))
+        return cls(layout, state["router"].numpy())
 
     @classmethod
-    def drawn(cls, layout: Layout, generator: torch.Generator) -> DenseRouter:
+    def drawn(cls, layout: Layout, state: State, generator: torch.Generator) -> DenseRouter:
         """In the first step."""
-        return cls(layout, {"router": layout.draw(generator), **adam.fresh(layout.size)})
+        rows = np.zeros((state["router"].shape[0], layout.size))
+        rows[0] = layout.draw(generator)
+        return cls(layout, rows)
 
     def scores(self, view: StepView) -> tuple[Vector, Seen]:
         """Scores (K,) of the tasks present."""
-        weight, bias, *first = self.layout.split(self.vectors["router"])
+        weight, bias, *first = self.layout.split(self.rows[0])
         phi = last = features.pooled(view, self.layout.channel_dim)
         if first:
             last = np.maximum(first[0] @ phi + first[1], 0.0)
@@ -115,22 +121,29 @@ class DenseRouter(Router):
 
     def pullback(self, view: StepView, seen: Seen, gradient: Vector) -> tuple[Array, Array]:
         """Cotangents of all parameters and of phi (F,)."""
-        weight, _, *first = self.layout.split(self.vectors["router"])
+        weight, _, *first = self.layout.split(self.rows[0])
         by_score = np.array(put([0.0] * self.layout.n_tasks, view, gradient))
         back = by_score @ weight
-        parts = [np.outer(by_score, seen.last).ravel(), by_score]
+        out = np.empty(self.layout.size)
+        by_weight, by_bias, *by_first = self.layout.split(out)
+        np.multiply(by_score[:, None], seen.last, out=by_weight)
+        by_bias[:] = by_score
         if first:
             back = back * (seen.last > 0)
-            parts += [np.outer(back, seen.phi).ravel(), back]
+            np.multiply(back[:, None], seen.phi, out=by_first[0])
+            by_first[1][:] = back
             back = back @ first[0]
-        return np.concatenate(parts), back
+        return out, back
 
-    def trained(self, view: StepView, gradient: Array, rule: Rule) -> State:
+    def trained(self, view: StepView, gradient: Array, rule: Rule) -> Tensor:
         """One step of the parameters that the scores of the tasks present depend on."""
-        flat, touched = self.vectors["router"], self.layout.touched(view)
-        if rule.optimizer == "sgd":
-            return tensors({"router": flat - rule.lr * (gradient if touched is None else gradient * touched)})
-        flat, moments = adam.step(
-            flat, gradient, self.vectors, lr=rule.lr, beta1=rule.beta1, beta2=rule.beta2, eps=rule.eps, touched=touched
-        )
-        return tensors({"router": flat, **moments})
+        flat, touched = self.rows[0], self.layout.touched(view)
+        if len(self.rows) == 1:
+            new = (flat - rule.lr * (gradient if touched is None else gradient * touched))[None]
+        else:
+            moved, moments = adam.step(
+                flat, gradient, self.rows[1:],
+                lr=rule.lr, beta1=rule.beta1, beta2=rule.beta2, eps=rule.eps, touched=touched,
+            )  # fmt: skip
+            new = np.concatenate([moved[None], moments])
+        return torch.from_numpy(new)

@@ -17,16 +17,17 @@ def width(view: StepView, channel_dim: int) -> int:
     Raises:
         FeaturesError: the step got no features, or one without that dimension.
     """
-    if not view.features:
+    features = view.features
+    if not features:
         raise FeaturesError(
             "a router that reads features got none: hand them over, backward(losses, features=z) or a closure that "
             "returns (losses, features), or choose router='free'."
         )
-    for i, feature in enumerate(view.features):
+    for i, feature in enumerate(features):
         if not -feature.ndim <= channel_dim < feature.ndim:
             shape = tuple(feature.shape)
             raise FeaturesError(f"features[{i}] has shape {shape} and no dimension {channel_dim}: set channel_dim.")
-    return sum(f.shape[channel_dim] for f in view.features)
+    return sum([f.shape[channel_dim] for f in features])
 
 
 def pooled(view: StepView, channel_dim: int) -> Array:
@@ -35,15 +36,16 @@ def pooled(view: StepView, channel_dim: int) -> Array:
     for feature in view.features:
         others = [d for d in range(feature.ndim) if d != channel_dim % feature.ndim]
         parts.append((feature.mean(others) if others else feature).to(torch.float64))
-    out: Array = torch.cat(parts).cpu().numpy()
+    out: Array = (torch.cat(parts) if len(parts) > 1 else parts[0]).cpu().numpy()
     return out
 
 
 def spread(view: StepView, channel_dim: int, gradient: Array) -> tuple[Tensor, ...]:
     """Cotangents of the features for a cotangent ``gradient`` (F,) of :func:`pooled`; the adjoint of the mean."""
-    ends = np.cumsum([f.shape[channel_dim] for f in view.features])[:-1]
+    features = view.features
+    ends = np.cumsum([f.shape[channel_dim] for f in features])[:-1]
     cotangents = []
-    for feature, part in zip(view.features, np.split(gradient, ends)):
+    for feature, part in zip(features, np.split(gradient, ends)):
         shape = [1] * feature.ndim
         shape[channel_dim] = -1
         scaled = torch.from_numpy(part * (len(part) / feature.numel())).to(feature)

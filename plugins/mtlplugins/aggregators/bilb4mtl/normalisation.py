@@ -5,7 +5,7 @@
 - ``log``: l~_i = log(l_i / l_i_ref). The reference is the first loss, or the first of every period of
   ``log_reference_every`` steps: the published code takes it anew from the first batch of every epoch. [code]
 
-References are state: (K,) losses, and (K,) int64 periods in which they were taken (-1: not yet).
+References are state, a matrix of two rows: losses, and the periods in which they were taken (-1: not yet).
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
-
 from mtlcore.contracts import State, StepView
 from mtlplugins.positive import positive
-from mtlplugins.vectors import Vector, put, take, tensor
+from mtlplugins.vectors import Vector, matrix, put, take
 
 KINDS = ("identical", "rescaled", "log")
 
@@ -26,27 +24,24 @@ class References(NamedTuple):
     """Of all n tasks; empty for ``identical``."""
 
     losses: Vector
-    periods: list[int]
+    periods: Vector
 
     def state(self) -> State:
         """As the entries of a state."""
-        if not self.losses:
-            return {}
-        periods = torch.tensor(self.periods, dtype=torch.int64)
-        return {"reference": tensor(self.losses), "reference_period": periods}
+        return {"reference": matrix([self.losses, self.periods])} if self.losses else {}
 
 
 def fresh(kind: str, n_tasks: int) -> References:
     """References before the first step."""
     n = 0 if kind == "identical" else n_tasks
-    return References([1.0] * n, [-1] * n)
+    return References([1.0] * n, [-1.0] * n)
 
 
 def read(kind: str, state: State) -> References:
     """The references of a state."""
     if kind == "identical":
         return References([], [])
-    return References(state["reference"].tolist(), state["reference_period"].tolist())
+    return References(*state["reference"].tolist())
 
 
 def usable(kind: str, view: StepView, losses: Vector, references: References) -> list[bool] | None:
@@ -72,7 +67,7 @@ def updated(kind: str, every: int | None, view: StepView, losses: Vector, old: R
     if taken.count(period) == len(taken):
         return old
     anew = [reference if p == period else loss for reference, p, loss in zip(known, taken, losses)]
-    return References(put(old.losses, view, anew), put(old.periods, view, [period] * len(anew)))
+    return References(put(old.losses, view, anew), put(old.periods, view, [float(period)] * len(anew)))
 
 
 def normalise(kind: str, view: StepView, losses: Vector, references: References) -> tuple[Vector, Vector]:
