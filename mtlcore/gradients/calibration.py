@@ -2,13 +2,16 @@
 
 The first step of a new shape computes the task gradients with every candidate from the same graph and compares each
 with the reference: a candidate that errs or fails is out for good. The steps after that are ordinary steps that take
-turns among the candidates, timed; then the fastest stays. Every one of these steps is a correct training step, so
-that nothing is wasted and nothing but rounding changes.
+turns among the candidates, timed: first heats of single steps, then a final among those that are close, in turns of
+several steps. Every one of these steps is a correct training step, so that nothing is wasted and nothing but rounding
+changes.
 """
 
 from __future__ import annotations
 
+import collections
 import math
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,16 +23,20 @@ from mtlcore.contracts import Needs
 from mtlcore.gradients.jacobian import Stored
 from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients
 
-_ROUNDS = 3
-"""Every candidate is timed at least so often ..."""
-_MOST_ROUNDS = 12
+_HEATS = 2
+"""Steps of every candidate before the final. (Not one: the first also warms up caches and threads.)"""
+_CLOSE = 1.25
+"""The final is among those that in the heats were at most this much slower than the best."""
+_TURN = 3
+"""Steps in a row in the final. The first does not count: it finds caches and threads as another source left them, which is
+not how training goes on."""
+_TURNS = 5
+"""Turns of everybody in the final at least ..."""
+_MOST_TURNS = 12
 _ENOUGH = 0.2
-"""... and short steps, which noise can disturb, up to so often, or until the reference has been timed for 0.2 s."""
+"""... and short steps, which noise can disturb, up to so many, or until one source's counted steps have taken 0.2 s."""
 _WORTH = 0.97
 """Another source replaces the reference only if it saves more than 3 %."""
-_HOPELESS = 2.5
-"""A candidate this much slower than the best in the first two rounds is not tried again. (Not one round: the first also
-warms up caches and threads.)"""
 
 
 class Candidate:
@@ -47,7 +54,15 @@ class Candidate:
         self._make = make
         self.source = make()
         self.times: list[float] = []
+        """Of the steps that count."""
+        self.ratio: float | None = None
+        """Its time over the reference's."""
         self.refused: str | None = None
+
+    def turns(self) -> list[float]:
+        """Seconds of each turn in the final."""
+        n = _TURN - 1
+        return [sum(self.times[i : i + n]) for i in range(0, len(self.times), n)]
 
     def forget(self) -> None:
         """Give the buffers back."""
@@ -69,7 +84,9 @@ class Calibration:
         self.timed = timed
         self._why = why
         self._verified = False
-        self._turn = 0
+        self._coming: collections.deque[tuple[Candidate, bool]] = collections.deque()
+        """Whose steps come next, and whether they count."""
+        self._final: list[Candidate] = []
         self.winner: Candidate | None = None
         if len(candidates) == 1:
             self.winner = candidates[0]
@@ -78,8 +95,7 @@ class Calibration:
         """One step's task gradients, whoever's turn it is."""
         if not self._verified:
             return self._verify(problem)
-        candidate = self._alive()[self._turn % len(self._alive())]
-        stopwatch = _Stopwatch(problem)
+        candidate, stopwatch = self._coming[0][0], _Stopwatch(problem)
         return _Timed(candidate.source.collect(problem), stopwatch, lambda s: self._note(candidate, s))
 
     def explain(self) -> str:
@@ -90,10 +106,9 @@ class Calibration:
             return f"calibrating ({', '.join(c.label for c in self._alive())}){refused}"
         if not self.timed:
             return f"{self.winner.label}: {self._why}{refused}"
-        if not reference.times:
+        if reference.ratio is None:
             return f"{self.winner.label}: the only one left{refused}"
-        fastest = min(reference.times)
-        ratios = [f"{c.label} {min(c.times) / fastest:.2f}" for c in self._candidates if c.times]
+        ratios = [f"{c.label} {c.ratio:.2f}" for c in self._candidates if c.ratio is not None]
         return f"{self.winner.label}: measured step times {', '.join(ratios)}{refused}"
 
     def _alive(self) -> list[Candidate]:
@@ -120,27 +135,54 @@ class Calibration:
         if not self.timed or len(alive) == 1:
             self._settle(chosen if len(alive) > 1 else reference)
             chosen = alive[-1]
+        else:
+            self._coming.extend((c, True) for c in alive * _HEATS)
         return chosen.source.collect(problem)
 
     def _note(self, candidate: Candidate, seconds: float) -> None:
-        candidate.times.append(seconds)
-        self._turn += 1
-        alive = self._alive()
-        rounds = min(len(c.times) for c in alive)
-        if rounds < 2 or self._turn % len(alive):
+        """The step of ``candidate`` took so long. (A step that was given up is not noted; its turn comes again.)"""
+        _, counts = self._coming.popleft()
+        if counts:
+            candidate.times.append(seconds)
+        if self._coming:
             return
-        best = min(min(c.times) for c in alive)
-        for c in alive[1:]:
-            if min(c.times) > _HOPELESS * best:
-                c.refused = f"{min(c.times) / best:.1f} times slower than the best"
+        if not self._final:
+            self._begin_final()
+        elif self._decided():
+            self._end_final()
+        if self.winner is None:
+            for c in self._final:
+                self._coming.extend((c, i > 0) for i in range(_TURN))
+
+    def _begin_final(self) -> None:
+        reference, *_ = alive = self._alive()
+        fastest = {c.label: min(c.times) for c in alive}
+        best = min(fastest.values())
+        for c in alive:
+            c.ratio = fastest[c.label] / fastest[reference.label]
+            c.times.clear()
+            if fastest[c.label] <= _CLOSE * best:
+                self._final.append(c)
+            else:
                 c.forget()
-        self._turn = 0
-        reference, *others = self._alive()
-        enough = rounds >= _MOST_ROUNDS or sum(reference.times) >= _ENOUGH
-        if (rounds >= _ROUNDS and enough) or not others:
-            winner = min(others, key=lambda c: min(c.times), default=reference)
-            worth = min(winner.times) < _WORTH * min(reference.times)
-            self._settle(winner if worth else reference)
+        if len(self._final) == 1:
+            self._settle(self._final[0])
+
+    def _decided(self) -> bool:
+        times = self._final[0].times
+        turns = len(times) // (_TURN - 1)
+        return turns >= _TURNS and (turns >= _MOST_TURNS or sum(times) >= _ENOUGH)
+
+    def _end_final(self) -> None:
+        first = self._final[0]
+        anchor, base = first.ratio or 1.0, first.turns()
+        for c in self._final:
+            # Turn by turn, so that a load that comes and goes, which all turns of a round share, cancels.
+            c.ratio = anchor * statistics.median(a / b for a, b in zip(c.turns(), base))
+        winner = min(self._final, key=lambda c: c.ratio or math.inf)
+        reference = self._candidates[0]
+        worth = reference not in self._final or (winner.ratio or 0.0) < _WORTH
+        self._settle(winner if worth else reference)
 
     def _settle(self, winner: Candidate) -> None:
         self.winner = winner

@@ -15,12 +15,15 @@ from support.methods import Fixed, FixedOnRows
 from support.shapes import SHAPES
 
 WEIGHTS = (1.0, -0.5, 2.0)
+LONG = 17
+"""Steps of a calibration among three candidates with one turn each in the final: 1 + 2 * 3 + 3 * 3, and one more."""
 
 
 @pytest.fixture
 def everything_is_large(monkeypatch):
     monkeypatch.setattr(planner, "_SMALL", 0)
-    monkeypatch.setattr(calibration, "_MOST_ROUNDS", 3)
+    monkeypatch.setattr(calibration, "_TURNS", 1)
+    monkeypatch.setattr(calibration, "_MOST_TURNS", 1)
 
 
 class Ones(Aggregator):
@@ -49,7 +52,7 @@ def train(work, method, steps, **options):
 def test_every_step_of_a_calibration_is_a_correct_step(name, method):
     jacobian, _ = explicit(make(SHAPES[name]))
     expected = jacobian.T @ torch.tensor(WEIGHTS, dtype=torch.float64)
-    _, reports, gradients = train(make(SHAPES[name]), method(WEIGHTS), 12)
+    _, reports, gradients = train(make(SHAPES[name]), method(WEIGHTS), LONG)
     for report, gradient in zip(reports, gradients):
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(report.gramian, jacobian @ jacobian.T, rtol=1e-9, atol=0.0)
@@ -60,7 +63,7 @@ def test_every_step_of_a_calibration_is_a_correct_step(name, method):
 @pytest.mark.usefixtures("everything_is_large")
 def test_calibrates_once_per_shape_and_remembers():
     work = make(SHAPES["wide_mlp"])
-    mt, reports, _ = train(work, Ones(), 12)
+    mt, reports, _ = train(work, Ones(), LONG)
     choice = dict(mt._planner.choices())
     assert len(choice) == 1
     losses, z = work.evaluate()
@@ -75,7 +78,7 @@ def test_calibrates_once_per_shape_and_remembers():
 
 @pytest.mark.usefixtures("everything_is_large")
 def test_a_checkpoint_keeps_the_choice():
-    mt, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 12)
+    mt, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), LONG)
     work = make(SHAPES["wide_mlp"])
     again = MultiTask(work.trunk, aggregator=Fixed(WEIGHTS))
     again.load_state_dict(mt.state_dict())
@@ -118,7 +121,7 @@ def test_a_source_that_errs_is_refused_and_the_gradients_stay_right(method):
 
     jacobian, _ = explicit(make(crooked))
     expected = jacobian.T @ torch.tensor(WEIGHTS, dtype=torch.float64)
-    _, reports, gradients = train(make(crooked), method(WEIGHTS), 12)
+    _, reports, gradients = train(make(crooked), method(WEIGHTS), LONG)
     for gradient in gradients:
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
     assert "refused" in reports[-1].gradient_source
@@ -128,13 +131,47 @@ def test_a_source_that_errs_is_refused_and_the_gradients_stay_right(method):
 
 @pytest.mark.usefixtures("everything_is_large")
 def test_timing_decides(monkeypatch):
-    clock = {"streaming": 3.0, "streaming-together": 1.0, "sequential": 2.0}
+    clock = {"streaming": 2.2, "streaming-together": 1.8, "sequential": 2.0}
     monkeypatch.setattr(calibration.Calibration, "_note", _noting(clock))
-    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 14)
-    assert reports[-1].gradient_source.startswith("streaming-together: measured step times sequential 1.00")
+    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), LONG)
+    expected = "streaming-together: measured step times sequential 1.00, streaming 1.10, streaming-together 0.90"
+    assert reports[-1].gradient_source == expected
     clock.update({"streaming-together": 1.95})
-    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 14)
+    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), LONG)
     assert reports[-1].gradient_source.startswith("sequential:")  # 2.5 % are not worth it
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_who_is_far_behind_in_the_heats_is_not_in_the_final(monkeypatch):
+    clock = {"streaming": 1.2, "streaming-together": 1.0, "sequential": 2.0}
+    monkeypatch.setattr(calibration.Calibration, "_note", _noting(clock))
+    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 1 + 6 + 6 + 1)
+    expected = "streaming-together: measured step times sequential 1.00, streaming 0.60, streaming-together 0.50"
+    assert reports[-1].gradient_source == expected
+    clock.update({"streaming": 3.0})
+    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 1 + 6 + 1)  # no final at all
+    assert reports[-1].gradient_source.startswith("streaming-together: measured step times sequential 1.00")
+
+
+def test_a_load_that_comes_and_goes_and_the_first_step_of_a_turn_do_not_count(monkeypatch):
+    monkeypatch.setattr(planner, "_SMALL", 0)
+    true = {"streaming": 1.2, "streaming-together": 0.9, "sequential": 1.0}
+    noted = []
+    original = calibration.Calibration._note
+
+    def note(self, candidate, seconds):
+        n = len(noted)
+        noted.append(candidate.label)
+        first = noted[-2:-1] != [candidate.label]  # after another source: twice as slow for the one that is fastest
+        spoilt = 2.0 if n >= 6 and first and candidate.label == "streaming-together" else 1.0
+        load = 1.0 + (n // 9) % 3  # of a whole round
+        if n < 6:
+            load = 1.0
+        original(self, candidate, true[candidate.label] * spoilt * load)
+
+    monkeypatch.setattr(calibration.Calibration, "_note", note)
+    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 1 + 6 + 5 * 9 + 1)
+    assert reports[-1].gradient_source.startswith("streaming-together: measured step times sequential 1.00")
 
 
 def _noting(clock):
