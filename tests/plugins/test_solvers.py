@@ -27,7 +27,7 @@ def unit(j: np.ndarray) -> np.ndarray:
     return j / np.linalg.norm(j, axis=1, keepdims=True)
 
 
-SHAPES = [(2, 5), (3, 2), (3, 9), (5, 3), (5, 20), (11, 4), (11, 30), (40, 15), (40, 100)]
+SHAPES = [(2, 5), (3, 2), (3, 9), (5, 3), (5, 20), (11, 4), (11, 30), (40, 15), (40, 100), (60, 200)]
 CASES = [(k, p, seed) for k, p in SHAPES for seed in range(4)]
 
 
@@ -80,6 +80,21 @@ def test_both_nonnegative_methods_end_at_the_optimality_conditions(k, p, seed):
             assert nonnegative.residual(c, c[j], y) <= 64 * k * EPS
         # The weights need not be unique, the projected vector is.
         np.testing.assert_allclose(u.T @ many[j], u.T @ alone, atol=1e-7)
+
+
+@pytest.mark.parametrize(("k", "p", "seed"), [c for c in CASES if c[0] > 3])
+def test_systems_of_the_free_variables_are_the_padded_ones(monkeypatch, k, p, seed):
+    u = unit(rows(k, p, seed))
+    c = nonnegative.ridged(cosines(u @ u.T).matrix)
+    free = np.random.default_rng(seed).random((k, k)) < 0.4
+    free[0], free[1] = False, True
+    found = []
+    for limit in (0, 1000):
+        monkeypatch.setattr(nonnegative, "_COMPRESSED", limit)
+        found.append(nonnegative._on_free(c, free, c))
+    assert (found[0][~free] == 0.0).all()
+    # Of the rows, not of the weights, which rounding may decide where the rows are dependent.
+    np.testing.assert_allclose(found[0] @ u, found[1] @ u, atol=1e-7)
 
 
 @pytest.mark.parametrize("c", [-1.0, -1.0 + EPS, -0.9999999, -0.5, 0.0, 0.5, 1.0 - EPS, 1.0])

@@ -161,12 +161,14 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     return out
 
 
-def curves(rule: Rule, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
+def curves(seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
     """Step time against K (2 .. 100) and against P, with fitted lines; against K in forward passes of the trunk.
+
+    With given weights instead of UPGrad: its K projections of K rows each take more than all gradients at K = 100.
 
     A line t = a + b x is fitted by least squares of relative errors; ``worst`` is the largest relative deviation.
     """
-    kinds = (Floor, MtlCore, TorchJd, TorchJdSequential)
+    kinds, rule = (Floor, MtlCore, TorchJd, TorchJdSequential), Rule("fixed")
     out: dict[str, Any] = {}
     points: dict[str, list[tuple[float, Callable[[], Workload]]]] = {
         "K": [(k, functools.partial(workloads.mlp, k, width=256)) for k in (2, 5, 10, 20, 40, 70, 100)],
@@ -212,22 +214,25 @@ def figure(records: Sequence[dict[str, Any]], lines: dict[str, Any], path: Path)
     shown = [
         c.label for c in CONTENDERS if c.label != Floor.label and any(c.label in r["ratio_to_floor"] for r in records)
     ]
+    # The same colour in every panel.
+    colours = {c.label: pyplot.get_cmap("tab20").colors[i] for i, c in enumerate(CONTENDERS)}
     panels = 1 + len(lines)
     canvas, axes = pyplot.subplots(panels, 1, figsize=(11, 4.2 * panels), squeeze=False, layout="constrained")
     first = axes[0][0]
     width = 0.8 / len(shown)
     for i, label in enumerate(shown):
         heights = [r["ratio_to_floor"].get(label, float("nan")) for r in records]
-        first.bar([j + i * width for j in range(len(records))], heights, width, label=label)
+        first.bar([j + i * width for j in range(len(records))], heights, width, label=label, color=colours[label])
     first.axhline(1.0, color="black", linewidth=1)
-    first.set_xticks([j + 0.4 for j in range(len(records))], [r["workload"] for r in records])
+    first.set_xticks([j + 0.4 for j in range(len(records))], [r["workload"] for r in records], fontsize=8)
     first.set_ylabel("step time / floor")
     first.legend(fontsize=8, ncols=3)
     for axis, (name, curve) in zip((row[0] for row in axes[1:]), lines.items()):
         for label, values in curve["y"].items():
             fit = curve["fit"][label]
-            (line,) = axis.plot(curve["x"], values, "o", label=f"{label}: {fit['a']:.2g} + {fit['b']:.2g} {name}")
-            axis.plot(curve["x"], [fit["a"] + fit["b"] * x for x in curve["x"]], color=line.get_color(), linewidth=1)
+            fitted, colour = f"{label}: {fit['a']:.2g} + {fit['b']:.2g} {name}", colours[label]
+            axis.plot(curve["x"], values, "o", label=fitted, color=colour)
+            axis.plot(curve["x"], [fit["a"] + fit["b"] * x for x in curve["x"]], color=colour, linewidth=1)
         axis.set_xlabel(name)
         axis.set_ylabel("step / trunk's forward pass" if name == "K" else "step / floor of the smallest")
         axis.legend(fontsize=8)
@@ -263,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "machine": platform.machine(),
         "summary": summary(records),
         "records": records,
-        "curves": {} if options.no_curves else curves(rule, 3 * options.seconds, clock),
+        "curves": {} if options.no_curves else curves(3 * options.seconds, clock),
     }
     print("\nsummary")
     for name, value in result["summary"].items():

@@ -18,6 +18,8 @@ from mtlplugins.solvers.certificate import EPS
 from mtlplugins.solvers.cosines import Array, Mask
 
 _SWEEPS = 10
+_COMPRESSED = 48
+"""Variables from which on gathering the free ones costs less than solving systems of full size."""
 
 
 def pair(c: float, p: float, q: float) -> tuple[float, float]:
@@ -76,10 +78,7 @@ def solve_many(matrix: Array, linear: Array, positive: Mask | None = None) -> tu
     while len(rows) and count < _SWEEPS:
         count += 1
         f, q = free[rows], linear[rows]
-        # The rows and columns that are not free are replaced by those of the identity: one batched call for all.
-        system = np.where(f[:, :, None] & f[:, None, :], c, 0.0)
-        system.reshape(len(rows), -1)[:, :: k + 1] = np.where(f, c.flat[0], 1.0)
-        x = np.linalg.solve(system, np.where(f, -q, 0.0)[:, :, None])[:, :, 0]
+        x = _on_free(c, f, q)
         slack = x @ c + q
         floor = 4.0 * EPS * k * (size[rows] + np.abs(x).sum(axis=1, keepdims=True))
         wrong = np.where(f, x < 0.0, slack < -floor)
@@ -93,6 +92,27 @@ def solve_many(matrix: Array, linear: Array, positive: Mask | None = None) -> tu
         y[row], more = _active_set(c, linear[row])
         count += more
     return y, count
+
+
+def _on_free(c: Array, free: Mask, linear: Array) -> Array:
+    """x (m, k) with C_FF x_F = -q_F on each row's free set F, and zero elsewhere."""
+    m, k = linear.shape
+    if k <= _COMPRESSED:
+        # The rows and columns that are not free are replaced by those of the identity: one batched call for all.
+        system = np.where(free[:, :, None] & free[:, None, :], c, 0.0)
+        system.reshape(m, -1)[:, :: k + 1] = np.where(free, c.flat[0], 1.0)
+        return np.linalg.solve(system, np.where(free, -linear, 0.0)[:, :, None])[:, :, 0]
+    # The same, on as many rows and columns as the largest free set has.
+    out, size = np.zeros((m, k)), int(free.sum(axis=1).max())
+    if size:
+        index = np.argsort(~free, axis=1, kind="stable")[:, :size]
+        inside = np.take_along_axis(free, index, 1)
+        system = c[index[:, :, None], index[:, None, :]]
+        system *= inside[:, :, None] & inside[:, None, :]
+        system.reshape(m, -1)[:, :: size + 1] = np.where(inside, c.flat[0], 1.0)
+        right = np.where(inside, -np.take_along_axis(linear, index, 1), 0.0)
+        np.put_along_axis(out, index, np.linalg.solve(system, right[:, :, None])[:, :, 0], 1)
+    return out
 
 
 def _active_set(c: Array, q: Array) -> tuple[Array, int]:
