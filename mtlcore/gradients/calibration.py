@@ -28,8 +28,8 @@ _HEATS = 2
 _CLOSE = 1.25
 """The final is among those that in the heats were at most this much slower than the best."""
 _TURN = 3
-"""Steps in a row in the final. The first does not count: it finds caches and threads as another source left them, which is
-not how training goes on."""
+"""Steps in a row in the final. The first does not count: it finds caches and threads as another source left them, and
+training does not go on like that."""
 _TURNS = 5
 """Turns of everybody in the final at least ..."""
 _MOST_TURNS = 12

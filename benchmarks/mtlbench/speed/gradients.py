@@ -215,7 +215,7 @@ def figure(records: Sequence[dict[str, Any]], lines: dict[str, Any], path: Path)
         c.label for c in CONTENDERS if c.label != Floor.label and any(c.label in r["ratio_to_floor"] for r in records)
     ]
     # The same colour in every panel.
-    colours = {c.label: pyplot.get_cmap("tab20").colors[i] for i, c in enumerate(CONTENDERS)}
+    colours = {c.label: pyplot.get_cmap("tab20")(i) for i, c in enumerate(CONTENDERS)}
     panels = 1 + len(lines)
     canvas, axes = pyplot.subplots(panels, 1, figsize=(11, 4.2 * panels), squeeze=False, layout="constrained")
     first = axes[0][0]
