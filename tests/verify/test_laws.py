@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from mtlcore.errors import ConfigurationError, UnknownPluginError
-from mtlcore.registry import registry
+from mtlcore.registry import create, registry
 from mtlverify import Example, check, replay
 from mtlverify.law import WORST, law
 from mtlverify.laws.conflict import non_conflicting
+from mtlverify.laws.scaling import loss_unit_invariant
 from mtlverify.mutants import aggregators, twins
 from mtlverify.runner import examine
 from mtlverify.strategies import jacobians
@@ -180,6 +181,15 @@ def test_examples_survive_a_file_bit_for_bit():
     assert back.jacobian.dtype == torch.float32
     assert torch.equal(back.losses, example.losses)
     assert (back.seed, back.family, back.extra) == (5, "x", {"permutation": [1, 0]})
+
+
+def test_a_direction_that_cancels_to_rounding_has_not_turned():
+    """GLS on two opposite tasks: exactly zero in one unit, 1e-16 in another. Found by a thousand examples a law."""
+    rows = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    example = Example(rows, torch.tensor([0.125, 0.125], dtype=torch.float64), extra={"factors": [1.0, 8.0]})
+    assert loss_unit_invariant.check(create("aggregator", "gls"), example) >= 0.0
+    # One that really turns from zero is still caught: the sum, which follows the units.
+    assert loss_unit_invariant.check(create("aggregator", "sum"), example) < 0.0
 
 
 def test_peers_with_an_absolute_epsilon_are_refuted_from_scratch():

@@ -140,7 +140,9 @@ def loss_unit_invariant(plugin: Any, example: Example) -> float:
         plain, here = step(plugin, example, number, here)
         scaled, there = step(plugin, other, number, there)
         if 0 in (plain.length, scaled.length):
-            worst = min(worst, 1.0 if plain.length == scaled.length else -1.0)
+            # An answer of length zero beside one of rounding, where the tasks' pulls cancel, has not turned.
+            rounding = all(a.length <= tolerance.equality(a) for a in (plain, scaled))
+            worst = min(worst, 1.0 if plain.length == scaled.length else 0.0 if rounding else -1.0)
             continue
         error = float((plain.direction.double() / plain.length - scaled.direction.double() / scaled.length).norm())
         worst = min(worst, tolerance.share_left(error, sum(tolerance.equality(a) / a.length for a in (plain, scaled))))
