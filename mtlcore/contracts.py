@@ -85,7 +85,7 @@ class StepView:
 
     _losses: tuple[float, ...]
     _device: torch.device
-    _features: Sequence[Tensor]
+    _features: tuple[Tensor, ...]
     _gramian: Tensor | Callable[[], Tensor] | None
     _jacobian: Tensor | Callable[[], Tensor] | None
     _present: Tensor | None
@@ -131,7 +131,7 @@ class StepView:
         put(self, "task_names", tuple(f"task{i}" for i in range(n)) if task_names is None else tuple(task_names))
         put(self, "task_index", tuple(range(n)) if task_index is None else tuple(task_index))
         put(self, "step", step)
-        put(self, "_features", features)
+        put(self, "_features", tuple(features))
         put(self, "others", tuple(others))
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -15,21 +15,20 @@ import torch
 
 from mtlcore.contracts import Aggregation, State, StepView
 from mtlcore.errors import LossError
-from mtlplugins.vectors import Vector
 
 
-def positive(view: StepView, losses: Vector, why: str, checked: Sequence[bool] | None = None) -> list[bool] | None:
-    """None if every loss is positive, else K truth values: which are.
+def positive(view: StepView, why: str, checked: Sequence[bool] | None = None) -> list[bool] | None:
+    """None if every loss of the view is positive, else K truth values: which are.
 
     Args:
-        view: names the tasks.
-        losses: (K,).
+        view: the step.
         why: who asks, and the way out; ends the message.
         checked: (K,); only these losses need to be positive. Default: all.
 
     Raises:
         LossError: a loss that must be positive is negative; names task and value.
     """
+    losses = view.loss_values
     if checked is None:
         fine = [loss > 0 for loss in losses]
     else:

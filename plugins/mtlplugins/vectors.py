@@ -45,7 +45,7 @@ def tensors(**lists: Vector) -> dict[str, Tensor]:
     for name, values in lists.items():
         n = len(values)
         # An empty part of a buffer is an error for frombuffer.
-        part = torch.frombuffer(memory, dtype=torch.float64, count=n, offset=start) if n else torch.empty(0)
+        part = torch.frombuffer(memory, dtype=torch.float64, count=n, offset=start) if n else tensor([])
         out[name] = part
         start += 8 * n
     return out

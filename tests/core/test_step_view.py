@@ -31,7 +31,9 @@ def test_a_device_for_plain_numbers() -> None:
 
 def test_features_come_without_a_graph() -> None:
     z = torch.ones(2, 3, requires_grad=True) * 2.0
-    view = StepView(losses=[1.0], features=(z,))
+    handed = [z]
+    view = StepView(losses=[1.0], features=handed)
+    handed.clear()
     assert not view.features[0].requires_grad
     assert torch.equal(view.features[0], z)
     assert StepView(losses=[1.0]).features == ()

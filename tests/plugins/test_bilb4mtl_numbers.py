@@ -108,6 +108,7 @@ def test_vectors_of_some_tasks() -> None:
     assert torch.equal(matrix([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64))
     parts = tensors(a=[1.0, 2.0], none=[], b=[3.0])
     assert {name: part.tolist() for name, part in parts.items()} == {"a": [1.0, 2.0], "none": [], "b": [3.0]}
+    assert {part.dtype for part in parts.values()} == {torch.float64}
     assert torch.equal(mask([True, False]), torch.tensor([True, False]))
 
 

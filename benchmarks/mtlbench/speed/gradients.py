@@ -164,7 +164,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 def curves(seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
     """Step time against K (2 .. 100) and against P, with fitted lines; against K in forward passes of the trunk.
 
-    With given weights instead of UPGrad: its K projections of K rows each take more than all gradients at K = 100.
+    With given weights instead of UPGrad, whose K projections, up to order K^4 in all, would bend the line.
 
     A line t = a + b x is fitted by least squares of relative errors; ``worst`` is the largest relative deviation.
     """

@@ -45,7 +45,7 @@ class DWA(Aggregator):
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights (K,) that sum to K."""
         losses = losses_of(view)
-        positive(view, losses.tolist(), "dwa compares ratios of losses: shift the loss, or use another method.")
+        positive(view, "dwa compares ratios of losses: shift the loss, or use another method.")
         old = arrays(state)
         total, count, last, before = old["sum"], old["count"], old["last"], old["before"]
         number = view.step // self.window

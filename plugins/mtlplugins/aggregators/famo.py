@@ -61,7 +61,7 @@ class FAMO(Aggregator):
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights (K,) that sum to one. Remembers the losses for :meth:`observe`."""
         losses, forgotten = losses_of(view), {**state, "before": torch.zeros_like(state["before"])}
-        keep = positive(view, losses.tolist(), _WAY_OUT)
+        keep = positive(view, _WAY_OUT)
         if keep is not None:
             return solve_part(view, keep, forgotten, lambda part: self.aggregate(part, state))
         old = arrays(forgotten)
@@ -76,7 +76,7 @@ class FAMO(Aggregator):
         """One step of Adam on the logits of the tasks that had a positive loss before and after."""
         old, after = arrays(state), losses_of(view)
         before = take(old["before"], view)
-        positive(view, after.tolist(), _WAY_OUT)
+        positive(view, _WAY_OUT)
         both = (before > 0) & (after > 0)
         if not both.any():
             return state

@@ -38,9 +38,7 @@ class GLS(Aggregator):
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights GLS / (K L_i), the mean taken over the tasks whose loss is not exactly zero."""
         losses = losses_of(view)
-        keep = positive(
-            view, losses.tolist(), "gls takes its logarithm: shift the loss, or use a method without logarithms."
-        )
+        keep = positive(view, "gls takes its logarithm: shift the loss, or use a method without logarithms.")
         if keep is not None:
             return solve_part(view, keep, state, lambda part: self.aggregate(part, state))
         # Through logarithms: a product of 40 losses of 1e-12 would underflow.

@@ -36,9 +36,7 @@ class SI(Aggregator):
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights 1 / L_i; a task whose loss is exactly zero is left out (see mtlplugins.positive)."""
         losses = losses_of(view)
-        keep = positive(
-            view, losses.tolist(), "si takes its logarithm: shift the loss, or use a method without logarithms."
-        )
+        keep = positive(view, "si takes its logarithm: shift the loss, or use a method without logarithms.")
         if keep is not None:
             return solve_part(view, keep, state, lambda part: self.aggregate(part, state))
         return Aggregation(weights=tensor(1.0 / losses, view), state=state)

@@ -77,7 +77,7 @@ class STCH(Aggregator):
             preferences = self._vector(self.preferences, 1.0, view)
             x = preferences * (losses - self._vector(self.ideal, 0.0, view))
             return self._answer(preferences * softmax(x / self.mu), view, state, {"x": torch.from_numpy(x)})
-        keep = positive(view, losses.tolist(), "stch takes its logarithm: shift the loss, or use form='plain'.")
+        keep = positive(view, "stch takes its logarithm: shift the loss, or use form='plain'.")
         if keep is not None:
             return solve_part(view, keep, state, lambda part: self.aggregate(part, state))
         if view.step < self.warmup_steps:

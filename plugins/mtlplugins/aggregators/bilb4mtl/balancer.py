@@ -153,7 +153,7 @@ class Balancer(Aggregator):
         """One step. ``solve`` takes the view at x and the weights of g as a function of a view, and returns the view
         at z_N, an approximate minimiser of g(W, .); without it grad_W g(W, z_N) is dropped."""
         losses, old = losses_of(view), normalisations.read(self.normalisation, state)
-        keep = normalisations.usable(self.normalisation, view, losses, old)
+        keep = normalisations.usable(self.normalisation, view, old)
         if keep is not None:
             return solve_part(view, keep, state, lambda part: self._step(part, state, solve))
         references = normalisations.updated(self.normalisation, self.log_reference_every, view, losses, old)

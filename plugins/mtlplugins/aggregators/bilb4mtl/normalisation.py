@@ -44,7 +44,7 @@ def read(kind: str, state: State) -> References:
     return References(*state["reference"].tolist())
 
 
-def usable(kind: str, view: StepView, losses: Vector, references: References) -> list[bool] | None:
+def usable(kind: str, view: StepView, references: References) -> list[bool] | None:
     """None if all losses of this step can be normalised, else K truth values: which can (see mtlplugins.positive)."""
     if kind == "identical":
         return None
@@ -55,7 +55,7 @@ def usable(kind: str, view: StepView, losses: Vector, references: References) ->
             return None
         new = [period < 0 for period in periods]
     way_out = f"normalisation={kind!r} needs positive ones: use normalisation='identical', or shift the loss."
-    return positive(view, losses, way_out, checked=new)
+    return positive(view, way_out, checked=new)
 
 
 def updated(kind: str, every: int | None, view: StepView, losses: Vector, old: References) -> References:
