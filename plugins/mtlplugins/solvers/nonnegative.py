@@ -108,7 +108,7 @@ def _on_free(c: Array, free: Mask, linear: Array) -> Array:
         index = np.argsort(~free, axis=1, kind="stable")[:, :size]
         inside = np.take_along_axis(free, index, 1)
         system = c[index[:, :, None], index[:, None, :]]
-        system *= inside[:, :, None] & inside[:, None, :]
+        system *= inside[:, :, None]  # a row of the identity makes its unknown zero, so its column does not matter
         system.reshape(m, -1)[:, :: size + 1] = np.where(inside, c.flat[0], 1.0)
         right = np.where(inside, -np.take_along_axis(linear, index, 1), 0.0)
         np.put_along_axis(out, index, np.linalg.solve(system, right[:, :, None])[:, :, 0], 1)
