@@ -165,7 +165,7 @@ def test_a_lucky_turn_and_the_first_steps_of_turns_do_not_decide(monkeypatch):
         first = noted[-2:-1] != [candidate.label]  # after another source: twice as slow for the one that is fastest
         spoilt = 2.0 if n >= 6 and first and candidate.label == "streaming-together" else 1.0
         lucky = 0.2 if 6 <= n < 15 and candidate.label == "streaming" else 1.0  # in one round of five
-        load = 1.0 + n // 9 % 3 if n >= 6 else 1.0
+        load = 1.0 + (n - 6) // 9 % 3 if n >= 6 else 1.0  # of a whole round
         original(self, candidate, true[candidate.label] * spoilt * lucky * load)
 
     monkeypatch.setattr(calibration.Calibration, "_note", note)
