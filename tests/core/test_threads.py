@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -30,6 +31,22 @@ def test_full_rounds_take_one_thread_each_and_the_rest_shares_them():
 def test_jobs_really_overlap():
     barrier = threading.Barrier(2, timeout=20)
     threads.side_by_side([barrier.wait, barrier.wait])  # one after the other, the first would wait in vain
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task") or threads._pause is None, reason="cannot count threads here")
+def test_idle_threads_of_torch_do_not_run_beside_the_jobs():
+    def count():
+        return len(os.listdir("/proc/self/task"))
+
+    threads.side_by_side([lambda: None] * 4)  # the pool's own threads exist from here on
+    before = count()
+    big = torch.ones(1 << 20)
+    big.mul(2.0)  # spread over torch's threads
+    assert count() > before
+    seen = []
+    threads.side_by_side([lambda: seen.append(count())] * 2)
+    assert max(seen) <= before
+    assert float(big.mul(2.0).sum()) == 1 << 21  # and they come back
 
 
 def test_one_thread_or_one_job_runs_here():
