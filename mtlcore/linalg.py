@@ -35,6 +35,9 @@ def row_dtype(tensors: list[Tensor] | tuple[Tensor, ...]) -> torch.dtype:
 def gramian(rows: Tensor) -> Tensor:
     """G = J J^T, (K, P) -> (K, K), float64, exactly symmetric, on the device of ``rows``."""
     k, p = rows.shape
+    if p < 4 * _RUN:
+        exact = rows.to(torch.float64)
+        return _symmetric(exact @ exact.T)
     out = torch.zeros(k, k, dtype=torch.float64, device=rows.device)
     even = p - p % _RUN
     step = max(_RUN, _columns(k) // _RUN * _RUN)
@@ -103,11 +106,11 @@ def _doubles(rows: Tensor) -> Iterator[Tensor]:
 def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
     """The Gramian of the matrices D_i^T A, which are never formed.
 
-    With A^T = Q R (Q with orthonormal columns), A^T D_i = Q (R D_i), so that inner products of the matrices are those
-    of the R D_i, which are N x out instead of in x out. R and R D_i are formed in the dtype of the factors, with the
-    rounding that forming the matrices themselves has, eps |D_i| |A|. Their inner products are taken in that dtype over
-    short runs, which adds rounding of the same size, and the runs are added up in float64: about eps |g_i| |g_j| in
-    all. (The shorter <D_i, (A A^T) D_j> squares the rounding where the sum over N cancels, as near a stationary point.)
+    With a triangle R such that A A^T = R^T R, inner products of the matrices are those of the R D_i, which are N x out
+    instead of in x out. R D_i is formed in the dtype of the factors, with the rounding that forming the matrices
+    themselves has, eps |D_i| |A|. Their inner products are taken in that dtype over short runs, which adds rounding of
+    the same size, and the runs are added up in float64: about eps |g_i| |g_j| in all. (The shorter <D_i, (A A^T) D_j>
+    squares the rounding where the sum over N cancels, as near a stationary point.)
 
     Args:
         cotangents: D, (K, N, out).
@@ -117,13 +120,30 @@ def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
         (K, K) float64, exactly symmetric.
     """
     k, n, width = cotangents.shape
-    triangle = torch.linalg.qr(inputs.T, mode="r").R
+    triangle = _triangle(inputs)
     out = torch.zeros(k, k, dtype=torch.float64, device=cotangents.device)
     step = max(1, min(_SHORT, 2 * _BLOCK // max(1, k * n)))
     for start in range(0, width, step):
         runs = torch.matmul(triangle, cotangents[:, :, start : start + step]).transpose(0, 1)
         out += torch.bmm(runs, runs.transpose(1, 2)).sum(0, dtype=torch.float64)
     return _symmetric(out)
+
+
+def _triangle(inputs: Tensor) -> Tensor:
+    """R, (N, N) upper triangular, with A A^T = R^T R for A, (N, in), to about eps |A|^2, however dependent the rows."""
+    if inputs.dtype == torch.float32 and inputs.device.type == "cpu":
+        # A A^T squares A's rounding; but that of float64, squared, is float32's. Half the time of a QR in float32.
+        exact = inputs.to(torch.float64)
+        product = exact @ exact.T
+        diagonal = product.diagonal()
+        # Dependent rows would leave pivots of rounding, of either sign; this outweighs them.
+        diagonal += torch.finfo(torch.float64).eps * diagonal.sum()
+        lower, failed = torch.linalg.cholesky_ex(product)
+        if not failed:
+            small: Tensor = lower.mT.to(inputs.dtype)
+            return small
+    triangle: Tensor = torch.linalg.qr(inputs.T, mode="r").R
+    return triangle
 
 
 def cosines(gram: Tensor) -> Tensor:

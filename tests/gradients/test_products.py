@@ -53,10 +53,49 @@ def test_factored_gramian_equals_that_of_the_matrices(k, n, out, inputs, dtype):
     assert torch.equal(got, got.T)
 
 
-def test_factored_gramian_of_dependent_inputs():
-    """A batch that holds the same example twice has no full-rank factor."""
-    a = draw(4, 16).double()
-    a[1] = a[0]
-    d = draw(3, 4, 5).double()
-    matrices = torch.einsum("kno,ni->koi", d, a).flatten(1)
-    torch.testing.assert_close(linalg.factored_gramian(d, a), matrices @ matrices.T)
+def _dependent(kind, n, inputs):
+    a = draw(n, inputs)
+    if kind == "twice":  # a batch that holds examples twice
+        a[n // 2 :] = a[: n - n // 2]
+    elif kind == "silent":  # dead units
+        a = a.relu()
+        a[1:] = 0
+    elif kind == "rank two":
+        a = draw(n, 2) @ draw(2, inputs)
+    elif kind == "constant":
+        a = 1 + 1e-7 * a
+    elif kind == "scales":
+        a *= 10.0 ** torch.linspace(-10, 10, n)[:, None]
+    return a
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["twice", "silent", "rank two", "constant", "scales"])
+@pytest.mark.parametrize("n", [4, 64])
+def test_factored_gramian_of_dependent_inputs(kind, n, dtype):
+    """No full-rank factor is there to be found."""
+    a, d = _dependent(kind, n, 2 * n).to(dtype), draw(3, n, 5).to(dtype)
+    matrices = torch.einsum("kno,ni->koi", d.double(), a.double()).flatten(1)
+    exact = matrices @ matrices.T
+    norms = exact.diagonal().sqrt()
+    got = linalg.factored_gramian(d, a)
+    assert float(((got - exact).abs() / (norms[:, None] * norms)).max()) < 100 * torch.finfo(dtype).eps
+
+
+def test_factored_gramian_where_the_sum_over_the_batch_cancels():
+    """Near a stationary point |g| is a small part of |D| |A|: its rounding is that of forming it, not the square."""
+    half, cotangents = draw(32, 128), draw(3, 32, 40)
+    a = torch.cat([half, half])
+    d = torch.cat([cotangents, -cotangents * (1 + 1e-4 * draw(3, 32, 1))], 1)
+    matrices = torch.einsum("kno,ni->koi", d.double(), a.double()).flatten(1)
+    exact = matrices @ matrices.T
+    norms = exact.diagonal().sqrt()
+    error = (linalg.factored_gramian(d, a) - exact).abs() / (norms[:, None] * norms)
+    lost = float(d.norm() * a.norm() / exact.diagonal().sqrt().min())
+    assert lost > 1e4
+    assert float(error.max()) < 4 * lost * torch.finfo(torch.float32).eps
+
+
+def test_factored_gramian_of_nothing():
+    got = linalg.factored_gramian(torch.randn(2, 4, 3), torch.zeros(4, 8))
+    assert torch.equal(got, torch.zeros(2, 2, dtype=torch.float64))
