@@ -35,7 +35,7 @@ def row_dtype(tensors: list[Tensor] | tuple[Tensor, ...]) -> torch.dtype:
 def gramian(rows: Tensor) -> Tensor:
     """G = J J^T, (K, P) -> (K, K), float64, exactly symmetric, on the device of ``rows``."""
     k, p = rows.shape
-    if p < 4 * _RUN:
+    if p < 4 * _RUN and k * p <= _BLOCK:  # a few biases, say: one call instead of many
         exact = rows.to(torch.float64)
         return _symmetric(exact @ exact.T)
     out = torch.zeros(k, k, dtype=torch.float64, device=rows.device)
@@ -131,18 +131,16 @@ def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
 
 def _triangle(inputs: Tensor) -> Tensor:
     """R, (N, N) upper triangular, with A A^T = R^T R for A, (N, in), to about eps |A|^2, however dependent the rows."""
+    triangle: Tensor
     if inputs.dtype == torch.float32 and inputs.device.type == "cpu":
-        # A A^T squares A's rounding; but that of float64, squared, is float32's. Half the time of a QR in float32.
+        # Forming A A^T costs half of the digits, and half of float64's are float32's. A Cholesky that runs to its end
+        # is as accurate for dependent rows as for others; two thirds of the time of a QR in float32 for 64 rows.
         exact = inputs.to(torch.float64)
-        product = exact @ exact.T
-        diagonal = product.diagonal()
-        # Dependent rows would leave pivots of rounding, of either sign; this outweighs them.
-        diagonal += torch.finfo(torch.float64).eps * diagonal.sum()
-        lower, failed = torch.linalg.cholesky_ex(product)
+        lower, failed = torch.linalg.cholesky_ex(exact @ exact.T)
         if not failed:
-            small: Tensor = lower.mT.to(inputs.dtype)
-            return small
-    triangle: Tensor = torch.linalg.qr(inputs.T, mode="r").R
+            triangle = lower.mT.to(inputs.dtype)
+            return triangle
+    triangle = torch.linalg.qr(inputs.T, mode="r").R
     return triangle
 
 

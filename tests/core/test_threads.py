@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 
@@ -33,7 +34,25 @@ def test_jobs_really_overlap():
     threads.side_by_side([barrier.wait, barrier.wait])  # one after the other, the first would wait in vain
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task") or threads._pause is None, reason="cannot count threads here")
+def test_idle_threads_are_let_go_of_before_any_job_begins(monkeypatch):
+    events, executor = [], threads._executor()
+    submit = executor.submit
+    monkeypatch.setattr(threads, "_pause", events.append)
+    monkeypatch.setattr(executor, "submit", lambda job: events.append("begins") or submit(job))
+    threads.side_by_side([lambda: events.append("job")] * 2)
+    assert events[:2] == [1, "begins"]  # omp_pause_soft
+    assert events.count("job") == 2
+
+
+def test_without_such_a_call_jobs_run_all_the_same(monkeypatch):
+    done = []
+    monkeypatch.setattr(threads, "_pause", None)
+    threads.side_by_side([lambda: done.append(1)] * 3)
+    assert len(done) == 3
+
+
+# Elsewhere torch has another OpenMP, which puts its threads to sleep instead of ending them.
+@pytest.mark.skipif(sys.platform != "linux", reason="counts this process's threads in /proc")
 def test_idle_threads_of_torch_do_not_run_beside_the_jobs():
     def count():
         return len(os.listdir("/proc/self/task"))
@@ -46,7 +65,8 @@ def test_idle_threads_of_torch_do_not_run_beside_the_jobs():
     seen = []
     threads.side_by_side([lambda: seen.append(count())] * 2)
     assert max(seen) <= before
-    assert float(big.mul(2.0).sum()) == 1 << 21  # and they come back
+    big.mul(2.0)
+    assert count() > before  # they come back
 
 
 def test_one_thread_or_one_job_runs_here():
