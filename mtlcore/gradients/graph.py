@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -279,18 +280,26 @@ def calls_into_python() -> Iterator[list[str]]:
     if sys.getprofile() is not None:
         raise ConfigurationError("a Python profiler is running, so that calls from backward passes cannot be watched.")
     names: list[str] = []
+    running = False
 
     def watch(frame: Any, event: str, argument: Any) -> None:
-        called = event == "call" and frame.f_back is not None and frame.f_back.f_code is _engine.__code__
+        nonlocal running
+        if frame.f_code is _engine.__code__:  # a signal's handler runs there too, but only before or after the pass
+            running = event == "c_call"
+        called = running and event == "call" and frame.f_back is not None and frame.f_back.f_code is _engine.__code__
         # A warning of torch's own is shown by Python, and that is all it does.
         if called and frame.f_globals.get("__name__") != "warnings":
             names.append(frame.f_code.co_name)
 
+    collecting = gc.isenabled()
+    gc.disable()  # a collection calls finalizers and callbacks, which are not the pass's own
     sys.setprofile(watch)
     try:
         yield names
     finally:
         sys.setprofile(None)
+        if collecting:
+            gc.enable()
 
 
 class _Nothing(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 import sys
 
 import pytest
@@ -112,6 +114,49 @@ def test_autocast_and_profilers_are_refused():
             mt.backward(losses, features=z)
     finally:
         sys.setprofile(None)
+
+
+def test_a_garbage_collection_is_not_the_backward_pass():
+    """Its callbacks and finalizers are Python too, and it comes when it will."""
+    calls = []
+
+    def callback(phase, info):
+        calls.append(phase)
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(callback)
+    gc.set_threshold(1)
+    try:
+        trunk, evaluate = network()
+        losses, z = evaluate()
+        MultiTask(trunk, aggregator=Fixed(WEIGHTS), gradients="threaded").backward(losses, features=z)
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(callback)
+    assert calls
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals on this system")
+def test_a_signal_is_not_the_backward_pass():
+    calls = []
+
+    def handler(number, frame):
+        calls.append(frame.f_code is graph._engine.__code__ and sys.getprofile() is not None)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+    try:
+        for _ in range(500):  # until one comes within a pass that is watched
+            trunk, evaluate = network()
+            losses, z = evaluate()
+            MultiTask(trunk, aggregator=Fixed(WEIGHTS), gradients="threaded").backward(losses, features=z)
+            if any(calls):
+                break
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert any(calls)
 
 
 def test_many_runs_agree_bit_for_bit():
