@@ -7,6 +7,7 @@ float32 numbers is exact in float64, and G is then accurate to about 1e-16 |g_i|
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 
@@ -20,6 +21,8 @@ _RUN = 1024
 """Columns per product. One product of a few very long rows runs far below the speed of a batch of shorter ones."""
 _SHORT = 512
 """The same where the sum over a run is rounded to the dtype of the rows."""
+_SQUARE = 1e-24
+"""A sum of squares in float32 that loses no digit if each of 1e8 terms is off by the smallest normal number, 1e-38."""
 
 
 def _columns(n_rows: int) -> int:
@@ -112,6 +115,8 @@ def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
     the same size, and the runs are added up in float64: about eps |g_i| |g_j| in all. (The shorter <D_i, (A A^T) D_j>
     squares the rounding where the sum over N cancels, as near a stationary point.)
 
+    Gradients whose squares that dtype cannot hold (float32: norms below 1e-12 or above 1e19) are taken in float64.
+
     Args:
         cotangents: D, (K, N, out).
         inputs: A, (N, in), N <= in.
@@ -119,14 +124,24 @@ def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
     Returns:
         (K, K) float64, exactly symmetric.
     """
-    k, n, width = cotangents.shape
     triangle = _triangle(inputs)
+    out = _run_by_run(triangle, cotangents)
+    poor = [i for i, square in enumerate(out.diagonal().tolist()) if not _SQUARE <= square < math.inf]
+    if poor and cotangents.dtype != torch.float64 and bool(cotangents[poor].any()):
+        out = _run_by_run(triangle.to(torch.float64), cotangents)
+    return _symmetric(out)
+
+
+def _run_by_run(triangle: Tensor, cotangents: Tensor) -> Tensor:
+    """Inner products of the R D_i, (K, K), in the dtype of R but for the sum over runs."""
+    k, n, width = cotangents.shape
     out = torch.zeros(k, k, dtype=torch.float64, device=cotangents.device)
     step = max(1, min(_SHORT, 2 * _BLOCK // max(1, k * n)))
     for start in range(0, width, step):
-        runs = torch.matmul(triangle, cotangents[:, :, start : start + step]).transpose(0, 1)
+        block = cotangents[:, :, start : start + step].to(triangle.dtype)
+        runs = torch.matmul(triangle, block).transpose(0, 1)
         out += torch.bmm(runs, runs.transpose(1, 2)).sum(0, dtype=torch.float64)
-    return _symmetric(out)
+    return out
 
 
 def _triangle(inputs: Tensor) -> Tensor:
