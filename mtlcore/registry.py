@@ -22,8 +22,9 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from types import ModuleType
 from typing import Any
 
@@ -105,7 +106,7 @@ class Registry:
                     return
                 self._manager.register(module, name=f"{plugin.distribution}:{plugin.name}")
         except Exception as error:
-            cause = _hook_problem(error) if isinstance(error, pluggy.PluginValidationError) else _describe(error)
+            cause = _hook_problem(error) if isinstance(error, pluggy.PluginValidationError) else _located(error)
             self._report(Entry("plugin", plugin.name, plugin.distribution, plugin.version, "broken", cause))
             return
         self._sources.append((plugin, module))
@@ -168,7 +169,7 @@ class Registry:
                 with _quiet_exit(plugin):
                     hook(register=lambda name, target, found=found: found.append((name, target)))
             except Exception as error:
-                problem = f"{KINDS[kind]} raised {_describe(error)}"
+                problem = f"{KINDS[kind]} raised {_located(error)}"
                 entry = Entry("plugin", plugin.name, plugin.distribution, plugin.version, "broken", problem)
                 if entry not in self._broken:
                     self._report(entry)
@@ -213,7 +214,7 @@ class Registry:
                 with _quiet_exit(entry):
                     target = getattr(importlib.import_module(module), attribute)
             except Exception as error:
-                self._break(entry, _describe(error))
+                self._break(entry, _located(error))
         fault = _loaded_fault(kind, target)
         if fault is not None:
             self._break(entry, fault)
@@ -242,14 +243,19 @@ class Registry:
                     hint = f"Did you mean {near[0]!r}?" if near else f"It takes: {', '.join(known) or 'none'}."
                     raise ConfigurationError(f"{kind} {name!r} has no hyper-parameter {option!r}. {hint}")
         try:
-            return cls(**options)
+            plugin = cls(**options)
+            # A property may compute what a class attribute states: it can be looked at only now.
+            fault = declared_fault(plugin) if kind in _BASES else None
         except MtlError:
             raise
         except Exception as error:
             entry = self._owner[cls]
             raise PluginError(
-                f"{kind} {name!r} of distribution {entry.provenance!r} could not be created: {_describe(error)}"
+                f"{kind} {name!r} of distribution {entry.provenance!r} could not be created: {_located(error)}"
             ) from error
+        if fault is not None:
+            raise PluginError(f"{kind} {name!r} of distribution {self._owner[cls].provenance!r} is broken: {fault}")
+        return plugin
 
     def entry_of(self, plugin: object) -> Entry | None:
         """The entry under which this instance's class is registered; None for a class used directly."""
@@ -291,7 +297,7 @@ class Registry:
             except Exception as error:
                 self._silenced.add((hook, impl.plugin_name))
                 distribution, _, name = impl.plugin_name.rpartition(":")
-                self._report(Entry("plugin", name, distribution, "", "broken", f"{hook} raised {_describe(error)}"))
+                self._report(Entry("plugin", name, distribution, "", "broken", f"{hook} raised {_located(error)}"))
 
     def ask(self, hook: str, **arguments: Any) -> Any:
         """Call a question hook; the first answer that is not None wins."""
@@ -325,7 +331,7 @@ def _quiet_exit(plugin: _Plugin | Entry) -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        raise PluginError(f"called sys.exit({error.code!r})") from error
+        raise PluginError(f"called sys.exit({error.code!r})").with_traceback(error.__traceback__) from error
 
 
 def _describe(error: BaseException) -> str:
@@ -333,15 +339,42 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def _located(error: BaseException) -> str:
+    """The error with the last line of the plugin's own code that it came through: the user sees no traceback."""
+    text = _describe(error)
+    if isinstance(error, TypeError) and "cannot inherit non-frozen dataclass" in text:
+        text += "; decorate the class with @dataclass(frozen=True)"
+    if isinstance(error, SyntaxError):
+        return text  # it says where by itself
+    machinery = ("mtlcore", "importlib", "pluggy", "contextlib")
+    frames = [
+        (str(frame.f_globals.get("__name__")).partition(".")[0], os.path.basename(frame.f_code.co_filename), line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    # The plugin is what the machinery called first; whatever comes after may be a library that it uses.
+    plugin = next((package for package, _, _ in frames if package not in machinery), None)
+    own = [(file, line) for package, file, line in frames if package == plugin and not file.startswith("<")]
+    return f"{text} ({own[-1][0]}, line {own[-1][1]})" if own else text
+
+
 def _hook_problem(error: pluggy.PluginValidationError) -> str:
-    """pluggy's message in one line, with the nearest hook name if the name is unknown."""
-    text = " ".join(str(error).split())
-    hooks = [h for h in dir(hookspecs) if h.startswith("mtlcore_")]
-    for word in text.replace("'", " ").replace('"', " ").split():
-        if word.startswith("mtlcore_") and word not in hooks:
-            near = difflib.get_close_matches(word, hooks, n=1)
-            return f"unknown hook {word!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-    return text
+    """What is wrong with the hooks, in one line; pluggy's own words where it is neither a name nor an argument."""
+    known = {name: function for name, function in vars(hookspecs).items() if name.startswith("mtlcore_")}
+    for name in dir(error.plugin):
+        function = _bare_hook(error.plugin, name)
+        if function is None:
+            continue
+        options = getattr(function, f"{PROJECT}_impl")
+        hook = options.get("specname") or name
+        if hook in known:
+            allowed = inspect.signature(known[hook]).parameters
+            required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+            if not allowed.keys() >= set(required):
+                return f"{name}({', '.join(required)}): the hook takes only: {', '.join(allowed)}"
+        elif not options.get("optionalhook"):
+            near = difflib.get_close_matches(hook, known, n=1)
+            return f"unknown hook {hook!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return " ".join(str(error).split())
 
 
 def _bare_hook(module: Any, hook: str) -> Any:
@@ -367,13 +400,15 @@ def _fault(kind: str, name: Any, target: Any) -> str | None:
     return _loaded_fault(kind, target)
 
 
+_BASES = {"aggregator": "Aggregator", "detector": "ConflictDetector", "teleport": "TeleportStrategy"}
+
+
 def _loaded_fault(kind: str, target: Any) -> str | None:
-    bases = {"aggregator": "Aggregator", "detector": "ConflictDetector", "teleport": "TeleportStrategy"}
-    if kind not in bases:
+    if kind not in _BASES:
         return None
     from mtlcore import contracts  # only reached with a real class, which has imported torch already
 
-    base = getattr(contracts, bases[kind])
+    base = getattr(contracts, _BASES[kind])
     if not isinstance(target, type) or not issubclass(target, base):
         shown = target.__qualname__ if isinstance(target, type) else repr(target)
         return f"{shown} is not a subclass of mtlcore.{base.__name__}"
@@ -383,7 +418,24 @@ def _loaded_fault(kind: str, target: Any) -> str | None:
     own = [name for name, kind_of in inspect.get_annotations(target).items() if "ClassVar" not in str(kind_of)]
     if own and "__dataclass_fields__" not in target.__dict__:
         return f"{target.__qualname__} has fields ({', '.join(own)}) but is not decorated with @dataclass(frozen=True)"
-    return None
+    return declared_fault(target)
+
+
+def declared_fault(plugin: Any) -> str | None:
+    """What is wrong with ``needs`` or ``claims`` of a plugin, or of its class as far as they are no properties.
+
+    A string is a collection, too: ``claims = "non-conflicting"`` would go unnoticed until somebody subtracts sets.
+    """
+    from mtlcore.contracts import Needs
+
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    needs: Any = getattr(plugin, "needs", Needs.GRAMIAN)
+    claims: Any = getattr(plugin, "claims", frozenset())
+    if not isinstance(needs, (Needs, property)):
+        return f"{cls.__qualname__}.needs is {needs!r}; it must be {' or '.join(f'Needs.{n.name}' for n in Needs)}"
+    if isinstance(claims, property) or (isinstance(claims, Set) and all(isinstance(c, str) for c in claims)):
+        return None
+    return f"{cls.__qualname__}.claims is {claims!r}; it must be a frozenset of law ids: frozenset({{'scale-free'}})"
 
 
 def _lazy_fault(target: str) -> str | None:

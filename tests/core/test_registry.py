@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import random
+import re
 import sys
 import types
 import warnings
@@ -92,12 +94,25 @@ BROKEN = {
         unknown_hook,
         "unknown hook 'mtlcore_register_agregators'; did you mean 'mtlcore_register_aggregators'",
     ),
-    "wrong-signature": (wrong_signature, "registrar"),
+    "wrong-signature": (wrong_signature, r"aggregators\(registrar\): the hook takes only: register$"),
     "wrapper": (hook_wrapper, "hook wrapper"),
     "raising": (raising_hook, "ValueError: in the middle"),
     "no-aggregator": (registers(("odd", dict)), "dict is not a subclass of mtlcore.Aggregator"),
     "instance": (registers(("odd", Fixed())), r"Fixed\(values=\(\)\) is not a subclass"),
     "abstract": (registers(("odd", type("Abstract", (Fixed.__mro__[1],), {}))), "does not implement aggregate"),
+    "claims-a-string": (
+        registers(("odd", type("Text", (Fixed,), {"claims": "non-conflicting"}))),
+        "Text.claims is 'non-conflicting'; it must be a frozenset of law ids",
+    ),
+    "claims-a-list": (
+        registers(("odd", type("List", (Fixed,), {"claims": ["x"]}))),
+        "List.claims is \\['x'\\]; it must",
+    ),
+    "claims-no-strings": (registers(("odd", type("One", (Fixed,), {"claims": frozenset({1})}))), "One.claims is"),
+    "needs-a-string": (
+        registers(("odd", type("Text", (Fixed,), {"needs": "gramian"}))),
+        "Text.needs is 'gramian'; it must be Needs.LOSSES or Needs.GRAMIAN or Needs.JACOBIAN",
+    ),
     "bad-name": (registers(("My Method", Fixed)), "lower-case kebab"),
     "lazy-no-module": (registers(("odd", "not_installed_anywhere:X")), "No module named 'not_installed_anywhere'"),
     "lazy-no-attribute": (registers(("odd", "support.methods:Absent")), "no attribute 'Absent'"),
@@ -229,3 +244,48 @@ def test_fields_without_the_dataclass_decorator_are_refused():
 
     with pytest.warns(PluginWarning, match=r"Forgot has fields \(c\) but is not decorated"):
         assert Registry([plugin("aaa", registers(("forgot", Forgot)))]).entries("aggregator")[0].status == "broken"
+
+
+def test_claims_that_a_property_computes_are_looked_at_when_an_instance_is_made():
+    sloppy = type("Sloppy", (Fixed,), {"claims": property(lambda self: "finite" if self.values else frozenset())})
+    registry = Registry([plugin("aaa", registers(("sloppy", sloppy)))])
+    assert registry.create("aggregator", "sloppy").claims == frozenset()
+    with pytest.raises(PluginError, match="'sloppy' of distribution 'aaa 1.0' is broken: Sloppy.claims is 'finite'"):
+        registry.create("aggregator", "sloppy", values=(1.0,))
+
+
+def test_a_wrong_argument_is_not_taken_for_an_unknown_hook_whatever_the_plugin_is_called():
+    """Its module's name, too, begins like a hook's."""
+    with pytest.warns(PluginWarning, match="set aside: .*the hook takes only: register"):
+        Registry([plugin("mtlcore-my-method", wrong_signature, name="mtlcore_my_method")])
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "problem"),
+    [
+        ("located_a", "import math\nmath.sqrt(-1)\n", r"ValueError: .* \(located_a.py, line 2\)$"),
+        ("located_b", "import json\n\njson.loads('[')\n", r"JSONDecodeError: .* \(located_b.py, line 3\)$"),
+        ("located_c", "import sys\nsys.exit(3)\n", r"called sys.exit\(3\) \(located_c.py, line 2\)$"),
+        ("located_d", "import not_there_at_all\n", r"No module named .* \(located_d.py, line 1\)$"),
+        ("located_e", "x = 1 +\n", r"SyntaxError: .* \(located_e.py, line 1\)$"),
+    ],
+)
+def test_an_error_at_import_says_where_in_the_plugin(tmp_path, monkeypatch, module, text, problem):
+    (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = importlib.metadata.EntryPoint(name="x", value=module, group="mtlcore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (broken,) = Registry([plugin("aaa", point.load)]).problems()
+    assert re.search(problem, broken.problem), broken.problem
+
+
+def test_a_forgotten_frozen_is_explained(tmp_path, monkeypatch):
+    (tmp_path / "thawed.py").write_text(
+        "from dataclasses import dataclass\nfrom mtlcore import Aggregator\n\n\n"
+        "@dataclass\nclass Thawed(Aggregator):\n    c: float = 1.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry([plugin("aaa", registers(("thawed", "thawed:Thawed")))])
+    with pytest.raises(PluginError, match=r"decorate the class with @dataclass\(frozen=True\) \(thawed.py, line \d\)"):
+        registry.create("aggregator", "thawed")
