@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mtlcore import hookimpl
+from mtlcore.errors import ConfigurationError
 from mtlcore.registry import registry
 from mtlverify import runner
 from mtlverify.command import app
@@ -40,12 +41,31 @@ class Unmakeable(Mean):
         raise RuntimeError("no such luck")
 
 
+@dataclasses.dataclass(frozen=True)
+class Quits(Mean):
+    """Ends the process when it is asked."""
+
+    def weigh(self, view):
+        raise SystemExit(7)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsearchable(Mean):
+    """Breaks what is around its own steps."""
+
+    @classmethod
+    def verification_examples(cls, examples):
+        raise TypeError("no inputs to be had")
+
+
 class Package:
     @hookimpl
     def mtlcore_register_aggregators(self, register):
         register("honest", Honest)
         register("boastful", Boastful)
         register("unmakeable", Unmakeable)
+        register("quits", Quits)
+        register("unsearchable", Unsearchable)
 
 
 FEW = {
@@ -114,6 +134,24 @@ def test_a_plugin_that_cannot_be_made_is_a_row_with_provenance(tmp_path):
     assert "no such luck" in broken["detail"]
     assert "(this process)" in broken["distribution"]
     assert any(r["name"] == "cosine" for r in rows)
+
+
+@pytest.mark.parametrize(("name", "problem"), [("quits", "SystemExit: 7"), ("unsearchable", "no inputs to be had")])
+def test_one_bad_plugin_does_not_end_the_run(tmp_path, name, problem):
+    done = verify(name, "cosine", "--max-examples", "2", "--jobs", "1", "--json", str(tmp_path / "rows.json"))
+    assert done.exit_code == 1
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    broken = [r for r in rows if r["name"] == name and r["status"] == "error"]
+    assert [r["detail"] for r in broken if problem in r["detail"]]
+    assert any(r["name"] == "cosine" for r in rows)
+
+
+def test_claims_of_a_wrong_type_are_named(tmp_path):
+    from mtlverify import check
+
+    with pytest.raises(ConfigurationError, match="Texts.claims is 'finite'; it must be a frozenset"):
+        list(check(type("Texts", (Mean,), {"claims": "finite"})()))
 
 
 def test_json_on_standard_output_is_nothing_but_json():

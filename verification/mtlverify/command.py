@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from mtlcore.errors import MtlError
+from mtlcore.errors import MissingExtraError, MtlError
 from mtlcore.registry import Entry, registry
 from mtlverify.law import DEPTH, KINDS
 from mtlverify.processes import workers
@@ -71,10 +71,10 @@ def _chosen(names: list[str], kind: str | None) -> tuple[list[Entry], list[Entry
     return [e for e in entries if e.status == "ok"], [e for e in entries if e.status != "ok"] + registry().problems()
 
 
-def _broken_row(entry: Entry, problem: str) -> Result:
+def _broken_row(entry: Entry, problem: str, law: str = "loads") -> Result:
     from mtlverify.runner import Result
 
-    return Result(entry.kind, entry.name, entry.distribution, "loads", True, "error", detail=problem)
+    return Result(entry.kind, entry.name, entry.distribution, law, True, "error", detail=problem)
 
 
 def _cores() -> int:
@@ -108,7 +108,7 @@ def _all_checked(chosen: list[Entry], max_examples: int, seed: int, jobs: int) -
 
 
 def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
-    """The results of one plugin; one that cannot be imported or made is one row, and the others go on."""
+    """The results of one plugin; one that cannot be imported, made or checked is one row, and the others go on."""
     import torch
 
     from mtlverify import certificates
@@ -121,8 +121,14 @@ def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
         plugin = registry().create(kind, name)
     except MtlError as error:
         return [_broken_row(entry, str(error))]
-    results = list(check(plugin, max_examples=max_examples, seed=seed))
-    certificates.store(kind, name, {}, results, max_examples, seed)
+    results: list[Result] = []
+    try:
+        results += check(plugin, max_examples=max_examples, seed=seed)
+        certificates.store(kind, name, {}, results, max_examples, seed)
+    except MissingExtraError:
+        raise  # the same for every plugin
+    except (Exception, SystemExit) as error:
+        results.append(_broken_row(entry, f"raised {type(error).__name__}: {error}", "can-be-checked"))
     return results
 
 

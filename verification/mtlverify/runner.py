@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mtlcore.errors import ConfigurationError, UnknownPluginError
-from mtlcore.registry import registry
+from mtlcore.registry import declared_fault, registry
 from mtlverify.example import Example
 from mtlverify.law import DEPTH, KINDS, Law
 from mtlverify.search import SHRINKS, Outcome, require_hypothesis, search
@@ -80,6 +80,7 @@ def check(
     Raises:
         UnknownPluginError: no plugin, or no law, of that name.
         PluginError: the plugin cannot be imported or created.
+        ConfigurationError: its ``needs`` or ``claims`` are of a wrong type.
         MissingExtraError: hypothesis is not installed.
     """
     require_hypothesis()
@@ -89,6 +90,9 @@ def check(
         kind = kind_of_name(plugin) if kind is None else kind
         plugin = registry().create(kind, plugin, **(options or {}))
     kind = kind_of(plugin)
+    fault = declared_fault(plugin)
+    if fault is not None:  # the registry has looked at registered ones
+        raise ConfigurationError(f"{fault}.")
     wanted = chosen(kind, laws)
     yield from _claims_of_nothing(plugin, kind, laws)
     for law in wanted:

@@ -35,7 +35,7 @@ class Outcome:
     examples: int
     margin: float | None
     counterexample: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
     worst: Any = None
 
 
@@ -77,7 +77,7 @@ class _Hunt:
     tried: int = 0
     shrinks: int = SHRINKS
     worst: tuple[float, Any] | None = None
-    found: tuple[float, Any, Exception | None] | None = None
+    found: tuple[float, Any, BaseException | None] | None = None
 
     def measure(self, example: Any) -> None:
         """Measure one input; raise :class:`_Violation` if it violates the law."""
@@ -87,12 +87,12 @@ class _Hunt:
             self.shrinks -= 1
             if self.shrinks < 0:
                 raise _Enough
-        error = None
+        error: BaseException | None = None
         try:
             margin = self.law.measure(self.plugin, example)
         except UnsatisfiedAssumption:
             raise
-        except Exception as raised:
+        except (Exception, SystemExit) as raised:  # a plugin that ends the process has raised, too
             margin, error = float("-inf"), raised
         if self.found is None:
             self.tried += 1
