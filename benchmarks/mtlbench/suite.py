@@ -4,12 +4,14 @@ the defaults; anything misspelt is refused with the place and the allowed names.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -175,12 +177,53 @@ def read(name: str) -> Suite:
             )
         text, stem = (resources.files("mtlbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8"), name
     try:
-        return Suite.model_validate({"name": stem, **tomllib.loads(text)})
+        suite = Suite.model_validate({"name": stem, **tomllib.loads(text)})
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"suite {name!r} is not valid TOML: {error}") from error
     except ValidationError as error:
-        lines = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'suite'}: {e['msg']}" for e in error.errors())
-        raise ConfigurationError(f"suite {name!r} is not valid: {lines}") from error
+        raise ConfigurationError(f"suite {name!r} is not valid: {'; '.join(_mistakes(error))}") from error
+    # Only what a file says: the default need not be among the methods, and nothing is compared then.
+    names = [m.name for m in suite.methods]
+    if "reference" in suite.model_fields_set and suite.reference not in names:
+        raise ConfigurationError(
+            f"suite {name!r} is not valid: reference: there is no method {suite.reference!r}. "
+            f"{suggestion(suite.reference, names)}"
+        )
+    return suite
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """The nearest of the known words, or all of them."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(known)}."
+
+
+def _mistakes(error: ValidationError) -> list[str]:
+    """One sentence per mistake, with its place. What is only a consequence of another mistake is left out."""
+    mistakes = error.errors()
+    unknown = [e["loc"] for e in mistakes if e["type"] == "extra_forbidden"]
+    meant = {(*loc[:-1], *difflib.get_close_matches(str(loc[-1]), _allowed_at(loc[:-1]), n=1)) for loc in unknown}
+    lines = []
+    for e in mistakes:
+        loc, text = e["loc"], e["msg"]
+        others = (m["loc"] for m in mistakes if m is not e)
+        if e["type"] in ("missing", "too_short") and (loc in meant or any(o[: len(loc)] == loc for o in others)):
+            continue  # it is there, misspelt, or its entries are at fault
+        if e["type"] == "extra_forbidden":
+            text = f"there is no such key. {suggestion(str(loc[-1]), _allowed_at(loc[:-1]))}"
+        lines.append(f"{'.'.join(map(str, loc)) or 'suite'}: {text.rstrip('.')}")
+    return lines
+
+
+def _allowed_at(place: tuple[int | str, ...]) -> list[str]:
+    """The keys of the table at a place in a suite file."""
+    table: Any = Suite
+    for step in place:
+        if isinstance(step, str):
+            table = table.model_fields[step].annotation
+        else:
+            (table, *_) = get_args(table)
+    return list(table.model_fields)
 
 
 def digest(configuration: Any) -> str:

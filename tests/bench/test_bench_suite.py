@@ -36,7 +36,13 @@ def test_a_suite_holds_only_differences(tmp_path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (("seeds", "seed"), "Extra inputs"),
+        (("seeds", "seed"), r"valid: seed: there is no such key. Did you mean 'seeds'\?$"),
+        (("seeds", "xyz"), "xyz: there is no such key. Allowed: name, title, about, tasks, methods, seeds, budget"),
+        (("title", "titel"), r"valid: titel: there is no such key. Did you mean 'title'\?$"),
+        (("[[methods]]", "[[method]]"), r"valid: method: there is no such key. Did you mean 'methods'\?$"),
+        (("brakes", "zzz"), r"valid: methods.0.zzz: there is no such key. Allowed: name, aggregator, [^;]*, front\.?$"),
+        (("seeds = 2", "budget = {stepz = 1}"), r"valid: budget.stepz: there is no such key. Did you mean 'steps'\?$"),
+        (("seeds = 2", "tuning = {trials = 1}"), "tuning: .*cannot try 3 learning rates"),
         (('tasks = ["multimnist"]', "tasks = []"), "tasks"),
         (("brakes", "breaks"), "methods.0.breaks"),
         (('name = "gradops with COST"', 'name = "single-task"'), "is the baseline"),
@@ -48,6 +54,21 @@ def test_mistakes_are_named(tmp_path, change, complaint):
     path.write_text(("seeds = 2\n" + SMALL).replace(*change))
     with pytest.raises(ConfigurationError, match=complaint):
         read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("reference", "complaint"),
+    [("gradops with COTS", "Did you mean 'gradops with COST'"), ("zzz", "Allowed: gradops with COST, extra")],
+)
+def test_the_reference_must_be_one_of_the_methods(tmp_path, reference, complaint):
+    """Found after the training otherwise, in a report that compares with nothing."""
+    path = tmp_path / "mine.toml"
+    more = '[[methods]]\nname = "extra"\noptional = true\n'
+    path.write_text(f'reference = "{reference}"\n{SMALL}{more}')
+    with pytest.raises(ConfigurationError, match=f"reference: there is no method '{reference}'. {complaint}"):
+        read(str(path))
+    path.write_text(f'reference = "extra"\n{SMALL}{more}')
+    assert read(str(path)).reference == "extra", "it may be left out where no plugin of that name exists"
 
 
 def test_names_must_differ():
