@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mtlcore.errors import MtlError
+from mtlcore.errors import ConfigurationError, MtlError
 
 app = typer.Typer(no_args_is_help=True, help="Compare methods on real data: paired seeds, equal budgets, raw records.")
 
@@ -70,8 +70,9 @@ def run(
     folder = out or Path("bench-results") / chosen.name
     try:
         summary = runner.run(
-            chosen, folder, jobs=jobs, seeds=seeds, certify=certify, allow_refuted=allow_refuted, console=console
-        )
+            chosen, folder, jobs=jobs, seeds=seeds, certify=certify, allow_refuted=allow_refuted, console=console,
+            source=suite,
+        )  # fmt: skip
     except KeyboardInterrupt:
         console.print(f"[yellow]stopped[/]; what has finished is in {folder}. Run the same command again to go on.")
         raise typer.Exit(130) from None
@@ -94,7 +95,13 @@ def report(
     html: Annotated[Path | None, typer.Option(help="Where to write the page. Default: FOLDER/report.html.")] = None,
 ) -> None:
     """One self-contained HTML page of what the records say."""
+    from mtlbench import records, runner
     from mtlbench.report.page import write
 
+    if folder.is_dir() and not any((folder / name).is_file() for name in (records.RECORDS, runner.MANIFEST)):
+        raise ConfigurationError(
+            f"there is nothing to report in {str(folder)!r}: it has neither {records.RECORDS} nor {runner.MANIFEST}. "
+            f"Run `mtl bench run SUITE --out {folder}` first."
+        )
     page = write(folder, html or folder / "report.html", as_json)
     Console().print(f"report: {page}")

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mtlcore.errors import ConfigurationError
+
 RECORDS = "records.jsonl"
 TRIALS = "trials.jsonl"
 
@@ -49,6 +51,29 @@ def read(path: Path) -> tuple[list[dict[str, Any]], int]:
         else:
             torn += 1
     return found, torn
+
+
+def content(path: Path) -> dict[str, Any]:
+    """What is in one of the other files of a folder, each one JSON object; {} if it is not there.
+
+    Raises:
+        ConfigurationError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigurationError(_DAMAGED.format(path=path, why=error)) from error
+    if not isinstance(found, dict):
+        raise ConfigurationError(_DAMAGED.format(path=path, why="not a JSON object"))
+    return found
+
+
+_DAMAGED = (
+    "{path} is damaged ({why}). Delete it and run `mtl bench run` again with this folder: it is written anew, and no "
+    "record is lost."
+)
 
 
 def key(record: Mapping[str, Any]) -> tuple[str, str, int, str]:

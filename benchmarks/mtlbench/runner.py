@@ -33,11 +33,12 @@ from mtlbench import protocol, records, tuning
 from mtlbench.data import sources
 from mtlbench.suite import SINGLE_TASK, BudgetChanges, MethodEntry, Suite, TaskEntry, digest
 from mtlbench.tasks.base import BenchmarkTask, Budget
-from mtlcore.errors import PluginError, UnknownPluginError
+from mtlcore.errors import ConfigurationError, PluginError, UnknownPluginError
 from mtlcore.registry import registry
 
 CERTIFICATES = "certificates.json"
 MANIFEST = "suite.json"
+LOCK = "run.lock"
 _FORMAT = 1  # part of every configuration hash: raise it when what a run measures changes its meaning
 
 
@@ -124,6 +125,7 @@ def run(
     certify: bool = True,
     allow_refuted: bool = False,
     console: Console | None = None,
+    source: str | None = None,
 ) -> Summary:
     """Do what is missing of a suite in ``folder``.
 
@@ -132,22 +134,35 @@ def run(
         seeds: overrides the suite's number of paired seeds.
         certify: ask for certificates before training (theory before training).
         allow_refuted: train a method although a law that it claims is refuted.
+        source: how to name the suite to `mtl bench run`, for the report. Default: its name.
 
     Raises:
+        ConfigurationError: ``folder`` cannot be one, is damaged, or another run is at work in it.
         DataError: the data of a task cannot be had.
         UnknownPluginError, ConfigurationError: a method of the suite does not exist or has wrong options.
     """
     console = console or Console()
     summary = Summary()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{str(folder)!r} cannot be the folder of the records: {error.strerror}.") from error
+    with _alone_in(folder):
+        records.content(folder / MANIFEST)  # better now than after an hour of tuning
+        runner = _Runner(suite, folder, jobs, console, summary, {"source": source or suite.name, "seeds": seeds})
+        _run_in(runner, certify, allow_refuted, suite.seeds if seeds is None else seeds)
+    return summary
+
+
+def _run_in(runner: _Runner, certify: bool, allow_refuted: bool, n_seeds: int) -> None:
+    suite, folder, console, summary = runner.suite, runner.folder, runner.console, runner.summary
     methods = _existing_methods(suite, summary, console)
     tasks = {entry.name: make_task(entry) for entry in suite.tasks}
     for task in tasks.values():  # fetched once, here, rather than by several workers at the same time
         for source in task.sources:
             sources.locate(source)
-    n_seeds = suite.seeds if seeds is None else seeds
 
-    certificates = _certificates(methods, folder, jobs, console) if certify else {}
+    certificates = _certificates(methods, folder, runner.jobs, console) if certify else {}
     for method in list(methods):
         refuted = [c["name"] for c in _of_method(certificates, method) if c["passed"] is False]
         if refuted and not allow_refuted:
@@ -155,17 +170,55 @@ def run(
             summary.refused.append(method.name)
             methods.remove(method)
 
-    runner = _Runner(suite, folder, jobs, console, summary)
     for entry in suite.tasks:
         runner.run_task(entry, methods, n_seeds, certificates)
-    return summary
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two runs at once would repeat each other's work and mix their records. What a killed run left is taken over."""
+    path = folder / LOCK
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        if _is_held(path):
+            raise ConfigurationError(
+                f"another run is at work in {str(folder)!r} (process and machine: {path.read_text().strip() or '?'}). "
+                f"Wait for it, or give another --out; if there is none, delete {path}."
+            ) from None
+        path.unlink(missing_ok=True)
+        file = path.open("x", encoding="utf-8")
+    with file:
+        file.write(f"{os.getpid()} {platform.node()}")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether the process that wrote a lock may still be there. This process itself holds none: an equal number is that
+    of one before it, in a container that starts counting anew."""
+    process, _, machine = path.read_text(encoding="utf-8").partition(" ")
+    if machine != platform.node() or os.name == "nt":  # signal 0 is Ctrl-C there
+        return True
+    with contextlib.suppress(PermissionError):
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return False
+    return int(process) != os.getpid()
 
 
 class _Runner:
     """One invocation of :func:`run`."""
 
-    def __init__(self, suite: Suite, folder: Path, jobs: int, console: Console, summary: Summary) -> None:
+    def __init__(
+        self, suite: Suite, folder: Path, jobs: int, console: Console, summary: Summary, call: Mapping[str, Any]
+    ) -> None:
         self.suite, self.folder, self.jobs, self.console, self.summary = suite, folder, jobs, console, summary
+        self.call = call
+        """How it was called, for whoever wants to do it again."""
 
     def run_task(
         self, entry: TaskEntry, methods: list[MethodEntry], n_seeds: int, certificates: Mapping[str, dict[str, Any]]
@@ -320,10 +373,10 @@ class _Runner:
         """What the records in this folder are meant to be: the suite, which configurations are current, what tuning
         chose."""
         path = self.folder / MANIFEST
-        old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        old = records.content(path)
         current = {**old.get("current", {}), entry.name: sorted(set(hashes))}
         tuned = {**old.get("tuned", {}), entry.name: {name: dataclasses.asdict(c) for name, c in chosen.items()}}
-        manifest = {"suite": self.suite.model_dump(mode="json"), "current": current, "tuned": tuned}
+        manifest = {"suite": self.suite.model_dump(mode="json"), **self.call, "current": current, "tuned": tuned}
         _write_json(path, {**manifest, "left_out": self.summary.left_out, "refused": self.summary.refused})
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 
 import pytest
 from typer.testing import CliRunner
 
 from mtlbench.command import app
-from mtlcore.errors import MtlError
+from mtlcore.errors import ConfigurationError, MtlError
 
 
 @pytest.fixture
@@ -81,6 +84,36 @@ def test_ctrl_c_exits_with_130_and_leaves_valid_records(tiny, invoke, suite_file
     assert len(records.read(tmp_path / "out" / "records.jsonl")[0]) == 1
     monkeypatch.setattr(runner, "do_job", real)
     assert "1 were there already" in invoke("run", suite_file, "--out", tmp_path / "out").stdout
+
+
+def test_the_report_says_how_to_run_the_suite_again(tiny, invoke, suite_file, tmp_path):
+    """A suite of one's own is found by its path, not by its name."""
+    odd = tmp_path / "my suites" / "mine.toml"
+    odd.parent.mkdir()
+    suite_file.rename(odd)
+    assert invoke("run", "my suites/mine.toml", "--out", "out", "--seeds", "2").exit_code == 0
+    assert invoke("report", "out").exit_code == 0
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
+    (command,) = re.findall(r"<pre>mtl bench (run .*)", page)
+    assert shlex.split(command) == ["run", "my suites/mine.toml", "--seeds", "2", "--out", "out"]
+    assert "4 were there already" in invoke(*shlex.split(command)).stdout
+
+
+def test_a_folder_that_cannot_be_used_is_named(tiny, invoke, suite_file, tmp_path):
+    (tmp_path / "afile").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "suite.json").write_text('{"suite": ')
+    for arguments, complaint in (
+        (("run", suite_file, "--out", "afile"), "'afile' cannot be the folder of the records: File exists"),
+        (("run", suite_file, "--out", "afile/below"), "'afile/below' cannot be the folder of the records: Not a dir"),
+        (("report", "empty"), "there is nothing to report in 'empty': it has neither records.jsonl nor suite.json"),
+        (("run", suite_file, "--out", "damaged"), "damaged/suite.json is damaged (Expecting value"),
+        (("report", "damaged"), "damaged/suite.json is damaged (Expecting value"),
+    ):
+        error = invoke(*arguments).exception
+        assert isinstance(error, ConfigurationError)
+        assert complaint in str(error)
 
 
 @pytest.mark.parametrize("arguments", [("run", "no-such-suite"), ("report", "no-such-folder")])

@@ -275,3 +275,28 @@ def test_ticks_are_round_and_inside():
     assert figures.Axis(0.01, 2.0, 0, 100, log=True).ticks() == pytest.approx([0.01, 0.1, 1.0])
     assert figures.Axis(0.0, 10.0, 0.0, 100.0)(5.0) == 50.0
     assert figures.Axis(1.0, 100.0, 0.0, 100.0, log=True)(10.0) == pytest.approx(50.0)
+
+
+def test_only_the_reference_is_called_so(tmp_path):
+    """The others have no comparison where the reference has no runs, and are no reference for that."""
+    for seed in range(3):
+        for method, delta in (("single-task", 0.0), ("mgda", 1.0 + seed), ("upgrad", 2.0 + seed)):
+            records.append(tmp_path / "records.jsonl", _record(method, seed, delta))
+    assert '<span class="chip">reference</span>' not in _page(tmp_path)
+    assert "no finished run of the reference sum" in summarise(tmp_path)["verdict"][0]
+    for seed in range(3):
+        records.append(tmp_path / "records.jsonl", _record("sum", seed, 3.0 + seed))
+    assert _page(tmp_path).count('<span class="chip">reference</span>') == 1
+
+
+def test_an_interval_that_goes_on_beyond_the_axis_has_an_arrowhead_there():
+    strip = figures.strip
+    inside = str(strip((-1.0, 1.0), 0.0, -0.5, 0.5, [], "inside"))
+    left, both = (str(strip((-1.0, 1.0), 0.0, -5.0, high, [], "clipped")) for high in (0.5, 5.0))
+    assert [svg.count('class="interval clipped"') for svg in (inside, left, both)] == [0, 1, 2]
+    assert [svg.count('<line class="interval"') for svg in (inside, left, both)] == [3, 2, 1]
+    assert 'd="M13.0 9.0L8.0 13.0L13.0 17.0"' in left, "it points outwards, at the edge"
+
+
+def test_the_caption_explains_the_arrowheads(folder):
+    assert "an arrowhead where it goes on beyond the axis" in _page(folder)

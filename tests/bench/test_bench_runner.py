@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -92,6 +93,45 @@ def test_killed_in_the_middle_and_resumed_equals_uninterrupted(tiny, tmp_path):
     assert summary.finished == 6 - survived
     assert _results(killed) == _results(whole)
     assert records.read(killed / "records.jsonl")[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("holder", "message"),
+    [
+        (f"{os.getppid()} {platform.node()}", f"another run is at work .*{os.getppid()}.*delete .*run.lock"),
+        ("7 another-machine", "7 another-machine"),
+        ("", "another run is at work"),
+    ],
+)
+def test_two_runs_at_once_in_one_folder_are_refused(tiny, tmp_path, holder, message):
+    (tmp_path / runner.LOCK).write_text(holder)
+    with pytest.raises(ConfigurationError, match=message):
+        runner.run(tiny.suite("tiny-equal"), tmp_path, console=tiny.quiet())
+    assert (tmp_path / runner.LOCK).read_text() == holder
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_a_lock_that_a_killed_run_left_is_taken_over(tiny, tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for process in (gone.pid, os.getpid()):
+        (tmp_path / runner.LOCK).write_text(f"{process} {platform.node()}")
+        assert runner.run(tiny.suite("tiny-equal"), tmp_path, console=tiny.quiet()).ok
+        assert not (tmp_path / runner.LOCK).exists()
+
+
+def test_a_run_holds_the_lock_until_it_ends_even_badly(tiny, tmp_path, monkeypatch):
+    seen = []
+
+    def stops(job, progress):
+        seen.append((tmp_path / runner.LOCK).read_text())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "do_job", stops)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(tiny.suite("tiny-equal"), tmp_path, console=tiny.quiet())
+    assert seen == [f"{os.getpid()} {platform.node()}"]
+    assert not (tmp_path / runner.LOCK).exists()
 
 
 def test_several_processes_give_the_same_records(tmp_path):

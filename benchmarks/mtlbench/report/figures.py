@@ -84,7 +84,10 @@ def strip(
     values: Numbers,
     label: str,
 ) -> Markup:
-    """One row: the runs as small dots, the interval as a line, the mean as a diamond, zero as a thin rule."""
+    """One row: the runs as small dots, the interval as a line, the mean as a diamond, zero as a thin rule.
+
+    An end of the interval outside the domain is an arrowhead at the edge.
+    """
     x = Axis(*domain, 8, STRIP_WIDTH - 8)
     middle = STRIP_HEIGHT / 2
     parts = [_rule(x(t), 0, x(t), STRIP_HEIGHT, "grid") for t in x.ticks()]
@@ -95,6 +98,10 @@ def strip(
         for end, beyond in ((low, low < domain[0]), (high, high > domain[1])):
             if not beyond:
                 parts.append(_rule(x(end), middle - 4, x(end), middle + 4, "interval"))
+            else:
+                inwards = x(end) + (5 if end == low else -5)
+                head = f"M{inwards:.1f} {middle - 4}L{x(end):.1f} {middle}L{inwards:.1f} {middle + 4}"
+                parts.append(f'<path class="interval clipped" d="{head}"/>')
     parts += [f'<circle class="run" cx="{x(v):.1f}" cy="{middle}" r="2.6"/>' for v in values if v is not None]
     if estimate is not None:
         cx = x(estimate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def render(summary: Mapping[str, Any], folder: Path) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"fixed": _fixed, "signed": _signed, "p": _p, "percent": _percent, "amount": _amount}
+    environment.filters["quoted"] = shlex.quote
     style = environment.loader.get_source(environment, "page.css")[0]  # type: ignore[union-attr]
     return environment.get_template("page.html.j2").render(
         **summary,

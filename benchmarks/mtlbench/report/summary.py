@@ -24,13 +24,13 @@ def summarise(folder: Path) -> dict[str, Any]:
     """All numbers of the report over a folder, which may be empty or half finished.
 
     Raises:
-        ConfigurationError: the folder does not exist.
+        ConfigurationError: the folder does not exist, or a file in it is damaged.
     """
     if not folder.is_dir():
         raise ConfigurationError(f"there is no folder {str(folder)!r}; run `mtl bench run SUITE --out {folder}` first.")
     everything, torn = raw.read(folder / raw.RECORDS)
-    manifest = _json(folder / MANIFEST)
-    certificates = _json(folder / CERTIFICATES)
+    manifest = raw.content(folder / MANIFEST)
+    certificates = raw.content(folder / CERTIFICATES)
     suite = _suite(manifest)
     current = {h for hashes in manifest.get("current", {}).values() for h in hashes}
     shown = raw.latest(everything)
@@ -49,6 +49,9 @@ def summarise(folder: Path) -> dict[str, Any]:
             "reference": reference,
             "tuning_trials": suite.tuning.trials if suite else 0,
             "learning_rates": len(suite.tuning.learning_rate_factors) if suite else 0,
+            # How it was called; folders of an earlier version know only the name.
+            "source": manifest.get("source") or (suite.name if suite else "SUITE"),
+            "seeds": manifest.get("seeds"),
             "left_out": manifest.get("left_out", []),
             "refused": manifest.get("refused", []),
         },
@@ -340,6 +343,10 @@ def _verdict(summary: Mapping[str, Any]) -> list[str]:
             continue
         n = max(m["n"] for m in methods)
         compared = {m["name"]: m["versus_reference"] for m in methods if m["versus_reference"]}
+        if reference not in {m["name"] for m in methods}:
+            lines.append(
+                f"{task['name']}: no finished run of the reference {reference}, so nothing is compared with it."
+            )
         better = [m for m, c in compared.items() if c["verdict"] == "better"]
         worse = [m for m, c in compared.items() if c["verdict"] == "worse"]
         judged = [c for c in compared.values() if c["p"] is not None]
@@ -413,14 +420,6 @@ def _grouped(verdicts: Mapping[str, str]) -> str:
 
 
 # --- small things -------------------------------------------------------------------------------------------------
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _suite(manifest: Mapping[str, Any]) -> Suite | None:
