@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mtlcore import hookimpl
@@ -58,6 +60,22 @@ class Unsearchable(Mean):
         raise TypeError("no inputs to be had")
 
 
+@dataclasses.dataclass(frozen=True)
+class TooMany(Mean):
+    """One weight too many."""
+
+    def weigh(self, view):
+        return torch.ones(view.n_tasks + 1, dtype=torch.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Raises(Mean):
+    """Always."""
+
+    def weigh(self, view):
+        raise ValueError(f"I dislike {view.n_tasks} tasks")
+
+
 class Package:
     @hookimpl
     def mtlcore_register_aggregators(self, register):
@@ -65,6 +83,8 @@ class Package:
         register("boastful", Boastful)
         register("unmakeable", Unmakeable)
         register("quits", Quits)
+        register("too-many", TooMany)
+        register("raises", Raises)
         register("unsearchable", Unsearchable)
 
 
@@ -123,6 +143,32 @@ def test_a_broken_promise_exits_1_and_shows_the_counterexample(tmp_path):
     assert row["worst_margin"] < 0
     assert row["counterexample"]["example"]["jacobian"]
     assert row["detail"].startswith("the numerics")
+
+
+def test_a_failure_shows_what_the_law_says_and_who_is_harmed(tmp_path):
+    done = verify("boastful", "--max-examples", "34", "--json", str(tmp_path / "rows.json"))
+    said = " ".join(done.output.split())
+    assert "law: No task gradient has a negative inner product with the direction: min_i <g_i, d> >= 0." in said
+    assert re.search(r"here: task\d is harmed: the cosine of its gradient with the direction is -\d", said)
+    assert rows_of(tmp_path / "rows.json")["non-conflicting"]["reason"] in said
+
+
+def test_errors_that_say_the_same_are_shown_once_but_are_rows_each(tmp_path):
+    done = verify("raises", "--max-examples", "2", "--json", str(tmp_path / "rows.json"))
+    assert done.output.count("I dislike") == 1
+    assert "and 5 more" in done.output
+    rows = rows_of(tmp_path / "rows.json")
+    assert [r["law"] for r in rows.values() if "I dislike" in r["detail"]] == list(rows)
+    assert verify("raises", "--max-examples", "2", "--all").output.count("and 5 more") == 0
+
+
+def test_an_answer_of_a_wrong_shape_is_refused_in_the_words_of_a_step(tmp_path):
+    verify("too-many", "--max-examples", "2", "--json", str(tmp_path / "rows.json"))
+    rows = rows_of(tmp_path / "rows.json")
+    assert rows["shape-dtype-device"]["status"] == "refuted"
+    assert re.fullmatch(r"weights of shape \(\d,\); expected \(\d,\)", rows["shape-dtype-device"]["reason"])
+    for law in ("finite", "deterministic", "non-conflicting", "positively-homogeneous"):
+        assert "'too-many' of distribution '(this process)' returned weights of shape" in rows[law]["detail"]
 
 
 def test_a_plugin_that_cannot_be_made_is_a_row_with_provenance(tmp_path):

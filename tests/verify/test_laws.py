@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from typing import Any
 
 import pytest
 import torch
 
+from mtlcore import Aggregation
 from mtlcore.errors import ConfigurationError, UnknownPluginError
 from mtlcore.registry import create, registry
 from mtlverify import Example, check, replay
@@ -128,6 +131,63 @@ def test_unknown_names_are_errors_that_suggest():
 def test_failures_are_attributed_to_the_mathematics_or_to_the_numerics():
     assert "the mathematics" in only(twins.Mean(), "non-conflicting").detail
     assert "the numerics" in only(aggregators.AbsoluteEpsilon(), "non-conflicting").detail
+
+
+@dataclasses.dataclass(frozen=True)
+class Told(twins.Remembering):
+    """Misbehaves as it is told."""
+
+    how: Any = None
+
+    def aggregate(self, view, state):
+        return self.how(self, super().aggregate(view, state), view, state)
+
+
+def returning(**changes):
+    return lambda self, answer, view, state: dataclasses.replace(answer, **changes)
+
+
+def other_state(make):
+    return lambda self, answer, view, state: dataclasses.replace(answer, state=make(answer.state))
+
+
+def after(action):
+    return lambda self, answer, view, state: (action(self, view, state), answer)[1]
+
+
+@pytest.mark.parametrize(
+    ("law_id", "how", "reason"),
+    [
+        ("shape-dtype-device", lambda *_: torch.ones(1), "aggregate returns Tensor, not an mtlcore.Aggregation"),
+        ("shape-dtype-device", returning(state=None), "the state that aggregate returns is not a dict of tensors"),
+        ("shape-dtype-device", other_state(lambda s: {}), r"state\['total'\] is in what init returns, but not in"),
+        ("shape-dtype-device", other_state(lambda s: {**s, "new": s["total"]}), r"state\['new'\] is in what aggregate"),
+        (
+            "shape-dtype-device",
+            other_state(lambda s: {"total": torch.zeros(7)}),
+            r"state\['total'\] is \(1,\) float64 in what init returns and \(7,\) float32 in what aggregate returns",
+        ),
+        ("shape-dtype-device", returning(weights=torch.ones(9)), r"weights of shape \(9,\); expected \(1,\)"),
+        ("shape-dtype-device", returning(weights=[1.0]), "weights: list instead of a tensor"),
+        ("finite", returning(weights=torch.tensor([torch.nan])), "direction is not finite; weights is not finite"),
+        ("pure", after(lambda self, view, state: view.jacobian.add_(1.0)), "it writes into view.jacobian"),
+        ("pure", after(lambda self, view, state: state["total"].add_(1.0)), "it writes into the state it is given"),
+        ("pure", after(lambda self, view, state: vars(self).update(n=1)), "it changes its own attribute n"),
+        ("pure", after(lambda *_: torch.rand(1)), "it draws from the global generator of torch"),
+        ("deterministic", lambda *_: Aggregation(weights=torch.rand(1)), "direction is another one when asked again"),
+    ],
+)
+def test_a_law_that_holds_or_not_says_what_is_wrong(law_id, how, reason):
+    one = Example(torch.ones(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    result = examine(Told(how=how), registry().load("law", law_id), 1, 0, explicit=[one], shrink=False)
+    assert result.status == "refuted", result.detail
+    assert re.match(reason, result.reason), result.reason
+    assert replay(Told(how=how), result.counterexample).reason == result.reason
+
+
+def test_numbers_that_are_not_finite_are_a_violation_not_an_error():
+    """Laws measure them, also where a step would refuse them."""
+    assert only(aggregators.NotANumber(), "scale-free").status == "refuted"
 
 
 def test_a_random_method_is_not_held_to_an_order_of_its_draws():

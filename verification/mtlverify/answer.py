@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from mtlcore import Aggregation, Aggregator, Needs, StepView
+from mtlcore.aggregation import call
+from mtlcore.errors import PluginError
 from mtlcore.linalg import combine
 from mtlverify.example import Example
 
@@ -68,9 +70,27 @@ def ask(plugin: Aggregator, example: Example, *, state: dict[str, Tensor] | None
     """One step of a method on ``example`` (with ``changes`` to it); a fresh state unless one is given."""
     example = example.with_(**changes) if changes else example
     view = view_of(plugin, example.jacobian, example.losses, seed=example.seed)
-    with torch.no_grad():  # as in a step
-        aggregation = plugin.aggregate(view, plugin.init(example.n_tasks) if state is None else state)
-    return answered(aggregation, example.jacobian)
+    state = plugin.init(example.n_tasks) if state is None else state
+    return answered(stepped(plugin, view, state, example.jacobian), example.jacobian)
+
+
+def stepped(plugin: Aggregator, view: StepView, state: dict[str, Tensor], jacobian: Tensor) -> Aggregation:
+    """``plugin.aggregate``, looked at as in a step: an answer of a wrong shape or type is refused in the core's words.
+
+    What the method raises comes as it was raised, and numbers that are not finite pass, because laws measure them.
+    """
+    try:
+        return call(plugin, view, state, jacobian.shape[1])
+    except PluginError as error:
+        if error.__cause__ is not None:
+            raise error.__cause__ from None
+        with torch.no_grad():  # as in a step
+            returned = plugin.aggregate(view, dict(state))
+        if isinstance(returned, Aggregation):
+            given = (returned.weights, returned.head_weights, returned.direction)
+            if any(isinstance(t, Tensor) and not bool(t.isfinite().all()) for t in given):
+                return returned
+        raise
 
 
 def answered(aggregation: Aggregation, jacobian: Tensor) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,8 @@ def verify(
 ) -> None:
     """Check what methods promise, and what they do not: every law of their kind is searched for a counterexample.
 
-    Exit code 1 if a claimed (or universal) law is refuted or could not be checked, 2 on bad usage, 0 otherwise.
+    Exit code 1 if a claimed (or universal) law is refuted, or if any law could not be checked (status "error"), claimed
+    or not; 2 on bad usage, 0 otherwise.
     """
     if kind is not None and kind not in KINDS:
         raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="--kind")
@@ -143,12 +145,13 @@ def _show(results: list[Result], all_rows: bool) -> None:
         number = column in ("examples", "worst margin")
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     last = None
-    for r in results:
+    for group in [[r] for r in results] if all_rows else _alike(results):
+        r = group[0]
         if not (all_rows or r.claimed or r.status == "refuted" or r.failed):
             continue
         table.add_row(
             r.name if (r.kind, r.name) != last else "",
-            r.law,
+            r.law if len(group) == 1 else f"{r.law} and {len(group) - 1} more",
             "yes" if r.claimed else "",
             Text(r.status, style="bold red" if r.failed else STYLES[r.status]),
             str(r.examples),
@@ -161,14 +164,39 @@ def _show(results: list[Result], all_rows: bool) -> None:
     counts = ", ".join(f"{sum(r.status == s for r in results)} {s}" for s in STYLES)
     console.print(f"\n{sum(r.examples for r in results):,} examples tried: {counts}.")
     broken = [r for r in results if r.failed]
-    for r in broken:
-        console.print(Text(f"\n{r.kind} {r.name} ({r.distribution}), {r.law}: {r.status}. {r.detail}", style="red"))
-        if r.counterexample is not None:
-            console.print(Text(_input(r.counterexample), style="red"))
+    for group in _alike(broken):
+        console.print(Text("\n" + _in_full(group), style="red"))
     if broken:
         console.print(Text(f"\n{len(broken)} promises broken or unchecked.", style="bold red"))
     else:
         console.print(Text("Every promise kept.", style="bold green"))
+
+
+def _alike(results: list[Result]) -> list[list[Result]]:
+    """The results one by one, but errors that say the same of a plugin, up to numbers, together: there is one cause."""
+    groups: dict[Any, list[Result]] = {}
+    for i, r in enumerate(results):
+        groups.setdefault((r.kind, r.name, re.sub(r"\d+", "", r.detail)) if r.status == "error" else i, []).append(r)
+    return list(groups.values())
+
+
+def _in_full(group: list[Result]) -> str:
+    """Who failed at what, why, what the law says, and on which input."""
+    r = group[0]
+    others = f" (and {', '.join(o.law for o in group[1:])})" if len(group) > 1 else ""
+    lines = [f"{r.kind} {r.name} ({r.distribution}), {r.law}{others}: {r.status}. {r.detail}".rstrip()]
+    if r.status == "refuted":
+        lines += [f"  law: {statement}" for statement in [_statement(r)] if statement]
+        lines += [f"  here: {r.reason}"] if r.reason else []
+    if r.counterexample is not None:
+        lines.append(f"  {_input(r.counterexample)}")
+    return "\n".join(lines)
+
+
+def _statement(result: Result) -> str:
+    from mtlverify.runner import laws
+
+    return next((law.statement for law in laws(result.kind) if law.id == result.law), "")
 
 
 def _input(counterexample: dict[str, Any]) -> str:

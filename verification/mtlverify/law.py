@@ -41,6 +41,18 @@ def always(plugin: Any) -> str | None:
     return None
 
 
+class Margin(float):
+    """A margin that says what exactly is wrong where the law is violated. A check may return a plain float, too."""
+
+    reason: str
+
+    def __new__(cls, value: float, reason: str = "") -> Margin:
+        """The number, and the reason beside it."""
+        made = super().__new__(cls, value)
+        made.reason = reason
+        return made
+
+
 @dataclasses.dataclass(frozen=True)
 class Law:
     """A checkable statement.
@@ -50,7 +62,8 @@ class Law:
         statement: the law in one sentence.
         source: the mathematics it comes from.
         kind: kind of plugin it speaks about.
-        check: ``check(plugin, example) -> margin``; a scale-free number, >= 0 where the law holds.
+        check: ``check(plugin, example) -> margin``; a scale-free number, >= 0 where the law holds. A :class:`Margin`
+            says besides what is wrong.
         examples: makes the Hypothesis strategy of the inputs; called once per search.
         margin: what the number means.
         applies: returns None, or the reason why the law says nothing about this plugin.
@@ -76,10 +89,11 @@ class Law:
         """Name in the registry: laws of different kinds may share an id."""
         return self.id if self.kind == "aggregator" else f"{self.kind}.{self.id}"
 
-    def measure(self, plugin: Any, example: Any) -> float:
+    def measure(self, plugin: Any, example: Any) -> Margin:
         """The margin on one example, a finite number. NaN counts as the worst violation."""
-        margin = float(self.check(plugin, example))
-        return -WORST if math.isnan(margin) else max(-WORST, min(WORST, margin))
+        margin = self.check(plugin, example)
+        reason = getattr(margin, "reason", "")
+        return Margin(-WORST if math.isnan(margin) else max(-WORST, min(WORST, float(margin))), reason)
 
 
 def law(id: str, *, statement: str, source: str, examples: Callable[[], Any], **others: Any) -> Callable[[Check], Law]:

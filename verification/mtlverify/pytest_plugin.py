@@ -121,7 +121,7 @@ class _Law(pytest.Item):
             raise Refuted(
                 f"{result.name} {'promises' if result.claimed else 'was asked'}: {self.law.statement}\n"
                 f"{result.status} after {result.examples} inputs, margin {result.worst_margin} ({self.law.margin})\n"
-                f"{result.detail}\ncounterexample: {result.counterexample}"
+                f"{result.detail}\n{result.reason}\ncounterexample: {result.counterexample}"
             )
         if result.status == "not-applicable":
             pytest.skip(result.detail)

@@ -29,6 +29,7 @@ class Result:
         worst_margin: the smallest margin seen (negative: violated); None if nothing was measured.
         counterexample: the shrunk input as JSON, with what is needed to replay it; None unless refuted or in error.
         detail: why it does not apply, what was raised, or whether the mathematics or the numerics is at fault.
+        reason: what exactly is wrong on the counterexample, where the law says it.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Result:
     worst_margin: float | None = None
     counterexample: dict[str, Any] | None = None
     detail: str = ""
+    reason: str = ""
 
     @property
     def failed(self) -> bool:
@@ -188,15 +190,15 @@ def _judged(plugin: Any, law: Law, outcome: Outcome, result: Result) -> Result:
     elif outcome.examples == 0:
         changes = {"status": "error", "detail": "vacuous: not one input satisfied the preconditions"}
     elif outcome.counterexample is not None:
-        changes = {"status": "refuted", "detail": _blame(plugin, law, outcome.counterexample)}
+        reason = getattr(outcome.margin, "reason", "")
+        changes = {"status": "refuted", "detail": _blame(plugin, law, outcome.counterexample), "reason": reason}
     else:
         changes = {"status": "verified"}
     stored = None
+    margin = None if outcome.margin is None else float(outcome.margin)
     if outcome.counterexample is not None:
-        stored = {"law": law.name, "margin": outcome.margin, "example": outcome.counterexample.to_json()}
-    return dataclasses.replace(
-        result, examples=outcome.examples, worst_margin=outcome.margin, counterexample=stored, **changes
-    )
+        stored = {"law": law.name, "margin": margin, "example": outcome.counterexample.to_json()}
+    return dataclasses.replace(result, examples=outcome.examples, worst_margin=margin, counterexample=stored, **changes)
 
 
 def _blame(plugin: Any, law: Law, example: Any) -> str:

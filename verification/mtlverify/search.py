@@ -89,7 +89,7 @@ class _Hunt:
                 raise _Enough
         error: BaseException | None = None
         try:
-            margin = self.law.measure(self.plugin, example)
+            margin: float = self.law.measure(self.plugin, example)
         except UnsatisfiedAssumption:
             raise
         except (Exception, SystemExit) as raised:  # a plugin that ends the process has raised, too

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from mtlverify import tolerance
 from mtlverify.answer import Answer, ask
 from mtlverify.example import Example
-from mtlverify.law import law
+from mtlverify.law import Margin, law
 from mtlverify.strategies import ALIGNED, INDEPENDENT, jacobians
 
 
@@ -34,7 +36,17 @@ def cosines(answer: Answer) -> list[float]:
 def non_conflicting(plugin: Any, example: Example) -> float:
     """Measured as a cosine: comparing norms would hide a violation of size e behind e^2."""
     answer = ask(plugin, example)
-    return min(cosines(answer), default=0.0) + tolerance.cosine_noise(answer)
+    smallest = min(cosines(answer), default=0.0)
+    return Margin(smallest + tolerance.cosine_noise(answer), _harm(answer))
+
+
+def _harm(answer: Answer) -> str:
+    """Who is harmed most, in words."""
+    gains = answer.jacobian.double() @ answer.direction.double()
+    norms = answer.jacobian.double().norm(dim=1)
+    task = int(torch.where(norms > 0, gains / norms, float("inf")).argmin())
+    cosine = float(gains[task] / norms[task]) / answer.length if answer.length > 0 and norms[task] > 0 else 0.0
+    return f"task{task} is harmed: the cosine of its gradient with the direction is {cosine:.3g}"
 
 
 @law(
@@ -51,7 +63,9 @@ def descent_lower_bound(plugin: Any, example: Example) -> float:
         return 0.0
     rows, unit = answer.jacobian.double(), answer.direction.double() / answer.direction.double().norm()
     gains = (rows @ unit - answer.length) / (rows.norm(dim=1) + answer.length)
-    return float(gains.min()) + tolerance.cosine_noise(answer)
+    return Margin(
+        float(gains.min()) + tolerance.cosine_noise(answer), f"task{int(gains.argmin())} gains less than |d|^2"
+    )
 
 
 @law(
@@ -71,7 +85,11 @@ def no_worse_than_mean(plugin: Any, example: Example) -> float:
     if scale == 0:
         return 0.0
     noise = tolerance.rounding(answer) * float(rows.norm(dim=1).max()) / scale
-    return float((rows @ direction).min() - (rows @ mean).min()) / scale + noise
+    gains = rows @ direction
+    return Margin(
+        float(gains.min() - (rows @ mean).min()) / scale + noise,
+        f"task{int(gains.argmin())} gains less than the task that gains least under the mean",
+    )
 
 
 @law(

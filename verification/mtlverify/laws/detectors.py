@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -17,7 +16,7 @@ from mtlverify.example import Example
 from mtlverify.law import law
 from mtlverify.laws.scaling import factor
 from mtlverify.laws.symmetry import permutation
-from mtlverify.laws.universal import HOUSE, VERDICT, _global_generators, _same, verdict
+from mtlverify.laws.universal import HOUSE, VERDICT, _same, differences, side_effects, traces, unless, verdict
 from mtlverify.references import conflicts
 from mtlverify.strategies import ALIGNED, jacobians
 
@@ -29,6 +28,11 @@ def detect(plugin: Any, example: Example, **changes: Any) -> Conflict:
     return found
 
 
+def named(found: Conflict) -> dict[str, Any]:
+    """Everything that a detector says, by name."""
+    return {name: getattr(found, name) for name in ("conflicting", "severity", "pairs", "dominated")}
+
+
 def verdicts(found: Conflict) -> list[Any]:
     """What a detector decided, without the severity, which may be rounded."""
     return [bool(found.conflicting), found.pairs, found.dominated]
@@ -38,16 +42,18 @@ def verdicts(found: Conflict) -> list[Any]:
      margin=VERDICT, examples=jacobians)  # fmt: skip
 def finite(plugin: Any, example: Example) -> float:
     """Zero rows, a single task and no task in conflict included."""
-    return verdict(math.isfinite(detect(plugin, example).severity))
+    severity = detect(plugin, example).severity
+    return verdict(math.isfinite(severity), f"severity is {severity}")
 
 
 @law("pure", kind="detector", statement="A detector writes to nothing.", source=HOUSE, universal=True,
      margin=VERDICT, examples=jacobians)  # fmt: skip
 def pure(plugin: Any, example: Example) -> float:
     """Neither to the view, nor to itself, nor to any global generator."""
-    rows, before = example.jacobian.clone(), (copy.deepcopy(vars(plugin)), _global_generators())
+    rows, before = example.jacobian.clone(), traces(plugin)
     plugin.detect(view_of(plugin, rows, example.losses, seed=example.seed))
-    return verdict(_same(rows, example.jacobian) and _same(before, (vars(plugin), _global_generators())))
+    faults = side_effects(plugin, before)
+    return unless(faults if _same(rows, example.jacobian) else [*faults, "it writes into view.jacobian"])
 
 
 @law("deterministic", kind="detector", statement="Asked again, a detector says the same.", source=HOUSE,
@@ -57,7 +63,7 @@ def deterministic(plugin: Any, example: Example) -> float:
     first = detect(plugin, example)
     detect(plugin, example, jacobian=-2 * example.jacobian.flip(0))
     again = detect(plugin, example)
-    return verdict(_same([*verdicts(first), first.severity], [*verdicts(again), again.severity]))
+    return unless(differences(named(first), named(again)))
 
 
 @law(
@@ -73,12 +79,18 @@ def shape_dtype_device(plugin: Any, example: Example) -> float:
     """Also for one task and for float32."""
     found, k = detect(plugin, example), example.n_tasks
 
-    def mask(value: Any, *shape: int) -> bool:
-        return isinstance(value, Tensor) and value.dtype == torch.bool and tuple(value.shape) == shape
-
-    sound = isinstance(found.conflicting, bool) and isinstance(found.severity, float)
-    sound = sound and mask(found.pairs, k, k) and mask(found.dominated, k)
-    return verdict(sound and not bool(found.pairs.diagonal().any()))
+    faults = [
+        f"{name} is a {type(value).__name__}, not a {kind.__name__}"
+        for name, value, kind in (("conflicting", found.conflicting, bool), ("severity", found.severity, float))
+        if not isinstance(value, kind)
+    ]
+    for name, mask, shape in (("pairs", found.pairs, (k, k)), ("dominated", found.dominated, (k,))):
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
+            what = f"{tuple(mask.shape)} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+            faults.append(f"{name} is {what}; expected {shape} torch.bool")
+    if not faults and bool(found.pairs.diagonal().any()):
+        faults.append("a task conflicts with itself in pairs")
+    return unless(faults)
 
 
 @law(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtlcore import Aggregator
 from mtlverify import tolerance
-from mtlverify.answer import answered, uses_randomness, view_of
+from mtlverify.answer import answered, stepped, uses_randomness, view_of
 from mtlverify.example import Example
 from mtlverify.law import law
 from mtlverify.laws.symmetry import permutation
@@ -37,8 +37,7 @@ def gains(plugin: Aggregator, example: Example, order: list[int], seed: int) -> 
     found, equal = [], 0.0
     for _ in range(tolerance.DRAWS):
         view = view_of(plugin, rows, losses, seed=generator)
-        with torch.no_grad():  # as in a step
-            answer = answered(plugin.aggregate(view, plugin.init(example.n_tasks)), rows)
+        answer = answered(stepped(plugin, view, plugin.init(example.n_tasks), rows), rows)
         found.append((units @ answer.direction.double())[back])
         equal = max(equal, tolerance.equality(answer))
     return torch.stack(found), equal

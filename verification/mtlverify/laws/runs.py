@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import Aggregator
-from mtlverify.answer import Answer, answered, view_of
+from mtlverify.answer import Answer, answered, stepped, view_of
 from mtlverify.example import Example
 
 STEPS = 4
@@ -34,8 +34,8 @@ def step(
     listed = list(range(example.n_tasks) if order is None else order)
     rows, seed = torch.roll(example.jacobian, number, dims=1)[listed], example.seed + number
     view = view_of(plugin, rows, losses_at(example, number)[listed], seed=seed, step=number)
+    aggregation = stepped(plugin, view, state, rows)
     with torch.no_grad():  # as in a step
-        aggregation = plugin.aggregate(view, state)
         seen = view_of(plugin, rows, losses_at(example, number + 1)[listed], seed=seed, step=number)
         return answered(aggregation, rows), plugin.observe(seen, dict(aggregation.state))
 

@@ -39,5 +39,5 @@ def resume_equivalent(plugin: Any, example: Example) -> float:
     for number, expected in zip(range(STEPS // 2, STEPS), straight, strict=True):
         answer, resumed_state = step(resumed, example, number, resumed_state)
         if not torch.equal(answer.direction, expected):
-            return verdict(False)
+            return verdict(False, f"step {number} is another one after saving and loading the state")
     return verdict(True)

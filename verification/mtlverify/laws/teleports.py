@@ -17,7 +17,7 @@ from mtlcore.report import TeleportResult
 from mtlcore.teleporting import Teleporter
 from mtlverify import tolerance
 from mtlverify.law import law
-from mtlverify.laws.universal import VERDICT, _global_generators, _same, verdict
+from mtlverify.laws.universal import VERDICT, _same, differences, side_effects, traces, unless, verdict
 from mtlverify.strategies.networks import Network, NetworkExample, networks
 
 HOUSE = "contract of mtlcore.TeleportStrategy"
@@ -82,7 +82,8 @@ def change_by(displacement: Displacement, made: Network) -> float:
      margin=VERDICT, examples=networks, effort=FEW, decode=NetworkExample.from_json)  # fmt: skip
 def finite(plugin: Any, example: NetworkExample) -> float:
     """Also for the smallest networks."""
-    return verdict(all(bool(v.isfinite().all()) for v in tensors(ask(plugin, example.build(), 0)).values()))
+    found = tensors(ask(plugin, example.build(), 0))
+    return unless([f"{name} is not finite" for name, value in found.items() if not value.isfinite().all()])
 
 
 @law(
@@ -100,15 +101,25 @@ def shape_dtype_device(plugin: Any, example: NetworkExample) -> float:
     """Trunk and heads."""
     made = example.build()
     displacement = ask(plugin, made, 0)
-    sound = isinstance(displacement, Displacement)
-    for module, values in ((made.trunk, displacement.parameters), (made.heads, displacement.head_parameters)):
-        known = dict(module.named_parameters())
+    if not isinstance(displacement, Displacement):
+        return verdict(False, f"propose returns {type(displacement).__name__}, not an mtlcore.Displacement")
+    faults = []
+    for part, module, values in (
+        ("trunk", made.trunk, displacement.parameters), ("heads", made.heads, displacement.head_parameters),
+    ):  # fmt: skip
+        known = {name: p for name, p in module.named_parameters() if p.requires_grad}
         for name, value in values.items():
-            sound = sound and name in known and known[name].requires_grad and not value.requires_grad
-            sound = sound and (value.shape, value.dtype, value.device) == (
-                known[name].shape, known[name].dtype, known[name].device,
-            )  # fmt: skip
-    return verdict(sound)
+            if name not in known:
+                faults.append(f"{part}.{name} is not the name of a trainable parameter")
+            elif value.requires_grad:
+                faults.append(f"{part}.{name} still has a graph behind it (requires_grad)")
+            elif _form(value) != _form(known[name]):
+                faults.append(f"{part}.{name} is {_form(value)}; the parameter is {_form(known[name])}")
+    return unless(faults)
+
+
+def _form(value: Tensor) -> str:
+    return f"{tuple(value.shape)} {value.dtype} on {value.device}"
 
 
 @law(
@@ -129,7 +140,7 @@ def deterministic(plugin: Any, example: NetworkExample) -> float:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(example.seed + 12345)
         again = tensors(ask(plugin, example.build(), 0))
-    return verdict(_same(first, again))
+    return unless(differences(first, again))
 
 
 @law("pure", kind="teleport", statement="A strategy remembers nothing and draws from no global generator.",
@@ -138,9 +149,9 @@ def deterministic(plugin: Any, example: NetworkExample) -> float:
 def pure(plugin: Any, example: NetworkExample) -> float:
     """The network may be used while searching; undoing that is the business of rollback-exact."""
     made = example.build()
-    before = (copy.deepcopy(vars(plugin)), _global_generators())
+    before = traces(plugin)
     ask(plugin, made, 0)
-    return verdict(_same(before, (vars(plugin), _global_generators())))
+    return unless(side_effects(plugin, before))
 
 
 @law(
