@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from mtlcore.errors import ConfigurationError
+from mtlcore.registry import registry
 
 _PYPROJECT = """\
 [build-system]
@@ -146,6 +148,10 @@ def test_is_registered():
     assert "{name}" in mtlcore.available("{kind}")
 
 
+def test_is_the_one_of_this_package():
+    assert type(mtlcore.create("{kind}", "{name}")).__module__ == "{module}.method"
+
+
 def test_laws():
     results = list(check(mtlcore.create("{kind}", "{name}"), max_examples=20))
     assert results
@@ -169,18 +175,25 @@ _METHODS = {"aggregator": _AGGREGATOR, "detector": _DETECTOR, "teleport": _TELEP
 def create_package(name: str, kind: str, directory: Path) -> Path:
     """Write the package ``mtlcore-NAME`` into ``directory``; all of it or nothing.
 
+    The class is called after the method, as in ``InverseNormMethod``: no name that its module imports ends like this.
+
     Raises:
-        ConfigurationError: a bad name or kind, or the folder exists already.
+        ConfigurationError: a bad or taken name, a bad kind, or a folder that exists already or cannot be made.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise ConfigurationError(f"{name!r} is not a lower-case kebab name such as 'my-method'.")
     if kind not in _METHODS:
         raise ConfigurationError(f"kind {kind!r}: choose one of {', '.join(_METHODS)}.")
+    if keyword.iskeyword(name) or keyword.iskeyword(name.capitalize()):
+        raise ConfigurationError(f"{name!r} is a word of Python; choose another name.")
+    for taken in (e for k in _METHODS for e in registry().entries(k) if e.name == name):
+        raise ConfigurationError(f"{taken.kind} {name!r} exists already, in distribution {taken.provenance!r}.")
     module = "mtlcore_" + name.replace("-", "_")
     target = directory / f"mtlcore-{name}"
     if target.exists():
         raise ConfigurationError(f"{target} exists already; nothing was written.")
-    fill = {"name": name, "kind": kind, "module": module, "cls": "".join(p.capitalize() for p in name.split("-"))}
+    cls = "".join(p.capitalize() for p in (*name.split("-"), "method"))
+    fill = {"name": name, "kind": kind, "module": module, "cls": cls}
     files = {
         "pyproject.toml": _PYPROJECT,
         "README.md": _README,
@@ -188,8 +201,11 @@ def create_package(name: str, kind: str, directory: Path) -> Path:
         f"{module}/method.py": _METHODS[kind],
         f"tests/test_{module}.py": _TEST,
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".mtlcore-{name}-", dir=directory))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".mtlcore-{name}-", dir=directory))
+    except OSError as error:
+        raise ConfigurationError(f"nothing can be written into {str(directory)!r}: {error.strerror}.") from error
     try:
         for path, text in files.items():
             file = scratch / path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -171,6 +172,57 @@ def test_new_plugin_refuses_bad_names(tmp_path):
     assert "kebab" in mtl("new-plugin", "My_Method", cwd=tmp_path).stderr
     assert "choose one of" in mtl("new-plugin", "fine", "--kind", "tool", cwd=tmp_path).stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["none", "true", "class"])
+def test_new_plugin_refuses_words_of_python(tmp_path, name):
+    assert f"{name!r} is a word of Python" in mtl("new-plugin", name, cwd=tmp_path).stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("aggregation", "aggregator"), ("needs", "aggregator"), ("conflict", "detector"),
+                       ("displacement", "teleport")],
+)  # fmt: skip
+def test_the_class_of_a_new_plugin_is_not_called_like_what_its_module_imports(tmp_path, name, kind):
+    assert mtl("new-plugin", name, "--kind", kind, cwd=tmp_path).returncode == 0
+    tree = ast.parse((tmp_path / f"mtlcore-{name}" / f"mtlcore_{name}" / "method.py").read_text())
+    imported = {a.name for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    (made,) = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert made not in imported
+
+
+def test_new_plugin_refuses_a_taken_name_and_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "afile").write_text("")
+    for arguments, complaint in (
+        (("gradops",), "aggregator 'gradops' exists already, in distribution 'mtlcore"),
+        (
+            ("gradops", "--kind", "detector"),
+            "aggregator 'gradops' exists already",
+        ),  # `mtl verify gradops` would ask which
+        (("fine", "--in", "afile"), "nothing can be written into 'afile': "),
+        (("fine", "--in", "afile/below"), "nothing can be written into 'afile/below': "),
+    ):
+        done = mtl("new-plugin", *arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert complaint in done.stderr
+        assert "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["afile"]
+
+
+def test_the_tests_of_a_new_plugin_fail_where_another_one_of_that_name_answers(tmp_path):
+    """Its laws alone would pass: they would be those of the other one."""
+    mtl("new-plugin", "my-method", cwd=tmp_path)
+    package = tmp_path / "mtlcore-my-method"
+    other = {"other_mtl.py": third_party.GOOD["good_mtl/__init__.py"].replace("third-party-mean", "my-method")}
+    third_party.install(tmp_path / "site", "other-mtl", "other = other_mtl", {**third_party.GOOD, **other})
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "package", str(package / "tests")],
+        env={**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{tmp_path / 'site'}"},
+        capture_output=True, text=True, check=False, cwd=package,
+    )  # fmt: skip
+    assert tests.returncode == 1, tests.stdout + tests.stderr
+    assert "good_mtl.method" in tests.stdout
 
 
 def test_third_party_method_verifies_and_trains_beside_a_broken_one(site, tmp_path):
