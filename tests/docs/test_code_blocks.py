@@ -52,3 +52,17 @@ def test_links_between_pages_are_not_broken():
             if "://" not in target and not (page.parent / target).exists():
                 broken.append(f"{identifier(page)} -> {target}")
     assert not broken
+
+
+def test_links_into_a_page_find_their_heading():
+    """As GitHub names headings: lower case, without punctuation, blanks as hyphens; underscores stay."""
+    broken = []
+    for page in PAGES:
+        prose = BLOCK.sub("", page.read_text())
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", re.sub(r"`[^`]*`", "", prose)):
+            if "://" not in target:
+                text = BLOCK.sub("", (page.parent / target if target else page).read_text())
+                headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+                if anchor not in [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]:
+                    broken.append(f"{identifier(page)} -> {target}#{anchor}")
+    assert not broken

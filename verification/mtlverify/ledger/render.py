@@ -229,6 +229,6 @@ def _subject(row: Row) -> Subject:
 
 
 def _anchor(kind: str, label: str) -> str:
-    """What a Markdown renderer makes of the method's heading."""
+    """What GitHub makes of the method's heading."""
     text = f"{label} ({kind})".lower()
-    return "".join(c for c in text if c.isalnum() or c in " -").replace(" ", "-")
+    return "".join(c for c in text if c.isalnum() or c in " -_").replace(" ", "-")
