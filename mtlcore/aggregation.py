@@ -132,17 +132,16 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
     """
     method = create("aggregator", aggregator) if isinstance(aggregator, str) else aggregator
     if not isinstance(jacobian, Tensor) or jacobian.ndim != 2 or not jacobian.is_floating_point():
-        shape = tuple(jacobian.shape) if isinstance(jacobian, Tensor) else type(jacobian).__name__
-        raise ConfigurationError(f"jacobian must be a floating-point tensor of shape (K, P), found {shape}.")
+        found = f"{tuple(jacobian.shape)} {jacobian.dtype}" if isinstance(jacobian, Tensor) else type(jacobian).__name__
+        raise ConfigurationError(f"jacobian must be a floating-point tensor of shape (K, P), found {found}.")
     k = jacobian.shape[0]
     if k == 0:
         raise ConfigurationError("jacobian has no rows: at least one task is needed.")
     if losses is None:
         losses = torch.ones(k, dtype=torch.float64, device=jacobian.device)
-    if tuple(losses.shape) != (k,):
-        raise ConfigurationError(
-            f"losses must have shape ({k},), one per row of jacobian; found {tuple(losses.shape)}."
-        )
+    if not isinstance(losses, Tensor) or tuple(losses.shape) != (k,):
+        found = str(tuple(losses.shape)) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ConfigurationError(f"losses must be a tensor of shape ({k},), one per row of jacobian; found {found}.")
     for what, finite in (("loss", torch.isfinite(losses)), ("gradient", torch.isfinite(jacobian).all(1))):
         if not bool(finite.all()):
             raise NonFiniteError(f"{what} of task{int((~finite).nonzero()[0])} is NaN or infinite.")

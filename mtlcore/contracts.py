@@ -46,7 +46,8 @@ class StepView:
 
     ``losses``, ``gramian`` and ``present`` are handed out as copies, so writing into them changes nothing.
     ``jacobian`` is too large to copy: it is shared, and a method that wrote into it is refused by the step
-    (its answer is not used). Keep a ``.clone()`` if rows must outlive the step: their buffer is reused.
+    (its answer is not used; a write through ``.numpy()`` goes past torch's count of writes and is not seen). Keep a
+    ``.clone()`` if rows must outlive the step: their buffer is reused.
 
     Args:
         losses: (K,) task losses, a tensor or plain numbers. Kept as numbers of double precision.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlcore import Aggregation, MultiTask
+from mtlcore import Aggregation, MultiTask, aggregate
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
 from support.architectures import build
 from support.methods import Calls, Fixed, FixedOnLosses
@@ -183,3 +183,21 @@ def test_step_without_optimizer(work):
 def test_class_instead_of_instance(work):
     with pytest.raises(ConfigurationError, match="make an instance"):
         MultiTask(work.trunk, aggregator=Fixed)
+
+
+@pytest.mark.parametrize(
+    ("jacobian", "losses", "message"),
+    [
+        (torch.ones(2, 3), [1.0, 2.0], r"losses must be a tensor of shape \(2,\), .*; found list"),
+        (torch.ones(2, 3), torch.ones(3), r"losses must be a tensor of shape \(2,\), .*; found \(3,\)"),
+        (
+            torch.ones(2, 3, dtype=torch.int64),
+            None,
+            r"floating-point tensor of shape \(K, P\), found \(2, 3\) torch.int64",
+        ),
+        ([[1.0]], None, "found list"),
+    ],
+)
+def test_one_step_for_study_names_what_it_was_given(jacobian, losses, message):
+    with pytest.raises(ConfigurationError, match=message):
+        aggregate(Fixed((1.0, 1.0)), jacobian, losses)
