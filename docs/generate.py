@@ -5,6 +5,7 @@ Run by `make docs`; a test fails when a page is stale.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import inspect
 import os
@@ -129,7 +130,8 @@ PAGES = {"api.md": api, "methods.md": methods, "command-line.md": command_line}
 
 
 def main() -> None:
-    """Write all pages."""
+    """Write all pages. There are no options: whoever asks for help must not get new pages instead."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for page, make in PAGES.items():
         (REFERENCE / page).write_text(NOTE + make().rstrip() + "\n", encoding="utf-8")
         print(f"wrote {REFERENCE / page}")

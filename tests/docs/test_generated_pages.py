@@ -25,6 +25,13 @@ def test_reference_pages_are_not_stale(tmp_path):
     assert not stale, f"run `make docs`: {', '.join(stale)}"
 
 
+def test_asking_for_help_writes_nothing():
+    before = {p: p.stat().st_mtime_ns for p in (DOCS / "reference").glob("*.md")}
+    done = subprocess.run([sys.executable, DOCS / "generate.py", "--help"], capture_output=True, text=True, check=True)
+    assert "Writes the reference pages" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
 def test_every_method_has_a_docstring_with_a_source_tag():
     text = (DOCS / "reference" / "methods.md").read_text()
     sections = text.split("\n### ")[1:]

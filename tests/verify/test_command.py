@@ -81,11 +81,16 @@ class Package:
     def mtlcore_register_aggregators(self, register):
         register("honest", Honest)
         register("boastful", Boastful)
+        register("honest-too", Honest)
         register("unmakeable", Unmakeable)
         register("quits", Quits)
         register("too-many", TooMany)
         register("raises", Raises)
         register("unsearchable", Unsearchable)
+
+    @hookimpl
+    def mtlcore_register_detectors(self, register):
+        register("honest-too", "mtlplugins.detectors.cosine:Cosine")
 
 
 FEW = {
@@ -210,12 +215,18 @@ def test_the_same_seed_gives_the_same_rows():
     assert first == second
 
 
+def test_a_name_given_twice_is_checked_once(tmp_path):
+    verify("honest", "honest", "--max-examples", "2", "--json", str(tmp_path / "rows.json"))
+    assert len(json.loads((tmp_path / "rows.json").read_text())) == len(rows_of(tmp_path / "rows.json"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["honestt"], "honest"),
         (["honest", "--kind", "cat"], "aggregator, detector, teleport"),
         (["honest", "--max-examples", "0"], "max-examples"),
+        (["honest-too"], "several kinds (aggregator, detector): say which, with kind= or --kind."),
         (["honest", "--kind", "detector"], "there is no detector called 'honest'"),
     ],
 )

@@ -128,6 +128,15 @@ def test_unknown_names_are_errors_that_suggest():
         list(check(object()))
 
 
+def test_what_is_no_counterexample_cannot_be_replayed():
+    with pytest.raises(
+        ConfigurationError, match="not a counterexample as `check` returns it .*: it has no law and no example"
+    ):
+        replay(twins.Mean(), {})
+    with pytest.raises(UnknownPluginError, match="no law called 'nope'"):
+        replay(twins.Mean(), {"law": "nope", "example": {}})
+
+
 def test_failures_are_attributed_to_the_mathematics_or_to_the_numerics():
     assert "the mathematics" in only(twins.Mean(), "non-conflicting").detail
     assert "the numerics" in only(aggregators.AbsoluteEpsilon(), "non-conflicting").detail

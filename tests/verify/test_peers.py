@@ -29,6 +29,15 @@ def test_without_the_library_the_error_has_the_pip_line(without_torchjd):
     assert "pip install" in done.output
 
 
+def test_an_unknown_law_is_bad_usage(monkeypatch):
+    from mtlverify.peers import command
+
+    monkeypatch.setattr(command, "peers", list)
+    done = CliRunner().invoke(command.app, ["--law", "non-conflictin"])
+    assert done.exit_code == 2
+    assert "there is no law called 'non-conflictin'" in done.output
+
+
 def peer(name):
     pytest.importorskip("torchjd", reason="torchjd is not installed: nothing to examine")
     found = {p.name: p for p in adapter.peers()}

@@ -68,7 +68,7 @@ def _chosen(names: list[str], kind: str | None) -> tuple[list[Entry], list[Entry
     from mtlverify.runner import kind_of_name
 
     if names:
-        return [registry().find(kind or kind_of_name(name), name) for name in names], []
+        return [registry().find(kind or kind_of_name(name), name) for name in dict.fromkeys(names)], []
     entries = [e for k in ([kind] if kind else KINDS) for e in registry().entries(k)]
     return [e for e in entries if e.status == "ok"], [e for e in entries if e.status != "ok"] + registry().problems()
 

@@ -126,7 +126,17 @@ def examine(
 
 
 def replay(plugin: Any, counterexample: Mapping[str, Any]) -> Result:
-    """Measure one stored counterexample again: "refuted" if it still is one, "verified" if it no longer is."""
+    """Measure one stored counterexample again: "refuted" if it still is one, "verified" if it no longer is.
+
+    Raises:
+        ConfigurationError: it is something else.
+        UnknownPluginError: its law is not registered.
+    """
+    missing = [key for key in ("law", "example") if key not in counterexample]
+    if missing:
+        raise ConfigurationError(
+            f"not a counterexample as `check` returns it (Result.counterexample): it has no {' and no '.join(missing)}."
+        )
     law: Law = registry().load("law", counterexample["law"])
     example = (law.decode or Example.from_json)(counterexample["example"])
     result = _blank(plugin, law)
@@ -152,7 +162,9 @@ def kind_of_name(name: str) -> str:
     """The kind in which a name is registered; the registry's own error if there is none."""
     kinds = [k for k in KINDS if any(e.name == name for e in registry().entries(k))]
     if len(kinds) > 1:
-        raise ConfigurationError(f"{name!r} names plugins of several kinds ({', '.join(kinds)}): say which with kind.")
+        raise ConfigurationError(
+            f"{name!r} names plugins of several kinds ({', '.join(kinds)}): say which, with kind= or --kind."
+        )
     if kinds:
         return kinds[0]
     import difflib

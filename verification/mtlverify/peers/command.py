@@ -14,6 +14,7 @@ from mtlcore.errors import MtlError
 from mtlverify.ledger.render import matrix, page
 from mtlverify.peers.examine import LAWS, rows
 from mtlverify.peers.torchjd import peers
+from mtlverify.runner import chosen
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -29,7 +30,7 @@ def main(
 ) -> None:
     """Look for counterexamples to what another library's methods state, and to what they do not.
 
-    Exit code 0 whatever is found (it is not our build), 2 if the library or a name is missing.
+    Exit code 0 whatever is found (it is not our build), 2 if the library, a name or a law is missing.
     """
     try:
         found = peers()
@@ -41,6 +42,11 @@ def main(
     if unknown:
         typer.secho(f"no peer called {', '.join(unknown)}; there are {', '.join(known)}.", fg="red", err=True)
         raise typer.Exit(2)
+    try:
+        chosen("aggregator", law)
+    except MtlError as error:
+        typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(2) from error
     version = importlib.metadata.version("torchjd")
     typer.echo(f"torchjd {version}")
     everything = []
