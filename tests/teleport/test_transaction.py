@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import mtlcore
-from mtlcore import Brakes, Conflict, ConflictDetector, Displacement, TeleportStrategy
+from mtlcore import Brakes, Conflict, ConflictDetector, Displacement, Needs, TeleportStrategy
 from mtlcore.errors import ConfigurationError, PluginError, TeleportError
 from mtlcore.teleporting import Teleporter, relative_changes
 from mtlcore.trajectory import similarity
@@ -259,6 +259,72 @@ def test_a_graph_from_before_survives_refusal_and_not_acceptance():
         torch.autograd.grad(sum(losses.values()), made.parameters())
 
 
+def test_what_a_forward_leaves_in_containers_is_taken_back():
+    made = problem("mlp")
+    made.trunk.seen, made.trunk.tables = [1.0], {"nested": [2.0]}
+    inner = made.batch(0)
+
+    def closure():
+        made.trunk.seen.append(3.0)
+        made.trunk.tables["nested"].append(3.0)
+        return inner()
+
+    kept = made.trunk.seen, made.trunk.tables["nested"]
+    assert teleport(made, "lora", closure=closure, probe=closure, detector=Falling()).accepted
+    assert (made.trunk.seen, made.trunk.tables) == ([1.0], {"nested": [2.0]})
+    assert made.trunk.seen is kept[0]
+    assert made.trunk.tables["nested"] is kept[1]
+
+
+def test_a_buffer_that_cannot_be_written_to_disturbs_nothing():
+    made = problem("mlp")
+    made.trunk.register_buffer("wide", torch.tensor([[1.0], [float("nan")]]).expand(2, 4))
+    optimizer = made.optimizer()
+    before = everything(made, optimizer)
+    assert not teleport(made, "lora", optimizer=optimizer, detector=Rising()).accepted
+    assert_unchanged(before, everything(made, optimizer))
+    assert teleport(made, "lora", optimizer=optimizer, detector=Falling()).accepted
+
+
+def test_a_tensor_that_cannot_be_restored_does_not_keep_the_others_from_it():
+    made = problem("mlp")
+    made.trunk.register_buffer("wide", torch.ones(1).expand(4))
+    optimizer = made.optimizer()
+    made.train(optimizer, 1)
+    before = everything(made, optimizer)
+
+    class Breaks(TeleportStrategy):
+        def propose(self, problem, generator):
+            torch.manual_seed(5)
+            problem.trunk.wide.as_strided((1,), (1,)).fill_(2.0)
+            for p in (*problem.trunk.parameters(), *problem.heads.parameters()):
+                p.data.fill_(3.0)
+            return Displacement({})
+
+    with pytest.raises(RuntimeError, match="single memory location"):
+        teleport(made, Breaks(), optimizer=optimizer)
+    after = everything(made, optimizer)
+    assert [k for k in before if not same(before[k], after[k])] == ["trunk wide"]
+
+
+@pytest.mark.parametrize("name", ["lora", "relu-rescaling", "random"])
+def test_a_compiled_trunk(name):
+    made = problem("mlp")
+    made.trunk = torch.compile(made.trunk, backend="eager")
+    optimizer = made.optimizer()
+    names, before = list(made.trunk.state_dict()), made.losses(50)
+    for seed in range(2):
+        result = teleport(made, name, optimizer=optimizer, detector=Falling(), seed=seed)
+        assert result.accepted, result.reason
+    assert list(made.trunk.state_dict()) == names
+    if name != "lora":
+        made.trunk.eval()
+        plain = problem("mlp")
+        plain.trunk.eval()
+        assert made.losses(50) == pytest.approx(plain.losses(50), rel=1e-9)
+    assert before
+
+
 def test_same_generator_same_teleport_and_it_is_not_advanced():
     found = []
     for _ in range(2):
@@ -337,6 +403,90 @@ def test_a_loss_that_breaks_is_refused(bad):
     result = teleport(made, "lora", probe=probe)
     assert not result.accepted
     assert "blue" in result.reason
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["lora", "random"])
+def test_a_loss_that_was_broken_before_the_jump_is_said_to_be(bad, name):
+    made = problem("mlp")
+    inner = made.batch(1)
+
+    def probe():
+        losses, z = inner()
+        return {t: v * (bad if t == "blue" else 1.0) for t, v in losses.items()}, z
+
+    result = teleport(made, name, probe=probe)
+    assert not result.accepted
+    assert result.reason == f"the loss of blue is {bad} before the teleport"
+
+
+# --- tasks that are not everywhere ------------------------------------------------------------------------------------
+
+
+def only(closure, *tasks):
+    def part():
+        losses, z = closure()
+        return {t: losses[t] for t in tasks}, z
+
+    return part
+
+
+def test_a_task_that_the_probe_lacks_is_judged_on_the_batch_of_the_step():
+    made = problem("mlp")
+    inner = made.batch(0)
+
+    def closure():  # blue alone reads what moves
+        losses, z = inner()
+        shift = made.trunk[3].weight.sum() - start
+        return {**losses, "blue": losses["blue"] * (1.0 + shift)}, z
+
+    start = made.trunk[3].weight.sum().detach()
+
+    @dataclass(frozen=True)
+    class Unnoticed(TeleportStrategy):
+        improves = False
+
+        def propose(self, problem, generator):
+            return Displacement({"3.weight": problem.parameters()["3.weight"].detach() + 1e-6})
+
+    probe = only(made.batch(1), "red", "green")
+    result = teleport(made, Unnoticed(), closure=closure, probe=probe, tolerance=1e-5, trials=1)
+    assert not result.accepted
+    assert "the loss of blue on the own batch changes by" in result.reason
+    assert set(result.relative_loss_change) == {"red", "green"}
+    assert teleport(made, Unnoticed(), closure=closure, probe=probe, tolerance=0.1).accepted
+
+
+@pytest.mark.parametrize("name", ["lora", "random"])
+@pytest.mark.parametrize("probed", [("red", "green"), TASKS, None])
+def test_a_task_that_nobody_sees_forbids_the_teleport(name, probed):
+    made = problem("mlp")
+    optimizer = made.optimizer(lr=1e-3)
+    probe = None if probed is None else only(made.batch(1), *probed)
+    mt = mtlcore.MultiTask(made.trunk, "ls", optimizer, detector=Falling(), teleport=name, tasks=TASKS, probe=probe)
+    result = mt.step(only(made.batch(0), "red", "green")).teleport
+    assert result.accepted == (probed == TASKS), result.reason
+    if not result.accepted:
+        assert "task blue is neither in this batch nor in the probe" in result.reason
+
+
+def test_a_detector_of_rows_judges_a_teleport():
+    seen = []
+
+    class OfRows(ConflictDetector):
+        needs = Needs.JACOBIAN
+
+        def detect(self, view):
+            torch.testing.assert_close(view.jacobian @ view.jacobian.T, view.gramian)
+            seen.append(view.jacobian.shape)
+            k = view.n_tasks
+            return Conflict(True, -float(len(seen)), torch.zeros(k, k).bool(), torch.zeros(k).bool())
+
+    made = problem("mlp")
+    mt = mtlcore.MultiTask(made.trunk, "ls", made.optimizer(), detector=OfRows(), teleport="lora", probe=made.batch(1))
+    assert mt.step(made.batch(0)).teleport.accepted
+    assert seen == [(3, sum(p.numel() for p in made.trunk.parameters()))] * len(seen)
+    assert len(seen) >= 3
 
 
 def test_zero_steps_are_the_identity():
