@@ -307,7 +307,7 @@ def test_a_tensor_that_cannot_be_restored_does_not_keep_the_others_from_it():
     assert [k for k in before if not same(before[k], after[k])] == ["trunk wide"]
 
 
-@pytest.mark.parametrize("name", ["lora", "relu-rescaling", "random"])
+@pytest.mark.parametrize("name", ["lora", "relu-rescaling", "random", "linear-boundary"])
 def test_a_compiled_trunk(name):
     made = problem("mlp")
     made.trunk = torch.compile(made.trunk, backend="eager")
