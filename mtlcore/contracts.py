@@ -459,7 +459,7 @@ def task_rows(losses: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> tup
         found = torch.autograd.grad(loss, parameters, retain_graph=i < last, allow_unused=True)
         for block, gradient in zip(blocks, found):
             if gradient is not None:
-                block[i] = gradient.flatten()
+                block[i] = (gradient.to_dense() if gradient.is_sparse else gradient).flatten()
     return {n: v.detach() for n, v in losses.items()}, blocks
 
 
