@@ -15,7 +15,7 @@ import mtlcore
 from mtlcore import Brakes, Conflict, ConflictDetector, Displacement, Needs, TeleportStrategy
 from mtlcore.errors import ConfigurationError, PluginError, TeleportError
 from mtlcore.teleporting import Teleporter, relative_changes
-from mtlcore.trajectory import similarity
+from mtlcore.trajectory import reuse, similarity
 from support.teleport_nets import TASKS, Falling, problem, teleport, view
 
 
@@ -549,6 +549,49 @@ def test_the_first_step_after_a_jump_has_the_papers_decay_rates(make):
     g = bits(weight.grad)
     optimizer.step()
     torch.testing.assert_close(state["exp_avg"], 0.9 * m + 0.1 * g), "ordinary again"
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (torch.optim.Adam, {"amsgrad": True}),
+        (torch.optim.AdamW, {}),
+        (torch.optim.NAdam, {}),
+        (torch.optim.NAdam, {"decoupled_weight_decay": True}),
+        (torch.optim.RAdam, {}),
+        (torch.optim.RAdam, {"decoupled_weight_decay": True}),
+        (torch.optim.Adamax, {}),
+        (torch.optim.RMSprop, {"centered": True}),
+    ],
+)
+def test_reuse_blends_with_what_the_optimizer_averages(make, options, maximize):
+    """The step that the paper describes, taken by the optimizer itself with decay rates times sigma."""
+    sigma, seeds = 0.6, torch.Generator().manual_seed(0)
+    start, *gradients = torch.randn(5, 6, generator=seeds, dtype=torch.float64)
+    # Groups of their own: the options are looked up where the parameter is.
+    pairs = []
+    for _ in range(2):
+        moved, other = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+        groups = [{"params": [other]}, {"params": [moved], "weight_decay": 0.1, "maximize": maximize}]
+        optimizer = make(groups, lr=1e-2, **options)
+        for g in gradients[:3]:
+            moved.grad, other.grad = g.clone(), g.clone()
+            optimizer.step()
+        pairs.append((optimizer, moved))
+    (optimizer, moved), (paper, twin) = pairs
+    reuse(optimizer, [moved], sigma)
+    for group in paper.param_groups:
+        if "alpha" in group:
+            group["alpha"] *= sigma
+        else:
+            group["betas"] = tuple(sigma * beta for beta in group["betas"])
+    for o, p in pairs:
+        p.grad = gradients[3].clone()
+        o.step()
+    for key in ("exp_avg", "exp_avg_sq", "square_avg", "grad_avg"):
+        if key in optimizer.state[moved]:
+            torch.testing.assert_close(optimizer.state[moved][key], paper.state[twin][key], rtol=1e-12, atol=0)
 
 
 def test_reuse_lives_with_other_hooks_and_further_jumps():
