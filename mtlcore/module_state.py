@@ -1,4 +1,4 @@
-"""What a module holds beside the values of its tensors, as a value that can be put back."""
+"""What a module holds, put back: its tensors bit for bit, everything else as a value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+
+def put_back(tensor: Tensor, bits: Tensor) -> None:
+    """Write into ``.data``: a graph that has saved the tensor finds its old bits again, and must stay usable."""
+    try:
+        tensor.data.copy_(bits)
+    except RuntimeError:
+        # Memory that overlaps (an expanded buffer) cannot be written to, and need not be if nobody did.
+        same = (tensor == bits) | ((tensor != tensor) & (bits != bits))
+        if not bool(same.all()):
+            raise
 
 
 class ModuleState:

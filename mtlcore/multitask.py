@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlcore import aggregation, inner_loop
+from mtlcore import aggregation, inner_loop, trajectory
 from mtlcore.contracts import (
     Aggregation,
     Aggregator,
@@ -28,6 +28,8 @@ from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper, Refresh
 from mtlcore.gradients.source import GradientProblem, TaskGradients
+from mtlcore.module_state import put_back
+from mtlcore.noise import Noise
 from mtlcore.registry import create, registry
 from mtlcore.report import StepReport, TeleportResult
 from mtlcore.teleporting import Brakes, Teleporter
@@ -53,9 +55,11 @@ class MultiTask:
             "features", "losses").
         seed: of every random choice of the method; the global random state is never touched.
         tasks: the task names, if the first batch may lack some of them. Default: those of the first batch.
-        heads: the task-specific modules; only boundary teleports need them.
+        heads: the task-specific modules. Boundary teleports need them; and in a step that teleports, batch norms in
+            heads that nobody handed over count the batch twice.
         brakes: when detection and teleports are allowed.
-        probe: closure on a held-out batch, on which a teleport must keep its promise. Default: the step's own.
+        probe: closure on a held-out batch, on which a teleport must keep its promise; best with every task, for no
+            teleport is made while a task is neither in it nor in the step's batch. Default: the step's own.
         tolerance: largest relative change of any task's loss that an accepted teleport may cause.
         gradient_memory: bytes that task gradients may take; "auto" then picks among the sources that keep to it.
         refresh: ask the method for new weights only every so many steps, or as a :class:`Refresh` policy says; in
@@ -63,6 +67,7 @@ class MultiTask:
 
     Raises:
         UnknownPluginError, ConfigurationError, PluginError: from looking up the plugins.
+        TeleportError: the history of this optimizer cannot be carried across a teleport.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class MultiTask:
                 raise ConfigurationError(
                     "a teleport moves a network: pass the trunk as an nn.Module, not its parameters."
                 )
+            trajectory.check_supported(optimizer)
             name = registry().name_of(strategy)
             self._teleporter = Teleporter(strategy, name=name, detector=self.detector, tolerance=tolerance)
         self._needs_step: str | None = None
@@ -191,15 +197,15 @@ class MultiTask:
                 f"independent batch; got {len(closures)}."
             )
         optimizer.zero_grad()
-        others = [self._other_view(c) for c in closures[1:]]
         twice = self.aggregator.looks_twice()
-        noise = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
-        inner = self._inner(closures[0])
-        prepared = self._prepare(*_evaluate(closures[0]), others=others, inner=inner)
+        before = self._before() if self._may_teleport() else None
+        prepared, noise = self._look(closures)
         conflict = self._detect(prepared)
         teleport = self._teleport(closures[0], prepared, conflict)
-        if teleport is not None and (teleport.accepted or prepared.found.deferred):
-            prepared = self._prepare(*_evaluate(closures[0]), others=others, inner=inner)
+        if before is not None and teleport is not None and teleport.accepted:
+            # The step begins anew at the new point. After a refusal the old graph is still good.
+            before.restore()
+            prepared, noise = self._look(closures)
         report = self._finish(prepared, conflict, teleport)
         optimizer.step()
         if twice:
@@ -209,6 +215,18 @@ class MultiTask:
         return report
 
     # --- parts of a step ------------------------------------------------------------------------------------
+
+    def _look(self, closures: Sequence[Closure]) -> tuple[_Prepared, tuple[Tensor, list[Tensor]]]:
+        """Evaluate every batch of the step; and the random state in which the first one was."""
+        others = [self._other_view(c) for c in closures[1:]]
+        noise = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
+        return self._prepare(*_evaluate(closures[0]), others=others, inner=self._inner(closures[0])), noise
+
+    def _may_teleport(self) -> bool:
+        return self._teleporter is not None and self.brakes.allows(self._step, self._teleport_steps)
+
+    def _before(self) -> _Before:
+        return _Before([m for m in (self._trunk, self._heads) if m is not None])
 
     def _inner(self, closure: Closure) -> Callable[..., StepView]:
         """The service behind ``view.inner``: inner gradient steps on this step's batch, undone afterwards."""
@@ -308,7 +326,7 @@ class MultiTask:
         if self.detector is None or self._step % self.brakes.detect_every:
             return False
         free = self.aggregator.needs >= self.detector.needs
-        return free or self._teleporter is None or self.brakes.allows(self._step, self._teleport_steps)
+        return free or self._teleporter is None or self._may_teleport()
 
     def _detect(self, prepared: _Prepared) -> Conflict | None:
         if self.detector is None or not prepared.detecting:
@@ -343,7 +361,7 @@ class MultiTask:
 
     def _teleport(self, closure: Closure, prepared: _Prepared, conflict: Conflict | None) -> TeleportResult | None:
         teleporter = self._teleporter
-        if teleporter is None or not self.brakes.allows(self._step, self._teleport_steps):
+        if teleporter is None or not self._may_teleport():
             return None
         if self.detector is not None and (conflict is None or not conflict.conflicting):
             return None
@@ -354,13 +372,24 @@ class MultiTask:
             trunk=self._trunk,
             heads=self._heads,
             closure=lambda: self._named(*_evaluate(closure)),
-            probe=None if probe is None else lambda: self._named(*_evaluate(probe)),
+            probe=None if probe is None else lambda: self._probed(probe),
             view=prepared.view,
             optimizer=self.optimizer,
             generator=torch.Generator().manual_seed(aggregation.step_seed(self._seed + 1, self._step)),
         )
         registry().announce("mtlcore_teleported", result=result)
         return result
+
+    def _probed(self, probe: Closure) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """The probe's losses, held to what is asked of a step's."""
+        try:
+            losses, features = self._named(*_evaluate(probe))
+            if not losses:
+                raise LossError("no losses: every task is missing.")
+            _check_losses(tuple(losses), tuple(losses.values()), graph=torch.is_grad_enabled())
+        except LossError as error:
+            raise LossError(f"probe: {error}") from error
+        return losses, features
 
     def _named(self, losses: Losses, features: Features) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         return {n: v for n, v in self._by_name(losses).items() if v is not None}, _flat(features)
@@ -590,6 +619,20 @@ class _Prepared(NamedTuple):
     kept: bool
 
 
+class _Before:
+    """Random streams and buffers before a step: a batch that is evaluated again after :meth:`restore` draws the same
+    masks, and counts once in the statistics of batch norms."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._noise = Noise()
+        self._buffers = [(b, b.detach().clone()) for module in modules for b in module.buffers()]
+
+    def restore(self) -> None:
+        self._noise.restore()
+        for buffer, bits in self._buffers:
+            put_back(buffer, bits)
+
+
 @contextlib.contextmanager
 def _same_noise(cpu: Tensor, cuda: Sequence[Tensor]) -> Iterator[None]:
     """Inside, the global random state is the given one: the same batch gets the same dropout masks again."""
@@ -659,7 +702,7 @@ def _values(losses: Sequence[Tensor], stacked: Tensor | None, names: Sequence[st
     raise NonFiniteError(f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched.")
 
 
-def _check_losses(names: Sequence[str], losses: Sequence[Any]) -> None:
+def _check_losses(names: Sequence[str], losses: Sequence[Any], graph: bool = True) -> None:
     for name, loss in zip(names, losses):
         if not isinstance(loss, Tensor):
             raise LossError(f"the loss of task {name!r} is a {type(loss).__name__}, not a tensor.")
@@ -668,7 +711,7 @@ def _check_losses(names: Sequence[str], losses: Sequence[Any]) -> None:
                 f"the loss of task {name!r} has shape {tuple(loss.shape)}; it must be a scalar: reduce it, "
                 f"for instance with .mean()."
             )
-        if not loss.requires_grad:
+        if graph and not loss.requires_grad:
             raise LossError(
                 f"the loss of task {name!r} has no gradient graph: it was detached, computed under no_grad, or does "
                 f"not depend on any parameter that requires gradients. Leave the task out if it is missing."

@@ -35,7 +35,7 @@ from mtlcore.contracts import (
 )
 from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.hyperparameters import Validated, integer
-from mtlcore.module_state import ModuleState
+from mtlcore.module_state import ModuleState, put_back
 from mtlcore.noise import Noise
 from mtlcore.report import TeleportResult
 
@@ -732,13 +732,7 @@ class _TensorState:
         self._grad_bits = None if self._grad is None else self._grad.detach().clone()
 
     def restore_value(self) -> None:
-        try:
-            self._tensor.data.copy_(self.bits)
-        except RuntimeError:
-            # Memory that overlaps (an expanded buffer) cannot be written to, and need not be if nobody did.
-            same = (self._tensor == self.bits) | ((self._tensor != self._tensor) & (self.bits != self.bits))
-            if not bool(same.all()):
-                raise
+        put_back(self._tensor, self.bits)
 
     def restore(self) -> None:
         tensor = self._tensor
