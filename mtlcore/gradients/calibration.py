@@ -204,7 +204,7 @@ class _Fingerprint:
         self._gramian = found.gramian()
         weights = 1.0 / torch.arange(1, len(self._gramian) + 1, dtype=torch.float64, device=self._gramian.device)
         self._scale = float((weights * self._gramian.diagonal().sqrt()).sum())
-        self._direction = {id(p.parameter): d.detach().clone() for p, d in found.combined(weights)}
+        self._direction = {id(p): d.detach().clone() for p, d in found.combined(weights)}
 
     def distance(self, other: _Fingerprint) -> float:
         """Largest error relative to the norms of the task gradients."""

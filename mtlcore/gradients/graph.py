@@ -147,11 +147,12 @@ def nested(features: Sequence[Tensor]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """One place where the graph multiplies by a parameter.
+    """One place where the graph reads a parameter in a known way.
 
     Args:
         node: the function that does it; its saved tensors hold the other factor.
-        kind: "linear" (y = A W^T), "matmul" (y = A W), "convolution" or "table" (rows of W are looked up).
+        kind: "linear" (y = A W^T), "matmul" (y = A W), "convolution", "bias" (added to one of these) or "table" (rows of
+            W are looked up).
     """
 
     node: Any
@@ -159,9 +160,11 @@ class Use:
 
 
 _DIRECT = {
+    ("AddmmBackward0", 0): "bias",
     ("AddmmBackward0", 2): "matmul",
     ("MmBackward0", 1): "matmul",
     ("ConvolutionBackward0", 1): "convolution",
+    ("ConvolutionBackward0", 2): "bias",
     ("EmbeddingBackward0", 0): "table",
 }
 _TRANSPOSED = {("AddmmBackward0", 2), ("MmBackward0", 1)}

@@ -33,7 +33,7 @@ SOURCES = {
     "streaming in blocks": lambda: InBlocks(),
     "streaming threaded": lambda: Streaming(frugal=False, threaded=True),
 }
-RUNS_PYTHON = ("parameter_hook",)
+RUNS_PYTHON = ("parameter_hook", "bias_hook")
 """Shapes whose backward pass calls Python, which the threaded sources refuse."""
 
 
@@ -145,14 +145,21 @@ def test_lower_precision(source, dtype):
 
 
 FORMS = {
-    "wide_mlp": {"0.weight": Factors, "0.bias": Whole, "2.weight": Factors},
-    "mlp": {"0.weight": Matrix, "2.weight": Matrix},
-    "same_weight_thrice": {"layer.weight": Factors},
+    "wide_mlp": {"0.weight": Factors, "0.bias": Factors, "2.weight": Factors},
+    "mlp": {"0.weight": Matrix, "0.bias": Whole, "2.weight": Matrix},
+    "same_weight_thrice": {"layer.weight": Factors, "layer.bias": Factors},
     "same_weight_both_ways": {"layer.weight": Whole},
     "weight_read_elsewhere": {"layer.weight": Whole},
-    "raw_matrices": {"a": Factors, "b": Factors},
-    "scaled_addmm": {"a": Whole},
-    "small_image_convolutions": {"0.weight": Factors, "2.weight": Factors, "4.weight": Whole},
+    "raw_matrices": {"a": Factors, "shift": Factors, "b": Factors},
+    "scaled_addmm": {"a": Whole, "shift": Whole},
+    "scaled_bias": {"a": Factors, "shift": Whole},
+    "unusual_biases": {
+        "before": Factors, "shared": Whole, "one": Whole, "rows": Whole, "read": Whole, "sometimes": Whole,
+        **{f"w.{i}": Factors for i in range(7)},
+    },
+    "frozen_biases_and_weights": {"0.weight": Factors, "2.bias": Whole},
+    "bias_hook": {"0.weight": Factors, "0.bias": Whole},
+    "small_image_convolutions": {"0.weight": Factors, "0.bias": Factors, "4.weight": Whole, "4.bias": Whole},
     "convolution_twice": {"layer.weight": Factors},
     "other_convolutions": {"0.weight": Whole, "2.weight": Whole, "4.weight": Factors},
     "embedding_looked_up_twice": {"words.weight": Table},
@@ -171,7 +178,7 @@ def test_each_weight_takes_the_form_it_should(name):
     found = collect(problem_of(work), Storage(), know_uses=True, factors=True, chunk=1)
     assert isinstance(found, Stored)
     names = {id(p): n for n, p in work.trunk.named_parameters()}
-    forms = {names[id(part.parameter)]: type(part) for part in found._parts}
+    forms = {names[id(t)]: type(part) for part in found._parts for t in part.parameters}
     assert {n: forms[n] for n in FORMS[name]} == FORMS[name]
 
 
@@ -179,7 +186,7 @@ def test_uses_of_a_weight_are_counted_edge_by_edge():
     work = make(SHAPES["same_weight_thrice"])
     uses = graph.uses([work.evaluate()[1]])
     assert [u.kind for u in uses[id(work.trunk.layer.weight)]] == ["linear"] * 3
-    assert uses[id(work.trunk.layer.bias)] is None
+    assert [u.kind for u in uses[id(work.trunk.layer.bias)]] == ["bias"] * 3
     work = make(SHAPES["weight_read_elsewhere"])
     assert graph.uses([work.evaluate()[1]])[id(work.trunk.layer.weight)] is None
 

@@ -78,6 +78,58 @@ def scaled_addmm() -> Workload:
     return _standard(Scaled(), _x(4, 40), 20)
 
 
+def scaled_bias() -> Workload:
+    """The weight's product is as it is, the bias counts twice."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.shift = nn.Parameter(_x(40, 20) / 5), nn.Parameter(_x(20))
+
+        def forward(self, x):
+            return torch.addmm(self.shift, x, self.a, beta=2.0)
+
+    return _standard(Scaled(), _x(4, 40), 20)
+
+
+class _Biases(nn.Module):
+    """Biases that are not simply one per weight: shared by two, one number for all, one per row, read elsewhere, with a
+    weight that is also used without it; and one before its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Parameter(_x(30))
+        self.w = nn.ParameterList(_x(30, 30) / 5 for _ in range(7))
+        self.shared, self.one, self.rows = nn.Parameter(_x(30)), nn.Parameter(_x(1)), nn.Parameter(_x(4, 30))
+        self.read, self.sometimes = nn.Parameter(_x(30)), nn.Parameter(_x(30))
+
+    def forward(self, x):
+        w = self.w
+        x = torch.addmm(self.before, x, w[0]).tanh()
+        x = torch.addmm(self.shared, torch.addmm(self.shared, x, w[1]).tanh(), w[2]).tanh()
+        x = torch.addmm(self.one, x, w[3]).tanh()
+        x = torch.addmm(self.rows, x, w[4]).tanh()
+        x = torch.addmm(self.read, x, w[5]).tanh() + self.read.square().sum()
+        return torch.addmm(self.sometimes, x, w[6]).tanh() @ w[6]
+
+
+def unusual_biases() -> Workload:
+    return _standard(_Biases(), _x(4, 30), 30)
+
+
+def frozen_biases_and_weights() -> Workload:
+    w = _standard(nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 24), nn.Tanh()), _x(4, 40), 24)
+    w.trunk[0].bias.requires_grad_(False)
+    w.trunk[2].weight.requires_grad_(False)
+    return w
+
+
+def bias_hook() -> Workload:
+    w = wide_mlp()
+    w.trunk[0].bias.register_hook(lambda g: 3 * g)
+    return w
+
+
 def small_image_convolutions() -> Workload:
     """Few sites, many channels: convolutions as factors, with stride, padding, dilation, and groups (kept whole)."""
     trunk = nn.Sequential(
@@ -160,6 +212,7 @@ SHAPES = {
     f.__name__: f
     for f in (
         wide_mlp, same_weight_thrice, same_weight_both_ways, weight_read_elsewhere, raw_matrices, scaled_addmm,
+        scaled_bias, unusual_biases, frozen_biases_and_weights, bias_hook,
         small_image_convolutions, convolution_twice, other_convolutions, embedding_looked_up_twice,
         embedding_with_padding, embedding_scaled_by_frequency, parameter_hook, weight_norm, input_with_gradient,
     )
