@@ -30,7 +30,7 @@ def _columns(n_rows: int) -> int:
     return max(256, _BLOCK // max(1, n_rows))
 
 
-def row_dtype(tensors: list[Tensor] | tuple[Tensor, ...]) -> torch.dtype:
+def row_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     """The dtype rows are kept in: float64 if any tensor is float64, else float32 (also for bfloat16 and float16)."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from mtlcore.gradients import graph
 from mtlcore.gradients.front import Front
 from mtlcore.gradients.permit import Permit
 from mtlcore.gradients.rows import Part, Whole, parts
-from mtlcore.gradients.source import GradientProblem, TaskGradients, accumulate, write_heads
+from mtlcore.gradients.source import GradientProblem, TaskGradients, accumulate, all_or_nothing, write_heads
 from mtlcore.gradients.storage import Storage
 
 
@@ -58,12 +59,15 @@ def collect(
     targets = [t for p in order for t in p.targets]
 
     def alone(tasks: slice, retain: bool) -> None:
-        found = front.pull(tasks.start, targets, retain)
+        with _undisturbed(pieces, front):
+            found = front.pull(tasks.start, targets, retain)
         _store(order, stored[tasks], [None if g is None else _first(g) for g in found])
 
     def together(tasks: slice, retain: bool) -> None:
         try:
-            _store(order, stored[tasks], front.pull_together(tasks, targets, retain))
+            with _undisturbed(pieces, front):
+                found = front.pull_together(tasks, targets, retain)
+            _store(order, stored[tasks], found)
         except (RuntimeError, NotImplementedError) as error:
             raise ConfigurationError(
                 f"this network cannot be differentiated for several tasks at once (vmap): "
@@ -79,7 +83,33 @@ def collect(
         done = permit.watch(front, functools.partial(pull, rounds[0], True))
         threads.side_by_side([functools.partial(pull, tasks, True) for tasks in rounds[done:]])
         front.free()
+    front.free_heads()
     return Stored(problem, stored, order, front.heads)
+
+
+@contextlib.contextmanager
+def _undisturbed(parts: Sequence[Part], front: Front) -> Iterator[None]:
+    """For a backward pass that asks for more than gradients of leaves.
+
+    Raises:
+        ConfigurationError: a hook changed a gradient on the way. Autograd hands out what it finds between two functions
+            as it was before the hooks there.
+    """
+    if all(isinstance(p, Whole) for p in parts):
+        yield
+        return
+    with graph.hooks_that_change() as found:
+        yield
+    if found:
+        reach = front.problem.reach
+        # A parameter with a hook is stored whole, as autograd hands it out after its hooks.
+        harmless = graph.hooks_of(t for own in (*reach.own, reach.behind) for t in own)
+        names = [code.co_name for code in dict.fromkeys(found) if code not in harmless]
+        if names:
+            raise ConfigurationError(
+                f"a hook in this network changes gradients ({', '.join(names)}), which sources that multiply weight "
+                f'gradients out themselves would not see: use gradients="sequential".'
+            )
 
 
 def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: int) -> Blocks:
@@ -93,7 +123,8 @@ def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: i
         pieces = [p for p, _, _ in block]
         targets = [t for p in pieces for t in p.targets]
         for i in range(n_tasks):
-            found = front.pull(i, targets, retain=True)
+            with _undisturbed(parts, front):
+                found = front.pull(i, targets, retain=True)
             row = stored.new_empty(1, sum(p.width for p in pieces))
             _store(pieces, row, [None if g is None else _first(g) for g in found])
             cells = row.split([p.width for p in pieces], 1)
@@ -197,7 +228,7 @@ class Stored(TaskGradients):
         problem: GradientProblem,
         stored: Tensor,
         parts: Sequence[Part],
-        heads: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        heads: Sequence[list[tuple[Tensor, Tensor]]],
     ) -> None:
         self._problem = problem
         self._stored = stored
@@ -249,7 +280,8 @@ class Stored(TaskGradients):
         with torch.no_grad():
             if direction is not None:
                 shared = self._problem.shared
-                pieces = direction.split([p.numel() for p in shared])
+                # A copy: the method may hold on to its direction, or have handed out a row.
+                pieces = direction.clone().split([p.numel() for p in shared])
                 gradients = [(p, d.view(p.shape)) for p, d in zip(shared, pieces)]
             else:
                 assert weights is not None
@@ -258,7 +290,7 @@ class Stored(TaskGradients):
             for parameter, gradient in gradients:
                 # A parameter no task uses keeps grad None, as after sum(losses).backward().
                 if id(parameter) in used:
-                    accumulate(parameter, gradient)
+                    accumulate(parameter, gradient, fresh=True)
         write_heads(self.heads, head_weights)
 
     @torch.no_grad()
@@ -282,9 +314,7 @@ class Blocks(TaskGradients):
 
     deferred = True
 
-    def __init__(
-        self, problem: GradientProblem, gramian: Tensor, heads: Sequence[Sequence[tuple[Tensor, Tensor]]]
-    ) -> None:
+    def __init__(self, problem: GradientProblem, gramian: Tensor, heads: Sequence[list[tuple[Tensor, Tensor]]]) -> None:
         self._problem = problem
         self._gramian = gramian
         self._heads = heads
@@ -312,9 +342,6 @@ class Blocks(TaskGradients):
             raise PluginError('a method that returns a direction cannot use gradients="streaming".')
         losses, shared = self._problem.losses, self._problem.shared
         seeds = [w.to(t) for w, t in zip(weights.unbind(), losses)]
-        found = graph.differentiate(losses, shared, seeds, retain=False)
-        with torch.no_grad():
-            for p, g in zip(shared, found):
-                if g is not None:
-                    accumulate(p, g)
+        with all_or_nothing(shared):
+            graph.backward(losses, seeds, shared)
         write_heads(self._heads, head_weights)

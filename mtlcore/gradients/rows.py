@@ -175,7 +175,7 @@ class Table(_Used):
 
     def __init__(self, parameter: Tensor, uses: Sequence[Use]) -> None:
         super().__init__(parameter, uses)
-        indices = [u.node._saved_indices.flatten() for u in uses]
+        indices = [u.node._saved_indices.reshape(-1).long() for u in uses]
         self._rows, self._where = torch.unique(torch.cat(indices), return_inverse=True)
         # "No padding" arrives as -1 or as the largest unsigned number: no index of this table.
         padding = [p if 0 <= p < len(parameter) else None for p in (u.node._saved_padding_idx for u in uses)]
@@ -188,16 +188,17 @@ class Table(_Used):
 
     def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
         """See :class:`Part`."""
-        cotangents = _stack([g.flatten(1, -2) for g in found])
+        columns = self.parameter.shape[1]
+        cotangents = _stack([g.reshape(len(out), g[0].numel() // columns, columns) for g in found])
         if self._silent is not None:
             cotangents = cotangents.masked_fill(self._silent[None, :, None], 0.0)
-        place = out.view(len(out), len(self._rows), -1)
+        place = out.view(len(out), len(self._rows), columns)
         place.zero_().index_add_(1, self._where, cotangents)
 
     def gradient(self, stored: Tensor) -> Tensor:
         """See :class:`Part`."""
         full = torch.zeros_like(self.parameter)
-        return full.index_copy_(0, self._rows, stored.view(len(self._rows), -1))
+        return full.index_copy_(0, self._rows, stored.view(len(self._rows), self.parameter.shape[1]))
 
 
 def _stack(found: Sequence[Tensor]) -> Tensor:
@@ -205,25 +206,23 @@ def _stack(found: Sequence[Tensor]) -> Tensor:
 
 
 def parts(shared: Sequence[Tensor], uses: Mapping[int, Sequence[Use] | None], factors: bool) -> list[Part]:
-    """The cheapest exact form of every parameter's share.
+    """The cheapest exact form of every parameter's share. Products are written into rows of their own dtype only.
 
     Args:
         shared: the trunk's parameters.
         uses: by identity of a parameter all its uses, or None if some are of an unknown kind.
         factors: False to store whole gradients only.
     """
+    dtype = linalg.row_dtype(shared)
+    known = {id(p): uses.get(id(p)) if p.dtype == dtype and not p._backward_hooks else None for p in shared}
     biases = {}
     for p in shared if factors else ():
-        mine = uses.get(id(p))
-        if mine and _plain(p) and {u.kind for u in mine} == {"bias"}:
+        mine = known[id(p)]
+        if mine and {u.kind for u in mine} == {"bias"}:
             biases[frozenset(u.node for u in mine)] = p
-    out = [_part(p, uses.get(id(p)), factors, biases) for p in shared]
+    out = [_part(p, known[id(p)], factors, biases) for p in shared]
     joined = {id(piece.bias) for piece in out}
     return [piece for piece in out if id(piece.parameter) not in joined]
-
-
-def _plain(parameter: Tensor) -> bool:
-    return parameter.dtype in (torch.float32, torch.float64) and not parameter._backward_hooks
 
 
 Biases = Mapping[frozenset[Any], Tensor]
@@ -232,13 +231,14 @@ Biases = Mapping[frozenset[Any], Tensor]
 
 def _part(parameter: Tensor, uses: Sequence[Use] | None, factors: bool, biases: Biases) -> Part:
     kinds = {u.kind for u in uses or ()}
-    if not uses or len(kinds) != 1 or not _plain(parameter):
+    if not uses or len(kinds) != 1:
         return Whole(parameter)
     (kind,) = kinds
     if kind == "bias":
         return Whole(parameter)
     if kind == "table":
         known = all(not u.node._saved_sparse and not u.node._saved_scale_grad_by_freq for u in uses)
+        known = known and parameter.numel() > 0
         return Table(parameter, uses) if factors and known else Whole(parameter)
     bias = biases.get(frozenset(u.node for u in uses))
     if bias is not None and not _is_added(bias, parameter, kind, uses):
@@ -248,7 +248,8 @@ def _part(parameter: Tensor, uses: Sequence[Use] | None, factors: bool, biases: 
     name = {"AddmmBackward0": "_saved_mat1", "MmBackward0": "_saved_self"}
     inputs = [getattr(u.node, name[type(u.node).__name__]).detach() for u in uses]
     scaled = any(getattr(u.node, "_saved_alpha", 1) != 1 for u in uses)
-    if scaled or any(a.dtype != parameter.dtype or a.ndim != 2 for a in inputs):
+    strange = any(a.dtype != parameter.dtype or a.ndim != 2 or a.layout != torch.strided for a in inputs)
+    if scaled or strange or parameter.numel() == 0:
         return Whole(parameter)
     stacked = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
     # Half of the fan-in: below it the K x K products of factors cost less than forming K gradients.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from mtlcore import MultiTask
 from mtlcore.errors import ConfigurationError
@@ -19,7 +20,7 @@ from mtlcore.gradients.threaded import Threaded
 from support.architectures import ARCHITECTURES
 from support.jacobians import explicit, make, shared_gradient
 from support.methods import Fixed, FixedOnRows
-from support.shapes import SHAPES
+from support.shapes import ODD, SHAPES
 
 EVERY = {**ARCHITECTURES, **SHAPES}
 SOURCES = {
@@ -106,6 +107,39 @@ def test_equals_the_explicit_jacobian(name, with_features, source):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("name", ODD)
+def test_odd_trunks_are_right_or_refused(name, source):
+    jacobian, _ = explicit(make(ODD[name]))
+    work = make(ODD[name])
+    mt = forced(work, Fixed((1.0, -2.0, 0.5)), source)
+    losses, z = work.evaluate()
+    together = "batched" in source or source in ("streaming together", "streaming in twos")
+    if together if name == "sparse_matrix" else "threaded" in source and name == "function_with_a_variable":
+        with pytest.raises(ConfigurationError, match="vmap|runs Python code"):
+            mt.backward(losses, features=z)
+        return
+    report = mt.backward(losses, features=z)
+    tolerance = 1e-5 if name == "two_precisions" else 1e-12
+    norms = jacobian.norm(dim=1)
+    error = (report.gramian - jacobian @ jacobian.T).abs() / (norms[:, None] * norms[None, :])
+    assert float(error.max()) < tolerance
+    direction = jacobian.T @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    assert float((shared_gradient(work) - direction).norm()) < tolerance * float(norms.sum()) * 2
+
+
+def test_a_transposed_weight_that_is_a_feature_itself():
+    """Its gradient has a part that passes no product."""
+    layer = nn.Linear(40, 8).double()
+    x = torch.randn(4, 40, dtype=torch.float64)
+    z, w = layer(x), layer.weight.t()
+    losses = {"a": z.square().mean(), "b": (z.sum() + w.square().sum()) / 10, "c": w.abs().sum()}
+    (expected,) = torch.autograd.grad(sum(losses.values()), [layer.weight], retain_graph=True)
+    MultiTask(layer, aggregator=Fixed((1.0, 1.0, 1.0)), gradients="streaming").backward(losses, features=(z, w))
+    torch.testing.assert_close(layer.weight.grad, expected)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("source", ["sequential", "batched", "streaming"])
 @pytest.mark.parametrize("name", ["wide_mlp", "small_image_convolutions", "embedding_with_padding", "several_features"])
 def test_rows_equal_the_explicit_jacobian(name, source):
@@ -154,7 +188,12 @@ FORMS = {
     "scaled_addmm": {"a": Whole, "shift": Whole},
     "scaled_bias": {"a": Factors, "shift": Whole},
     "unusual_biases": {
-        "before": Factors, "shared": Whole, "one": Whole, "rows": Whole, "read": Whole, "sometimes": Whole,
+        "before": Factors,
+        "shared": Whole,
+        "one": Whole,
+        "rows": Whole,
+        "read": Whole,
+        "sometimes": Whole,
         **{f"w.{i}": Factors for i in range(7)},
     },
     "frozen_biases_and_weights": {"0.weight": Factors, "2.bias": Whole},

@@ -191,6 +191,89 @@ def embedding_scaled_by_frequency() -> Workload:
     return _tokens(scale_grad_by_freq=True)
 
 
+class _Lookup(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 12)
+
+    def forward(self, *indices):
+        return sum(self.words(i).reshape(-1, 12).sum(0) for i in indices).tanh().expand(4, 12)
+
+
+def unusual_lookups() -> Workload:
+    """Indices as int32, a single one, and none at all."""
+    indices = (torch.tensor([[3, 4], [4, 9]], dtype=torch.int32), torch.tensor(7), torch.zeros(0, dtype=torch.long))
+    return _standard(_Lookup(), indices, 12)
+
+
+class _Hollow(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.there, self.back = nn.Linear(40, 24), nn.Parameter(_x(40, 0)), nn.Parameter(_x(0, 24))
+
+    def forward(self, x):
+        return self.first(x).tanh() + x @ self.there @ self.back
+
+
+def layers_without_units() -> Workload:
+    return _standard(_Hollow(), _x(4, 40), 24)
+
+
+class _Sparse(nn.Module):
+    """A graph convolution: a sparse matrix times a weight, and times activations."""
+
+    def __init__(self, layout) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(_x(40, 12)), nn.Linear(12, 8)
+        links = torch.eye(40)[:6] + torch.eye(40)[1:7]
+        self.links = links.to_sparse() if layout == torch.sparse_coo else links.to_sparse_csr()
+
+    def forward(self, x):
+        return self.b(torch.mm(self.links, self.a).tanh()) + x
+
+
+def sparse_matrix() -> Workload:
+    return _standard(_Sparse(torch.sparse_coo), _x(6, 8), 8)
+
+
+class _Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.Linear(40, 30).float(), nn.Linear(30, 12)
+
+    def forward(self, x):
+        return self.high(self.low(x.float()).to(x.dtype).tanh())
+
+
+def two_precisions() -> Workload:
+    return _standard(_Mixed(), _x(4, 40), 12)
+
+
+class _Adapter(torch.autograd.Function):
+    """A function with an attribute that autograd's own leaves have, too."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.variable = x
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+def function_with_a_variable() -> Workload:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(40, 12), nn.Linear(12, 12)
+
+        def forward(self, x):
+            return self.b(_Adapter.apply(self.a(x)))
+
+    return _standard(Net(), _x(4, 40), 12)
+
+
 def parameter_hook() -> Workload:
     """A hook on the weight changes its gradient: factors would go around it."""
     w = wide_mlp()
@@ -217,3 +300,9 @@ SHAPES = {
         embedding_with_padding, embedding_scaled_by_frequency, parameter_hook, weight_norm, input_with_gradient,
     )
 }  # fmt: skip
+
+ODD = {
+    f.__name__: f
+    for f in (unusual_lookups, layers_without_units, sparse_matrix, two_precisions, function_with_a_variable)
+}
+"""Correct under every source or refused by it, some to lower precision than the others."""
