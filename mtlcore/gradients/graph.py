@@ -29,10 +29,8 @@ def edge(tensor: Tensor) -> Edge | None:
     return None if tensor.grad_fn is None else (tensor.grad_fn, tensor.output_nr)
 
 
-def _leaf(function: Any) -> Tensor | None:
-    """The tensor whose gradient ``function`` accumulates; None for every other function, whatever attributes it has."""
-    found: Tensor | None = function.variable if type(function).__name__ == "AccumulateGrad" else None
-    return found
+_Leaf: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+"""The type of a leaf's function. (Others may have an attribute ``variable``, too.)"""
 
 
 def leaves(
@@ -67,8 +65,8 @@ def leaves(
             found.setdefault(id(root), root)
     while stack:
         function = stack.pop()
-        variable = _leaf(function)
-        if variable is not None:
+        if type(function) is _Leaf:
+            variable = function.variable
             found.setdefault(id(variable), variable)
             continue
         for parent, output in function.next_functions:
@@ -134,7 +132,7 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
         own.append(tuple(found.values()))
         reached |= hit
         # A parameter's own node holds no buffers: two heads may share parameters and still be freed one by one.
-        inner = {f for f in seen if _leaf(f) is None}
+        inner = {f for f in seen if type(f) is not _Leaf}
         everything |= inner
         total += len(inner)
     for where in stop.keys() - reached:
@@ -192,7 +190,7 @@ def uses(roots: Iterable[Tensor]) -> dict[int, list[Use] | None]:
     """
     found: dict[int, list[Use] | None] = {}
     seen: set[Any] = set()
-    stack = [r.grad_fn for r in roots if r.grad_fn is not None]
+    stack: list[Any] = [r.grad_fn for r in roots if r.grad_fn is not None]
 
     def add(leaf: Tensor, use: Use | None) -> None:
         known = found.setdefault(id(leaf), [])
@@ -203,9 +201,9 @@ def uses(roots: Iterable[Tensor]) -> dict[int, list[Use] | None]:
 
     for node in stack:
         if type(node).__name__ == "TBackward0":  # a transposed weight that is handed over itself
-            leaf = _leaf(node.next_functions[0][0])
-            if leaf is not None:
-                add(leaf, None)
+            child = node.next_functions[0][0]
+            if type(child) is _Leaf:
+                add(child.variable, None)
     while stack:
         node = stack.pop()
         if node in seen:
@@ -215,16 +213,15 @@ def uses(roots: Iterable[Tensor]) -> dict[int, list[Use] | None]:
         for slot, (child, _) in enumerate(node.next_functions):
             if child is None:
                 continue
-            leaf = _leaf(child)
-            if leaf is not None:
+            if type(child) is _Leaf:
                 if name != "TBackward0":  # judged below, at the function that reads the transpose
                     kind = _DIRECT.get((name, slot))
-                    add(leaf, None if kind is None else Use(node, kind))
+                    add(child.variable, None if kind is None else Use(node, kind))
                 continue
             if type(child).__name__ == "TBackward0":
-                leaf = _leaf(child.next_functions[0][0])
-                if leaf is not None:
-                    add(leaf, Use(node, "linear") if (name, slot) in _TRANSPOSED else None)
+                origin = child.next_functions[0][0]
+                if type(origin) is _Leaf:
+                    add(origin.variable, Use(node, "linear") if (name, slot) in _TRANSPOSED else None)
             stack.append(child)
     return found
 
