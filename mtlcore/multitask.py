@@ -23,7 +23,7 @@ from mtlcore.contracts import (
     StepView,
     TeleportStrategy,
 )
-from mtlcore.errors import ConfigurationError, LossError, NonFiniteError, PluginError, StateError
+from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError, StateError
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper, Refresh
@@ -89,12 +89,7 @@ class MultiTask:
         refresh: int | Refresh = 1,
     ) -> None:
         self._trunk = trunk if isinstance(trunk, nn.Module) else None
-        parameters = list(trunk.parameters() if isinstance(trunk, nn.Module) else trunk)
-        if not parameters or not all(isinstance(p, Tensor) for p in parameters):
-            raise ConfigurationError(
-                "trunk has no parameters: pass the shared nn.Module or an iterable of its parameters."
-            )
-        self._parameters = list({id(p): p for p in parameters}.values())
+        self._parameters = _trunk_parameters(trunk)
         self.aggregator: Aggregator = _plugin("aggregator", aggregator, Aggregator)
         self.detector: ConflictDetector | None = None
         if detector is not None:
@@ -246,8 +241,8 @@ class MultiTask:
         inner: Callable[..., StepView] | None = None,
     ) -> _Prepared:
         """Check what the user handed over, pick a gradient source, make the view. Changes nothing."""
-        problem, values, names = self._problem(losses, features)
         micro, self._micro = self._micro, None
+        problem, values, names = self._problem(losses, features)
         needs = self.aggregator.needs
         detecting = self._looks_for_conflict()
         if detecting and self.detector is not None:
@@ -313,6 +308,8 @@ class MultiTask:
             raise LossError("no losses: every task is missing from this batch; skip the step instead.")
         scalars: tuple[Any, ...] = tuple([by_name[n] for n in present])
         _check_losses(present, scalars)
+        if self._step == 0 and self._trunk is not None:
+            _check_unchanged(self._trunk, self._parameters)
         shared = tuple([p for p in self._parameters if p.requires_grad])
         if not shared:
             raise ConfigurationError("no parameter of the trunk requires gradients: everything is frozen.")
@@ -342,17 +339,13 @@ class MultiTask:
         except Exception as error:
             who = registry().identify(self.detector)
             raise PluginError(f"detector {who} raised {type(error).__name__}: {error}") from error
-        if not isinstance(conflict, Conflict):
-            who = registry().identify(self.detector)
-            raise PluginError(f"detector {who} returned {type(conflict).__name__}, not an mtlcore.Conflict.")
+        _check_conflict(self.detector, conflict, part.n_tasks)
         if index is not None:
             pairs = conflict.pairs.new_zeros(k, k)
             pairs[index[:, None], index[None, :]] = conflict.pairs
             dominated = conflict.dominated.new_zeros(k)
             dominated[index] = conflict.dominated
             conflict = dataclasses.replace(conflict, pairs=pairs, dominated=dominated)
-        self._looks += 1
-        self._fired += bool(conflict.conflicting)
         if conflict.conflicting and registry().listens("mtlcore_conflict_detected"):
             registry().announce(
                 "mtlcore_conflict_detected", conflict=conflict, report=self._report(prepared, None, conflict, None)
@@ -398,7 +391,7 @@ class MultiTask:
         """Ask the method, write the gradients, and only then commit the new state."""
         view = prepared.view
         k = view.n_tasks
-        state = self._state if self._state is not None else self.aggregator.init(k)
+        state = self._state if self._state is not None else aggregation.start(self.aggregator, k)
         answer = self._ask(prepared, state)
         weights, heads = answer.weights, answer.head_weights
         if heads is None and self.aggregator.needs == Needs.LOSSES and not prepared.found.weights_whole_losses:
@@ -416,8 +409,17 @@ class MultiTask:
         if self._tasks is None:
             self._tasks = view.task_names
         self._state = answer.state
+        self._looks, self._fired = self._counts(conflict)
+        if self._keeper is not None:
+            self._keeper.commit()
         self._step += 1
         return report
+
+    def _counts(self, conflict: Conflict | None) -> tuple[int, int]:
+        """How often the detector has looked and fired, this step included; kept once the step has succeeded."""
+        if conflict is None:
+            return self._looks, self._fired
+        return self._looks + 1, self._fired + bool(conflict.conflicting)
 
     def _ask(self, prepared: _Prepared, state: State) -> Aggregation:
         """The method's answer, or its last one again."""
@@ -441,15 +443,18 @@ class MultiTask:
         conflict: Conflict | None,
         teleport: TeleportResult | None,
     ) -> StepReport:
-        weights = None if answer is None else answer.weights
-        diagnostics = {} if answer is None else dict(answer.diagnostics)
-        if self._looks:
-            diagnostics |= {"detector_looks": self._looks, "detector_fired": self._fired}
+        # Copies: a method may keep what it answered.
+        weights = None if answer is None or answer.weights is None else answer.weights.to(torch.float64, copy=True)
+        notes = {} if answer is None else answer.diagnostics
+        diagnostics = {k: v.clone() if isinstance(v, Tensor) else v for k, v in notes.items()}
+        looks, fired = self._counts(conflict)
+        if looks:
+            diagnostics |= {"detector_looks": looks, "detector_fired": fired}
         return StepReport(
             step=self._step,
             task_names=prepared.view.task_names,
             losses=prepared.view.losses,
-            weights=weights if weights is None or weights.dtype == torch.float64 else weights.to(torch.float64),
+            weights=weights,
             gramian=prepared.gramian,
             conflict=conflict,
             teleport=teleport,
@@ -495,10 +500,11 @@ class MultiTask:
         if len(present) != len(self._tasks) and not self.aggregator.handles_absent:
             view = view.restricted(view.present)
         try:
-            self._state = self.aggregator.observe(view, dict(self._state))
+            state = self.aggregator.observe(view, dict(self._state))
         except Exception as error:
             who = registry().identify(self.aggregator)
             raise PluginError(f"aggregator {who} raised {type(error).__name__} in observe: {error}") from error
+        self._state = aggregation.checked_state(self.aggregator, state, "observe")
 
     def _announce(self, report: StepReport) -> None:
         registry().announce("mtlcore_step_finished", report=report)
@@ -513,12 +519,16 @@ class MultiTask:
                 raise LossError(
                     f"a tensor of losses must have shape (K,), found {tuple(losses.shape)}; or pass a dict."
                 )
+            if not isinstance(losses, (Tensor, list, tuple)):
+                raise LossError(
+                    f"losses must be {{task: scalar loss}} or a list of scalar losses; found a {type(losses).__name__}."
+                )
             values = losses.unbind() if isinstance(losses, Tensor) else list(losses)
             names = self._tasks or tuple(f"task{i}" for i in range(len(values)))
             if len(names) != len(values):
                 raise LossError(
-                    f"{len(values)} losses for {len(names)} tasks ({', '.join(names)}): put None where a task is "
-                    f"missing from the batch, or pass a dict."
+                    f"{len(values)} losses for {len(names)} tasks ({', '.join(map(str, names))}): put None where a "
+                    f"task is missing from the batch, or pass a dict."
                 )
             named = dict(zip(names, values))
         if not named:
@@ -527,8 +537,8 @@ class MultiTask:
             for name in named:
                 if name not in self._tasks:
                     raise LossError(
-                        f"unknown task {name!r}: this run has the tasks {', '.join(self._tasks)}. If a task may be "
-                        f"missing from the first batch, declare MultiTask(..., tasks=[...])."
+                        f"unknown task {name!r}: this run has the tasks {', '.join(map(str, self._tasks))}. If a task "
+                        f"may be missing from the first batch, declare MultiTask(..., tasks=[...])."
                     )
         return named
 
@@ -579,14 +589,14 @@ class MultiTask:
         tasks = None if state["tasks"] is None else tuple(state["tasks"])
         if self._tasks is not None and tasks is not None and tasks != self._tasks:
             raise StateError(
-                f"this is the state of {len(tasks)} tasks ({', '.join(tasks)}); this run has "
-                f"{len(self._tasks)} ({', '.join(self._tasks)})."
+                f"this is the state of {len(tasks)} tasks ({', '.join(map(str, tasks))}); this run has "
+                f"{len(self._tasks)} ({', '.join(map(str, self._tasks))})."
             )
         inner: State | None = None
         if state["state"] is not None:
             inner = {k: v.clone() for k, v in state["state"].items()}
             if tasks is not None:
-                fresh = self.aggregator.init(len(tasks))
+                fresh = aggregation.start(self.aggregator, len(tasks))
                 for key, value in fresh.items():
                     if key not in inner:
                         raise StateError(f"the state of aggregator {mine!r} lacks {key!r}.")
@@ -599,6 +609,7 @@ class MultiTask:
         self._step, self._seed = int(state["step"]), int(state["seed"])
         self._teleport_steps = [int(s) for s in state["teleport_steps"]]
         self._looks, self._fired = map(int, state["detections"])
+        self._micro = None
         self._planner.restore(state["gradient_sources"])
         if self._keeper is not None:
             self._keeper.restore(state["refresh"])
@@ -643,6 +654,47 @@ def _same_noise(cpu: Tensor, cuda: Sequence[Tensor]) -> Iterator[None]:
         yield
 
 
+def _trunk_parameters(trunk: nn.Module | Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Each once."""
+    if isinstance(trunk, Tensor):
+        raise ConfigurationError("trunk is a single tensor: pass the shared nn.Module or a list of its parameters.")
+    named: list[tuple[str, Any]]
+    if isinstance(trunk, nn.Module):
+        named = list(trunk.named_parameters())
+    else:
+        named = [(str(i), p) for i, p in enumerate(trunk)]
+    if not named:
+        raise ConfigurationError("trunk has no parameters: pass the shared nn.Module or an iterable of its parameters.")
+    for name, p in named:
+        if not isinstance(p, Tensor):
+            raise ConfigurationError(
+                f"trunk parameter {name} is a {type(p).__name__}: pass the shared nn.Module, or trunk.parameters()."
+            )
+        if not p.is_leaf:
+            raise ConfigurationError(
+                f"trunk parameter {name} (shape {tuple(p.shape)}) is computed from other tensors: pass the parameters "
+                f"that it is computed from."
+            )
+        if p.is_complex():
+            raise ConfigurationError(
+                f"trunk parameter {name} (shape {tuple(p.shape)}) is complex, and inner products of task gradients are "
+                f"taken over real numbers: keep it as a real parameter of shape (..., 2) and use "
+                f"torch.view_as_complex in forward()."
+            )
+    return list({id(p): p for _, p in named}.values())
+
+
+def _check_unchanged(trunk: nn.Module, parameters: Sequence[Tensor]) -> None:
+    """What replaces a parameter later (weight_norm, an adapter) would be taken for a part of the heads."""
+    known = set(map(id, parameters))
+    for name, p in trunk.named_parameters():
+        if id(p) not in known:
+            raise ConfigurationError(
+                f"the trunk's parameter {name} was not there when MultiTask was made (weight_norm, an adapter, a new "
+                f"layer?): make the MultiTask after the network is complete."
+            )
+
+
 def _plugin(kind: str, wish: Any, base: type) -> Any:
     if isinstance(wish, str):
         return create(kind, wish)
@@ -655,17 +707,19 @@ def _plugin(kind: str, wish: Any, base: type) -> Any:
 
 
 def _names(tasks: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(tasks)
+    names = () if isinstance(tasks, str) else tuple(tasks)
     if not names or len(set(names)) != len(names):
-        raise ConfigurationError(f"tasks must be distinct names, at least one; found {names!r}.")
+        raise ConfigurationError(f"tasks must be a list of distinct names, at least one; found {tasks!r}.")
     return names
 
 
 def _evaluate(closure: Closure) -> tuple[Losses, Features]:
     value = closure()
-    # A pair is (losses, features) unless it is plainly a list of two scalar losses.
-    if isinstance(value, tuple) and len(value) == 2 and not (isinstance(value[0], Tensor) and value[0].ndim == 0):
-        return value
+    # A pair is (losses, features) unless it is plainly a list of two scalar losses, of which one may be missing.
+    if isinstance(value, tuple) and len(value) == 2:
+        first = value[0]
+        if first is not None and not (isinstance(first, Tensor) and first.ndim == 0):
+            return value
     return value, None
 
 
@@ -675,6 +729,10 @@ def _flat(features: Any) -> tuple[Tensor, ...]:
         return ()
     if isinstance(features, Tensor):
         return (features,)
+    if not isinstance(features, (Mapping, list, tuple)):
+        raise FeaturesError(
+            f"features must be tensors, or lists, tuples and dicts of them; found a {type(features).__name__}."
+        )
     parts = features.values() if isinstance(features, Mapping) else features
     flat = tuple(t for part in parts for t in _flat(part))
     return tuple({id(t): t for t in flat}.values())
@@ -711,6 +769,8 @@ def _check_losses(names: Sequence[str], losses: Sequence[Any], graph: bool = Tru
                 f"the loss of task {name!r} has shape {tuple(loss.shape)}; it must be a scalar: reduce it, "
                 f"for instance with .mean()."
             )
+        if loss.is_complex():
+            raise LossError(f"the loss of task {name!r} is complex; a loss is a real number: take .real or .abs().")
         if graph and not loss.requires_grad:
             raise LossError(
                 f"the loss of task {name!r} has no gradient graph: it was detached, computed under no_grad, or does "
@@ -724,11 +784,37 @@ def _checked_gramian(found: TaskGradients, names: Sequence[str]) -> Tensor:
     if not math.isfinite(gram.sum().item()) and not bool(torch.isfinite(gram).all()):
         squares = gram.diagonal()
         bad = [repr(n) for n, s in zip(names, squares) if not torch.isfinite(s)]
+        who = " and ".join(bad) or ", ".join(map(str, names))
         raise NonFiniteError(
-            f"the gradient of task {' and '.join(bad) or ', '.join(names)} is NaN or infinite (or its squared norm "
-            f"overflows float64). Parameters, method state and .grad are untouched."
+            f"the gradient of task {who} is NaN or infinite (or its squared norm overflows float64). Parameters, "
+            f"method state and .grad are untouched."
         )
     return gram
+
+
+def _check_conflict(detector: ConflictDetector, conflict: Any, k: int) -> None:
+    """Raises PluginError where a detector broke its contract; names it and what is wrong."""
+    if not isinstance(conflict, Conflict):
+        wrong = f"returned {type(conflict).__name__}, not an mtlcore.Conflict"
+    elif not _is_mask(conflict.pairs, (k, k)):
+        wrong = f"must return pairs as a bool tensor of shape ({k}, {k}); found {_described(conflict.pairs)}"
+    elif not torch.equal(conflict.pairs, conflict.pairs.T) or bool(conflict.pairs.diagonal().any()):
+        wrong = "must return symmetric pairs, False on the diagonal"
+    elif not _is_mask(conflict.dominated, (k,)):
+        wrong = f"must return dominated as a bool tensor of shape ({k},); found {_described(conflict.dominated)}"
+    elif not isinstance(conflict.severity, (int, float)) or math.isnan(conflict.severity):
+        wrong = f"must return severity as a number; found {conflict.severity!r}"
+    else:
+        return
+    raise PluginError(f"detector {registry().identify(detector)} {wrong}.")
+
+
+def _is_mask(value: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bool and tuple(value.shape) == shape
+
+
+def _described(value: Any) -> str:
+    return f"{value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _full_rows(rows: Tensor, index: Tensor | None, k: int) -> Tensor:
