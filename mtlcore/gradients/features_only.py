@@ -81,8 +81,6 @@ def _past_features(loss: Tensor, features: Sequence[Tensor], tied: Sequence[Tens
 
 
 class _AtFeatures(TaskGradients):
-    deferred = True
-
     def __init__(
         self,
         problem: GradientProblem,

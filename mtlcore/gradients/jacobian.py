@@ -312,8 +312,6 @@ def _cut(parts: Sequence[Part], stored: Tensor) -> list[tuple[Part, Tensor]]:
 class Blocks(TaskGradients):
     """A Gramian gathered block by block; the direction takes one more pass, from the weighted losses."""
 
-    deferred = True
-
     def __init__(self, problem: GradientProblem, gramian: Tensor, heads: Sequence[list[tuple[Tensor, Tensor]]]) -> None:
         self._problem = problem
         self._gramian = gramian

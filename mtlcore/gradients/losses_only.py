@@ -26,7 +26,6 @@ class LossesOnly(GradientSource):
 
 
 class _Weighted(TaskGradients):
-    deferred = True
     weights_whole_losses = True
 
     def __init__(self, problem: GradientProblem) -> None:

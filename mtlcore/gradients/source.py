@@ -43,8 +43,6 @@ class GradientProblem:
 class TaskGradients(abc.ABC):
     """What a source found in one step. Nothing reaches ``.grad`` before :meth:`write`."""
 
-    deferred: ClassVar[bool] = False
-    """Whether :meth:`write` still needs the graph, so that the network must not move before it."""
     weights_whole_losses: ClassVar[bool] = False
     """Whether ``weights`` reach the task-specific parameters too, so that ``head_weights`` cannot differ."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import deque
 
@@ -411,8 +412,21 @@ def test_tracing_leaves_nothing_in_lists():
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(8), nn.GroupNorm(2, 8)])
 def test_a_norm_behind_a_layer_of_unknown_shape(norm):
-    """On (N, 8, 6) the layer's units are the last dimension and the norm's channels the middle one."""
-    assert find_groups(nn.Sequential(nn.Linear(6, 8), norm, nn.ReLU(), nn.Linear(8, 5))).groups == ()
+    """On (N, 8, 6) the layer's units are the last dimension and the norm's channels the middle one: no graph shows it,
+    the batch does."""
+    torch.manual_seed(0)
+    for shape, accepted in (((16, 6), True), ((16, 8, 6), False)):
+        trunk = nn.Sequential(nn.Linear(6, 8), copy.deepcopy(norm), nn.ReLU(), nn.Linear(8, 5)).double()
+        heads = nn.ModuleList(nn.Linear(5, 1) for _ in range(2)).double()
+        assert find_groups(trunk).groups
+        x, optimizer = torch.randn(*shape, dtype=torch.float64), torch.optim.SGD(trunk.parameters(), lr=0.1)
+
+        def losses(trunk=trunk, heads=heads, x=x):
+            return {f"t{i}": h(trunk(x)).square().mean() for i, h in enumerate(heads)}
+
+        result = mtlcore.MultiTask(trunk, "ls", optimizer, teleport="random").step(losses).teleport
+        assert result.accepted == accepted, result.reason
+        assert accepted or "the losses of this batch depend on their scales" in result.reason
     flat = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Linear(16, 8), norm, nn.ReLU(), nn.Linear(8, 5))
     assert "3" in [g.name for g in find_groups(flat).groups], "(N, 8) after a flatten"
 

@@ -365,8 +365,10 @@ class _Walk:
         ndim = _CHANNEL_NORMS[type(module)]
         if ndim is not None:
             return self._produce(module, path, 1, ndim, _rows(weight))
-        if value is None or not (value.dim == 1 or value.ndim == 2):
-            return None  # (N, C), or (N, C, L) with the channels in the middle? Unknown, so left alone.
+        if value is None or (value.dim != 1 and value.ndim not in (2, None)):
+            return None
+        # Behind a linear layer on inputs of unknown shape: (N, C) nearly always; that it is not (N, C, L) with C = L is
+        # seen on the batch only.
         return self._produce(module, path, value.dim, value.ndim, _rows(weight))
 
     def _produce(self, module: nn.Module, path: str, dim: int, ndim: int | None, rows: Tensor) -> _Value:
