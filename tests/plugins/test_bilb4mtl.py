@@ -312,6 +312,17 @@ def test_units_of_the_losses_do_not_matter(normalisation: str, every: int | None
     assert float(moved) > 0.1, "the router must have moved for this to say anything"
 
 
+@pytest.mark.parametrize("squash", ["sigmoid", "softmax"])
+def test_rounding_does_not_train_the_router(squash: str) -> None:
+    """Rescaled losses are equal in the first step, so the derivative of their weighted mean is zero: all that is left
+    of its terms is rounding, and Adam must not make a full step of that."""
+    losses = torch.tensor([0.3, 0.7, 1.1, 2.3, 0.9, 0.1], dtype=torch.float64)
+    for unit in (1e-9, 1.0, 1e9):
+        o = method(divide_by="sum", tau="one", squash=squash, router_lr=0.1)
+        state = o.aggregate(StepView(losses=unit * losses), o.init(6)).state
+        torch.testing.assert_close(state["router"][0], torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-7)
+
+
 def test_identical_normalisation_does_depend_on_units() -> None:
     losses = torch.tensor([1.0, 2.0], dtype=torch.float64)
     o = method(normalisation="identical")

@@ -72,7 +72,8 @@ class Balancer(Aggregator):
         router_lr: its step size.
         beta1: Adam's.
         beta2: Adam's.
-        eps: Adam's, relative to max_i |dTOTAL/dsigma_i|, so that the losses' common unit does not matter. [choice]
+        eps: Adam's, relative to the terms of dTOTAL/dsigma, max_i |l~_i| / S + max_i |lambda l~_i k_i|: the losses'
+            common unit does not matter, and what is left where these terms cancel, rounding, moves nothing. [choice]
         pareto_safe: keep the coefficients non-negative by clipping at 0. [choice]
 
     Raises:
@@ -163,10 +164,12 @@ class Balancer(Aggregator):
         here = level.at(view, losses)
         values = here.normalised if self.tau == "one" else list(map(operator.mul, here.sigma, here.normalised))
         gap, pull = discrepancies.discrepancy(self.discrepancy, values)
-        by_sigma = here.by_sigma
+        by_sigma, size = here.by_sigma, here.size
         pushes = [self.lamb * k for k in pull]
         if self.tau == "sigma":
-            by_sigma = [g + value * push for g, value, push in zip(by_sigma, here.normalised, pushes)]
+            upper = list(map(operator.mul, here.normalised, pushes))
+            size += max(max(upper), -min(upper))
+            by_sigma = list(map(operator.add, by_sigma, upper))
             pushes = list(map(operator.mul, here.sigma, pushes))
         coefficients = list(map(operator.add, here.coefficients, pushes))
         gradient, by_phi = level.to_router(here, by_sigma)
@@ -183,6 +186,7 @@ class Balancer(Aggregator):
             there = level.at(inner, losses_of(inner))
             kept, dropped = (level.to_router(point, point.by_sigma)[0] for point in (here, there))
             gradient = np.subtract(gradient, dropped)
+            size += there.size
             sizes = float(np.linalg.norm(kept)), float(np.linalg.norm(dropped))
             diagnostics |= {"inner_losses": tensor(there.losses), "kept_norm": sizes[0]}
             diagnostics |= {"dropped_norm": sizes[1], "dropped_ratio": sizes[1] / sizes[0] if sizes[0] else math.inf}
@@ -194,8 +198,7 @@ class Balancer(Aggregator):
         feature_gradient: tuple[Tensor, ...] = ()
         if by_phi is not None and not self.detach_features:
             feature_gradient = features.spread(view, self.channel_dim, by_phi)
-        eps = self.eps * max(max(by_sigma), -min(by_sigma))
-        rule = routers.Rule(self.router_lr, self.beta1, self.beta2, eps)
+        rule = routers.Rule(self.router_lr, self.beta1, self.beta2, self.eps * size)
         new = {**state, "router": router.trained(view, gradient, rule)}
         if references is not old:
             new |= references.state()
@@ -234,6 +237,8 @@ class _Point(NamedTuple):
     """dg/dl~"""
     by_sigma: Vector
     """dg/dsigma"""
+    size: float
+    """Of the terms of by_sigma, before they cancel."""
 
 
 class _LowerLevel(NamedTuple):
@@ -249,13 +254,15 @@ class _LowerLevel(NamedTuple):
         scores, seen = self.router.scores(view)
         sigma, raw = squash.squash(options.squash, scores, options.clamp_low, options.clamp_high)
         coefficients, by_sigma = sigma, normalised
+        size = max(max(normalised), -min(normalised))
         if options.divide_by != "one":
             total = sum(sigma)
             coefficients, by_sigma = [s / total for s in sigma], [value / total for value in normalised]
+            size /= total
             if options.divide_by == "sum":
                 mean = dot(coefficients, normalised) / total
                 by_sigma = [g - mean for g in by_sigma]
-        return _Point(view, losses, normalised, slope, seen, scores, raw, sigma, coefficients, by_sigma)
+        return _Point(view, losses, normalised, slope, seen, scores, raw, sigma, coefficients, by_sigma, size)
 
     def weights(self, view: StepView) -> Tensor:
         """Weights of the raw losses in grad_x g."""
