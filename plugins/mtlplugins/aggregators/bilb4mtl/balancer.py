@@ -40,7 +40,7 @@ from mtlplugins.aggregators.bilb4mtl.free_router import FreeRouter
 from mtlplugins.aggregators.bilb4mtl.presets import PRESETS
 from mtlplugins.arrays import Array
 from mtlplugins.positive import solve_part
-from mtlplugins.vectors import Vector, dot, losses_of, mask, tensor, tensors
+from mtlplugins.vectors import Vector, dot, losses_of, mask, take, tensor, tensors
 
 Weigh = Callable[[StepView], Tensor]
 Solve = Callable[[StepView, Weigh], StepView]
@@ -183,7 +183,7 @@ class Balancer(Aggregator):
         }
         if solve is not None:
             inner = solve(view, level.weights)
-            there = level.at(inner, losses_of(inner))
+            there = level.inside(inner)
             kept, dropped = (level.to_router(point, point.by_sigma)[0] for point in (here, there))
             gradient = np.subtract(gradient, dropped)
             size += there.size
@@ -264,9 +264,20 @@ class _LowerLevel(NamedTuple):
                 by_sigma = [g - mean for g in by_sigma]
         return _Point(view, losses, normalised, slope, seen, scores, raw, sigma, coefficients, by_sigma, size)
 
+    def inside(self, view: StepView) -> _Point:
+        """At a point of the inner loop, whose steps may take a loss to where it has no logarithm. One that is exactly
+        zero gets weight 0 there and counts as l~ = 0. [choice]"""
+        losses, kind = losses_of(view), self.options.normalisation
+        keep = normalisations.usable(kind, view, self.references, inner=True)
+        if keep is None:
+            return self.at(view, losses)
+        known = take(self.references.losses, view)
+        point = self.at(view, [loss if kept else at for loss, at, kept in zip(losses, known, keep)])
+        return point._replace(losses=losses, slope=list(map(operator.mul, point.slope, keep)))
+
     def weights(self, view: StepView) -> Tensor:
-        """Weights of the raw losses in grad_x g."""
-        point = self.at(view, losses_of(view))
+        """Weights of the raw losses in grad_z g."""
+        point = self.inside(view)
         return tensor(list(map(operator.mul, point.coefficients, point.slope)), view.device)
 
     def to_router(self, point: _Point, by_sigma: Vector) -> tuple[Any, Array | None]:

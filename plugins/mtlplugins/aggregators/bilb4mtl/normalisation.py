@@ -44,8 +44,9 @@ def read(kind: str, state: State) -> References:
     return References(*state["reference"].tolist())
 
 
-def usable(kind: str, view: StepView, references: References) -> list[bool] | None:
-    """None if all losses of this step can be normalised, else K truth values: which can (see mtlplugins.positive)."""
+def usable(kind: str, view: StepView, references: References, inner: bool = False) -> list[bool] | None:
+    """None if all losses of this step, or of its ``inner`` steps, can be normalised, else K truth values: which can
+    (see mtlplugins.positive)."""
     if kind == "identical":
         return None
     new = None
@@ -55,6 +56,8 @@ def usable(kind: str, view: StepView, references: References) -> list[bool] | No
             return None
         new = [period < 0 for period in periods]
     way_out = f"normalisation={kind!r} needs positive ones: use normalisation='identical', or shift the loss."
+    if inner:
+        way_out = "at an inner step " + way_out.replace("use", "lower inner_lr, use", 1)
     return positive(view, way_out, checked=new)
 
 
