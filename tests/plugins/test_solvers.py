@@ -213,6 +213,37 @@ def test_cagrad_satisfies_its_optimality_conditions(k, p, seed, c):
     assert ((gains - level) / found.norms >= -noise).all()
 
 
+@pytest.mark.parametrize("ratio", [1e-8, 1e-12, 1e-14])
+def test_cagrad_is_not_disturbed_by_rows_too_small_to_matter(ratio):
+    """Where long rows bind at a level below 0, rows of next to no length do not: their gains are next to 0."""
+    met = 0
+    for seed in range(40):
+        j = rows(12, 5, seed)
+        j[8:] *= ratio
+        found = cosines(j @ j.T)
+        for c in (0.1, 0.5):
+            y, certificate = cagrad(found.matrix, 1.0 / found.norms, found.norms / 12, c)
+            mean = j.mean(axis=0)
+            added = unit(j).T @ y
+            gains = j @ (mean + added)
+            length = np.linalg.norm(mean)
+            if gains[:8].min() > -1e-3 * length or y[8:].any():
+                continue
+            met += 1
+            assert certificate.status == "optimal"
+            noise = 1e-11 * (length + y.sum())
+            assert np.linalg.norm(added) == pytest.approx(c * length, abs=noise)
+            level = gains[:8].min()
+            assert (np.abs(gains - level)[y > 0] / found.norms[y > 0] <= noise).all(), (seed, c)
+    assert met >= 40
+
+
+def test_the_residual_of_one_row_is_not_hidden_by_the_size_of_another():
+    linear = np.array([-1.0, 1e12])
+    assert nonnegative.residual(np.eye(2), linear, np.array([1.0, 0.0])) == 0.0
+    assert nonnegative.residual(np.eye(2), linear, np.array([1.1, 0.0])) == pytest.approx(0.1 / 2.1)
+
+
 def test_cagrad_agrees_with_a_convex_program():
     cp = pytest.importorskip("cvxpy")
     for k, p, seed, c in [(2, 6, 0, 0.4), (3, 8, 1, 0.5), (5, 4, 2, 1.0), (11, 30, 3, 0.7)]:
