@@ -559,6 +559,32 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         method(**options)
 
 
+@pytest.mark.parametrize("router", ["linear", "mlp"])
+def test_features_that_are_no_floats_are_read_as_numbers(router: str) -> None:
+    o = method(router=router)
+    counts = torch.tensor([[1, 0, 7], [2, 0, 1]])
+    want = o.aggregate(StepView(losses=torch.ones(2), features=[counts.double()]), o.init(2)).weights
+    assert torch.equal(o.aggregate(StepView(losses=torch.ones(2), features=[counts]), o.init(2)).weights, want)
+    o.aggregate(StepView(losses=torch.ones(2), features=[counts > 0]), o.init(2))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.zeros(0, 4), "is empty"),
+        (torch.ones(5, 0), "is empty"),
+        (torch.ones(5, 4, dtype=torch.complex64), "is complex"),
+        (torch.full((5, 4), float("nan")), "NaN or infinite"),
+        (torch.tensor([[1.0, float("inf")]]), "NaN or infinite"),
+    ],
+)
+def test_features_that_have_no_mean_are_named(bad: Tensor, message: str) -> None:
+    for router in ("linear", "mlp"):
+        o = method(router=router)
+        with pytest.raises(FeaturesError, match=rf"features\[1\].*{message}"):
+            o.aggregate(StepView(losses=torch.ones(2), features=[torch.ones(3, 2), bad]), o.init(2))
+
+
 def test_features_missing_or_of_another_shape() -> None:
     o = method(router="linear")
     with pytest.raises(FeaturesError, match="router='free'"):

@@ -97,6 +97,22 @@ def test_adam_on_lists_is_adam_on_arrays(betas: tuple[float, float]) -> None:
             np.testing.assert_allclose(few_moments[row], moments[row], rtol=1e-13)
 
 
+def test_adam_without_memory_stands_still_where_there_is_no_gradient() -> None:
+    """beta2 = eps = 0: the first moment still moves, and there is nothing to divide it by."""
+    options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.0, "eps": 0.0}
+    parameters, moments = adam.step(np.ones(2), np.array([1.0, 2.0]), adam.fresh(2)[adam.KEY], **options)
+    moved, _ = adam.step(parameters, np.array([0.0, 2.0]), moments, **options)
+    few, *_ = adam.step_few(parameters.tolist(), [0.0, 2.0], moments.tolist(), **options)
+    assert moved[0] == few[0] == parameters[0]
+    assert moved[1] == pytest.approx(few[1]) == pytest.approx(parameters[1] - 0.1)
+    # At a new reference every logarithm is exactly zero, and so is the gradient.
+    method = mtlcore.create("aggregator", "bilb4mtl", normalisation="log", log_reference_every=3, beta2=0.0)
+    state = method.init(2)
+    for step in range(7):
+        state = method.aggregate(StepView(losses=[0.9**step, 2 * 0.8**step], step=step), state).state
+        assert float(state["router"][0].abs().max()) < 2.0
+
+
 def test_vectors_of_some_tasks() -> None:
     view = StepView(losses=torch.ones(4)).restricted(torch.tensor([False, True, False, True]))
     full = [1.0, 2.0, 3.0, 4.0]

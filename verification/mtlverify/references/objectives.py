@@ -226,8 +226,9 @@ class Total(Objective):
 
     def advance(self, losses: Tensor, later: Tensor, number: int) -> None:
         if isinstance(self.optimizer, torch.optim.Adam):
-            smallest = torch.finfo(torch.float64).tiny  # no derivative at all: 0 / tiny instead of 0 / 0
-            self.optimizer.param_groups[0]["eps"] = max(self.plugin.eps * self.size(losses, number), smallest)
+            # No derivative at all: 0 / tiny instead of 0 / 0; without memory of earlier ones either, no step.
+            smallest = torch.finfo(torch.float64).tiny if self.plugin.beta2 > 0.0 else float("inf")
+            self.optimizer.param_groups[0]["eps"] = self.plugin.eps * self.size(losses, number) or smallest
         self.descend(self.optimizer, self.w, self.value(losses, number))
 
 
