@@ -144,6 +144,9 @@ def test_ls_with_weights():
         method.aggregate(StepView(losses=torch.ones(4)), {})
     with pytest.raises(ConfigurationError, match="all zero"):
         method.aggregate(StepView(losses=torch.ones(1), task_index=(2,)), {})
+    for n in (2, 4):
+        with pytest.raises(ConfigurationError, match=f"weights has 3 entries for {n} tasks"):
+            method.init(n)
     with pytest.raises(ConfigurationError, match="weights"):
         mtlcore.create("aggregator", "ls", weights=[-1.0, 2.0])
 
