@@ -16,6 +16,8 @@ from mtlplugins.arrays import Array, Arrays
 from mtlplugins.vectors import Vector
 
 KEY = "adam"
+LARGEST = 1e150
+"""Gradients beyond it must not get here: their squares would be infinite, and the second moment for ever."""
 
 
 def fresh(n: int) -> Arrays:

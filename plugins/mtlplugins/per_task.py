@@ -32,6 +32,6 @@ def weights_present(method: str, weights: Sequence[float], view: StepView) -> li
     if not any(chosen):
         names = ", ".join(map(repr, view.task_names))
         raise ConfigurationError(
-            f"{method}: the weights of the tasks present ({names}) are all zero: give one number per task, not all zero."
+            f"{method}: the weights of the tasks present ({names}) are all zero: give one number per task, some > 0."
         )
     return chosen

@@ -323,6 +323,25 @@ def test_rounding_does_not_train_the_router(squash: str) -> None:
         torch.testing.assert_close(state["router"][0], torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
+def test_units_do_not_matter_when_a_task_appears_late() -> None:
+    """A late task with the smallest first loss changes the common factor of all; Adam must not take that for a fall."""
+    start = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    pace = torch.tensor([0.97, 0.9, 0.95], dtype=torch.float64)
+    ends = []
+    for unit in (1.0, 2.0**-20, 2.0**20):
+        units = torch.tensor([1.0, 1.0, unit], dtype=torch.float64)
+        o = method(normalisation="rescaled", router_lr=0.05)
+        state = o.init(3)
+        for step in range(30):
+            view = StepView(losses=units * start * pace**step, step=step)
+            here = torch.tensor([True, True, step >= 5])
+            answer = o.aggregate(view if step >= 5 else view.restricted(here), state)
+            state = answer.state
+        ends.append(answer.weights * units / (answer.weights * units).sum())
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-7, atol=0)
+    torch.testing.assert_close(ends[2], ends[0], rtol=1e-7, atol=0)
+
+
 def test_identical_normalisation_does_depend_on_units() -> None:
     losses = torch.tensor([1.0, 2.0], dtype=torch.float64)
     o = method(normalisation="identical")

@@ -250,6 +250,13 @@ def test_dwa_of_a_task_that_missed_a_window() -> None:
     torch.testing.assert_close(answer.diagnostics["ratio"], torch.tensor([0.5, 1.0], dtype=torch.float64))
 
 
+def test_dwa_of_a_ratio_beyond_the_floats() -> None:
+    o = method("dwa", window=1)
+    fall = [[1e-200, 1.0], [1e200, 1.0], [1.0, 1.0]]
+    _, found = run(o, 3, lambda step: (torch.tensor(fall[step], dtype=torch.float64), None), 2)
+    assert found[2].tolist() == [2.0, 0.0]
+
+
 def test_dwa_keeps_what_it_knows_of_a_task_that_misses_later_windows() -> None:
     """As documented: the windows of a task are those in which it was met."""
     o = method("dwa", window=1)

@@ -12,6 +12,8 @@ from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins.arrays import Array, arrays, losses_of, put, softmax, take, tensor, tensors
 from mtlplugins.positive import positive
 
+_LARGEST = 1e150
+
 
 @dataclasses.dataclass(frozen=True)
 class DWA(Aggregator):
@@ -65,4 +67,7 @@ class DWA(Aggregator):
 
 def _ratio(last: Array, before: Array) -> Array:
     """last / before, and 1 where a window is missing or its mean is zero."""
-    return np.divide(last, before, out=np.ones_like(last), where=(last > 0) & (before > 0))
+    with np.errstate(over="ignore"):
+        quotient = np.divide(last, before, out=np.ones_like(last), where=(last > 0) & (before > 0))
+    # The softmax of an infinity is no number.
+    return np.minimum(quotient, _LARGEST)

@@ -10,7 +10,7 @@ import torch
 
 from mtlcore import choice, integer, number, vector
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlplugins.arrays import Array, arrays, losses_of, put, softmax, take, tensor, tensors
+from mtlplugins.arrays import Array, arrays, log_quotient, losses_of, put, softmax, take, tensor, tensors
 from mtlplugins.per_task import check_length
 from mtlplugins.positive import positive, solve_part
 
@@ -91,7 +91,7 @@ class STCH(Aggregator):
         )
         if measuring:
             return self._answer(1.0 / losses, view, new, {"phase": "nadir"})
-        x = np.log(losses / (total / count))
+        x = log_quotient(losses, total / count)
         weights = view.n_tasks * softmax(x / self.mu) / losses
         return self._answer(weights, view, new, {"phase": "smooth maximum", "x": torch.from_numpy(x)})
 

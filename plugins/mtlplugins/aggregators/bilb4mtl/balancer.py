@@ -30,7 +30,8 @@ from torch import Tensor
 
 from mtlcore import choice, flag, integer, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, LossError
+from mtlplugins import adam
 from mtlplugins.aggregators.bilb4mtl import discrepancy as discrepancies
 from mtlplugins.aggregators.bilb4mtl import features, squash
 from mtlplugins.aggregators.bilb4mtl import normalisation as normalisations
@@ -42,6 +43,7 @@ from mtlplugins.arrays import Array
 from mtlplugins.positive import solve_part
 from mtlplugins.vectors import Vector, dot, losses_of, mask, take, tensor, tensors
 
+_LOWEST = 1.0 / adam.LARGEST
 Weigh = Callable[[StepView], Tensor]
 Solve = Callable[[StepView, Weigh], StepView]
 
@@ -198,7 +200,10 @@ class Balancer(Aggregator):
         feature_gradient: tuple[Tensor, ...] = ()
         if by_phi is not None and not self.detach_features:
             feature_gradient = features.spread(view, self.channel_dim, by_phi)
-        rule = routers.Rule(self.router_lr, self.beta1, self.beta2, self.eps * size)
+        unit = normalisations.unit(self.normalisation, references)
+        if size and not _LOWEST <= size / unit <= adam.LARGEST:
+            unit = size / min(max(size / unit, _LOWEST), adam.LARGEST)
+        rule = routers.Rule(self.router_lr, self.beta1, self.beta2, self.eps * size / unit, unit)
         new = {**state, "router": router.trained(view, gradient, rule)}
         if references is not old:
             new |= references.state()
@@ -255,6 +260,11 @@ class _LowerLevel(NamedTuple):
         sigma, raw = squash.squash(options.squash, scores, options.clamp_low, options.clamp_high)
         coefficients, by_sigma = sigma, normalised
         size = max(max(normalised), -min(normalised))
+        if size == math.inf:
+            name = view.task_names[list(map(abs, normalised)).index(size)]
+            raise LossError(
+                f"the loss of task {name!r} is too large beside its first one for normalisation='rescaled'."
+            )
         if options.divide_by != "one":
             total = sum(sigma)
             coefficients, by_sigma = [s / total for s in sigma], [value / total for value in normalised]
