@@ -37,6 +37,8 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
     Raises:
         PluginError: the method raised, wrote into the Jacobian, or answered with a wrong shape or non-finite
             numbers. The message names the plugin and its distribution.
+        LossError, FeaturesError, NonFiniteError, ConfigurationError: raised by the method because of what the user
+            handed over; passed on as they are.
     """
     partial = not view.complete
     shown = view.limited_to(method.needs)
@@ -48,8 +50,8 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
     try:
         torch.set_grad_enabled(False)  # the context manager takes three times as long
         answer = method.aggregate(shown, dict(state))
-    except (LossError, FeaturesError):
-        raise  # the user's input is at fault, not the plugin
+    except (LossError, FeaturesError, NonFiniteError, ConfigurationError):
+        raise  # the user's input or options are at fault, not the plugin
     except Exception as error:
         note = " (some tasks are absent from this batch; see Aggregator.handles_absent)" if partial else ""
         raise PluginError(f"aggregator {_who(method)} raised {type(error).__name__}: {error}{note}") from error

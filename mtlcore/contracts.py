@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlcore import linalg
-from mtlcore.errors import ConfigurationError, PluginError
+from mtlcore.errors import PluginError
 from mtlcore.hyperparameters import Validated
 
 State = dict[str, Tensor]
@@ -295,7 +295,7 @@ class Aggregation:
 
     def __post_init__(self) -> None:
         if (self.weights is None) == (self.direction is None):
-            raise ConfigurationError("Aggregation needs exactly one of weights=(K,) and direction=(P,).")
+            raise PluginError("Aggregation needs exactly one of weights=(K,) and direction=(P,).")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,6 +128,7 @@ def test_features_that_are_detached(work):
         (lambda v, s: Aggregation(weights=torch.ones(3), state={"a": 1}), "not a dict of tensors"),
         (lambda v, s: Aggregation(weights=torch.ones(3) + 0 * v.jacobian.zero_().sum()), "wrote into view.jacobian"),
         (lambda v, s: 1 / 0, "raised ZeroDivisionError"),
+        (lambda v, s: Aggregation(), "exactly one of weights"),
     ],
 )
 def test_method_that_breaks_its_contract(work, function, message):
@@ -139,6 +140,20 @@ def test_method_that_breaks_its_contract(work, function, message):
     assert "Calls" in str(caught.value)
     same(before, snapshot(mt, work))
     assert all(p.grad is None for p in work.parameters())
+
+
+def fails(error):
+    def function(view, state):
+        raise error("the user's own")
+
+    return function
+
+
+@pytest.mark.parametrize("error", [LossError, FeaturesError, NonFiniteError, ConfigurationError])
+def test_what_a_method_blames_on_the_user_is_not_the_plugins_fault(work, error):
+    losses, z = work.evaluate()
+    with pytest.raises(error, match="^the user's own$"):
+        MultiTask(work.trunk, aggregator=Calls(function=fails(error))).backward(losses, features=z)
 
 
 def test_method_that_reads_more_than_it_declared(work):
