@@ -501,6 +501,8 @@ class MultiTask:
             view = view.restricted(view.present)
         try:
             state = self.aggregator.observe(view, dict(self._state))
+        except (LossError, FeaturesError, NonFiniteError, ConfigurationError):
+            raise  # the user's input or options are at fault, not the plugin
         except Exception as error:
             who = registry().identify(self.aggregator)
             raise PluginError(f"aggregator {who} raised {type(error).__name__} in observe: {error}") from error

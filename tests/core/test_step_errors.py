@@ -324,6 +324,17 @@ def test_observation_that_is_no_state(work, second):
     assert set(mt.state_dict()["state"]) == {"s"}
 
 
+class Complains(MisbehavesLater):
+    def observe(self, view, state):
+        raise LossError("the loss of task 't1' is too small")
+
+
+def test_an_observation_may_complain_of_a_loss(work):
+    mt = MultiTask(work.trunk, aggregator=Complains(), optimizer=torch.optim.SGD(work.parameters(), lr=0.1))
+    with pytest.raises(LossError, match="'t1' is too small"):
+        mt.step(work.evaluate)
+
+
 class Says(ConflictDetector):
     def __init__(self, **answers):
         vars(self).update(answers)
