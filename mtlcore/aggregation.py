@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlcore import linalg
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
+from mtlcore.errors import ConfigurationError, FeaturesError, LossError, MtlError, NonFiniteError, PluginError
 from mtlcore.registry import create, registry
 
 _FEW = 256
@@ -35,6 +37,8 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
     Raises:
         PluginError: the method raised, wrote into the Jacobian, or answered with a wrong shape or non-finite
             numbers. The message names the plugin and its distribution.
+        LossError, FeaturesError, NonFiniteError, ConfigurationError: raised by the method because of what the user
+            handed over; passed on as they are.
     """
     partial = not view.complete
     shown = view.limited_to(method.needs)
@@ -46,8 +50,8 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
     try:
         torch.set_grad_enabled(False)  # the context manager takes three times as long
         answer = method.aggregate(shown, dict(state))
-    except (LossError, FeaturesError):
-        raise  # the user's input is at fault, not the plugin
+    except (LossError, FeaturesError, NonFiniteError, ConfigurationError):
+        raise  # the user's input or options are at fault, not the plugin
     except Exception as error:
         note = " (some tasks are absent from this batch; see Aggregator.handles_absent)" if partial else ""
         raise PluginError(f"aggregator {_who(method)} raised {type(error).__name__}: {error}{note}") from error
@@ -57,8 +61,10 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
         raise PluginError(f"aggregator {_who(method)} wrote into view.jacobian, which is read-only: clone it first.")
     if not isinstance(answer, Aggregation):
         raise PluginError(f"aggregator {_who(method)} returned {type(answer).__name__}, not an mtlcore.Aggregation.")
-    if not isinstance(answer.state, dict) or not all(isinstance(v, Tensor) for v in answer.state.values()):
-        raise PluginError(f"aggregator {_who(method)} returned a state that is not a dict of tensors.")
+    checked_state(method, answer.state, "aggregate")
+    if not isinstance(answer.diagnostics, Mapping):
+        found = type(answer.diagnostics).__name__
+        raise PluginError(f"aggregator {_who(method)} returned diagnostics that are no dict but a {found}.")
     k = shown.n_tasks
     weights, heads, direction = answer.weights, answer.head_weights, answer.direction
     if weights is not None:
@@ -78,6 +84,41 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
     if weights is answer.weights and direction is answer.direction and heads is answer.head_weights:
         return answer
     return dataclasses.replace(answer, weights=weights, direction=direction, head_weights=heads)
+
+
+def start(method: Aggregator, n_tasks: int) -> State:
+    """``method.init``, checked.
+
+    Raises:
+        PluginError: it raised, or returned no state; names the plugin and its distribution.
+    """
+    try:
+        state = method.init(n_tasks)
+    except MtlError:
+        raise  # an option that does not fit so many tasks, say
+    except Exception as error:
+        raise PluginError(f"aggregator {_who(method)} raised {type(error).__name__} in init: {error}") from error
+    return checked_state(method, state, "init")
+
+
+def checked_state(method: Aggregator, state: Any, where: str) -> State:
+    """The state, if it is one.
+
+    Raises:
+        PluginError: no dict of tensors; names the plugin, the method that returned it, and the entry.
+    """
+    if not isinstance(state, dict):
+        found = type(state).__name__
+        raise PluginError(
+            f"aggregator {_who(method)}: {where} returned a state that is not a dict of tensors: it is a {found}."
+        )
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise PluginError(
+                f"aggregator {_who(method)}: {where} returned a state that is not a dict of tensors: {key!r} is a "
+                f"{type(value).__name__}."
+            )
+    return state
 
 
 def _who(method: Aggregator) -> str:
@@ -147,7 +188,7 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
             raise NonFiniteError(f"{what} of task{int((~finite).nonzero()[0])} is NaN or infinite.")
     # A plugin gets a copy: what the caller handed over is never at its mercy.
     view = StepView(losses=losses, jacobian=jacobian.detach().clone(), generator=step_seed(seed, 0))
-    answer = call(method, view, method.init(k), jacobian.shape[1])
+    answer = call(method, view, start(method, k), jacobian.shape[1])
     if answer.direction is not None:
         return answer.direction.to(jacobian)
     assert answer.weights is not None

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlcore import linalg
-from mtlcore.errors import ConfigurationError, PluginError
+from mtlcore.errors import PluginError
 from mtlcore.hyperparameters import Validated
 
 State = dict[str, Tensor]
@@ -296,7 +296,7 @@ class Aggregation:
 
     def __post_init__(self) -> None:
         if (self.weights is None) == (self.direction is None):
-            raise ConfigurationError("Aggregation needs exactly one of weights=(K,) and direction=(P,).")
+            raise PluginError("Aggregation needs exactly one of weights=(K,) and direction=(P,).")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -460,7 +460,7 @@ def task_rows(losses: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> tup
         found = torch.autograd.grad(loss, parameters, retain_graph=i < last, allow_unused=True)
         for block, gradient in zip(blocks, found):
             if gradient is not None:
-                block[i] = gradient.flatten()
+                block[i] = (gradient.to_dense() if gradient.is_sparse else gradient).flatten()
     return {n: v.detach() for n, v in losses.items()}, blocks
 
 

@@ -100,10 +100,18 @@ def flag(default: bool) -> Any:
     return dataclasses.field(default=default, metadata={_KEY: Allowed("flag")})
 
 
-def vector(default: Sequence[float] | None = None, *, low: float | None = None, high: float | None = None) -> Any:
-    """A tuple of floats, one per task (lists are turned into tuples); None where the default is None."""
+def vector(
+    default: Sequence[float] | None = None,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+) -> Any:
+    """A tuple of floats, one per task (lists are turned into tuples); None where the default is None. ``open_low``
+    excludes the lower end."""
     default = None if default is None else tuple(default)
-    return dataclasses.field(default=default, metadata={_KEY: Allowed("vector", low, high, optional=default is None)})
+    allowed = Allowed("vector", low, high, open_low, optional=default is None)
+    return dataclasses.field(default=default, metadata={_KEY: allowed})
 
 
 def allowed(cls: type) -> dict[str, Allowed]:

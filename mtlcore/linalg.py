@@ -30,7 +30,7 @@ def _columns(n_rows: int) -> int:
     return max(256, _BLOCK // max(1, n_rows))
 
 
-def row_dtype(tensors: list[Tensor] | tuple[Tensor, ...]) -> torch.dtype:
+def row_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     """The dtype rows are kept in: float64 if any tensor is float64, else float32 (also for bfloat16 and float16)."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
@@ -106,7 +106,7 @@ def _doubles(rows: Tensor) -> Iterator[Tensor]:
         yield block if exact else memory[: block.numel()].view(block.shape).copy_(block)
 
 
-def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
+def factored_gramian(cotangents: Tensor, inputs: Tensor, bias: bool = False) -> Tensor:
     """The Gramian of the matrices D_i^T A, which are never formed.
 
     With a triangle R such that A A^T = R^T R, inner products of the matrices are those of the R D_i, which are N x out
@@ -120,11 +120,12 @@ def factored_gramian(cotangents: Tensor, inputs: Tensor) -> Tensor:
     Args:
         cotangents: D, (K, N, out).
         inputs: A, (N, in), N <= in.
+        bias: whether A has one more column, of ones.
 
     Returns:
         (K, K) float64, exactly symmetric.
     """
-    triangle = _triangle(inputs)
+    triangle = _triangle(inputs, bias)
     out = _run_by_run(triangle, cotangents)
     poor = [i for i, square in enumerate(out.diagonal().tolist()) if not _SQUARE <= square < math.inf]
     if poor and cotangents.dtype != torch.float64 and bool(cotangents[poor].any()):
@@ -144,17 +145,21 @@ def _run_by_run(triangle: Tensor, cotangents: Tensor) -> Tensor:
     return out
 
 
-def _triangle(inputs: Tensor) -> Tensor:
-    """R, (N, N) upper triangular, with A A^T = R^T R for A, (N, in), to about eps |A|^2, however dependent the rows."""
+def _triangle(inputs: Tensor, ones: bool) -> Tensor:
+    """R, (N, N) upper triangular, with A A^T = R^T R for A, (N, in), to about eps |A|^2, however dependent the rows.
+    ``ones``: with one more column, of ones, in A."""
     triangle: Tensor
     if inputs.dtype == torch.float32 and inputs.device.type == "cpu":
         # Forming A A^T costs half of the digits, and half of float64's are float32's. A Cholesky that runs to its end
         # is as accurate for dependent rows as for others; two thirds of the time of a QR in float32 for 64 rows.
         exact = inputs.to(torch.float64)
-        lower, failed = torch.linalg.cholesky_ex(exact @ exact.T)
+        square = exact @ exact.T
+        lower, failed = torch.linalg.cholesky_ex(square.add_(1.0) if ones else square)
         if not failed:
             triangle = lower.mT.to(inputs.dtype)
             return triangle
+    if ones:
+        inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
     triangle = torch.linalg.qr(inputs.T, mode="r").R
     return triangle
 

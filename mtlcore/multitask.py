@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlcore import aggregation, inner_loop
+from mtlcore import aggregation, inner_loop, trajectory
 from mtlcore.contracts import (
     Aggregation,
     Aggregator,
@@ -23,11 +23,13 @@ from mtlcore.contracts import (
     StepView,
     TeleportStrategy,
 )
-from mtlcore.errors import ConfigurationError, LossError, NonFiniteError, PluginError, StateError
+from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError, StateError
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper, Refresh
 from mtlcore.gradients.source import GradientProblem, TaskGradients
+from mtlcore.module_state import put_back
+from mtlcore.noise import Noise
 from mtlcore.registry import create, registry
 from mtlcore.report import StepReport, TeleportResult
 from mtlcore.teleporting import Brakes, Teleporter
@@ -53,9 +55,11 @@ class MultiTask:
             "features", "losses").
         seed: of every random choice of the method; the global random state is never touched.
         tasks: the task names, if the first batch may lack some of them. Default: those of the first batch.
-        heads: the task-specific modules; only boundary teleports need them.
+        heads: the task-specific modules. Boundary teleports need them; and in a step that teleports, batch norms in
+            heads that nobody handed over count the batch twice.
         brakes: when detection and teleports are allowed.
-        probe: closure on a held-out batch, on which a teleport must keep its promise. Default: the step's own.
+        probe: closure on a held-out batch, on which a teleport must keep its promise; best with every task, for no
+            teleport is made while a task is neither in it nor in the step's batch. Default: the step's own.
         tolerance: largest relative change of any task's loss that an accepted teleport may cause.
         gradient_memory: bytes that task gradients may take; "auto" then picks among the sources that keep to it.
         refresh: ask the method for new weights only every so many steps, or as a :class:`Refresh` policy says; in
@@ -63,6 +67,7 @@ class MultiTask:
 
     Raises:
         UnknownPluginError, ConfigurationError, PluginError: from looking up the plugins.
+        TeleportError: the history of this optimizer cannot be carried across a teleport.
     """
 
     def __init__(
@@ -84,12 +89,7 @@ class MultiTask:
         refresh: int | Refresh = 1,
     ) -> None:
         self._trunk = trunk if isinstance(trunk, nn.Module) else None
-        parameters = list(trunk.parameters() if isinstance(trunk, nn.Module) else trunk)
-        if not parameters or not all(isinstance(p, Tensor) for p in parameters):
-            raise ConfigurationError(
-                "trunk has no parameters: pass the shared nn.Module or an iterable of its parameters."
-            )
-        self._parameters = list({id(p): p for p in parameters}.values())
+        self._parameters = _trunk_parameters(trunk)
         self.aggregator: Aggregator = _plugin("aggregator", aggregator, Aggregator)
         self.detector: ConflictDetector | None = None
         if detector is not None:
@@ -102,6 +102,7 @@ class MultiTask:
                 raise ConfigurationError(
                     "a teleport moves a network: pass the trunk as an nn.Module, not its parameters."
                 )
+            trajectory.check_supported(optimizer)
             name = registry().name_of(strategy)
             self._teleporter = Teleporter(strategy, name=name, detector=self.detector, tolerance=tolerance)
         self._needs_step: str | None = None
@@ -191,15 +192,15 @@ class MultiTask:
                 f"independent batch; got {len(closures)}."
             )
         optimizer.zero_grad()
-        others = [self._other_view(c) for c in closures[1:]]
         twice = self.aggregator.looks_twice()
-        noise = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
-        inner = self._inner(closures[0])
-        prepared = self._prepare(*_evaluate(closures[0]), others=others, inner=inner)
+        before = self._before() if self._may_teleport() else None
+        prepared, noise = self._look(closures)
         conflict = self._detect(prepared)
         teleport = self._teleport(closures[0], prepared, conflict)
-        if teleport is not None and (teleport.accepted or prepared.found.deferred):
-            prepared = self._prepare(*_evaluate(closures[0]), others=others, inner=inner)
+        if before is not None and teleport is not None and teleport.accepted:
+            # The step begins anew at the new point. After a refusal the old graph is still good.
+            before.restore()
+            prepared, noise = self._look(closures)
         report = self._finish(prepared, conflict, teleport)
         optimizer.step()
         if twice:
@@ -209,6 +210,18 @@ class MultiTask:
         return report
 
     # --- parts of a step ------------------------------------------------------------------------------------
+
+    def _look(self, closures: Sequence[Closure]) -> tuple[_Prepared, tuple[Tensor, list[Tensor]]]:
+        """Evaluate every batch of the step; and the random state in which the first one was."""
+        others = [self._other_view(c) for c in closures[1:]]
+        noise = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
+        return self._prepare(*_evaluate(closures[0]), others=others, inner=self._inner(closures[0])), noise
+
+    def _may_teleport(self) -> bool:
+        return self._teleporter is not None and self.brakes.allows(self._step, self._teleport_steps)
+
+    def _before(self) -> _Before:
+        return _Before([m for m in (self._trunk, self._heads) if m is not None])
 
     def _inner(self, closure: Closure) -> Callable[..., StepView]:
         """The service behind ``view.inner``: inner gradient steps on this step's batch, undone afterwards."""
@@ -228,8 +241,8 @@ class MultiTask:
         inner: Callable[..., StepView] | None = None,
     ) -> _Prepared:
         """Check what the user handed over, pick a gradient source, make the view. Changes nothing."""
-        problem, values, names = self._problem(losses, features)
         micro, self._micro = self._micro, None
+        problem, values, names = self._problem(losses, features)
         needs = self.aggregator.needs
         detecting = self._looks_for_conflict()
         if detecting and self.detector is not None:
@@ -295,6 +308,8 @@ class MultiTask:
             raise LossError("no losses: every task is missing from this batch; skip the step instead.")
         scalars: tuple[Any, ...] = tuple([by_name[n] for n in present])
         _check_losses(present, scalars)
+        if self._step == 0 and self._trunk is not None:
+            _check_unchanged(self._trunk, self._parameters)
         shared = tuple([p for p in self._parameters if p.requires_grad])
         if not shared:
             raise ConfigurationError("no parameter of the trunk requires gradients: everything is frozen.")
@@ -308,7 +323,7 @@ class MultiTask:
         if self.detector is None or self._step % self.brakes.detect_every:
             return False
         free = self.aggregator.needs >= self.detector.needs
-        return free or self._teleporter is None or self.brakes.allows(self._step, self._teleport_steps)
+        return free or self._teleporter is None or self._may_teleport()
 
     def _detect(self, prepared: _Prepared) -> Conflict | None:
         if self.detector is None or not prepared.detecting:
@@ -324,17 +339,13 @@ class MultiTask:
         except Exception as error:
             who = registry().identify(self.detector)
             raise PluginError(f"detector {who} raised {type(error).__name__}: {error}") from error
-        if not isinstance(conflict, Conflict):
-            who = registry().identify(self.detector)
-            raise PluginError(f"detector {who} returned {type(conflict).__name__}, not an mtlcore.Conflict.")
+        _check_conflict(self.detector, conflict, part.n_tasks)
         if index is not None:
             pairs = conflict.pairs.new_zeros(k, k)
             pairs[index[:, None], index[None, :]] = conflict.pairs
             dominated = conflict.dominated.new_zeros(k)
             dominated[index] = conflict.dominated
             conflict = dataclasses.replace(conflict, pairs=pairs, dominated=dominated)
-        self._looks += 1
-        self._fired += bool(conflict.conflicting)
         if conflict.conflicting and registry().listens("mtlcore_conflict_detected"):
             registry().announce(
                 "mtlcore_conflict_detected", conflict=conflict, report=self._report(prepared, None, conflict, None)
@@ -343,7 +354,7 @@ class MultiTask:
 
     def _teleport(self, closure: Closure, prepared: _Prepared, conflict: Conflict | None) -> TeleportResult | None:
         teleporter = self._teleporter
-        if teleporter is None or not self.brakes.allows(self._step, self._teleport_steps):
+        if teleporter is None or not self._may_teleport():
             return None
         if self.detector is not None and (conflict is None or not conflict.conflicting):
             return None
@@ -354,13 +365,24 @@ class MultiTask:
             trunk=self._trunk,
             heads=self._heads,
             closure=lambda: self._named(*_evaluate(closure)),
-            probe=None if probe is None else lambda: self._named(*_evaluate(probe)),
+            probe=None if probe is None else lambda: self._probed(probe),
             view=prepared.view,
             optimizer=self.optimizer,
             generator=torch.Generator().manual_seed(aggregation.step_seed(self._seed + 1, self._step)),
         )
         registry().announce("mtlcore_teleported", result=result)
         return result
+
+    def _probed(self, probe: Closure) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """The probe's losses, held to what is asked of a step's."""
+        try:
+            losses, features = self._named(*_evaluate(probe))
+            if not losses:
+                raise LossError("no losses: every task is missing.")
+            _check_losses(tuple(losses), tuple(losses.values()), graph=torch.is_grad_enabled())
+        except LossError as error:
+            raise LossError(f"probe: {error}") from error
+        return losses, features
 
     def _named(self, losses: Losses, features: Features) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         return {n: v for n, v in self._by_name(losses).items() if v is not None}, _flat(features)
@@ -369,7 +391,7 @@ class MultiTask:
         """Ask the method, write the gradients, and only then commit the new state."""
         view = prepared.view
         k = view.n_tasks
-        state = self._state if self._state is not None else self.aggregator.init(k)
+        state = self._state if self._state is not None else aggregation.start(self.aggregator, k)
         answer = self._ask(prepared, state)
         weights, heads = answer.weights, answer.head_weights
         if heads is None and self.aggregator.needs == Needs.LOSSES and not prepared.found.weights_whole_losses:
@@ -387,8 +409,17 @@ class MultiTask:
         if self._tasks is None:
             self._tasks = view.task_names
         self._state = answer.state
+        self._looks, self._fired = self._counts(conflict)
+        if self._keeper is not None:
+            self._keeper.commit()
         self._step += 1
         return report
+
+    def _counts(self, conflict: Conflict | None) -> tuple[int, int]:
+        """How often the detector has looked and fired, this step included; kept once the step has succeeded."""
+        if conflict is None:
+            return self._looks, self._fired
+        return self._looks + 1, self._fired + bool(conflict.conflicting)
 
     def _ask(self, prepared: _Prepared, state: State) -> Aggregation:
         """The method's answer, or its last one again."""
@@ -412,15 +443,18 @@ class MultiTask:
         conflict: Conflict | None,
         teleport: TeleportResult | None,
     ) -> StepReport:
-        weights = None if answer is None else answer.weights
-        diagnostics = {} if answer is None else dict(answer.diagnostics)
-        if self._looks:
-            diagnostics |= {"detector_looks": self._looks, "detector_fired": self._fired}
+        # Copies: a method may keep what it answered.
+        weights = None if answer is None or answer.weights is None else answer.weights.to(torch.float64, copy=True)
+        notes = {} if answer is None else answer.diagnostics
+        diagnostics = {k: v.clone() if isinstance(v, Tensor) else v for k, v in notes.items()}
+        looks, fired = self._counts(conflict)
+        if looks:
+            diagnostics |= {"detector_looks": looks, "detector_fired": fired}
         return StepReport(
             step=self._step,
             task_names=prepared.view.task_names,
             losses=prepared.view.losses,
-            weights=weights if weights is None or weights.dtype == torch.float64 else weights.to(torch.float64),
+            weights=weights,
             gramian=prepared.gramian,
             conflict=conflict,
             teleport=teleport,
@@ -466,10 +500,13 @@ class MultiTask:
         if len(present) != len(self._tasks) and not self.aggregator.handles_absent:
             view = view.restricted(view.present)
         try:
-            self._state = self.aggregator.observe(view, dict(self._state))
+            state = self.aggregator.observe(view, dict(self._state))
+        except (LossError, FeaturesError, NonFiniteError, ConfigurationError):
+            raise  # the user's input or options are at fault, not the plugin
         except Exception as error:
             who = registry().identify(self.aggregator)
             raise PluginError(f"aggregator {who} raised {type(error).__name__} in observe: {error}") from error
+        self._state = aggregation.checked_state(self.aggregator, state, "observe")
 
     def _announce(self, report: StepReport) -> None:
         registry().announce("mtlcore_step_finished", report=report)
@@ -484,12 +521,16 @@ class MultiTask:
                 raise LossError(
                     f"a tensor of losses must have shape (K,), found {tuple(losses.shape)}; or pass a dict."
                 )
+            if not isinstance(losses, (Tensor, list, tuple)):
+                raise LossError(
+                    f"losses must be {{task: scalar loss}} or a list of scalar losses; found a {type(losses).__name__}."
+                )
             values = losses.unbind() if isinstance(losses, Tensor) else list(losses)
             names = self._tasks or tuple(f"task{i}" for i in range(len(values)))
             if len(names) != len(values):
                 raise LossError(
-                    f"{len(values)} losses for {len(names)} tasks ({', '.join(names)}): put None where a task is "
-                    f"missing from the batch, or pass a dict."
+                    f"{len(values)} losses for {len(names)} tasks ({', '.join(map(str, names))}): put None where a "
+                    f"task is missing from the batch, or pass a dict."
                 )
             named = dict(zip(names, values))
         if not named:
@@ -498,8 +539,8 @@ class MultiTask:
             for name in named:
                 if name not in self._tasks:
                     raise LossError(
-                        f"unknown task {name!r}: this run has the tasks {', '.join(self._tasks)}. If a task may be "
-                        f"missing from the first batch, declare MultiTask(..., tasks=[...])."
+                        f"unknown task {name!r}: this run has the tasks {', '.join(map(str, self._tasks))}. If a task "
+                        f"may be missing from the first batch, declare MultiTask(..., tasks=[...])."
                     )
         return named
 
@@ -550,14 +591,14 @@ class MultiTask:
         tasks = None if state["tasks"] is None else tuple(state["tasks"])
         if self._tasks is not None and tasks is not None and tasks != self._tasks:
             raise StateError(
-                f"this is the state of {len(tasks)} tasks ({', '.join(tasks)}); this run has "
-                f"{len(self._tasks)} ({', '.join(self._tasks)})."
+                f"this is the state of {len(tasks)} tasks ({', '.join(map(str, tasks))}); this run has "
+                f"{len(self._tasks)} ({', '.join(map(str, self._tasks))})."
             )
         inner: State | None = None
         if state["state"] is not None:
             inner = {k: v.clone() for k, v in state["state"].items()}
             if tasks is not None:
-                fresh = self.aggregator.init(len(tasks))
+                fresh = aggregation.start(self.aggregator, len(tasks))
                 for key, value in fresh.items():
                     if key not in inner:
                         raise StateError(f"the state of aggregator {mine!r} lacks {key!r}.")
@@ -570,6 +611,7 @@ class MultiTask:
         self._step, self._seed = int(state["step"]), int(state["seed"])
         self._teleport_steps = [int(s) for s in state["teleport_steps"]]
         self._looks, self._fired = map(int, state["detections"])
+        self._micro = None
         self._planner.restore(state["gradient_sources"])
         if self._keeper is not None:
             self._keeper.restore(state["refresh"])
@@ -590,6 +632,20 @@ class _Prepared(NamedTuple):
     kept: bool
 
 
+class _Before:
+    """Random streams and buffers before a step: a batch that is evaluated again after :meth:`restore` draws the same
+    masks, and counts once in the statistics of batch norms."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._noise = Noise()
+        self._buffers = [(b, b.detach().clone()) for module in modules for b in module.buffers()]
+
+    def restore(self) -> None:
+        self._noise.restore()
+        for buffer, bits in self._buffers:
+            put_back(buffer, bits)
+
+
 @contextlib.contextmanager
 def _same_noise(cpu: Tensor, cuda: Sequence[Tensor]) -> Iterator[None]:
     """Inside, the global random state is the given one: the same batch gets the same dropout masks again."""
@@ -598,6 +654,47 @@ def _same_noise(cpu: Tensor, cuda: Sequence[Tensor]) -> Iterator[None]:
         if cuda:
             torch.cuda.set_rng_state_all(list(cuda))
         yield
+
+
+def _trunk_parameters(trunk: nn.Module | Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Each once."""
+    if isinstance(trunk, Tensor):
+        raise ConfigurationError("trunk is a single tensor: pass the shared nn.Module or a list of its parameters.")
+    named: list[tuple[str, Any]]
+    if isinstance(trunk, nn.Module):
+        named = list(trunk.named_parameters())
+    else:
+        named = [(str(i), p) for i, p in enumerate(trunk)]
+    if not named:
+        raise ConfigurationError("trunk has no parameters: pass the shared nn.Module or an iterable of its parameters.")
+    for name, p in named:
+        if not isinstance(p, Tensor):
+            raise ConfigurationError(
+                f"trunk parameter {name} is a {type(p).__name__}: pass the shared nn.Module, or trunk.parameters()."
+            )
+        if not p.is_leaf:
+            raise ConfigurationError(
+                f"trunk parameter {name} (shape {tuple(p.shape)}) is computed from other tensors: pass the parameters "
+                f"that it is computed from."
+            )
+        if p.is_complex():
+            raise ConfigurationError(
+                f"trunk parameter {name} (shape {tuple(p.shape)}) is complex, and inner products of task gradients are "
+                f"taken over real numbers: keep it as a real parameter of shape (..., 2) and use "
+                f"torch.view_as_complex in forward()."
+            )
+    return list({id(p): p for _, p in named}.values())
+
+
+def _check_unchanged(trunk: nn.Module, parameters: Sequence[Tensor]) -> None:
+    """What replaces a parameter later (weight_norm, an adapter) would be taken for a part of the heads."""
+    known = set(map(id, parameters))
+    for name, p in trunk.named_parameters():
+        if id(p) not in known:
+            raise ConfigurationError(
+                f"the trunk's parameter {name} was not there when MultiTask was made (weight_norm, an adapter, a new "
+                f"layer?): make the MultiTask after the network is complete."
+            )
 
 
 def _plugin(kind: str, wish: Any, base: type) -> Any:
@@ -612,17 +709,19 @@ def _plugin(kind: str, wish: Any, base: type) -> Any:
 
 
 def _names(tasks: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(tasks)
+    names = () if isinstance(tasks, str) else tuple(tasks)
     if not names or len(set(names)) != len(names):
-        raise ConfigurationError(f"tasks must be distinct names, at least one; found {names!r}.")
+        raise ConfigurationError(f"tasks must be a list of distinct names, at least one; found {tasks!r}.")
     return names
 
 
 def _evaluate(closure: Closure) -> tuple[Losses, Features]:
     value = closure()
-    # A pair is (losses, features) unless it is plainly a list of two scalar losses.
-    if isinstance(value, tuple) and len(value) == 2 and not (isinstance(value[0], Tensor) and value[0].ndim == 0):
-        return value
+    # A pair is (losses, features) unless it is plainly a list of two scalar losses, of which one may be missing.
+    if isinstance(value, tuple) and len(value) == 2:
+        first = value[0]
+        if first is not None and not (isinstance(first, Tensor) and first.ndim == 0):
+            return value
     return value, None
 
 
@@ -632,6 +731,10 @@ def _flat(features: Any) -> tuple[Tensor, ...]:
         return ()
     if isinstance(features, Tensor):
         return (features,)
+    if not isinstance(features, (Mapping, list, tuple)):
+        raise FeaturesError(
+            f"features must be tensors, or lists, tuples and dicts of them; found a {type(features).__name__}."
+        )
     parts = features.values() if isinstance(features, Mapping) else features
     flat = tuple(t for part in parts for t in _flat(part))
     return tuple({id(t): t for t in flat}.values())
@@ -659,7 +762,7 @@ def _values(losses: Sequence[Tensor], stacked: Tensor | None, names: Sequence[st
     raise NonFiniteError(f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched.")
 
 
-def _check_losses(names: Sequence[str], losses: Sequence[Any]) -> None:
+def _check_losses(names: Sequence[str], losses: Sequence[Any], graph: bool = True) -> None:
     for name, loss in zip(names, losses):
         if not isinstance(loss, Tensor):
             raise LossError(f"the loss of task {name!r} is a {type(loss).__name__}, not a tensor.")
@@ -668,7 +771,9 @@ def _check_losses(names: Sequence[str], losses: Sequence[Any]) -> None:
                 f"the loss of task {name!r} has shape {tuple(loss.shape)}; it must be a scalar: reduce it, "
                 f"for instance with .mean()."
             )
-        if not loss.requires_grad:
+        if loss.is_complex():
+            raise LossError(f"the loss of task {name!r} is complex; a loss is a real number: take .real or .abs().")
+        if graph and not loss.requires_grad:
             raise LossError(
                 f"the loss of task {name!r} has no gradient graph: it was detached, computed under no_grad, or does "
                 f"not depend on any parameter that requires gradients. Leave the task out if it is missing."
@@ -681,11 +786,37 @@ def _checked_gramian(found: TaskGradients, names: Sequence[str]) -> Tensor:
     if not math.isfinite(gram.sum().item()) and not bool(torch.isfinite(gram).all()):
         squares = gram.diagonal()
         bad = [repr(n) for n, s in zip(names, squares) if not torch.isfinite(s)]
+        who = " and ".join(bad) or ", ".join(map(str, names))
         raise NonFiniteError(
-            f"the gradient of task {' and '.join(bad) or ', '.join(names)} is NaN or infinite (or its squared norm "
-            f"overflows float64). Parameters, method state and .grad are untouched."
+            f"the gradient of task {who} is NaN or infinite (or its squared norm overflows float64). Parameters, "
+            f"method state and .grad are untouched."
         )
     return gram
+
+
+def _check_conflict(detector: ConflictDetector, conflict: Any, k: int) -> None:
+    """Raises PluginError where a detector broke its contract; names it and what is wrong."""
+    if not isinstance(conflict, Conflict):
+        wrong = f"returned {type(conflict).__name__}, not an mtlcore.Conflict"
+    elif not _is_mask(conflict.pairs, (k, k)):
+        wrong = f"must return pairs as a bool tensor of shape ({k}, {k}); found {_described(conflict.pairs)}"
+    elif not torch.equal(conflict.pairs, conflict.pairs.T) or bool(conflict.pairs.diagonal().any()):
+        wrong = "must return symmetric pairs, False on the diagonal"
+    elif not _is_mask(conflict.dominated, (k,)):
+        wrong = f"must return dominated as a bool tensor of shape ({k},); found {_described(conflict.dominated)}"
+    elif not isinstance(conflict.severity, (int, float)) or math.isnan(conflict.severity):
+        wrong = f"must return severity as a number; found {conflict.severity!r}"
+    else:
+        return
+    raise PluginError(f"detector {registry().identify(detector)} {wrong}.")
+
+
+def _is_mask(value: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bool and tuple(value.shape) == shape
+
+
+def _described(value: Any) -> str:
+    return f"{value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _full_rows(rows: Tensor, index: Tensor | None, k: int) -> Tensor:

@@ -4,18 +4,21 @@ A strategy (a plugin) only proposes a :class:`~mtlcore.contracts.Displacement`. 
 once, for every strategy: the search runs on a network whose dropout and batch statistics are frozen; whatever it did to
 the network is undone; the proposal is tried on a probe batch and kept only if every task's loss stayed within
 tolerance and the conflict became less. Otherwise, and on any exception or Ctrl-C, nothing has happened.
+
+A task that the probe lacks is judged on the batch of the step. Nobody would see what becomes of one that is in neither:
+then there is no teleport.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -24,6 +27,7 @@ from mtlcore import linalg, trajectory
 from mtlcore.contracts import (
     ConflictDetector,
     Displacement,
+    Needs,
     StepView,
     TeleportProblem,
     TeleportStrategy,
@@ -31,6 +35,8 @@ from mtlcore.contracts import (
 )
 from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.hyperparameters import Validated, integer
+from mtlcore.module_state import ModuleState, put_back
+from mtlcore.noise import Noise
 from mtlcore.report import TeleportResult
 
 Evaluation = tuple[dict[str, Tensor], tuple[Tensor, ...]]
@@ -188,15 +194,20 @@ class Teleporter:
         problem = _Problem(transaction, closure, view, self.detector)
         judge = problem if probe is None else _Problem(transaction, probe, view, self.detector)
         with transaction.frozen():
+            unseen = _unseen(view, judge)
+            if unseen:
+                return _stay(
+                    f"task {unseen[0]} is neither in this batch nor in the probe, so that nothing would show what "
+                    f"becomes of its loss: hand over a probe that has every task"
+                )
             proposal = self.strategy.propose(problem, generator)
             transaction.undo_search()
             proposal = _checked(proposal, transaction, self.strategy)
             if not proposal.parameters and not proposal.head_parameters:
-                nan = float("nan")
                 reason = str(proposal.diagnostics.get("reason", "the strategy stayed where it was"))
-                return _Verdict(False, reason, {}, nan, nan, dict(proposal.diagnostics))
+                return _stay(reason, proposal.diagnostics)
             slope = self._slope(problem, proposal, direction)
-            verdict = self._judge(transaction, judge, proposal)
+            verdict = self._judge(transaction, problem, judge, proposal)
         if verdict.accepted:
             # Flags and hooks come back first: the history is blended by a hook on the optimizer, not on the network.
             transaction.undo_search()
@@ -207,11 +218,19 @@ class Teleporter:
 
     # --- the verdict ------------------------------------------------------------------------------------------
 
-    def _judge(self, transaction: _Transaction, judge: _Problem, proposal: Displacement) -> _Verdict:
+    def _judge(self, transaction: _Transaction, problem: _Problem, judge: _Problem, proposal: Displacement) -> _Verdict:
         exact = self.strategy.exact
-        losses_before, gram = judge.gramian(judge.evaluate()[0])
-        before = severity(losses_before, gram, self.detector, judge.view)
-        other_before = judge.losses_with_batch_statistics()
+        start = judge.evaluate()[0]
+        further = self._further(problem, judge, start)
+        for condition, losses in {"": start, **further}.items():
+            for task, value in losses.items():
+                if not math.isfinite(float(value.detach())):
+                    where = _under(task, condition)
+                    return _stay(
+                        f"the loss of {where} is {float(value.detach())} before the teleport", proposal.diagnostics
+                    )
+        losses_before = {t: v.detach() for t, v in start.items()}
+        before = judge.severity(start)
         diagnostics: dict[str, Any] = dict(proposal.diagnostics)
         refusals = []
         verdict = _Verdict(False, "", {}, before, float("nan"), diagnostics)
@@ -219,16 +238,16 @@ class Teleporter:
         useless = 0
         for _ in range(1 if exact else self.trials):
             transaction.move(proposal, scale)
-            other = relative_changes(other_before, judge.losses_with_batch_statistics())
+            moved = {c: relative_changes(further[c], now) for c, now in self._further(problem, judge, start).items()}
             # With its graph: if the losses pass, their gradients are asked for without another forward pass.
             losses, _ = judge.evaluate()
             changes = relative_changes(losses_before, losses)
-            worst = _worst({**changes, **{f"{t} with batch statistics": c for t, c in other.items()}})
+            worst = _worst({_under(t, c): x for c, found in {"": changes, **moved}.items() for t, x in found.items()})
             limit = min(self.tolerance, self._exact_limit(losses)) if exact else self.tolerance
             verdict = dataclasses.replace(verdict, changes=changes, scale=scale)
             diagnostics["scale"] = scale
-            if other:
-                diagnostics["relative_loss_change_with_batch_statistics"] = other
+            for condition, found in moved.items():
+                diagnostics[f"relative_loss_change_{condition.replace(' ', '_')}"] = found
             if not abs(worst[1]) <= limit:
                 refusals.append(
                     f"at scale {scale:.3g} the loss of {worst[0]} changes by {worst[1]:+.3g}, allowed is {limit:.3g}"
@@ -236,7 +255,7 @@ class Teleporter:
                 # Drift on the probe is linear in a small scale: go where it should fit.
                 scale *= min(0.7, 0.9 * limit / abs(worst[1])) if math.isfinite(worst[1]) else 0.1
                 continue
-            after = severity(*judge.gramian(losses), self.detector, judge.view)
+            after = judge.severity(losses)
             verdict = dataclasses.replace(verdict, after=after)
             if self.strategy.improves and not after < before:
                 refusals.append(f"at scale {scale:.3g} conflict {before:.4g} -> {after:.4g} is no improvement")
@@ -248,6 +267,22 @@ class Teleporter:
             reason = f"conflict {before:.4g} -> {after:.4g}, largest relative loss change {worst[1]:+.3g} ({worst[0]})"
             return dataclasses.replace(verdict, accepted=True, reason=reason)
         return dataclasses.replace(verdict, reason="; ".join(refusals))
+
+    def _further(
+        self, problem: _Problem, judge: _Problem, probed: Mapping[str, Tensor]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Losses that must be kept beside those of the probe, by the condition under which they are taken."""
+        found = {"with batch statistics": judge.losses_with_batch_statistics()}
+        if judge is not problem and set(problem.view.task_names) - set(probed):
+            for condition, losses in (
+                ("on the own batch", problem.losses()),
+                ("on the own batch with batch statistics", problem.losses_with_batch_statistics()),
+            ):
+                found[condition] = {t: v for t, v in losses.items() if t not in probed}
+        if self.strategy.exact:
+            # A symmetry keeps each loss mask by mask; what is one in evaluation only would change the training.
+            found["in training"] = problem.losses_in_training()
+        return {condition: losses for condition, losses in found.items() if losses}
 
     def _exact_limit(self, losses: Mapping[str, Tensor]) -> float:
         return min((_EXACT_TOLERANCE.get(v.dtype, self.tolerance) for v in losses.values()), default=self.tolerance)
@@ -305,6 +340,22 @@ class _Verdict:
     scale: float = 1.0
 
 
+def _stay(reason: str, diagnostics: Mapping[str, Any] | None = None) -> _Verdict:
+    nan = float("nan")
+    return _Verdict(False, reason, {}, nan, nan, dict(diagnostics or {}))
+
+
+def _under(task: str, condition: str) -> str:
+    return f"{task} {condition}" if condition else task
+
+
+def _unseen(view: StepView, judge: _Problem) -> list[str]:
+    """The tasks of the run that neither the batch of the step nor the probe has."""
+    absent = [t for t, there in zip(view.task_names, view.present.tolist()) if not there]
+    probed = judge.losses() if absent else {}
+    return [t for t in absent if t not in probed]
+
+
 def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
     """(after - before) / max(|before|, eps * largest |before| of all tasks), eps the resolution of the dtype.
 
@@ -322,7 +373,11 @@ def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
 
 
 def severity(
-    losses: Mapping[str, Tensor], gram: Tensor, detector: ConflictDetector | None = None, view: StepView | None = None
+    losses: Mapping[str, Tensor],
+    gram: Tensor,
+    detector: ConflictDetector | None = None,
+    view: StepView | None = None,
+    rows: Tensor | None = None,
 ) -> float:
     """How bad the conflict is: the detector's severity, or minus the worst cosine of a task with the mean gradient."""
     if detector is None:
@@ -338,6 +393,7 @@ def severity(
         StepView(
             losses=torch.stack([v.detach().double() for v in losses.values()]).to(gram.device),
             gramian=gram,
+            jacobian=rows,
             task_names=names,
             task_index=positions,
             step=0 if view is None else view.step,
@@ -407,7 +463,10 @@ class _Problem(TeleportProblem):
 
     def evaluate(self) -> Evaluation:
         self._transaction.same_noise()
-        losses, features = self._closure()
+        with warnings.catch_warnings():
+            # A compiled trunk calls the hook that meets modules a second time: it has nothing left to do then.
+            warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
+            losses, features = self._closure()
         return losses, features
 
     def task_gradients(self) -> Iterator[tuple[str, list[Tensor | None]]]:
@@ -432,10 +491,12 @@ class _Problem(TeleportProblem):
     def _averaged(self, blocks: Sequence[Tensor]) -> dict[str, Tensor]:
         return {n: b.mean(dim=0).view_as(p) for (n, p), b in zip(self.parameters().items(), blocks)}
 
-    def gramian(self, losses: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Detached losses and the (K, K) Gramian in float64; ``losses`` as evaluated, with their graph."""
+    def severity(self, losses: Mapping[str, Tensor]) -> float:
+        """How bad the conflict is; ``losses`` as evaluated, with their graph, which is freed."""
         detached, blocks = task_rows(losses, list(self.parameters().values()))
-        return detached, torch.stack([linalg.gramian(block) for block in blocks]).sum(dim=0)
+        gram = torch.stack([linalg.gramian(block) for block in blocks]).sum(dim=0)
+        wide = self.detector is not None and self.detector.needs >= Needs.JACOBIAN
+        return severity(detached, gram, self.detector, self.view, torch.cat(blocks, dim=1) if wide else None)
 
     def losses(self) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -446,6 +507,13 @@ class _Problem(TeleportProblem):
         if not self._transaction.has_batch_statistics():
             return {}
         with self._transaction.other_statistics():
+            return self.losses()
+
+    def losses_in_training(self) -> dict[str, Tensor]:
+        """Losses in the modes in which the network was found, under the step's own noise; empty if all were frozen."""
+        if not self._transaction.was_training():
+            return {}
+        with self._transaction.as_found():
             return self.losses()
 
     def optimizer_is_blank(self) -> bool:
@@ -473,9 +541,9 @@ class _Transaction:
         self._running = frozen_statistics
         self.trunk_parameters = dict(trunk.named_parameters())
         self.head_parameters = {} if heads is None else dict(heads.named_parameters())
-        self._modules: dict[nn.Module, _ModuleState] = {}
+        self._modules: dict[nn.Module, ModuleState] = {}
         self._tensors: dict[Tensor, _TensorState] = {}
-        self._noise = _Noise()
+        self._noise = Noise()
         self._enabled = torch.is_grad_enabled()
         for module in (trunk, *(() if heads is None else (heads,))):
             for part in module.modules():
@@ -486,7 +554,7 @@ class _Transaction:
     def _remember(self, module: nn.Module) -> None:
         if module in self._modules:
             return
-        self._modules[module] = _ModuleState(module)
+        self._modules[module] = ModuleState(module)
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None and tensor not in self._tensors:
                 self._tensors[tensor] = _TensorState(tensor)
@@ -515,6 +583,31 @@ class _Transaction:
         elif not (isinstance(module, _Norm) and not self._running):
             module.training = False
 
+    def thaw(self, module: nn.Module) -> None:
+        """The modes in which a module was found."""
+        state = self._modules[module]
+        module.training = state.training
+        if isinstance(module, nn.RNNBase):
+            module.dropout = state.attribute("dropout")
+
+    def was_training(self) -> bool:
+        """Whether some module behaves otherwise when it is not frozen."""
+        return any(state.training for state in self._modules.values())
+
+    @contextlib.contextmanager
+    def as_found(self) -> Iterator[None]:
+        """While open: a frozen network is in the modes in which it was found; buffers come back afterwards."""
+        self._is_frozen = False
+        for module in self._modules:
+            self.thaw(module)
+        try:
+            yield
+        finally:
+            self._is_frozen = True
+            for module in self._modules:
+                self.freeze(module)
+            self.restore_buffers()
+
     def other_statistics(self) -> _OtherStatistics:
         """While open: batch norms that were training work as they do in a training step."""
         norms = [m for m, s in self._modules.items() if isinstance(m, _Norm) and m.track_running_stats and s.training]
@@ -522,9 +615,7 @@ class _Transaction:
 
     def restore_buffers(self) -> None:
         """Batch norms learn their statistics from every evaluation; take that back."""
-        for tensor, state in self._tensors.items():
-            if not isinstance(tensor, nn.Parameter):
-                state.restore_value()
+        _do_all(s.restore_value for t, s in self._tensors.items() if not isinstance(t, nn.Parameter))
 
     def same_noise(self) -> None:
         """Every evaluation starts here: same random state, same buffers."""
@@ -534,10 +625,7 @@ class _Transaction:
 
     def undo_search(self) -> None:
         """Structure and values of the network as at the start; modes too, unless they are frozen right now."""
-        for module, module_state in self._modules.items():
-            module_state.restore(module)
-        for state in self._tensors.values():
-            state.restore()
+        _do_all([*(m.restore for m in self._modules.values()), *(t.restore for t in self._tensors.values())])
         if self._is_frozen:
             for module in self._modules:
                 self.freeze(module)
@@ -569,10 +657,20 @@ class _Transaction:
         self._is_frozen = False
         if self.meeting is not None:
             self.meeting.remove()
-        self.undo_search()
-        self._optimizer_state.restore()
-        self._noise.restore()
         torch.set_grad_enabled(self._enabled)
+        _do_all((self.undo_search, self._optimizer_state.restore, self._noise.restore))
+
+
+def _do_all(actions: Iterable[Callable[[], None]]) -> None:
+    """Do every one, whatever one of them raises; then raise the first error."""
+    errors = []
+    for action in actions:
+        try:
+            action()
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 class _Frozen:
@@ -586,10 +684,13 @@ class _Frozen:
             transaction.freeze(module)
         torch.set_grad_enabled(True)
 
+        # The compiler would trace the hook into a compiled network, and fails at what it does to modules.
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def meet(module: nn.Module, args: Any) -> None:
             if module not in transaction._modules:
                 transaction._remember(module)
-                transaction.freeze(module)
+                if transaction._is_frozen:
+                    transaction.freeze(module)
 
         # Heads that only the closure knows must not learn statistics or draw dropout masks either.
         transaction.meeting = nn.modules.module.register_module_forward_pre_hook(meet)
@@ -599,11 +700,10 @@ class _Frozen:
         if transaction.meeting is not None:
             transaction.meeting.remove()
         transaction._is_frozen = False
-        for module, state in transaction._modules.items():
-            state.restore_modes(module)
-        transaction.restore_buffers()
-        transaction._noise.restore()
+        for module in transaction._modules:
+            transaction.thaw(module)
         torch.set_grad_enabled(transaction._enabled)
+        _do_all((transaction.restore_buffers, transaction._noise.restore))
 
 
 class _OtherStatistics:
@@ -621,36 +721,6 @@ class _OtherStatistics:
         self._transaction.restore_buffers()
 
 
-_TABLES = ("_parameters", "_buffers", "_modules")
-
-
-class _ModuleState:
-    """One module's class, attributes, tables and hooks: what adapters, hooks and parametrisations change."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._class = module.__class__
-        self._attributes = dict(module.__dict__)
-        self._tables = {k: (v, dict(v)) for k, v in module.__dict__.items() if isinstance(v, dict)}
-        self._sets = {k: (v, set(v)) for k, v in module.__dict__.items() if isinstance(v, set)}
-        self.training = module.training
-
-    def restore_modes(self, module: nn.Module) -> None:
-        module.training = self.training
-        if isinstance(module, nn.RNNBase):
-            module.dropout = self._attributes["dropout"]
-
-    def restore(self, module: nn.Module) -> None:
-        module.__class__ = self._class
-        module.__dict__.clear()
-        module.__dict__.update(self._attributes)
-        for table, content in self._tables.values():
-            table.clear()
-            table.update(content)
-        for members, elements in self._sets.values():
-            members.clear()
-            members.update(elements)
-
-
 class _TensorState:
     """One parameter or buffer: bits, requires_grad, .grad."""
 
@@ -662,7 +732,7 @@ class _TensorState:
         self._grad_bits = None if self._grad is None else self._grad.detach().clone()
 
     def restore_value(self) -> None:
-        self._tensor.data.copy_(self.bits)
+        put_back(self._tensor, self.bits)
 
     def restore(self) -> None:
         tensor = self._tensor
@@ -672,20 +742,3 @@ class _TensorState:
             tensor.grad = self._grad
             if self._grad is not None and self._grad_bits is not None:
                 self._grad.data.copy_(self._grad_bits)
-
-
-class _Noise:
-    """The state of every global random stream."""
-
-    def __init__(self) -> None:
-        self._torch = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-        self._python = random.getstate()
-        self._numpy = np.random.get_state()
-
-    def restore(self) -> None:
-        torch.set_rng_state(self._torch)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)

@@ -75,8 +75,8 @@ def check_supported(optimizer: torch.optim.Optimizer | None) -> None:
         known = ", ".join(sorted(c.__name__ for c in _SUPPORTED))
         raise TeleportError(
             f"the history of optimizer {type(optimizer).__module__}.{type(optimizer).__qualname__} cannot be carried "
-            f"across a teleport: known are {known}. Use one of these, or Teleporter(..., history='reset'): the "
-            f"optimizer then forgets the parameters that moved."
+            f"across a teleport: known are {known}. Use one of these, or leave the teleport out. (A Teleporter that is "
+            f"used without MultiTask can let it forget the parameters that moved: history='reset'.)"
         )
 
 
@@ -99,7 +99,7 @@ def _memories(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> list
         if key not in entries:
             raise TeleportError(
                 f"optimizer {type(optimizer).__qualname__} keeps an entry {key!r} whose meaning is unknown, so it "
-                f"cannot be carried across a teleport. Use Teleporter(..., history='reset')."
+                f"cannot be carried across a teleport. Use the optimizer that it extends, or leave the teleport out."
             )
         found.append((key, value, entries[key]))
     return found
@@ -196,7 +196,7 @@ def _blend_pending(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> 
 
 @torch.no_grad()
 def _blend(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, sigma: float) -> None:
-    gradient = parameter.grad
+    gradient = _averaged(optimizer, parameter)
     for _, value, memory in _memories(optimizer, parameter):
         if memory is Memory.SCALE_FREE and not isinstance(optimizer, torch.optim.RMSprop):
             continue  # step sizes are not history
@@ -206,6 +206,22 @@ def _blend(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, sigma: flo
         elif gradient is not None and memory in (Memory.MEAN_SQUARE, Memory.MAX_SQUARE):
             new = gradient.to(value).square()
         value.mul_(sigma).add_((1.0 - sigma) * new)
+
+
+def _averaged(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tensor | None:
+    """What the optimizer is about to average: the gradient turned round if it maximises, plus weight decay where that
+    is added to the gradient."""
+    gradient = parameter.grad
+    group: dict[str, Any] = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), {})
+    if gradient is None:
+        return None
+    if gradient.is_sparse:
+        gradient = gradient.to_dense()
+    if group.get("maximize", False):
+        gradient = -gradient
+    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+    decay = 0.0 if decoupled else group.get("weight_decay", 0.0)
+    return gradient.add(parameter, alpha=decay) if decay else gradient
 
 
 @torch.no_grad()

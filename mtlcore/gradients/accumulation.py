@@ -32,9 +32,21 @@ class MicroBatches:
         self._rows: dict[str, Tensor] = {}
         self._heads: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._used: set[int] = set()
+        self._shared: tuple[Tensor, ...] | None = None
 
     def add(self, problem: GradientProblem) -> None:
-        """One more micro-batch; tasks may be missing from it. Its graph is freed."""
+        """One more micro-batch; tasks may be missing from it. Its graph is freed.
+
+        Raises:
+            ConfigurationError: other parameters than in the micro-batches before require gradients.
+        """
+        if self._shared is None:
+            self._shared = problem.shared
+        elif list(map(id, self._shared)) != list(map(id, problem.shared)):
+            raise ConfigurationError(
+                "the trunk's parameters that require gradients changed between two micro-batches of one step: freeze "
+                "and unfreeze between steps only. The micro-batches so far are forgotten."
+            )
         found = self._source.collect(problem)
         assert isinstance(found, Stored)
         rows = found.rows()
@@ -62,7 +74,7 @@ class _Sum(TaskGradients):
         shared: Sequence[Tensor],
         rows: Tensor,
         used: Sequence[bool],
-        heads: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        heads: Sequence[list[tuple[Tensor, Tensor]]],
     ) -> None:
         self._shared = shared
         self._rows = rows
@@ -92,8 +104,10 @@ class _Sum(TaskGradients):
             if direction is None:
                 assert weights is not None
                 direction = linalg.combine(self._rows, weights)
+            else:
+                direction = direction.clone()  # the method may hold on to it
             parts = direction.split([p.numel() for p in self._shared])
             for p, used, part in zip(self._shared, self._used, parts):
                 if used:
-                    accumulate(p, part.view(p.shape))
+                    accumulate(p, part.view(p.shape), fresh=True)
         write_heads(self._heads, head_weights)

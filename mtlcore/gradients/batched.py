@@ -21,14 +21,15 @@ class Batched(GradientSource):
 
     Args:
         chunk: tasks per product; None for all.
+        storage: memory shared with other sources; None for its own.
     """
 
     name: ClassVar[str] = "batched"
     provides: ClassVar[Needs] = Needs.JACOBIAN
 
-    def __init__(self, chunk: int | None = None) -> None:
+    def __init__(self, chunk: int | None = None, storage: Storage | None = None) -> None:
         self._chunk = chunk
-        self._storage = Storage()
+        self._storage = storage or Storage()
 
     def collect(self, problem: GradientProblem, keep_graph: bool = False) -> TaskGradients:
         """Fill the rows; the graph is freed by the last chunk."""

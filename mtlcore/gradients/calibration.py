@@ -22,6 +22,7 @@ from torch import Tensor
 from mtlcore.contracts import Needs
 from mtlcore.gradients.jacobian import Stored
 from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients
+from mtlcore.gradients.storage import Storage
 
 _HEATS = 2
 """Steps of every candidate before the final. (Not one: the first also warms up caches and threads.)"""
@@ -35,6 +36,8 @@ _TURNS = 5
 _MOST_TURNS = 12
 _ENOUGH = 0.2
 """... and short steps, which noise can disturb, up to so many, or until one source's counted steps have taken 0.2 s."""
+_FAILURES = (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What a source may raise on a network that it cannot serve."""
 _WORTH = 0.97
 """Another source replaces the reference only if it saves more than 3 %."""
 
@@ -65,7 +68,7 @@ class Candidate:
         return [sum(self.times[i : i + n]) for i in range(0, len(self.times), n)]
 
     def forget(self) -> None:
-        """Give the buffers back."""
+        """Begin anew."""
         self.source = self._make()
 
 
@@ -77,13 +80,20 @@ class Calibration:
         timed: False where the choice must not depend on the clock: the last candidate that agrees with the
             reference is taken after the first step, so list the preferred one last.
         why: the reason, where nothing is timed.
+        storage: what the candidates share; let go of when the contest is over, for the winner may need less.
     """
 
-    def __init__(self, candidates: Sequence[Candidate], timed: bool, why: str = "") -> None:
+    def __init__(
+        self, candidates: Sequence[Candidate], timed: bool, why: str = "", storage: Storage | None = None
+    ) -> None:
         self._candidates = list(candidates)
         self.timed = timed
         self._why = why
+        self._storage = storage
         self._verified = False
+        self._served: dict[tuple[int, int], bool] = {}
+        """Tasks and size of a graph -> whether the candidates can serve it."""
+        self._exception = ""
         self._coming: collections.deque[tuple[Candidate, bool]] = collections.deque()
         """Whose steps come next, and whether they count."""
         self._final: list[Candidate] = []
@@ -93,10 +103,31 @@ class Calibration:
 
     def collect(self, problem: GradientProblem) -> TaskGradients:
         """One step's task gradients, whoever's turn it is."""
+        if self.winner is not None:
+            return self._by(self.winner, problem)
         if not self._verified:
             return self._verify(problem)
         candidate, stopwatch = self._coming[0][0], _Stopwatch(problem)
-        return _Timed(candidate.source.collect(problem), stopwatch, lambda s: self._note(candidate, s))
+        return _Timed(self._by(candidate, problem), stopwatch, lambda s: self._note(candidate, s))
+
+    def _by(self, candidate: Candidate, problem: GradientProblem) -> TaskGradients:
+        """By the candidate, or by the reference if this is another graph than before, and one that the candidate cannot
+        serve (a head that reads a trunk weight, a new hook): training goes on."""
+        reference = self._candidates[0]
+        if candidate is reference:
+            return reference.source.collect(problem)
+        graph = (len(problem.losses), problem.reach.size)
+        if graph not in self._served:
+            try:
+                found = _collect(candidate, problem, keep_graph=True)
+            except _FAILURES as error:
+                self._served[graph] = False
+                self._exception = f"; {reference.label} for another graph, which {candidate.label} cannot serve: "
+                self._exception += " ".join(str(error).split())[:200]
+                return reference.source.collect(problem)
+            self._served[graph] = True
+            return found
+        return (candidate if self._served[graph] else reference).source.collect(problem)
 
     def explain(self) -> str:
         """The state of the contest in words."""
@@ -104,6 +135,7 @@ class Calibration:
         refused = "".join(f"; {c.label} refused: {c.refused}" for c in self._candidates if c.refused)
         if self.winner is None:
             return f"calibrating ({', '.join(c.label for c in self._alive())}){refused}"
+        refused += self._exception
         if not self.timed:
             return f"{self.winner.label}: {self._why}{refused}"
         if reference.ratio is None:
@@ -116,7 +148,10 @@ class Calibration:
 
     def _verify(self, problem: GradientProblem) -> TaskGradients:
         reference, *others = self._candidates
-        expected = _Fingerprint(_collect(reference, problem, keep_graph=True))
+        found = _collect(reference, problem, keep_graph=True)
+        if not bool(torch.isfinite(found.gramian()).all()):
+            return found  # an error in a moment; nothing to be compared with, so nobody is judged by it
+        expected = _Fingerprint(found)
         for candidate in others:
             try:
                 with warnings.catch_warnings(record=True):
@@ -126,10 +161,11 @@ class Calibration:
                 error = expected.distance(got)
                 if not error <= _tolerance(problem):
                     candidate.refused = f"its gradients differ from the reference (relative error {error:.0e})"
-            except (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            except _FAILURES as error:
                 candidate.refused = " ".join(str(error).split())[:200]
             candidate.forget()
         self._verified = True
+        self._served[len(problem.losses), problem.reach.size] = True
         alive = self._alive()
         chosen = alive[-1] if not self.timed else reference
         if not self.timed or len(alive) == 1:
@@ -189,6 +225,8 @@ class Calibration:
         for candidate in self._candidates:
             if candidate is not winner:
                 candidate.forget()
+        if self._storage is not None and winner is not self._candidates[0]:
+            self._storage.release()
 
 
 def _collect(candidate: Candidate, problem: GradientProblem, keep_graph: bool) -> Stored:
@@ -204,7 +242,7 @@ class _Fingerprint:
         self._gramian = found.gramian()
         weights = 1.0 / torch.arange(1, len(self._gramian) + 1, dtype=torch.float64, device=self._gramian.device)
         self._scale = float((weights * self._gramian.diagonal().sqrt()).sum())
-        self._direction = {id(p.parameter): d.detach().clone() for p, d in found.combined(weights)}
+        self._direction = {id(p): d.detach().clone() for p, d in found.combined(weights)}
 
     def distance(self, other: _Fingerprint) -> float:
         """Largest error relative to the norms of the task gradients."""
@@ -305,5 +343,4 @@ class Calibrated(GradientSource):
 
     def collect(self, problem: GradientProblem) -> TaskGradients:
         """By the winner, or by whoever's turn it is."""
-        winner = self._calibration.winner
-        return self._calibration.collect(problem) if winner is None else winner.source.collect(problem)
+        return self._calibration.collect(problem)

@@ -17,9 +17,16 @@ from torch import Tensor
 
 from mtlcore import linalg
 from mtlcore.contracts import Needs
-from mtlcore.errors import ConfigurationError, PluginError
+from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
 from mtlcore.gradients import graph
-from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients, accumulate, write_heads
+from mtlcore.gradients.source import (
+    GradientProblem,
+    GradientSource,
+    TaskGradients,
+    accumulate,
+    all_or_nothing,
+    write_heads,
+)
 
 
 class FeaturesOnly(GradientSource):
@@ -37,26 +44,29 @@ class FeaturesOnly(GradientSource):
                 'gradients="features" needs features of which none is computed from another; '
                 'pass the outermost ones only, or use gradients="sequential".'
             )
-        features, shared = list(problem.features), {id(p) for p in problem.shared}
-        reach = graph.reach(problem.losses, problem.features, problem.names)
-        own, behind = reach.own, reach.behind
-        outside = [t for t in behind if id(t) not in shared]
+        if any(f._backward_hooks for f in problem.features):
+            raise ConfigurationError(
+                'gradients="features" cannot serve features with a hook (register_hook), which would run on the way to '
+                'them and again behind them: put the hook elsewhere, or use gradients="sequential".'
+            )
+        features, own = list(problem.features), problem.reach.own
+        through = {id(t) for t in problem.reach.behind} | {id(p) for p in problem.shared}
         sizes = [f.numel() for f in features]
         dtype = linalg.row_dtype(features)
         cotangents = torch.zeros(len(problem.losses), sum(sizes), dtype=dtype, device=features[0].device)
         heads: list[list[tuple[Tensor, Tensor]]] = []
         direct: list[list[tuple[Tensor, Tensor]]] = []
         for i, loss in enumerate(problem.losses):
-            leaves = [t for t in own[i] if id(t) not in shared]
+            leaves = [t for t in own[i] if id(t) not in through]
             # The graph is kept: heads may share parts, and the trunk's pass is still to come.
             found = graph.differentiate([loss], features + leaves, retain=True)
             for cell, g in zip(cotangents[i].split(sizes), found):
                 if g is not None:
                     cell.copy_(g.flatten())
             heads.append([(t, g) for t, g in zip(leaves, found[len(features) :]) if g is not None])
-            tied = [t for t in own[i] if id(t) in shared]
+            tied = [t for t in own[i] if id(t) in through]
             direct.append(list(zip(tied, _past_features(loss, features, tied))) if tied else [])
-        return _AtFeatures(problem, cotangents, heads, direct, outside)
+        return _AtFeatures(problem, cotangents, heads, direct)
 
 
 def _past_features(loss: Tensor, features: Sequence[Tensor], tied: Sequence[Tensor]) -> list[Tensor]:
@@ -71,21 +81,17 @@ def _past_features(loss: Tensor, features: Sequence[Tensor], tied: Sequence[Tens
 
 
 class _AtFeatures(TaskGradients):
-    deferred = True
-
     def __init__(
         self,
         problem: GradientProblem,
         cotangents: Tensor,
-        heads: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        heads: Sequence[list[tuple[Tensor, Tensor]]],
         direct: Sequence[Sequence[tuple[Tensor, Tensor]]],
-        outside: Sequence[Tensor],
     ) -> None:
         self._problem = problem
         self._cotangents = cotangents
         self._heads = heads
         self._direct = direct
-        self._outside = outside
 
     def gramian(self) -> Tensor:
         return linalg.gramian(self._cotangents)
@@ -103,17 +109,27 @@ class _AtFeatures(TaskGradients):
     ) -> None:
         if weights is None:
             raise PluginError('a method that returns a direction cannot use gradients="features".')
-        features, targets = self._problem.features, [*self._problem.shared, *self._outside]
+        features = self._problem.features
         combined = linalg.combine(self._cotangents, weights)
         parts = combined.split([f.numel() for f in features])
         seeds = [c.view(f.shape).to(f.dtype) for c, f in zip(parts, features)]
-        found = graph.differentiate(features, targets, seeds, retain=False)
-        with torch.no_grad():
-            for p, g in zip(targets, found):
-                if g is not None:
-                    accumulate(p, g)
-            # Trunk parameters that a head uses again (tied weights) reach the losses past the features too.
-            for w, pairs in zip(weights.tolist(), self._direct):
-                for p, g in pairs:
-                    accumulate(p, g * w)
+        leaves = list({id(t): t for t in (*self._problem.shared, *self._problem.reach.behind)}.values())
+        with all_or_nothing(leaves):
+            graph.backward(features, seeds)
+            with torch.no_grad():
+                # What a head uses again (tied weights) reaches the losses past the features too.
+                for w, pairs in zip(weights.tolist(), self._direct):
+                    for p, g in pairs:
+                        accumulate(p, g * w, fresh=True)
+            gradients = [p.grad for p in leaves if p.grad is not None]
+            if not graph.finite(gradients):
+                raise NonFiniteError(
+                    "the trunk's weighted gradient is NaN or infinite although the losses and their gradients at the "
+                    "features are finite. Nothing was changed: parameters, method state and .grad are as before. Look "
+                    'for sqrt, log or a division at zero in the trunk; gradients="sequential" names the task.'
+                )
+        # The heads' part of the graph was kept for each other's sake.
+        through = set(map(id, leaves))
+        heads = [t for own in self._problem.reach.own for t in own if id(t) not in through]
+        graph.free(self._problem.losses, [*features, *heads])
         write_heads(self._heads, head_weights)

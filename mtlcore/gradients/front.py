@@ -18,7 +18,8 @@ class Front:
 
     With features the heads are differentiated once and apart from the trunk, and freed at once; the trunk starts
     from the features' cotangents. Where the features do not separate heads from trunk (none given, one computed
-    from another, trunk weights used again by a head) every task starts from its loss.
+    from another, a leaf behind them that a head uses again, a hook on them, which would run in both parts) every task
+    starts from its loss.
     """
 
     def __init__(self, problem: GradientProblem, keep_graph: bool = False) -> None:
@@ -26,9 +27,12 @@ class Front:
         self._keep_graph = keep_graph
         self._heads_done = False
         ids = {id(p) for p in problem.shared}
-        reach = graph.reach(problem.losses, problem.features, problem.names)
-        tied = any(id(t) in ids for own in reach.own for t in own)
-        self.separated = bool(problem.features) and not tied and not graph.nested(problem.features)
+        reach = problem.reach
+        behind = ids | {id(t) for t in reach.behind}
+        tied = any(id(t) in behind for own in reach.own for t in own)
+        hooked = any(f._backward_hooks for f in problem.features)
+        nested = graph.nested(problem.features)
+        self.separated = bool(problem.features) and not (tied or hooked or nested)
         self.roots: tuple[Tensor, ...] = problem.features if self.separated else problem.losses
         self.heads: list[list[tuple[Tensor, Tensor]]] = [[] for _ in problem.losses]
         self._own = [[t for t in own if id(t) not in ids] for own in reach.own]
@@ -47,6 +51,12 @@ class Front:
         if not self._keep_graph:
             own = [] if self.separated else [t for leaves in self._own for t in leaves]
             graph.free(self.roots, [*self.problem.shared, *self._outside, *own])
+
+    def free_heads(self) -> None:
+        """The same for what heads share, which no task alone could free."""
+        if self.separated and not self._disjoint and not self._keep_graph:
+            own = {id(t): t for leaves in self._own for t in leaves}
+            graph.free(self.problem.losses, [*self.problem.features, *own.values()])
 
     def heads_are_done(self) -> None:
         """From now on the heads' own gradients are known: further pulls do not add to them."""
@@ -75,7 +85,8 @@ class Front:
         if not self.separated:
             raise ConfigurationError(
                 "differentiating several tasks at once needs features that separate heads from trunk (none "
-                "computed from another, no trunk weight used again by a head): pass backward(losses, features=z), or "
+                "computed from another, none with a hook, no leaf behind them used again by a head): pass "
+                "backward(losses, features=z), or "
                 'use gradients="sequential".'
             )
         features, n = self.problem.features, len(targets)

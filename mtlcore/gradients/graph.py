@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -25,6 +27,10 @@ Edge = tuple[Any, int]
 def edge(tensor: Tensor) -> Edge | None:
     """The autograd edge that produces ``tensor``; None for a leaf or a constant."""
     return None if tensor.grad_fn is None else (tensor.grad_fn, tensor.output_nr)
+
+
+_Leaf: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+"""The type of a leaf's function. (Others may have an attribute ``variable``, too.)"""
 
 
 def leaves(
@@ -59,8 +65,8 @@ def leaves(
             found.setdefault(id(root), root)
     while stack:
         function = stack.pop()
-        variable = getattr(function, "variable", None)
-        if variable is not None:
+        if type(function) is _Leaf:
+            variable = function.variable
             found.setdefault(id(variable), variable)
             continue
         for parent, output in function.next_functions:
@@ -103,6 +109,11 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
     stop: dict[Edge, int] = {}
     for position, feature in enumerate(features):
         where = edge(feature)
+        if where is None and feature.requires_grad:
+            raise FeaturesError(
+                f"features[{position}] (shape {tuple(feature.shape)}) is a leaf: nothing stands before it. Pass what "
+                f"the trunk computes and the heads receive, or leave features out."
+            )
         if where is None:
             raise FeaturesError(
                 f"features[{position}] (shape {tuple(feature.shape)}) has no gradient graph: it was detached, or made "
@@ -121,14 +132,15 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
         own.append(tuple(found.values()))
         reached |= hit
         # A parameter's own node holds no buffers: two heads may share parameters and still be freed one by one.
-        inner = {f for f in seen if getattr(f, "variable", None) is None}
+        inner = {f for f in seen if type(f) is not _Leaf}
         everything |= inner
         total += len(inner)
     for where in stop.keys() - reached:
         feature = features[stop[where]]
         raise FeaturesError(
             f"features[{stop[where]}] (shape {tuple(feature.shape)}) is not in the graph of any loss "
-            f"({', '.join(names)}). Pass the very tensor the heads received, not a copy of it, or leave features out."
+            f"({', '.join(map(str, names))}). Pass the very tensor the heads received, not a copy of it, or leave "
+            f"features out."
         )
     trunk: set[Any] = set()
     behind = tuple(leaves(features, seen=trunk)[0].values())
@@ -147,11 +159,12 @@ def nested(features: Sequence[Tensor]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """One place where the graph multiplies by a parameter.
+    """One place where the graph reads a parameter in a known way.
 
     Args:
         node: the function that does it; its saved tensors hold the other factor.
-        kind: "linear" (y = A W^T), "matmul" (y = A W), "convolution" or "table" (rows of W are looked up).
+        kind: "linear" (y = A W^T), "matmul" (y = A W), "convolution", "bias" (added to one of these) or "table" (rows
+            of W are looked up).
     """
 
     node: Any
@@ -159,9 +172,11 @@ class Use:
 
 
 _DIRECT = {
+    ("AddmmBackward0", 0): "bias",
     ("AddmmBackward0", 2): "matmul",
     ("MmBackward0", 1): "matmul",
     ("ConvolutionBackward0", 1): "convolution",
+    ("ConvolutionBackward0", 2): "bias",
     ("EmbeddingBackward0", 0): "table",
 }
 _TRANSPOSED = {("AddmmBackward0", 2), ("MmBackward0", 1)}
@@ -175,7 +190,7 @@ def uses(roots: Iterable[Tensor]) -> dict[int, list[Use] | None]:
     """
     found: dict[int, list[Use] | None] = {}
     seen: set[Any] = set()
-    stack = [r.grad_fn for r in roots if r.grad_fn is not None]
+    stack: list[Any] = [r.grad_fn for r in roots if r.grad_fn is not None]
 
     def add(leaf: Tensor, use: Use | None) -> None:
         known = found.setdefault(id(leaf), [])
@@ -184,6 +199,11 @@ def uses(roots: Iterable[Tensor]) -> dict[int, list[Use] | None]:
         else:
             known.append(use)
 
+    for node in stack:
+        if type(node).__name__ == "TBackward0":  # a transposed weight that is handed over itself
+            child = node.next_functions[0][0]
+            if type(child) is _Leaf:
+                add(child.variable, None)
     while stack:
         node = stack.pop()
         if node in seen:
@@ -193,16 +213,15 @@ def uses(roots: Iterable[Tensor]) -> dict[int, list[Use] | None]:
         for slot, (child, _) in enumerate(node.next_functions):
             if child is None:
                 continue
-            leaf = getattr(child, "variable", None)
-            if leaf is not None:
+            if type(child) is _Leaf:
                 if name != "TBackward0":  # judged below, at the function that reads the transpose
                     kind = _DIRECT.get((name, slot))
-                    add(leaf, None if kind is None else Use(node, kind))
+                    add(child.variable, None if kind is None else Use(node, kind))
                 continue
             if type(child).__name__ == "TBackward0":
-                leaf = getattr(child.next_functions[0][0], "variable", None)
-                if leaf is not None:
-                    add(leaf, Use(node, "linear") if (name, slot) in _TRANSPOSED else None)
+                origin = child.next_functions[0][0]
+                if type(origin) is _Leaf:
+                    add(origin.variable, Use(node, "linear") if (name, slot) in _TRANSPOSED else None)
             stack.append(child)
     return found
 
@@ -254,11 +273,31 @@ def _engine(
     return found
 
 
-def backward(outputs: Sequence[Tensor], seeds: Sequence[Tensor]) -> None:
-    """``torch.autograd.backward`` without its checks of what is right by construction; frees the graph."""
+def backward(outputs: Sequence[Tensor], seeds: Sequence[Tensor], inputs: Sequence[Tensor] = ()) -> None:
+    """``torch.autograd.backward`` without its checks of what is right by construction; frees the graph.
+
+    Args:
+        outputs: what to differentiate.
+        seeds: their cotangents.
+        inputs: the leaves whose ``.grad`` to fill; () for all.
+    """
     torch.autograd.Variable._execution_engine.run_backward(
-        tuple(outputs), tuple(seeds), False, False, (), True, accumulate_grad=True
+        tuple(outputs), tuple(seeds), False, False, tuple(inputs), True, accumulate_grad=True
     )
+
+
+def finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no number is NaN or infinite. NaN and infinity survive a sum, so that one pass and one number per tensor
+    do; a finite sum that overflows is looked at again."""
+    if not tensors:
+        return True
+    if tensors[0].device.type == "cpu":
+        found = 0.0
+        for t in tensors:
+            found += t.sum().item()
+    else:
+        found = total([t.sum() for t in tensors]).item()  # there every number that is read is a wait
+    return math.isfinite(found) or all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
 def total(numbers: Sequence[Tensor]) -> Tensor:
@@ -300,6 +339,40 @@ def calls_into_python() -> Iterator[list[str]]:
         sys.setprofile(None)
         if collecting:
             gc.enable()
+
+
+@contextlib.contextmanager
+def hooks_that_change() -> Iterator[list[CodeType]]:
+    """Inside, the hooks that hand back another gradient in backward passes on this thread. torch's own Python
+    (checkpoints, custom Functions, compiled blocks) is none. Stays empty where it cannot be known: on an accelerator,
+    whose passes run on threads of their own, and beside a Python profiler, which has the only place for a watcher."""
+    found: list[CodeType] = []
+    if sys.getprofile() is not None:
+        yield found
+        return
+    running = False
+
+    def watch(frame: Any, event: str, argument: Any) -> None:
+        nonlocal running
+        if frame.f_code is _engine.__code__:
+            running = event == "c_call"
+        elif running and event == "return" and argument is not None:
+            called = frame.f_back is not None and frame.f_back.f_code is _engine.__code__
+            if called and not str(frame.f_globals.get("__name__")).startswith("torch."):
+                found.append(frame.f_code)
+
+    sys.setprofile(watch)
+    try:
+        yield found
+    finally:
+        sys.setprofile(None)
+
+
+def hooks_of(leaves: Iterable[Tensor]) -> set[CodeType]:
+    """Those registered on the leaves themselves, as :func:`hooks_that_change` shows them."""
+    hooks = [h for t in leaves for h in (t._backward_hooks or {}).values()]
+    methods = [getattr(h, "__func__", h if hasattr(h, "__code__") else type(h).__call__) for h in hooks]
+    return {m.__code__ for m in methods if hasattr(m, "__code__")}
 
 
 class _Nothing(torch.autograd.Function):

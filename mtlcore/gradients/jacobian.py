@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.gradients import graph
 from mtlcore.gradients.front import Front
 from mtlcore.gradients.permit import Permit
-from mtlcore.gradients.rows import Part, Whole, part
-from mtlcore.gradients.source import GradientProblem, TaskGradients, accumulate, write_heads
+from mtlcore.gradients.rows import Part, Whole, parts
+from mtlcore.gradients.source import GradientProblem, TaskGradients, accumulate, all_or_nothing, write_heads
 from mtlcore.gradients.storage import Storage
 
 
@@ -48,22 +49,25 @@ def collect(
     front = Front(problem, keep_graph)
     uses = graph.uses(front.roots) if know_uses or factors else {}
     with torch.no_grad():
-        parts = [part(p, uses.get(id(p)), factors) for p in problem.shared]
+        pieces = parts(problem.shared, uses, factors)
     # Whole gradients first: their block of columns is one matrix.
-    order = sorted(parts, key=lambda p: p.factored)
-    n_tasks, width = len(problem.losses), sum(p.width for p in parts)
+    order = sorted(pieces, key=lambda p: p.factored)
+    n_tasks, width = len(problem.losses), sum(p.width for p in pieces)
     if limit is not None and n_tasks * width > limit:
-        return _in_blocks(front, storage, parts, limit // n_tasks)
+        return _in_blocks(front, storage, pieces, limit // n_tasks)
     stored = storage.take(n_tasks, width, problem.shared[0], linalg.row_dtype(problem.shared))
     targets = [t for p in order for t in p.targets]
 
     def alone(tasks: slice, retain: bool) -> None:
-        found = front.pull(tasks.start, targets, retain)
+        with _undisturbed(pieces, front):
+            found = front.pull(tasks.start, targets, retain)
         _store(order, stored[tasks], [None if g is None else _first(g) for g in found])
 
     def together(tasks: slice, retain: bool) -> None:
         try:
-            _store(order, stored[tasks], front.pull_together(tasks, targets, retain))
+            with _undisturbed(pieces, front):
+                found = front.pull_together(tasks, targets, retain)
+            _store(order, stored[tasks], found)
         except (RuntimeError, NotImplementedError) as error:
             raise ConfigurationError(
                 f"this network cannot be differentiated for several tasks at once (vmap): "
@@ -79,7 +83,33 @@ def collect(
         done = permit.watch(front, functools.partial(pull, rounds[0], True))
         threads.side_by_side([functools.partial(pull, tasks, True) for tasks in rounds[done:]])
         front.free()
-    return Stored(problem, stored, parts, order, front.heads)
+    front.free_heads()
+    return Stored(problem, stored, order, front.heads)
+
+
+@contextlib.contextmanager
+def _undisturbed(parts: Sequence[Part], front: Front) -> Iterator[None]:
+    """For a backward pass that asks for more than gradients of leaves.
+
+    Raises:
+        ConfigurationError: a hook changed a gradient on the way. Autograd hands out what it finds between two functions
+            as it was before the hooks there.
+    """
+    if all(isinstance(p, Whole) for p in parts):
+        yield
+        return
+    with graph.hooks_that_change() as found:
+        yield
+    if found:
+        reach = front.problem.reach
+        # A parameter with a hook is stored whole, as autograd hands it out after its hooks.
+        harmless = graph.hooks_of(t for own in (*reach.own, reach.behind) for t in own)
+        names = [code.co_name for code in dict.fromkeys(found) if code not in harmless]
+        if names:
+            raise ConfigurationError(
+                f"a hook in this network changes gradients ({', '.join(names)}), which sources that multiply weight "
+                f'gradients out themselves would not see: use gradients="sequential".'
+            )
 
 
 def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: int) -> Blocks:
@@ -93,7 +123,8 @@ def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: i
         pieces = [p for p, _, _ in block]
         targets = [t for p in pieces for t in p.targets]
         for i in range(n_tasks):
-            found = front.pull(i, targets, retain=True)
+            with _undisturbed(parts, front):
+                found = front.pull(i, targets, retain=True)
             row = stored.new_empty(1, sum(p.width for p in pieces))
             _store(pieces, row, [None if g is None else _first(g) for g in found])
             cells = row.split([p.width for p in pieces], 1)
@@ -197,13 +228,11 @@ class Stored(TaskGradients):
         problem: GradientProblem,
         stored: Tensor,
         parts: Sequence[Part],
-        order: Sequence[Part],
-        heads: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        heads: Sequence[list[tuple[Tensor, Tensor]]],
     ) -> None:
         self._problem = problem
         self._stored = stored
         self._parts = parts
-        self._order = order
         self.heads = heads
         self._whole = sum(p.width for p in parts if not p.factored)
         self._gramian: Tensor | None = None
@@ -211,7 +240,7 @@ class Stored(TaskGradients):
     @property
     def used(self) -> list[Tensor]:
         """The trunk parameters that some task depends on."""
-        return [p.parameter for p in self._parts if p.used]
+        return [t for p in self._parts if p.used for t in p.parameters]
 
     @property
     def numbers(self) -> int:
@@ -221,19 +250,20 @@ class Stored(TaskGradients):
     def gramian(self) -> Tensor:
         """(K, K) float64; computed once."""
         if self._gramian is None:
-            self._gramian = _gramian(self._order, self._stored)
+            self._gramian = _gramian(self._parts, self._stored)
         return self._gramian
 
     def rows(self) -> Tensor:
         """(K, P); a new matrix if only factors are stored."""
         if all(p.plain for p in self._parts):
             return self._stored
-        sizes = [p.parameter.numel() for p in self._parts]
+        sizes = [p.numel() for p in self._problem.shared]
         out = self._stored.new_empty(len(self._stored), sum(sizes))
-        place = dict(zip(map(id, self._parts), out.split(sizes, 1)))
-        for piece, block in self._blocks(self._stored):
-            for row, stored in zip(place[id(piece)], block):
-                row.copy_(piece.gradient(stored).flatten())
+        place = dict(zip(map(id, self._problem.shared), out.split(sizes, 1)))
+        for piece, block in _cut(self._parts, self._stored):
+            for i, stored in enumerate(block):
+                for parameter, gradient in piece.gradients(stored):
+                    place[id(parameter)][i].copy_(gradient.flatten())
         return out
 
     def write(
@@ -249,30 +279,30 @@ class Stored(TaskGradients):
             raise ConfigurationError("feature gradients need the losses-only gradient source (needs = Needs.LOSSES).")
         with torch.no_grad():
             if direction is not None:
-                sizes = [p.parameter.numel() for p in self._parts]
-                gradients = [(p, d.view(p.parameter.shape)) for p, d in zip(self._parts, direction.split(sizes))]
+                shared = self._problem.shared
+                # A copy: the method may hold on to its direction, or have handed out a row.
+                pieces = direction.clone().split([p.numel() for p in shared])
+                gradients = [(p, d.view(p.shape)) for p, d in zip(shared, pieces)]
             else:
                 assert weights is not None
                 gradients = self.combined(weights)
-            for piece, gradient in gradients:
+            used = set(map(id, self.used))
+            for parameter, gradient in gradients:
                 # A parameter no task uses keeps grad None, as after sum(losses).backward().
-                if piece.used:
-                    accumulate(piece.parameter, gradient)
+                if id(parameter) in used:
+                    accumulate(parameter, gradient, fresh=True)
         write_heads(self.heads, head_weights)
 
     @torch.no_grad()
-    def combined(self, weights: Tensor) -> list[tuple[Part, Tensor]]:
-        """J^T w part by part, each in its parameter's shape."""
+    def combined(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """J^T w as (parameter, gradient of its shape) pairs, in any order."""
         # Apart, because a .grad that is a view keeps all of its block alive.
         whole = linalg.combine(self._stored[:, : self._whole], weights)
         # Factors are multiplied out in their own dtype, so that a sum of them in float64 would gain nothing.
         rest = torch.mv(self._stored[:, self._whole :].T, weights.to(self._stored))
-        n = sum(not p.factored for p in self._order)
-        pairs = [*_cut(self._order[:n], whole), *_cut(self._order[n:], rest)]
-        return [(p, p.gradient(block)) for p, block in pairs]
-
-    def _blocks(self, stored: Tensor) -> list[tuple[Part, Tensor]]:
-        return _cut(self._order, stored)
+        n = sum(not p.factored for p in self._parts)
+        blocks = [*_cut(self._parts[:n], whole), *_cut(self._parts[n:], rest)]
+        return [pair for piece, block in blocks for pair in piece.gradients(block)]
 
 
 def _cut(parts: Sequence[Part], stored: Tensor) -> list[tuple[Part, Tensor]]:
@@ -282,11 +312,7 @@ def _cut(parts: Sequence[Part], stored: Tensor) -> list[tuple[Part, Tensor]]:
 class Blocks(TaskGradients):
     """A Gramian gathered block by block; the direction takes one more pass, from the weighted losses."""
 
-    deferred = True
-
-    def __init__(
-        self, problem: GradientProblem, gramian: Tensor, heads: Sequence[Sequence[tuple[Tensor, Tensor]]]
-    ) -> None:
+    def __init__(self, problem: GradientProblem, gramian: Tensor, heads: Sequence[list[tuple[Tensor, Tensor]]]) -> None:
         self._problem = problem
         self._gramian = gramian
         self._heads = heads
@@ -314,9 +340,6 @@ class Blocks(TaskGradients):
             raise PluginError('a method that returns a direction cannot use gradients="streaming".')
         losses, shared = self._problem.losses, self._problem.shared
         seeds = [w.to(t) for w, t in zip(weights.unbind(), losses)]
-        found = graph.differentiate(losses, shared, seeds, retain=False)
-        with torch.no_grad():
-            for p, g in zip(shared, found):
-                if g is not None:
-                    accumulate(p, g)
+        with all_or_nothing(shared):
+            graph.backward(losses, seeds, shared)
         write_heads(self._heads, head_weights)

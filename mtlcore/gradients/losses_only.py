@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
 from mtlcore.gradients import graph
-from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients
+from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients, all_or_nothing
 
 
 class LossesOnly(GradientSource):
@@ -27,7 +26,6 @@ class LossesOnly(GradientSource):
 
 
 class _Weighted(TaskGradients):
-    deferred = True
     weights_whole_losses = True
 
     def __init__(self, problem: GradientProblem) -> None:
@@ -68,29 +66,22 @@ class _Weighted(TaskGradients):
         if feature_gradient:
             roots += problem.features
             seeds += [g.to(f) for g, f in zip(feature_gradient, problem.features)]
-        # `.grad` is set aside so that a bad pass leaves no trace and accumulation happens only after the check.
-        before = [(p, p.grad) for p in problem.shared if p.grad is not None]
-        for p, _ in before:
-            p.grad = None
+        # A walk to the heads' parameters takes its time, so a step that begins without gradients does without: should
+        # it fail, theirs had none before either.
+        accumulating = any(p.grad is not None for p in problem.shared)
+        leaves = list(graph.leaves(problem.losses)[0].values()) if accumulating else problem.shared
         try:
-            graph.backward(roots, seeds)
-            gradients = [g for p in problem.shared if (g := p.grad) is not None]
-            # One pass and one number: NaN and infinity survive a sum; a finite sum that overflows is looked at again.
-            if gradients and not math.isfinite(_total(gradients)):
-                self._check_finite(gradients)
+            with all_or_nothing(leaves):
+                graph.backward(roots, seeds)
+                if not graph.finite([g for p in problem.shared if (g := p.grad) is not None]):
+                    self._blame()
         except BaseException:
-            for p in problem.shared:
-                p.grad = None
-            for p, g in before:
-                p.grad = g
+            for leaf in () if accumulating else graph.leaves(problem.losses)[0].values():
+                leaf.grad = None
             raise
-        for p, g in before:
-            p.grad = g if p.grad is None else g + p.grad
 
-    def _check_finite(self, gradients: Sequence[Tensor]) -> None:
+    def _blame(self) -> None:
         problem = self._problem
-        if all(bool(torch.isfinite(g).all()) for g in gradients):
-            return
         # The saved tensors are gone, the graph's structure is not: a task whose own leaves are bad is to blame.
         shared = {id(p) for p in problem.shared}
         own = [{i: t for i, t in graph.leaves([loss])[0].items() if i not in shared} for loss in problem.losses]
@@ -100,9 +91,6 @@ class _Weighted(TaskGradients):
             bad = [t for k, t in leaves.items() if k not in others]
             if any(t.grad is not None and not bool(torch.isfinite(t.grad).all()) for t in bad):
                 guilty.append(name)
-        for leaves in own:
-            for t in leaves.values():
-                t.grad = None
         if guilty:
             who = f"of task {' and '.join(repr(g) for g in guilty)}"
         elif len(problem.names) == 1:
@@ -114,15 +102,5 @@ class _Weighted(TaskGradients):
             )
         raise NonFiniteError(
             f"the gradient {who} is NaN or infinite although its loss is finite. Nothing was changed: "
-            f"parameters, method state and the trunk's .grad are as before. Look for sqrt, log or a division at zero."
+            f"parameters, method state and .grad are as before. Look for sqrt, log or a division at zero."
         )
-
-
-def _total(tensors: Sequence[Tensor]) -> float:
-    """The sum of all entries of all tensors."""
-    if tensors[0].device.type != "cpu":
-        return float(graph.total([t.sum() for t in tensors]).item())  # there every number that is read is a wait
-    total = 0.0
-    for t in tensors:
-        total += t.sum().item()
-    return total

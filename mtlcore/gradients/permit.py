@@ -21,7 +21,7 @@ class Permit:
     """Remembers the graphs that were watched and found clean."""
 
     def __init__(self) -> None:
-        self._clean: set[tuple[int, int]] = set()
+        self._clean: set[tuple[int, int, int]] = set()
 
     def watch(self, front: Front, first: Callable[[], object]) -> int:
         """Run the ``first`` task alone if the graph is new.
@@ -32,7 +32,8 @@ class Permit:
         Raises:
             ConfigurationError: threads are not to be had here; names the reason and the way out.
         """
-        key = (len(front.problem.losses), front.size)
+        hooks = sum(len(p._backward_hooks or ()) for p in front.problem.shared)  # they are no part of the graph
+        key = (len(front.problem.losses), front.size, hooks)
         device = front.problem.shared[0].device.type
         if device != "cpu":
             raise ConfigurationError(_refusal(f"the trunk is on {device}, whose queue is fed by one thread"))

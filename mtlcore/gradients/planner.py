@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from mtlcore import threads
+from mtlcore import linalg, threads
 from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError
 from mtlcore.gradients.batched import Batched
@@ -15,6 +17,7 @@ from mtlcore.gradients.features_only import FeaturesOnly
 from mtlcore.gradients.losses_only import LossesOnly
 from mtlcore.gradients.sequential import Sequential
 from mtlcore.gradients.source import GradientProblem, GradientSource
+from mtlcore.gradients.storage import Storage
 from mtlcore.gradients.streaming import Streaming
 from mtlcore.gradients.threaded import Threaded
 
@@ -23,6 +26,8 @@ SOURCES: dict[str, type[GradientSource]] = {
 }
 """Those that a user can force."""
 
+_WITHOUT_NUMBERS = (LossesOnly.name, FeaturesOnly.name)
+"""Sources that store nothing per parameter."""
 _SMALL = 1 << 18
 """Below this many numbers in parameters or features, times K, a step is a matter of a millisecond or two, and the
 choice is not timed."""
@@ -38,13 +43,19 @@ class Planner:
     Args:
         wish: "auto", or the name of a source to force.
         memory: bytes that task gradients may take, or None. "auto" leaves out the sources that would need more.
+
+    Raises:
+        ConfigurationError: an unknown source, or a budget that is no positive number of bytes.
     """
 
     def __init__(self, wish: str = "auto", memory: int | None = None) -> None:
         if wish != "auto" and wish not in SOURCES:
             raise ConfigurationError(f"gradients={wish!r}: choose one of auto, {', '.join(SOURCES)}.")
+        if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0):
+            raise ConfigurationError(f"gradient_memory={memory!r}: give a positive whole number of bytes, or None.")
         self._wish = wish
         self._memory = memory
+        self._storage = Storage()
         self._sources: dict[str, GradientSource] = {}
         self._calibrations: dict[str, Calibration] = {}
         self._chosen: dict[str, str] = {}
@@ -94,12 +105,10 @@ class Planner:
 
     def _contest(self, key: str, needs: Needs, problem: GradientProblem) -> Calibration:
         n_tasks, size = len(problem.losses), sum(p.numel() for p in problem.shared)
-        candidates = _candidates(needs, problem)
+        candidates = _candidates(needs, problem, self._storage)
         reference = candidates[:1]
-        if key in self._chosen:
-            kept = [c for c in candidates if c.label == self._chosen[key]]
-            return Calibration(kept or reference, timed=False, why="as before the checkpoint")
-        bytes_of_rows = n_tasks * size * 4
+        item = torch.finfo(linalg.row_dtype(problem.shared)).bits // 8
+        bytes_of_rows = n_tasks * size * item
         if self._memory is not None and bytes_of_rows > self._memory:
             if needs > Needs.GRAMIAN:
                 raise ConfigurationError(
@@ -107,44 +116,54 @@ class Planner:
                     f"{self._memory / 1e6:.0f} MB, but this method (or its detector) reads whole rows. Raise the "
                     f"budget, or take one that needs the Gramian only."
                 )
-            return Calibration(
-                [Candidate("streaming", Streaming)], timed=False, why="the rows would not fit into the memory budget"
+            # Not compared with the reference, whose rows are what does not fit.
+            stream = functools.partial(Streaming, storage=self._storage, limit=self._memory // item)
+            why = "the rows would not fit into the memory budget"
+            return Calibration([Candidate("streaming", stream)], timed=False, why=why)
+        if key in self._chosen:
+            # Compared with the reference once more: the network may be another one now.
+            kept = [c for c in candidates[1:] if c.label == self._chosen[key]]
+            known = kept or self._chosen[key] == reference[0].label
+            why = (
+                "as before the checkpoint" if known else f"the checkpoint's {self._chosen[key]!r} is not to be had here"
             )
+            return Calibration([*reference, *kept], timed=False, why=why, storage=self._storage)
         if n_tasks == 1:
             return Calibration(reference, timed=False, why="one task")
         if n_tasks * max(size, sum(f.numel() for f in problem.features)) < _SMALL:
             # Dispatch is what a small step costs; all tasks at once dispatch once. Not timed, so that two runs of the
             # same small program choose alike.
             together = [c for c in candidates if c.together] if n_tasks >= _MANY else []
-            return Calibration(
-                reference + together, timed=False, why="a small step, chosen by rule and not by the clock"
-            )
+            why = "a small step, chosen by rule and not by the clock"
+            return Calibration(reference + together, timed=False, why=why, storage=self._storage)
         if torch.are_deterministic_algorithms_enabled():
             return Calibration(reference, timed=False, why="deterministic algorithms are on, so nothing is timed")
-        return Calibration(candidates, timed=True)
+        return Calibration(candidates, timed=True, storage=self._storage)
 
     def _get(self, name: str) -> GradientSource:
         if name not in self._sources:
-            self._sources[name] = SOURCES[name]()
+            kind: Any = SOURCES[name]
+            self._sources[name] = kind() if name in _WITHOUT_NUMBERS else kind(storage=self._storage)
         return self._sources[name]
 
 
-def _candidates(needs: Needs, problem: GradientProblem) -> list[Candidate]:
+def _candidates(needs: Needs, problem: GradientProblem, storage: Storage) -> list[Candidate]:
     """The reference first."""
+    stream = functools.partial(Streaming, frugal=False, storage=storage)
     together = min(len(problem.losses), _TOGETHER)
     workers = threads.available() if problem.shared[0].device.type == "cpu" else 1
-    out = [Candidate("sequential", Sequential)]
+    out = [Candidate("sequential", functools.partial(Sequential, storage))]
     if needs == Needs.GRAMIAN:
-        out.append(Candidate("streaming", lambda: Streaming(frugal=False)))
+        out.append(Candidate("streaming", stream))
         if workers > 1:
-            out.append(Candidate("streaming-threaded", lambda: Streaming(frugal=False, threaded=True)))
+            out.append(Candidate("streaming-threaded", functools.partial(stream, threaded=True)))
         if problem.features:
-            out.append(Candidate("streaming-together", lambda: Streaming(together, frugal=False), together=True))
+            out.append(Candidate("streaming-together", functools.partial(stream, together), together=True))
         return out
     if workers > 1:
-        out.append(Candidate("threaded", Threaded))
+        out.append(Candidate("threaded", functools.partial(Threaded, storage)))
     if problem.features:
-        out.append(Candidate("batched", lambda: Batched(together), together=True))
+        out.append(Candidate("batched", functools.partial(Batched, together, storage), together=True))
     return out
 
 

@@ -57,6 +57,7 @@ class Keeper:
         self._reference: Tensor | None = None
         self._now: Tensor | None = None
         self._age = 0
+        self._next: dict[str, Any] = {}
 
     def reuse(self, problem: GradientProblem, present: Tensor) -> TaskGradients | None:
         """What is needed to apply the kept weights, or None when new ones are due."""
@@ -74,16 +75,16 @@ class Keeper:
         return found
 
     def kept(self) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """Weights (K,), head weights, and what to report; one step older."""
+        """Weights (K,), head weights, and what to report; one step older once :meth:`commit` is called."""
         assert self._weights is not None
         notes: dict[str, Any] = {"refresh_age": self._age}
         if self._now is not None:
             notes["refresh_drift"] = self.drift()
-        self._age += 1
+        self._next = {"_age": self._age + 1}
         return self._weights.clone(), self._heads, notes
 
     def renew(self, weights: Tensor | None, heads: Tensor | None, present: Tensor, gramian: Tensor) -> dict[str, Any]:
-        """Keep new weights.
+        """Keep new weights, once :meth:`commit` is called.
 
         Returns:
             ``refresh_error``: how far the direction of the old weights would have been off, relative.
@@ -103,9 +104,19 @@ class Keeper:
             notes["refresh_error"] = (
                 (max(float((new - old) @ part @ (new - old)), 0.0) / length) ** 0.5 if length else 0.0
             )
-        self._weights, self._heads, self._present = weights.clone(), heads, present.clone()
-        self._reference, self._age = self._now, 1
+        self._next = {
+            "_weights": weights.clone(),
+            "_heads": None if heads is None else heads.clone(),
+            "_present": present.clone(),
+            "_reference": self._now,
+            "_age": 1,
+        }
         return notes
+
+    def commit(self) -> None:
+        """The step has succeeded."""
+        vars(self).update(self._next)
+        self._next = {}
 
     def drift(self) -> float:
         """See :class:`Refresh`."""

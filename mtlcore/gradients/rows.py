@@ -1,17 +1,18 @@
-"""Task gradients as columns of parts: one part per trunk parameter, stored whole or as factors.
+"""Task gradients as columns of parts: one per trunk parameter, or per weight and bias, stored whole or as factors.
 
 A part knows where autograd has to be asked (its targets), how many numbers per task it stores, what it adds to the
 Gramian, and how stored numbers become a gradient again. Storing is linear: combining the stored numbers of all tasks
 with weights and unfolding the result is the same as combining the gradients.
 
 The gradient of a weight used in y = A W^T is D^T A with the cotangent D (N, out) of y. Every use of the weight is
-included by stacking the A's and D's along N (recurrent nets, shared layers), cross terms too.
+included by stacking the A's and D's along N (recurrent nets, shared layers), cross terms too. A bias is a weight whose
+input is 1, so that it needs nothing of its own where D is stored.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from mtlcore.gradients.graph import Use
 
 
 class Part(abc.ABC):
-    """One trunk parameter's share of the task gradients."""
+    """The share of one trunk parameter, or of a weight and its bias, in the task gradients."""
 
     width: int
     """How many numbers per task are stored."""
@@ -33,8 +34,15 @@ class Part(abc.ABC):
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
+        self.bias: Tensor | None = None
+        """A second parameter, whose gradient comes from the same numbers."""
         self.used = False
-        """Whether any task depends on the parameter."""
+        """Whether any task depends on them."""
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All of them."""
+        return [self.parameter] if self.bias is None else [self.parameter, self.bias]
 
     @property
     @abc.abstractmethod
@@ -49,9 +57,13 @@ class Part(abc.ABC):
         """(K, K) float64, of a factored part."""
         raise NotImplementedError
 
+    def gradients(self, stored: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Stored numbers (width,) as (parameter, gradient of its shape) pairs."""
+        return [(self.parameter, self.gradient(stored))]
+
     @abc.abstractmethod
     def gradient(self, stored: Tensor) -> Tensor:
-        """Stored numbers (width,) as a gradient of the parameter's shape."""
+        """Stored numbers (width,) as a gradient of ``parameter``'s shape."""
 
 
 class Whole(Part):
@@ -115,13 +127,15 @@ class Matrix(_Used):
 
 
 class Factors(_Used):
-    """The weight of matrix products or convolutions, of which only the cotangents D are stored (N < fan-in)."""
+    """The weight of matrix products or convolutions, of which only the cotangents D are stored (N < fan-in), with the
+    bias that is added to every one of these products."""
 
     plain = False
     factored = True
 
-    def __init__(self, parameter: Tensor, uses: Sequence[Use], inputs: Tensor) -> None:
+    def __init__(self, parameter: Tensor, uses: Sequence[Use], inputs: Tensor, bias: Tensor | None) -> None:
         super().__init__(parameter, uses)
+        self.bias = bias
         self._inputs = inputs
         self._kind = uses[0].kind
         self._out = parameter.shape[1] if self._kind == "matmul" else parameter.shape[0]
@@ -138,7 +152,13 @@ class Factors(_Used):
 
     def gramian(self, stored: Tensor) -> Tensor:
         """See :class:`Part`."""
-        return linalg.factored_gramian(stored.view(len(stored), -1, self._out), self._inputs)
+        cotangents = stored.view(len(stored), -1, self._out)
+        return linalg.factored_gramian(cotangents, self._inputs, bias=self.bias is not None)
+
+    def gradients(self, stored: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """See :class:`Part`."""
+        weight = super().gradients(stored)
+        return weight if self.bias is None else [*weight, (self.bias, stored.view(-1, self._out).sum(0))]
 
     def gradient(self, stored: Tensor) -> Tensor:
         """See :class:`Part`."""
@@ -155,7 +175,7 @@ class Table(_Used):
 
     def __init__(self, parameter: Tensor, uses: Sequence[Use]) -> None:
         super().__init__(parameter, uses)
-        indices = [u.node._saved_indices.flatten() for u in uses]
+        indices = [u.node._saved_indices.reshape(-1).long() for u in uses]
         self._rows, self._where = torch.unique(torch.cat(indices), return_inverse=True)
         # "No padding" arrives as -1 or as the largest unsigned number: no index of this table.
         padding = [p if 0 <= p < len(parameter) else None for p in (u.node._saved_padding_idx for u in uses)]
@@ -168,52 +188,83 @@ class Table(_Used):
 
     def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
         """See :class:`Part`."""
-        cotangents = _stack([g.flatten(1, -2) for g in found])
+        columns = self.parameter.shape[1]
+        cotangents = _stack([g.reshape(len(out), g[0].numel() // columns, columns) for g in found])
         if self._silent is not None:
             cotangents = cotangents.masked_fill(self._silent[None, :, None], 0.0)
-        place = out.view(len(out), len(self._rows), -1)
+        place = out.view(len(out), len(self._rows), columns)
         place.zero_().index_add_(1, self._where, cotangents)
 
     def gradient(self, stored: Tensor) -> Tensor:
         """See :class:`Part`."""
         full = torch.zeros_like(self.parameter)
-        return full.index_copy_(0, self._rows, stored.view(len(self._rows), -1))
+        return full.index_copy_(0, self._rows, stored.view(len(self._rows), self.parameter.shape[1]))
 
 
 def _stack(found: Sequence[Tensor]) -> Tensor:
     return found[0] if len(found) == 1 else torch.cat(list(found), 1)
 
 
-def part(parameter: Tensor, uses: Sequence[Use] | None, factors: bool) -> Part:
-    """The cheapest exact form of a parameter's share.
+def parts(shared: Sequence[Tensor], uses: Mapping[int, Sequence[Use] | None], factors: bool) -> list[Part]:
+    """The cheapest exact form of every parameter's share. Products are written into rows of their own dtype only.
 
     Args:
-        parameter: of the trunk.
-        uses: all its uses, or None if some are of an unknown kind.
+        shared: the trunk's parameters.
+        uses: by identity of a parameter all its uses, or None if some are of an unknown kind.
         factors: False to store whole gradients only.
     """
-    plain = parameter.dtype in (torch.float32, torch.float64) and not parameter._backward_hooks
+    dtype = linalg.row_dtype(shared)
+    known = {id(p): uses.get(id(p)) if p.dtype == dtype and not p._backward_hooks else None for p in shared}
+    biases = {}
+    for p in shared if factors else ():
+        mine = known[id(p)]
+        if mine and {u.kind for u in mine} == {"bias"}:
+            biases[frozenset(u.node for u in mine)] = p
+    out = [_part(p, known[id(p)], factors, biases) for p in shared]
+    joined = {id(piece.bias) for piece in out}
+    return [piece for piece in out if id(piece.parameter) not in joined]
+
+
+Biases = Mapping[frozenset[Any], Tensor]
+"""By the functions that add a parameter, and no others: that parameter."""
+
+
+def _part(parameter: Tensor, uses: Sequence[Use] | None, factors: bool, biases: Biases) -> Part:
     kinds = {u.kind for u in uses or ()}
-    if not uses or len(kinds) != 1 or not plain:
+    if not uses or len(kinds) != 1:
         return Whole(parameter)
     (kind,) = kinds
+    if kind == "bias":
+        return Whole(parameter)
     if kind == "table":
         known = all(not u.node._saved_sparse and not u.node._saved_scale_grad_by_freq for u in uses)
+        known = known and parameter.numel() > 0
         return Table(parameter, uses) if factors and known else Whole(parameter)
+    bias = biases.get(frozenset(u.node for u in uses))
+    if bias is not None and not _is_added(bias, parameter, kind, uses):
+        bias = None
     if kind == "convolution":
-        return _convolution(parameter, uses, factors)
+        return _convolution(parameter, uses, factors, bias)
     name = {"AddmmBackward0": "_saved_mat1", "MmBackward0": "_saved_self"}
     inputs = [getattr(u.node, name[type(u.node).__name__]).detach() for u in uses]
     scaled = any(getattr(u.node, "_saved_alpha", 1) != 1 for u in uses)
-    if scaled or any(a.dtype != parameter.dtype or a.ndim != 2 for a in inputs):
+    strange = any(a.dtype != parameter.dtype or a.ndim != 2 or a.layout != torch.strided for a in inputs)
+    if scaled or strange or parameter.numel() == 0:
         return Whole(parameter)
     stacked = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
     # Half of the fan-in: below it the K x K products of factors cost less than forming K gradients.
     small = 2 * stacked.shape[0] <= stacked.shape[1]
-    return Factors(parameter, uses, stacked) if factors and small else Matrix(parameter, uses, stacked)
+    return Factors(parameter, uses, stacked, bias) if factors and small else Matrix(parameter, uses, stacked)
 
 
-def _convolution(parameter: Tensor, uses: Sequence[Use], factors: bool) -> Part:
+def _is_added(bias: Tensor, weight: Tensor, kind: str, uses: Sequence[Use]) -> bool:
+    """Whether y = ... + bias in all uses of the weight, the same for every row."""
+    out = weight.shape[1] if kind == "matmul" else weight.shape[0]
+    same = bias.shape == (out,) and bias.dtype == weight.dtype
+    return same and all(getattr(u.node, "_saved_beta", 1) == 1 for u in uses)
+
+
+def _convolution(parameter: Tensor, uses: Sequence[Use], factors: bool, bias: Tensor | None) -> Part:
     fan_in = parameter[0].numel()
     patches = []
     for use in uses if factors else ():
@@ -236,7 +287,7 @@ def _convolution(parameter: Tensor, uses: Sequence[Use], factors: bool) -> Part:
             return Whole(parameter)
         columns = torch.nn.functional.unfold(image, tuple(kernel), dilation, padding, stride)
         patches.append(columns.transpose(1, 2).flatten(0, 1))
-    return Factors(parameter, uses, torch.cat(patches)) if patches else Whole(parameter)
+    return Factors(parameter, uses, torch.cat(patches), bias) if patches else Whole(parameter)
 
 
 def _signed(values: Sequence[int]) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """K vector-Jacobian products, one per task, rows kept. Works with every module autograd can differentiate.
 
-The reference: no other source is ever trusted without having been compared with it on the user's own network.
+The reference: "auto" trusts no other source without having compared it on the user's own network, unless memory
+forbids (``gradient_memory``).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class Sequential(GradientSource):
     name: ClassVar[str] = "sequential"
     provides: ClassVar[Needs] = Needs.JACOBIAN
 
-    def __init__(self) -> None:
-        self._storage = Storage()
+    def __init__(self, storage: Storage | None = None) -> None:
+        self._storage = storage or Storage()
 
     def collect(self, problem: GradientProblem, keep_graph: bool = False) -> TaskGradients:
         """Fill the rows; the graph is freed by the last task."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mtlcore.contracts import Needs
+from mtlcore.gradients import graph
 
 
-class GradientProblem(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class GradientProblem:
     """One forward pass, ready to be differentiated.
 
     Args:
@@ -29,12 +34,15 @@ class GradientProblem(NamedTuple):
     shared: tuple[Tensor, ...]
     stacked: Tensor | None = None
 
+    @functools.cached_property
+    def reach(self) -> graph.Reach:
+        """Which leaves belong to which task."""
+        return graph.reach(self.losses, self.features, self.names)
+
 
 class TaskGradients(abc.ABC):
     """What a source found in one step. Nothing reaches ``.grad`` before :meth:`write`."""
 
-    deferred: ClassVar[bool] = False
-    """Whether :meth:`write` still needs the graph, so that the network must not move before it."""
     weights_whole_losses: ClassVar[bool] = False
     """Whether ``weights`` reach the task-specific parameters too, so that ``head_weights`` cannot differ."""
 
@@ -76,27 +84,60 @@ class GradientSource(abc.ABC):
         """Differentiate, as far as this source must before weights are known."""
 
 
-def accumulate(parameter: Tensor, gradient: Tensor) -> None:
-    """``parameter.grad += gradient`` with the semantics of ``backward()``: in place if there is a gradient already."""
+def accumulate(parameter: Tensor, gradient: Tensor, *, fresh: bool) -> None:
+    """``parameter.grad += gradient`` with the semantics of ``backward()``: in place if there is a gradient already.
+
+    Args:
+        parameter: a leaf.
+        gradient: of its shape.
+        fresh: whether nobody else holds or will read ``gradient``. What autograd returns is not: one tensor may be the
+            gradient of two parameters that are added up, or a single number expanded.
+    """
     if gradient.dtype != parameter.dtype:
-        gradient = gradient.to(parameter.dtype)
+        gradient, fresh = gradient.to(parameter.dtype), True
     if parameter.grad is None:
-        parameter.grad = gradient
-    elif parameter.grad.is_sparse or gradient.is_sparse:
-        parameter.grad = parameter.grad + gradient
+        parameter.grad = gradient if fresh else gradient.clone()
+    elif parameter.grad.is_sparse:
+        parameter.grad = gradient + parameter.grad
     else:
         parameter.grad.add_(gradient)
 
 
-def write_heads(heads: Sequence[Sequence[tuple[Tensor, Tensor]]], head_weights: Tensor | None) -> None:
+@contextlib.contextmanager
+def all_or_nothing(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, the ``.grad`` of ``leaves`` starts empty. On leaving it is added to what was there before, in place;
+    after an error it is as before."""
+    before = [(p, p.grad) for p in leaves if p.grad is not None]
+    for p, _ in before:
+        p.grad = None
+    try:
+        yield
+    except BaseException:
+        for p in leaves:
+            p.grad = None
+        for p, old in before:
+            p.grad = old
+        raise
+    with torch.no_grad():
+        for p, old in before:
+            new, p.grad = p.grad, old
+            if new is not None:
+                accumulate(p, new, fresh=True)
+
+
+def write_heads(heads: Iterable[list[tuple[Tensor, Tensor]]], head_weights: Tensor | None) -> None:
     """Add each task's own gradients, scaled, to its task-specific parameters.
 
     Args:
-        heads: for each task its (leaf, gradient) pairs.
+        heads: for each task its (leaf, gradient) pairs; emptied, so that no gradient is kept twice.
         head_weights: (k,) or None for ones.
     """
     with torch.no_grad():
         factors = None if head_weights is None else head_weights.tolist()
         for i, pairs in enumerate(heads):
-            for leaf, gradient in pairs:
-                accumulate(leaf, gradient if factors is None else gradient * factors[i])
+            pairs.reverse()
+            while pairs:
+                leaf, gradient = pairs.pop()
+                if factors is not None:
+                    gradient = gradient * factors[i]
+                accumulate(leaf, gradient, fresh=factors is not None)

@@ -7,9 +7,17 @@ from torch import Tensor
 
 
 class Storage:
-    """One block of numbers; grows when it must."""
+    """One block of numbers; grows when it must. The sources of one training run share it: a step ends before the next
+    one begins, so that no two of them need their numbers at the same time."""
 
     def __init__(self) -> None:
+        self._flat = torch.empty(0)
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[()]]:
+        return Storage, ()  # a copy begins without numbers
+
+    def release(self) -> None:
+        """Let go of the memory; the next :meth:`take` asks for what it needs."""
         self._flat = torch.empty(0)
 
     def take(self, rows: int, columns: int, like: Tensor, dtype: torch.dtype) -> Tensor:

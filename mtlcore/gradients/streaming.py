@@ -38,16 +38,27 @@ class Streaming(GradientSource):
             works with every module.
         frugal: whether to take more passes where factors alone do not save enough (convolutions with many sites).
         threaded: whether to work on several tasks side by side, one thread each; with ``chunk`` 1, not ``frugal``.
+        storage: memory shared with other sources; None for its own.
+        limit: how many numbers a frugal stream may store at most, if that is less than it would by itself; it takes one
+            number per task in any case.
     """
 
     name: ClassVar[str] = "streaming"
     provides: ClassVar[Needs] = Needs.GRAMIAN
 
-    def __init__(self, chunk: int | None = 1, frugal: bool = True, threaded: bool = False) -> None:
+    def __init__(
+        self,
+        chunk: int | None = 1,
+        frugal: bool = True,
+        threaded: bool = False,
+        storage: Storage | None = None,
+        limit: int | None = None,
+    ) -> None:
         self._chunk = chunk
         self._frugal = frugal
         self._permit = Permit() if threaded else None
-        self._storage = Storage()
+        self._storage = storage or Storage()
+        self._limit = limit
 
     def collect(self, problem: GradientProblem, keep_graph: bool = False) -> TaskGradients:
         """Keep factors; the graph is freed by the last task, or by the last pass of all."""
@@ -55,6 +66,7 @@ class Streaming(GradientSource):
         limit = None
         if self._frugal:
             limit = int(max(_SHARE * n_tasks, _LEAST) * sum(p.numel() for p in problem.shared))
+            limit = limit if self._limit is None else min(limit, self._limit)
         return jacobian.collect(
             problem,
             self._storage,

@@ -22,8 +22,8 @@ class Threaded(GradientSource):
     name: ClassVar[str] = "threaded"
     provides: ClassVar[Needs] = Needs.JACOBIAN
 
-    def __init__(self) -> None:
-        self._storage = Storage()
+    def __init__(self, storage: Storage | None = None) -> None:
+        self._storage = storage or Storage()
         self._permit = Permit()
 
     def collect(self, problem: GradientProblem, keep_graph: bool = False) -> TaskGradients:

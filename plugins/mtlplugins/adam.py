@@ -16,7 +16,8 @@ from mtlplugins.arrays import Array, Arrays
 from mtlplugins.vectors import Vector
 
 KEY = "adam"
-_SMALLEST = float(np.finfo(np.float64).tiny)
+LARGEST = 1e150
+"""Gradients beyond it must not get here: their squares would be infinite, and the second moment for ever."""
 
 
 def fresh(n: int) -> Arrays:
@@ -65,8 +66,8 @@ def step(
     steps = count[:1] if count.size and (count == count[0]).all() else count
     root = np.sqrt(second / (1.0 - beta2**steps))
     root += eps
-    # The floor only turns 0/0 (no gradient so far, eps = 0) into 0.
-    np.maximum(root, _SMALLEST, out=root)
+    # A second moment and an eps of 0 say nothing about the size of a gradient: no step.
+    root[root == 0.0] = np.inf
     moved = parameters - (lr / (1.0 - beta1**steps)) * first / root
     if touched is not None:
         moved, new = np.where(touched, moved, parameters), np.where(touched, new, moments)
@@ -99,7 +100,7 @@ def step_few(
         if c != steps:  # powers are dear, and most entries have taken as many steps as the one before
             steps, bias1, bias2 = c, 1.0 - beta1**c, 1.0 - beta2**c
         root = math.sqrt(v / bias2) + eps
-        moved.append(p - lr * (m / bias1) / (root if root > _SMALLEST else _SMALLEST))
+        moved.append(p - lr * (m / bias1) / root if root else p)
         first.append(m)
         second.append(v)
         count.append(c)

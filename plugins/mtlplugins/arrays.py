@@ -66,6 +66,15 @@ def touched(full: Array, view: StepView) -> Array | None:
     return mask
 
 
+def log_quotient(one: Array, other: Array) -> Array:
+    """log(one / other) of positive vectors, also where the quotient is not a float any more."""
+    with np.errstate(over="ignore", under="ignore"):
+        quotient = one / other
+    if quotient.min() > 0.0 and quotient.max() < np.inf:
+        return np.asarray(np.log(quotient))
+    return np.asarray(np.log(one) - np.log(other))
+
+
 def softmax(scores: Array) -> Array:
     """exp(z_i) / sum_j exp(z_j), without overflow."""
     powers = np.exp(scores - scores.max())

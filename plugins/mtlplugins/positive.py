@@ -4,17 +4,21 @@
 - A loss of exactly zero is left out of the step, weight 0, and the diagnostics say so. This is exact, not a
   patch: a differentiable non-negative loss that is zero is at its minimum, so its gradient is zero and any
   weight gives the same step. Adding a small constant instead would make the method depend on the losses' units.
+- A positive loss below the normal floats is an error, too: its reciprocal is not a float.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
 
 from mtlcore.contracts import Aggregation, State, StepView
 from mtlcore.errors import LossError
+
+_SMALLEST = sys.float_info.min
 
 
 def positive(view: StepView, why: str, checked: Sequence[bool] | None = None) -> list[bool] | None:
@@ -26,15 +30,20 @@ def positive(view: StepView, why: str, checked: Sequence[bool] | None = None) ->
         checked: (K,); only these losses need to be positive. Default: all.
 
     Raises:
-        LossError: a loss that must be positive is negative; names task and value.
+        LossError: a loss that must be positive is negative, or too small to divide by; names task and value.
     """
     losses = view.loss_values
     if checked is None:
-        fine = [loss > 0 for loss in losses]
+        fine = [loss >= _SMALLEST for loss in losses]
     else:
-        fine = [loss > 0 or not wanted for loss, wanted in zip(losses, checked)]
+        fine = [loss >= _SMALLEST or not wanted for loss, wanted in zip(losses, checked)]
     if all(fine):
         return None
+    for name, loss, kept in zip(view.task_names, losses, fine):
+        if loss > 0 and not kept:
+            raise LossError(
+                f"the loss of task {name!r} ({loss:g}) is too small to divide by: measure it in another unit."
+            )
     together = zip(view.task_names, losses, fine)
     bad = ", ".join(f"{name!r} ({loss:g})" for name, loss, kept in together if loss < 0 and not kept)
     if bad:

@@ -22,6 +22,11 @@ def run(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.fixture(autouse=True)
+def _no_path(monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # it would stand before what is installed
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """Built from a copy of what git would hand to a stranger, so that stray files cannot help."""

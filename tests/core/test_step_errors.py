@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlcore import Aggregation, MultiTask, aggregate
+from mtlcore import Aggregation, Aggregator, Conflict, ConflictDetector, MultiTask, Needs, aggregate
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
 from support.architectures import build
 from support.methods import Calls, Fixed, FixedOnLosses
@@ -128,6 +128,7 @@ def test_features_that_are_detached(work):
         (lambda v, s: Aggregation(weights=torch.ones(3), state={"a": 1}), "not a dict of tensors"),
         (lambda v, s: Aggregation(weights=torch.ones(3) + 0 * v.jacobian.zero_().sum()), "wrote into view.jacobian"),
         (lambda v, s: 1 / 0, "raised ZeroDivisionError"),
+        (lambda v, s: Aggregation(), "exactly one of weights"),
     ],
 )
 def test_method_that_breaks_its_contract(work, function, message):
@@ -139,6 +140,20 @@ def test_method_that_breaks_its_contract(work, function, message):
     assert "Calls" in str(caught.value)
     same(before, snapshot(mt, work))
     assert all(p.grad is None for p in work.parameters())
+
+
+def fails(error):
+    def function(view, state):
+        raise error("the user's own")
+
+    return function
+
+
+@pytest.mark.parametrize("error", [LossError, FeaturesError, NonFiniteError, ConfigurationError])
+def test_what_a_method_blames_on_the_user_is_not_the_plugins_fault(work, error):
+    losses, z = work.evaluate()
+    with pytest.raises(error, match="^the user's own$"):
+        MultiTask(work.trunk, aggregator=Calls(function=fails(error))).backward(losses, features=z)
 
 
 def test_method_that_reads_more_than_it_declared(work):
@@ -201,3 +216,176 @@ def test_class_instead_of_instance(work):
 def test_one_step_for_study_names_what_it_was_given(jacobian, losses, message):
     with pytest.raises(ConfigurationError, match=message):
         aggregate(Fixed((1.0, 1.0)), jacobian, losses)
+
+
+@pytest.mark.parametrize("losses", [None, 5, "ab"])
+def test_losses_that_are_none(work, losses):
+    with pytest.raises(LossError, match="losses must be {task: scalar loss} or a list"):
+        MultiTask(work.trunk).backward(losses)
+
+
+def test_complex_loss(work):
+    losses, z = work.evaluate()
+    losses["t1"] = losses["t1"] * 1j
+    with pytest.raises(LossError, match="'t1' is complex"):
+        MultiTask(work.trunk).backward(losses, features=z)
+
+
+@pytest.mark.parametrize("features", ["z", 3, object(), [[1.0]]])
+def test_features_that_are_no_tensors(work, features):
+    losses, _ = work.evaluate()
+    with pytest.raises(FeaturesError, match="features must be tensors"):
+        MultiTask(work.trunk).backward(losses, features=features)
+
+
+def test_feature_that_is_a_leaf(work):
+    losses, _ = work.evaluate()
+    with pytest.raises(FeaturesError, match=r"features\[0\] .* is a leaf"):
+        MultiTask(work.trunk, aggregator=Fixed((1.0,) * 3)).backward(losses, features=next(work.trunk.parameters()))
+
+
+def test_tasks_may_have_numbers_for_names(work):
+    losses, z = work.evaluate()
+    numbered = dict(enumerate(losses.values()))
+    with pytest.raises(FeaturesError, match=r"not in the graph of any loss \(0, 1, 2\)"):
+        MultiTask(work.trunk, aggregator=Fixed((1.0,) * 3)).backward(numbered, features=z.clone())
+
+
+def test_pair_of_losses_of_which_one_is_missing(work):
+    optimizer = torch.optim.SGD(work.parameters(), lr=0.1)
+    mt = MultiTask(work.trunk, aggregator=FixedOnLosses((1.0,)), optimizer=optimizer, tasks=["a", "b"])
+    report = mt.step(lambda: (None, work.evaluate()[0]["t0"]))
+    assert report.losses.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("tasks", ["seg", [], ["a", "a"]])
+def test_tasks_that_are_no_list_of_names(work, tasks):
+    with pytest.raises(ConfigurationError, match="tasks must be a list of distinct names"):
+        MultiTask(work.trunk, tasks=tasks)
+
+
+TRUNKS = {
+    "a single tensor": (lambda w: next(w.trunk.parameters()), "trunk is a single tensor"),
+    "named parameters": (lambda w: w.trunk.named_parameters(), "trunk parameter 0 is a tuple"),
+    "computed": (
+        lambda w: [p * 2 for p in w.trunk.parameters()],
+        "trunk parameter 0 .* is computed from other tensors",
+    ),
+    "complex": (lambda w: [torch.nn.Parameter(torch.ones(2, dtype=torch.cfloat))], "parameter 0 .* is complex"),
+}
+
+
+@pytest.mark.parametrize("kind", TRUNKS)
+def test_trunk_that_is_none(work, kind):
+    make, message = TRUNKS[kind]
+    with pytest.raises(ConfigurationError, match=message):
+        MultiTask(make(work))
+
+
+def test_parameters_that_were_replaced(work):
+    mt = MultiTask(work.trunk, aggregator=Fixed((1.0,) * 3))
+    torch.nn.utils.parametrizations.weight_norm(work.trunk[0])
+    losses, z = work.evaluate()
+    with pytest.raises(ConfigurationError, match=r"parameter 0\.parametrizations.* was not there when"):
+        mt.backward(losses, features=z)
+
+
+class Misbehaves(Aggregator):
+    """In what it is told to."""
+
+    def __init__(self, **answers):
+        vars(self).update(answers)
+
+    needs = Needs.LOSSES
+
+    def init(self, n_tasks):
+        return self.__dict__.get("first", lambda: {"s": torch.zeros(n_tasks)})()
+
+    def aggregate(self, view, state):
+        notes = self.__dict__.get("notes", {})
+        return Aggregation(weights=torch.ones(view.n_tasks), state=state, diagnostics=notes)
+
+
+class MisbehavesLater(Misbehaves):
+    def observe(self, view, state):
+        return self.second
+
+
+STATES = {
+    "init raises": ({"first": lambda: 1 / 0}, "raised ZeroDivisionError in init"),
+    "init returns nothing": (
+        {"first": lambda: None},
+        "init returned a state that is not a dict of tensors: it is a NoneType",
+    ),
+    "init returns a list": (
+        {"first": lambda: {"s": [0.0]}},
+        "init returned a state that is not a dict of tensors: 's' is a list",
+    ),
+    "diagnostics": ({"notes": [1]}, "diagnostics that are no dict but a list"),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_method_whose_state_is_none(work, case):
+    answers, message = STATES[case]
+    losses, z = work.evaluate()
+    with pytest.raises(PluginError, match=f"Misbehaves.*{message}"):
+        MultiTask(work.trunk, aggregator=Misbehaves(**answers)).backward(losses, features=z)
+
+
+@pytest.mark.parametrize("second", [None, {"s": 1.0}])
+def test_observation_that_is_no_state(work, second):
+    optimizer = torch.optim.SGD(work.parameters(), lr=0.1)
+    mt = MultiTask(work.trunk, aggregator=MisbehavesLater(second=second), optimizer=optimizer)
+    with pytest.raises(PluginError, match="MisbehavesLater.*observe"):
+        mt.step(work.evaluate)
+    assert set(mt.state_dict()["state"]) == {"s"}
+
+
+class Complains(MisbehavesLater):
+    def observe(self, view, state):
+        raise LossError("the loss of task 't1' is too small")
+
+
+def test_an_observation_may_complain_of_a_loss(work):
+    mt = MultiTask(work.trunk, aggregator=Complains(), optimizer=torch.optim.SGD(work.parameters(), lr=0.1))
+    with pytest.raises(LossError, match="'t1' is too small"):
+        mt.step(work.evaluate)
+
+
+class Says(ConflictDetector):
+    def __init__(self, **answers):
+        vars(self).update(answers)
+
+    def detect(self, view):
+        k = view.n_tasks
+        pairs, dominated = torch.zeros(k, k, dtype=torch.bool), torch.zeros(k, dtype=torch.bool)
+        return Conflict(**{"conflicting": False, "severity": 0.0, "pairs": pairs, "dominated": dominated, **vars(self)})
+
+
+VERDICTS = {
+    "pairs": ({"pairs": torch.zeros(3, dtype=torch.bool)}, r"pairs as a bool tensor of shape \(3, 3\); found"),
+    "floats": ({"pairs": torch.zeros(3, 3)}, r"pairs as a bool tensor of shape \(3, 3\); found torch.float32"),
+    "asymmetric": ({"pairs": torch.ones(3, 3).triu(1).bool()}, "symmetric pairs"),
+    "diagonal": ({"pairs": torch.eye(3).bool()}, "False on the diagonal"),
+    "dominated": ({"dominated": [False] * 3}, r"dominated as a bool tensor of shape \(3,\); found list"),
+    "nan": ({"severity": float("nan")}, "severity as a number; found nan"),
+    "word": ({"severity": "high"}, "severity as a number; found 'high'"),
+}
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_detector_that_breaks_its_contract(work, case):
+    answers, message = VERDICTS[case]
+    losses, z = work.evaluate()
+    mt = MultiTask(work.trunk, aggregator=Fixed((1.0,) * 3), detector=Says(**answers))
+    with pytest.raises(PluginError, match=f"detector .*Says.*{message}"):
+        mt.backward(losses, features=z)
+
+
+def test_a_step_that_fails_was_no_look(work):
+    mt = MultiTask(work.trunk, aggregator=Fixed((float("nan"),) * 3), detector=Says())
+    losses, z = work.evaluate()
+    with pytest.raises(PluginError):
+        mt.backward(losses, features=z)
+    assert mt.state_dict()["detections"] == [0, 0]

@@ -63,6 +63,18 @@ def test_fraction_counts_the_dominated_tasks(rows, threshold, rho):
     assert detector.detect(view(rows)).conflicting == (count >= math.ceil(rho * len(rows)))
 
 
+# In floats rho * k is a little more than the number of tasks in each of these.
+@pytest.mark.parametrize(
+    ("k", "rho", "count"), [(25, 0.28, 7), (25, 0.56, 14), (50, 0.14, 7), (100, 0.07, 7), (40, 0.5, 20)]
+)
+def test_a_fraction_is_reached_by_exactly_that_many_tasks(k, rho, count):
+    detector = mtlcore.create("detector", "dominated", rule="fraction", rho=rho)
+    for dominated in (count - 1, count):
+        others = torch.full((k - dominated, 1), 1e3 * k, dtype=torch.float64)
+        rows = torch.cat([others, torch.full((dominated, 1), -1.0, dtype=torch.float64)])
+        assert detector.detect(view(rows)).conflicting == (dominated == count)
+
+
 @given(matrices, st.floats(0.0, 0.9))
 def test_cosine_is_weak_conflict(rows, threshold):
     table = [[cos(a, b) for b in rows] for a in rows]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 from mtlcore import Aggregation, Aggregator, MultiTask
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.gradients import calibration, planner
 from support.architectures import build
 from support.jacobians import explicit, make, shared_gradient
@@ -220,3 +222,112 @@ def test_without_features_the_report_says_what_it_costs():
     work = build("mlp")
     losses, _ = work.evaluate()
     assert "no features were given" in MultiTask(work.trunk, aggregator=Fixed(WEIGHTS)).backward(losses).gradient_source
+
+
+def heads(width, k=3):
+    return nn.ModuleList(nn.Linear(width, 2) for _ in range(k))
+
+
+def test_another_graph_of_the_same_shape_goes_by_the_reference():
+    """The winner differentiates all tasks at once; then a head appears that reads a weight of the trunk."""
+    torch.manual_seed(0)
+    trunk, hs = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), heads(8, 9)
+    names = [f"t{i}" for i in range(9)]
+    mt = MultiTask(trunk, aggregator=Ones(), tasks=names)
+    for present in (range(8), range(1, 9), range(8), range(1, 9)):
+        trunk.zero_grad()
+        z = trunk(torch.randn(5, 6))
+        losses = {names[i]: (hs[i](z) if i < 8 else z @ trunk[0].weight).square().mean() for i in present}
+        expected = torch.autograd.grad(sum(losses.values()), list(trunk.parameters()), retain_graph=True)
+        report = mt.backward(losses, features=z)
+        for p, g in zip(trunk.parameters(), expected):
+            torch.testing.assert_close(p.grad, g)
+    assert report.gradient_source.startswith("streaming-together: ")
+    assert "sequential for another graph, which streaming-together cannot serve: " in report.gradient_source
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_first_step_with_an_infinite_gradient_judges_nobody():
+    torch.manual_seed(0)
+    trunk, hs = nn.Linear(6, 8), heads(8)
+    mt = MultiTask(trunk, aggregator=Fixed(WEIGHTS))
+    for bad in (True, False, False):
+        y = trunk(torch.randn(4, 6))
+        z = y * 0 + (y - y.detach()).abs().sqrt() if bad else y
+        losses = {f"t{i}": h(z).square().mean() for i, h in enumerate(hs)}
+        if bad:
+            with pytest.raises(NonFiniteError):
+                mt.backward(losses, features=z)
+        else:
+            source = mt.backward(losses, features=z).gradient_source
+            assert source.startswith("calibrating")
+            assert "refused" not in source
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("method", [Ones(), FixedOnRows(WEIGHTS)])
+def test_numbers_are_held_once_for_all_shapes(method):
+    torch.manual_seed(0)
+    trunk, hs = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16)), heads(16)
+    mt = MultiTask(trunk, aggregator=method)
+    held = set()
+    for batch in (2, 4, 8, 16, 32):
+        for _ in range(3):
+            z = trunk(torch.randn(batch, 16))
+            mt.backward({f"t{i}": h(z).square().mean() for i, h in enumerate(hs)}, features=z)
+            sources = [c.source for cal in mt._planner._calibrations.values() for c in cal._candidates]
+            held |= {id(s._storage) for s in sources}
+    assert held == {id(mt._planner._storage)}
+    assert mt._planner._storage._flat.numel() <= 3 * sum(p.numel() for p in trunk.parameters())
+    assert len(pickle.dumps(mt._planner._storage)) < 1000
+    pickle.dumps(mt)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_memory_of_the_reference_is_let_go_of_when_a_stream_wins():
+    work = make(SHAPES["wide_mlp"])
+    mt, _, _ = train(work, Fixed(WEIGHTS), 1)
+    rows = 3 * sum(p.numel() for p in work.trunk.parameters())
+    assert mt._planner._storage._flat.numel() == rows
+    (contest,) = mt._planner._calibrations.values()
+    contest._settle(next(c for c in contest._candidates if c.label == "streaming"))
+    losses, z = work.evaluate()
+    mt.backward(losses, features=z)
+    assert 0 < mt._planner._storage._flat.numel() < rows / 2
+
+
+def test_a_budget_counts_bytes_and_is_kept():
+    work = make(SHAPES["small_image_convolutions"])  # float64, and mostly whole gradients
+    numbers = sum(p.numel() for p in work.trunk.parameters())
+    _, reports, _ = train(work, Fixed(WEIGHTS), 1, gradient_memory=3 * numbers * 8 - 1)
+    assert reports[0].gradient_source.startswith("streaming")
+    mt, _, gradients = train(work, Fixed(WEIGHTS), 1, gradient_memory=2 * numbers * 8)
+    assert mt._planner._storage._flat.numel() <= 2 * numbers
+    jacobian, _ = explicit(make(SHAPES["small_image_convolutions"]))
+    expected = jacobian.T @ torch.tensor(WEIGHTS, dtype=torch.float64)
+    torch.testing.assert_close(gradients[0], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("budget", ["1GB", -5, 0, 1.5, True])
+def test_a_budget_is_a_number_of_bytes(budget):
+    with pytest.raises(ConfigurationError, match="gradient_memory=.*positive whole number of bytes"):
+        MultiTask(nn.Linear(2, 2), aggregator=Fixed(()), gradient_memory=budget)
+
+
+def test_a_budget_counts_after_a_checkpoint_too():
+    work = make(SHAPES["wide_mlp"])
+    key = next(iter(train(work, Fixed(WEIGHTS), 1)[0]._planner._calibrations))
+    mt = MultiTask(work.trunk, aggregator=Fixed(WEIGHTS), gradient_memory=1)
+    mt._planner.restore({key: "sequential"})
+    losses, z = work.evaluate()
+    assert "memory budget" in mt.backward(losses, features=z).gradient_source
+
+
+def test_an_unknown_choice_of_a_checkpoint_is_said_to_be_unknown():
+    work = make(SHAPES["wide_mlp"])
+    key = next(iter(train(work, Fixed(WEIGHTS), 1)[0]._planner._calibrations))
+    mt = MultiTask(work.trunk, aggregator=Fixed(WEIGHTS))
+    mt._planner.restore({key: "magic"})
+    losses, z = work.evaluate()
+    expected = "sequential: the checkpoint's 'magic' is not to be had here"
+    assert mt.backward(losses, features=z).gradient_source == expected

@@ -43,11 +43,14 @@ def test_cross_gramian():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("k", "n", "out", "inputs"), [(1, 1, 1, 1), (3, 8, 5, 16), (40, 30, 200, 64), (20, 16, 9, 16)])
-def test_factored_gramian_equals_that_of_the_matrices(k, n, out, inputs, dtype):
+@pytest.mark.parametrize("bias", [False, True])
+def test_factored_gramian_equals_that_of_the_matrices(k, n, out, inputs, dtype, bias):
     d, a = draw(k, n, out).to(dtype), draw(n, inputs).to(dtype)
     matrices = torch.einsum("kno,ni->koi", d.double(), a.double()).flatten(1)
+    if bias:
+        matrices = torch.cat([matrices, d.double().sum(1)], 1)
     exact = matrices @ matrices.T
-    got = linalg.factored_gramian(d, a)
+    got = linalg.factored_gramian(d, a, bias)
     norms = exact.diagonal().sqrt()
     assert float(((got - exact).abs() / (norms[:, None] * norms)).max()) < 100 * torch.finfo(dtype).eps
     assert torch.equal(got, got.T)
@@ -72,13 +75,16 @@ def _dependent(kind, n, inputs):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["twice", "silent", "rank two", "constant", "scales"])
 @pytest.mark.parametrize("n", [4, 64])
-def test_factored_gramian_of_dependent_inputs(kind, n, dtype):
+@pytest.mark.parametrize("bias", [False, True])
+def test_factored_gramian_of_dependent_inputs(kind, n, dtype, bias):
     """No full-rank factor is there to be found."""
     a, d = _dependent(kind, n, 2 * n).to(dtype), draw(3, n, 5).to(dtype)
     matrices = torch.einsum("kno,ni->koi", d.double(), a.double()).flatten(1)
+    if bias:
+        matrices = torch.cat([matrices, d.double().sum(1)], 1)
     exact = matrices @ matrices.T
     norms = exact.diagonal().sqrt()
-    got = linalg.factored_gramian(d, a)
+    got = linalg.factored_gramian(d, a, bias)
     assert float(((got - exact).abs() / (norms[:, None] * norms)).max()) < 100 * torch.finfo(dtype).eps
 
 

@@ -224,3 +224,33 @@ def test_feature_gradients_need_one_batch():
     mt.accumulate(*losses_of(trunk, heads, x))
     with pytest.raises(ConfigurationError, match="micro-batches"):
         mt.backward(*losses_of(trunk, heads, x))
+
+
+def test_freezing_between_micro_batches_is_refused():
+    """Rows of one layer would be added to those of another."""
+    trunk, heads, x = network()
+    mt = MultiTask(trunk, aggregator=Fixed((1.0, 2.0, 3.0)))
+    first = next(trunk.parameters())
+    mt.accumulate(*losses_of(trunk, heads, x))
+    first.requires_grad_(False)
+    with pytest.raises(ConfigurationError, match="changed between two micro-batches"):
+        mt.backward(*losses_of(trunk, heads, x))
+    assert "micro" not in mt.backward(*losses_of(trunk, heads, x)).gradient_source
+
+
+def test_an_error_in_the_last_micro_batch_forgets_the_others():
+    trunk, heads, x = network()
+    mt = MultiTask(trunk, aggregator=Fixed((1.0, 2.0, 3.0)))
+    mt.accumulate(*losses_of(trunk, heads, x))
+    losses, z = losses_of(trunk, heads, x)
+    with pytest.raises(NonFiniteError):
+        mt.backward({**losses, "t1": losses["t1"] * float("nan")}, z)
+    assert "micro" not in mt.backward(*losses_of(trunk, heads, x)).gradient_source
+
+
+def test_a_checkpoint_forgets_the_micro_batches():
+    trunk, heads, x = network()
+    mt = MultiTask(trunk, aggregator=Fixed((1.0, 2.0, 3.0)))
+    mt.accumulate(*losses_of(trunk, heads, x))
+    mt.load_state_dict(mt.state_dict())
+    assert "micro" not in mt.backward(*losses_of(trunk, heads, x)).gradient_source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from mtlcore import MultiTask
 from mtlcore.errors import ConfigurationError
@@ -19,7 +20,7 @@ from mtlcore.gradients.threaded import Threaded
 from support.architectures import ARCHITECTURES
 from support.jacobians import explicit, make, shared_gradient
 from support.methods import Fixed, FixedOnRows
-from support.shapes import SHAPES
+from support.shapes import ODD, SHAPES
 
 EVERY = {**ARCHITECTURES, **SHAPES}
 SOURCES = {
@@ -33,7 +34,7 @@ SOURCES = {
     "streaming in blocks": lambda: InBlocks(),
     "streaming threaded": lambda: Streaming(frugal=False, threaded=True),
 }
-RUNS_PYTHON = ("parameter_hook",)
+RUNS_PYTHON = ("parameter_hook", "bias_hook")
 """Shapes whose backward pass calls Python, which the threaded sources refuse."""
 
 
@@ -106,6 +107,39 @@ def test_equals_the_explicit_jacobian(name, with_features, source):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("name", ODD)
+def test_odd_trunks_are_right_or_refused(name, source):
+    jacobian, _ = explicit(make(ODD[name]))
+    work = make(ODD[name])
+    mt = forced(work, Fixed((1.0, -2.0, 0.5)), source)
+    losses, z = work.evaluate()
+    together = "batched" in source or source in ("streaming together", "streaming in twos")
+    if together if name == "sparse_matrix" else "threaded" in source and name == "function_with_a_variable":
+        with pytest.raises(ConfigurationError, match="vmap|runs Python code"):
+            mt.backward(losses, features=z)
+        return
+    report = mt.backward(losses, features=z)
+    tolerance = 1e-5 if name == "two_precisions" else 1e-12
+    norms = jacobian.norm(dim=1)
+    error = (report.gramian - jacobian @ jacobian.T).abs() / (norms[:, None] * norms[None, :])
+    assert float(error.max()) < tolerance
+    direction = jacobian.T @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    assert float((shared_gradient(work) - direction).norm()) < tolerance * float(norms.sum()) * 2
+
+
+def test_a_transposed_weight_that_is_a_feature_itself():
+    """Its gradient has a part that passes no product."""
+    layer = nn.Linear(40, 8).double()
+    x = torch.randn(4, 40, dtype=torch.float64)
+    z, w = layer(x), layer.weight.t()
+    losses = {"a": z.square().mean(), "b": (z.sum() + w.square().sum()) / 10, "c": w.abs().sum()}
+    (expected,) = torch.autograd.grad(sum(losses.values()), [layer.weight], retain_graph=True)
+    MultiTask(layer, aggregator=Fixed((1.0, 1.0, 1.0)), gradients="streaming").backward(losses, features=(z, w))
+    torch.testing.assert_close(layer.weight.grad, expected)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("source", ["sequential", "batched", "streaming"])
 @pytest.mark.parametrize("name", ["wide_mlp", "small_image_convolutions", "embedding_with_padding", "several_features"])
 def test_rows_equal_the_explicit_jacobian(name, source):
@@ -145,14 +179,26 @@ def test_lower_precision(source, dtype):
 
 
 FORMS = {
-    "wide_mlp": {"0.weight": Factors, "0.bias": Whole, "2.weight": Factors},
-    "mlp": {"0.weight": Matrix, "2.weight": Matrix},
-    "same_weight_thrice": {"layer.weight": Factors},
+    "wide_mlp": {"0.weight": Factors, "0.bias": Factors, "2.weight": Factors},
+    "mlp": {"0.weight": Matrix, "0.bias": Whole, "2.weight": Matrix},
+    "same_weight_thrice": {"layer.weight": Factors, "layer.bias": Factors},
     "same_weight_both_ways": {"layer.weight": Whole},
     "weight_read_elsewhere": {"layer.weight": Whole},
-    "raw_matrices": {"a": Factors, "b": Factors},
-    "scaled_addmm": {"a": Whole},
-    "small_image_convolutions": {"0.weight": Factors, "2.weight": Factors, "4.weight": Whole},
+    "raw_matrices": {"a": Factors, "shift": Factors, "b": Factors},
+    "scaled_addmm": {"a": Whole, "shift": Whole},
+    "scaled_bias": {"a": Factors, "shift": Whole},
+    "unusual_biases": {
+        "before": Factors,
+        "shared": Whole,
+        "one": Whole,
+        "rows": Whole,
+        "read": Whole,
+        "sometimes": Whole,
+        **{f"w.{i}": Factors for i in range(7)},
+    },
+    "frozen_biases_and_weights": {"0.weight": Factors, "2.bias": Whole},
+    "bias_hook": {"0.weight": Factors, "0.bias": Whole},
+    "small_image_convolutions": {"0.weight": Factors, "0.bias": Factors, "4.weight": Whole, "4.bias": Whole},
     "convolution_twice": {"layer.weight": Factors},
     "other_convolutions": {"0.weight": Whole, "2.weight": Whole, "4.weight": Factors},
     "embedding_looked_up_twice": {"words.weight": Table},
@@ -171,7 +217,7 @@ def test_each_weight_takes_the_form_it_should(name):
     found = collect(problem_of(work), Storage(), know_uses=True, factors=True, chunk=1)
     assert isinstance(found, Stored)
     names = {id(p): n for n, p in work.trunk.named_parameters()}
-    forms = {names[id(part.parameter)]: type(part) for part in found._parts}
+    forms = {names[id(t)]: type(part) for part in found._parts for t in part.parameters}
     assert {n: forms[n] for n in FORMS[name]} == FORMS[name]
 
 
@@ -179,7 +225,7 @@ def test_uses_of_a_weight_are_counted_edge_by_edge():
     work = make(SHAPES["same_weight_thrice"])
     uses = graph.uses([work.evaluate()[1]])
     assert [u.kind for u in uses[id(work.trunk.layer.weight)]] == ["linear"] * 3
-    assert uses[id(work.trunk.layer.bias)] is None
+    assert [u.kind for u in uses[id(work.trunk.layer.bias)]] == ["bias"] * 3
     work = make(SHAPES["weight_read_elsewhere"])
     assert graph.uses([work.evaluate()[1]])[id(work.trunk.layer.weight)] is None
 

@@ -210,3 +210,15 @@ def test_threaded_is_the_sequential_source_in_another_order():
     two = MultiTask(work.trunk, aggregator=Fixed(WEIGHTS), gradients="sequential").backward(losses, features=z)
     torch.testing.assert_close(one.gramian, two.gramian, rtol=1e-12, atol=0.0)
     assert one.gradient_source == "threaded: forced"
+
+
+def test_a_hook_on_a_parameter_that_comes_later_is_noticed():
+    """It is no part of the graph."""
+    trunk, evaluate = network()
+    mt = MultiTask(trunk, aggregator=Fixed(WEIGHTS), gradients="threaded")
+    losses, z = evaluate()
+    mt.backward(losses, features=z)
+    trunk[0].weight.register_hook(lambda g: 2.0 * g)
+    losses, z = evaluate()
+    with pytest.raises(ConfigurationError, match="runs Python code"):
+        mt.backward(losses, features=z)

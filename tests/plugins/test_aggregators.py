@@ -144,6 +144,9 @@ def test_ls_with_weights():
         method.aggregate(StepView(losses=torch.ones(4)), {})
     with pytest.raises(ConfigurationError, match="all zero"):
         method.aggregate(StepView(losses=torch.ones(1), task_index=(2,)), {})
+    for n in (2, 4):
+        with pytest.raises(ConfigurationError, match=f"weights has 3 entries for {n} tasks"):
+            method.init(n)
     with pytest.raises(ConfigurationError, match="weights"):
         mtlcore.create("aggregator", "ls", weights=[-1.0, 2.0])
 
@@ -342,6 +345,24 @@ def test_nash_reuses_weights_between_updates():
         exact.append(fresh.aggregate(view, {}).weights)
     for step in range(7):
         assert torch.equal(used[step], exact[3 * (step // 3)])
+
+
+def test_nash_does_not_hold_a_task_still_because_its_gradient_was_zero_once():
+    rows = jacobian(3, 3, 6)
+    silent = rows.clone()
+    silent[1] = 0.0
+    method = mtlcore.create("aggregator", "nash-mtl", update_every=3)
+    first = method.aggregate(StepView(losses=torch.ones(3), jacobian=silent), method.init(3))
+    assert first.weights[1] == 0.0
+    second = method.aggregate(StepView(losses=torch.ones(3), jacobian=rows, step=1), first.state)
+    assert second.diagnostics["reused"]
+    assert second.weights[1] == first.weights[[0, 2]].mean()
+    assert torch.equal(second.weights, second.head_weights)
+    # A step in which no task has a gradient is no update: the next one tries again.
+    nothing = method.aggregate(StepView(losses=torch.ones(3), jacobian=0 * rows), method.init(3))
+    after = method.aggregate(StepView(losses=torch.ones(3), jacobian=rows, step=1), nothing.state)
+    assert "reused" not in after.diagnostics
+    assert torch.equal(after.weights, ask(rows, "nash-mtl")[1].weights)
 
 
 def test_nash_clips_on_request():

@@ -312,6 +312,36 @@ def test_units_of_the_losses_do_not_matter(normalisation: str, every: int | None
     assert float(moved) > 0.1, "the router must have moved for this to say anything"
 
 
+@pytest.mark.parametrize("squash", ["sigmoid", "softmax"])
+def test_rounding_does_not_train_the_router(squash: str) -> None:
+    """Rescaled losses are equal in the first step, so the derivative of their weighted mean is zero: all that is left
+    of its terms is rounding, and Adam must not make a full step of that."""
+    losses = torch.tensor([0.3, 0.7, 1.1, 2.3, 0.9, 0.1], dtype=torch.float64)
+    for unit in (1e-9, 1.0, 1e9):
+        o = method(divide_by="sum", tau="one", squash=squash, router_lr=0.1)
+        state = o.aggregate(StepView(losses=unit * losses), o.init(6)).state
+        torch.testing.assert_close(state["router"][0], torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-7)
+
+
+def test_units_do_not_matter_when_a_task_appears_late() -> None:
+    """A late task with the smallest first loss changes the common factor of all; Adam must not take that for a fall."""
+    start = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    pace = torch.tensor([0.97, 0.9, 0.95], dtype=torch.float64)
+    ends = []
+    for unit in (1.0, 2.0**-20, 2.0**20):
+        units = torch.tensor([1.0, 1.0, unit], dtype=torch.float64)
+        o = method(normalisation="rescaled", router_lr=0.05)
+        state = o.init(3)
+        for step in range(30):
+            view = StepView(losses=units * start * pace**step, step=step)
+            here = torch.tensor([True, True, step >= 5])
+            answer = o.aggregate(view if step >= 5 else view.restricted(here), state)
+            state = answer.state
+        ends.append(answer.weights * units / (answer.weights * units).sum())
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-7, atol=0)
+    torch.testing.assert_close(ends[2], ends[0], rtol=1e-7, atol=0)
+
+
 def test_identical_normalisation_does_depend_on_units() -> None:
     losses = torch.tensor([1.0, 2.0], dtype=torch.float64)
     o = method(normalisation="identical")
@@ -546,6 +576,32 @@ def test_presets_are_the_published_table_and_yield_to_options() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         method(**options)
+
+
+@pytest.mark.parametrize("router", ["linear", "mlp"])
+def test_features_that_are_no_floats_are_read_as_numbers(router: str) -> None:
+    o = method(router=router)
+    counts = torch.tensor([[1, 0, 7], [2, 0, 1]])
+    want = o.aggregate(StepView(losses=torch.ones(2), features=[counts.double()]), o.init(2)).weights
+    assert torch.equal(o.aggregate(StepView(losses=torch.ones(2), features=[counts]), o.init(2)).weights, want)
+    o.aggregate(StepView(losses=torch.ones(2), features=[counts > 0]), o.init(2))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.zeros(0, 4), "is empty"),
+        (torch.ones(5, 0), "is empty"),
+        (torch.ones(5, 4, dtype=torch.complex64), "is complex"),
+        (torch.full((5, 4), float("nan")), "NaN or infinite"),
+        (torch.tensor([[1.0, float("inf")]]), "NaN or infinite"),
+    ],
+)
+def test_features_that_have_no_mean_are_named(bad: Tensor, message: str) -> None:
+    for router in ("linear", "mlp"):
+        o = method(router=router)
+        with pytest.raises(FeaturesError, match=rf"features\[1\].*{message}"):
+            o.aggregate(StepView(losses=torch.ones(2), features=[torch.ones(3, 2), bad]), o.init(2))
 
 
 def test_features_missing_or_of_another_shape() -> None:

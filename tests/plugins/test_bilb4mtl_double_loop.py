@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mtlcore
+from mtlcore.errors import LossError, NonFiniteError
 
 NAMES = ("a", "b", "c")
 
@@ -184,3 +185,38 @@ def test_one_backward_pass_whatever_k() -> None:
         assert len(calls) == 1
         assert report.gramian is None
         assert trunk.weight.grad is not None
+
+
+def sinking(floor: float) -> tuple[Net, Any]:
+    """Two tasks, the first with a loss that inner steps take from 5 down to ``floor`` and not further."""
+    net = Net()
+
+    def closure() -> tuple[dict[str, Tensor], Tensor]:
+        z = net.trunk(net.x)
+        fall = net.heads["a"](z).mean() + 5.0
+        return {"seg": fall.clamp_min(floor), "b": (net.heads["b"](z) - 1.0).square().mean()}, z
+
+    return net, closure
+
+
+def test_inner_loss_that_becomes_negative_names_task_and_inner_step_size() -> None:
+    net, closure = sinking(-1e9)
+    mt = training(net, "bilb4mtl-double-loop", normalisation="log", inner_steps=60, inner_lr=0.1)
+    with pytest.raises(LossError, match=r"'seg' \(-.*inner step.*lower inner_lr"):
+        mt.step(closure)
+
+
+def test_inner_loss_that_becomes_zero_has_weight_zero_there() -> None:
+    net, closure = sinking(0.0)
+    mt = training(net, "bilb4mtl-double-loop", normalisation="log", inner_steps=60, inner_lr=0.1)
+    report = mt.step(closure)
+    assert report.diagnostics["inner_losses"][0] == 0.0
+    assert bool(report.weights.isfinite().all())
+    assert bool(mt.state_dict()["state"]["router"].isfinite().all())
+
+
+def test_inner_steps_that_diverge_are_not_the_plugins_fault() -> None:
+    net = Net()
+    mt = training(net, "bilb4mtl-double-loop", normalisation="identical", inner_steps=400, inner_lr=1e3)
+    with pytest.raises(NonFiniteError, match="lower the inner step size"):
+        mt.step(net.forward)

@@ -12,7 +12,7 @@ import torch
 
 import mtlcore
 from mtlcore import StepView
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, LossError
 from mtlplugins import adam
 from mtlplugins.aggregators.bilb4mtl.discrepancy import KINDS, discrepancy
 from mtlplugins.aggregators.bilb4mtl.squash import squash, unsquash
@@ -37,6 +37,40 @@ def test_losses_of_any_size_give_finite_weights(normalisation: str, start: int) 
         assert bool(torch.isfinite(answer.weights).all()), (first, answer.weights)
         assert bool(torch.isfinite(state["router"][0]).all())
         assert math.isfinite(answer.diagnostics["lower"])
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("uw", {}), ("imtl-l", {}), ("famo", {}), ("stch", {}),
+    ("bilb4mtl", {"normalisation": "identical"}), ("bilb4mtl", {}), ("bilb4mtl", {"normalisation": "log"}),
+])  # fmt: skip
+def test_losses_that_no_float_can_square_leave_a_finite_state(name: str, options: dict) -> None:
+    """An infinite second moment would stop Adam for ever; one that is zero would make steps of any size."""
+    o = mtlcore.create("aggregator", name, **options)
+    for losses in ([1.0, 1e200, 1.0, 1.0], [1e-200, 1e-200, 1e-200], [1e200, 1e200]):
+        state = o.init(2)
+        for step, loss in enumerate(losses):
+            answer = o.aggregate(StepView(losses=[loss, 0.5 * loss], step=step), state)
+            state = o.observe(StepView(losses=[0.9 * loss, 0.4 * loss], step=step), answer.state)
+            assert bool(answer.weights.isfinite().all())
+            assert all(bool(v.isfinite().all()) for v in state.values() if v.is_floating_point())
+            if "router" in state:
+                assert float(state["router"][0].abs().max()) < 1.1
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("si", {}), ("gls", {}), ("famo", {}), ("stch", {}), ("bilb4mtl", {"normalisation": "log"}), ("bilb4mtl", {}),
+])  # fmt: skip
+def test_losses_whose_reciprocal_is_no_float_are_named(name: str, options: dict) -> None:
+    o = mtlcore.create("aggregator", name, **options)
+    with pytest.raises(LossError, match=r"'task1' \(1e-310\) is too small"):
+        o.aggregate(StepView(losses=[1.0, 1e-310]), o.init(2))
+
+
+def test_a_loss_too_large_beside_its_first_one_is_named() -> None:
+    o = mtlcore.create("aggregator", "bilb4mtl")
+    state = o.aggregate(StepView(losses=[1.0, 1e-200]), o.init(2)).state
+    with pytest.raises(LossError, match="'task1'.*first one"):
+        o.aggregate(StepView(losses=[1.0, 1e200], step=1), state)
 
 
 def test_a_quotient_beyond_the_floats_still_has_a_logarithm() -> None:
@@ -95,6 +129,22 @@ def test_adam_on_lists_is_adam_on_arrays(betas: tuple[float, float]) -> None:
         np.testing.assert_allclose(few, parameters, rtol=1e-13)
         for row in range(3):
             np.testing.assert_allclose(few_moments[row], moments[row], rtol=1e-13)
+
+
+def test_adam_without_memory_stands_still_where_there_is_no_gradient() -> None:
+    """beta2 = eps = 0: the first moment still moves, and there is nothing to divide it by."""
+    options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.0, "eps": 0.0}
+    parameters, moments = adam.step(np.ones(2), np.array([1.0, 2.0]), adam.fresh(2)[adam.KEY], **options)
+    moved, _ = adam.step(parameters, np.array([0.0, 2.0]), moments, **options)
+    few, *_ = adam.step_few(parameters.tolist(), [0.0, 2.0], moments.tolist(), **options)
+    assert moved[0] == few[0] == parameters[0]
+    assert moved[1] == pytest.approx(few[1]) == pytest.approx(parameters[1] - 0.1)
+    # At a new reference every logarithm is exactly zero, and so is the gradient.
+    method = mtlcore.create("aggregator", "bilb4mtl", normalisation="log", log_reference_every=3, beta2=0.0)
+    state = method.init(2)
+    for step in range(7):
+        state = method.aggregate(StepView(losses=[0.9**step, 2 * 0.8**step], step=step), state).state
+        assert float(state["router"][0].abs().max()) < 2.0
 
 
 def test_vectors_of_some_tasks() -> None:

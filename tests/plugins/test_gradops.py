@@ -233,10 +233,24 @@ def test_weights_follow_the_tasks_that_are_present():
     torch.testing.assert_close(rows.T @ method.aggregate(view, {}).weights, expected)
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (0.0, 0.0)])
+@pytest.mark.parametrize("weights", [(1.0,), (0.0, 0.0), (1.0, 2.0, 3.0)])
 def test_unusable_weights_are_refused(weights):
     with pytest.raises(ConfigurationError, match="one number per task"):
         ask(jacobian(0, 2, 3), weights=weights)
+
+
+def test_weights_of_absent_tasks_do_not_move_the_others():
+    method = mtlcore.create("aggregator", "gradops", weights=(1.0, 0.0, 0.0))
+    view = StepView(losses=torch.ones(2), jacobian=jacobian(0, 2, 5), task_index=(1, 2), task_names=["b", "c"])
+    with pytest.raises(ConfigurationError, match=r"'b', 'c'.*all zero"):
+        method.aggregate(view, method.init(3))
+
+
+def test_exact_dependence_is_a_stall_whatever_the_bound():
+    for options in ({"project": "always"}, {}):
+        d, answer = ask(STALL, stall=0.0, **options)
+        assert (STALL @ d).min() > 0.02 * d.norm()
+        assert "stall" in answer.diagnostics["fallback"]
 
 
 def test_a_run_counts_its_fallbacks():

@@ -250,6 +250,28 @@ def test_dwa_of_a_task_that_missed_a_window() -> None:
     torch.testing.assert_close(answer.diagnostics["ratio"], torch.tensor([0.5, 1.0], dtype=torch.float64))
 
 
+def test_dwa_of_a_ratio_beyond_the_floats() -> None:
+    o = method("dwa", window=1)
+    fall = [[1e-200, 1.0], [1e200, 1.0], [1.0, 1.0]]
+    _, found = run(o, 3, lambda step: (torch.tensor(fall[step], dtype=torch.float64), None), 2)
+    assert found[2].tolist() == [2.0, 0.0]
+
+
+def test_dwa_keeps_what_it_knows_of_a_task_that_misses_later_windows() -> None:
+    """As documented: the windows of a task are those in which it was met."""
+    o = method("dwa", window=1)
+    state = o.init(2)
+    both, first = torch.tensor([True, True]), torch.tensor([True, False])
+    ratios = []
+    for step, here in enumerate([both, both, both, first, both, both]):
+        losses = torch.tensor([1.0, 0.5**step], dtype=torch.float64)
+        answer = o.aggregate(StepView(losses=losses, step=step).restricted(here), state)
+        state = answer.state
+        ratios.append(answer.diagnostics["ratio"].tolist())
+    # Steps 2 and 4 are its last two at step 5.
+    assert [r[-1] for r in ratios] == [1.0, 1.0, 0.5, 1.0, 0.5, 0.25]
+
+
 def test_famo_follows_its_published_update() -> None:
     """Weights: the gradient of sum z log L / c. Logits: Adam on the softmax Jacobian applied to the fall of log L."""
     o = method("famo", gamma=0.01)
@@ -317,6 +339,8 @@ def test_stch_smoothing_goes_from_the_maximum_to_equal_shares() -> None:
     sharp = weights(method("stch", form="plain", mu=1e-3), losses)
     torch.testing.assert_close(sharp, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
     torch.testing.assert_close(weights(method("stch", form="plain", mu=1e9), losses), torch.full((3,), 1 / 3).double())
+    with pytest.raises(ConfigurationError, match=r"preferences must be .* each in \(0, inf\)"):
+        method("stch", form="plain", preferences=(0.0, 0.0))
     with pytest.raises(ConfigurationError, match="preferences has 2 entries for 3 tasks"):
         method("stch", form="plain", preferences=(1.0, 1.0)).init(3)
 

@@ -213,6 +213,37 @@ def test_cagrad_satisfies_its_optimality_conditions(k, p, seed, c):
     assert ((gains - level) / found.norms >= -noise).all()
 
 
+@pytest.mark.parametrize("ratio", [1e-8, 1e-12, 1e-14])
+def test_cagrad_is_not_disturbed_by_rows_too_small_to_matter(ratio):
+    """Where long rows bind at a level below 0, rows of next to no length do not: their gains are next to 0."""
+    met = 0
+    for seed in range(40):
+        j = rows(12, 5, seed)
+        j[8:] *= ratio
+        found = cosines(j @ j.T)
+        for c in (0.1, 0.5):
+            y, certificate = cagrad(found.matrix, 1.0 / found.norms, found.norms / 12, c)
+            mean = j.mean(axis=0)
+            added = unit(j).T @ y
+            gains = j @ (mean + added)
+            length = np.linalg.norm(mean)
+            if gains[:8].min() > -1e-3 * length or y[8:].any():
+                continue
+            met += 1
+            assert certificate.status == "optimal"
+            noise = 1e-11 * (length + y.sum())
+            assert np.linalg.norm(added) == pytest.approx(c * length, abs=noise)
+            level = gains[:8].min()
+            assert (np.abs(gains - level)[y > 0] / found.norms[y > 0] <= noise).all(), (seed, c)
+    assert met >= 40
+
+
+def test_the_residual_of_one_row_is_not_hidden_by_the_size_of_another():
+    linear = np.array([-1.0, 1e12])
+    assert nonnegative.residual(np.eye(2), linear, np.array([1.0, 0.0])) == 0.0
+    assert nonnegative.residual(np.eye(2), linear, np.array([1.1, 0.0])) == pytest.approx(0.1 / 2.1)
+
+
 def test_cagrad_agrees_with_a_convex_program():
     cp = pytest.importorskip("cvxpy")
     for k, p, seed, c in [(2, 6, 0, 0.4), (3, 8, 1, 0.5), (5, 4, 2, 1.0), (11, 30, 3, 0.7)]:
@@ -242,6 +273,45 @@ def test_barrier_solves_its_equation(k, p, decades, alpha):
         # Each equation up to the rounding of its own terms.
         terms = np.abs(j @ j.T) @ w + right
         assert (np.abs(left - right) <= 1e-12 * terms).all()
+
+
+@pytest.mark.parametrize(("k", "p"), [(11, 8), (20, 15), (40, 30)])
+def test_barrier_of_more_rows_than_dimensions_far_from_alpha_one(k, p):
+    """The direct iteration wanders here: for alpha = 10 on one in five of the largest."""
+    for seed in range(20):
+        j = rows(k, p, seed)
+        found = cosines(j @ j.T)
+        for alpha in (0.1, 7.0, 10.0):
+            b, certificate = barrier(found.matrix, found.norms, alpha)
+            assert certificate.status == "optimal", (seed, alpha)
+            w = b / found.norms
+            left, right = j @ (j.T @ w), w ** (-1.0 / alpha)
+            assert (np.abs(left - right) <= 1e-12 * (np.abs(j @ j.T) @ w + right)).all()
+
+
+def test_barrier_far_from_alpha_one_is_the_point_of_an_independent_iteration():
+    """Descent on the convex objective, with a line search, for the set that once gave |d| = 5.9e6."""
+    alpha, g = 10.0, (j := np.random.default_rng(5).standard_normal((40, 30))) @ j.T
+    w = np.ones(40) / np.trace(g) ** 0.5
+    value = lambda w, q: 0.5 * w @ g @ w - (np.log(w).sum() if q == 0 else (w**q).sum() / q)
+    for step in np.geomspace(1.0, alpha, 30):
+        q = 1.0 - 1.0 / step
+        for _ in range(100):
+            slope = g @ w - w ** (q - 1.0)
+            move = -np.linalg.solve(g + np.diag((1.0 - q) * w ** (q - 2.0)), slope)
+            t = 1.0
+            while (w + t * move).min() <= 0 or value(w + t * move, q) > value(w, q) + 0.25 * t * slope @ move:
+                t /= 2
+                if t < 1e-12:
+                    break
+            if t < 1e-12 or -slope @ move < 1e-24:
+                break
+            w = w + t * move
+    found = cosines(g)
+    b, certificate = barrier(found.matrix, found.norms, alpha)
+    assert certificate.status == "optimal"
+    np.testing.assert_allclose(b / found.norms, w, rtol=1e-6)
+    assert np.linalg.norm(j.T @ w) == pytest.approx(7.83, abs=0.01)
 
 
 @pytest.mark.parametrize("alpha", [0.25, 1.0, 4.0])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import random
+from collections import deque
+
 import numpy as np
 import pytest
 import torch
@@ -322,6 +326,197 @@ class Peeking(nn.Module):
         return self.two(torch.relu(self.one(x))) + torch.relu(self.one.weight.sum() - 1e3)
 
 
+class Uses(nn.Module):
+    """A ReLU layer whose units a function of the forward also uses otherwise."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.one, self.two, self.side, self.use = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(8, 8), use
+
+    def forward(self, x):
+        h = torch.relu(self.one(x))
+        return self.two(h) + self.use(self, h)
+
+
+def keeps(net, h):
+    net.cache = h
+    return 0.0
+
+
+def keeps_deep(net, h):
+    net.side.cache = {"h": [h]}
+    return 0.0
+
+
+def wavers(net, h):
+    return net.side(h)[:, :5] if random.random() < 2.0 else 0.0
+
+
+def drops(net, h):
+    return net.side(h)[:, :5] if net.training and torch.rand(()) < 2.0 else 0.0
+
+
+def drops_with_numpy(net, h):
+    return net.side(h)[:, :5] if np.random.rand() < 2.0 else 0.0
+
+
+USES = {
+    "h.mT": lambda net, h: h.mT.sum(),
+    "h.T": lambda net, h: h.T.sum(),
+    "h.data": lambda net, h: h.data.sum(),
+    "kept": keeps,
+    "kept in a part": keeps_deep,
+    "random": wavers,
+    "torch.rand in training": drops,
+    "np.random": drops_with_numpy,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_use_that_the_graph_does_not_show_is_found(use):
+    net = Uses(USES[use])
+    streams = (random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist())
+    attributes = [dict(m.__dict__) for m in net.modules()]
+    assert find_groups(net).groups == ()
+    assert [m.__dict__ for m in net.modules()] == attributes
+    assert streams[0] == random.getstate()
+    assert torch.equal(streams[1], torch.get_rng_state())
+    assert streams[2] == np.random.get_state()[1].tolist()
+
+
+def test_looking_at_the_shape_is_no_use():
+    (group,) = find_groups(Uses(lambda net, h: h.shape[0] + h.ndim)).groups
+    assert group.name == "one"
+
+
+def test_tracing_leaves_nothing_in_lists():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.terms = relu_chain(), [1.0]
+            self.recent = deque([2.0], maxlen=3)
+
+        def forward(self, x):
+            z = self.body(x)
+            self.terms.append(z.square().mean())
+            self.recent.append(z)
+            return z
+
+    net = Auxiliary()
+    terms = net.terms
+    assert find_groups(net).groups, "the output is kept, the units inside are free"
+    assert terms == [1.0]
+    assert net.terms is terms
+    assert list(net.recent) == [2.0]
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(8), nn.GroupNorm(2, 8)])
+def test_a_norm_behind_a_layer_of_unknown_shape(norm):
+    """On (N, 8, 6) the layer's units are the last dimension and the norm's channels the middle one: no graph shows it,
+    the batch does."""
+    torch.manual_seed(0)
+    for shape, accepted in (((16, 6), True), ((16, 8, 6), False)):
+        trunk = nn.Sequential(nn.Linear(6, 8), copy.deepcopy(norm), nn.ReLU(), nn.Linear(8, 5)).double()
+        heads = nn.ModuleList(nn.Linear(5, 1) for _ in range(2)).double()
+        assert find_groups(trunk).groups
+        x, optimizer = torch.randn(*shape, dtype=torch.float64), torch.optim.SGD(trunk.parameters(), lr=0.1)
+
+        def losses(trunk=trunk, heads=heads, x=x):
+            return {f"t{i}": h(trunk(x)).square().mean() for i, h in enumerate(heads)}
+
+        result = mtlcore.MultiTask(trunk, "ls", optimizer, teleport="random").step(losses).teleport
+        assert result.accepted == accepted, result.reason
+        assert accepted or "the losses of this batch depend on their scales" in result.reason
+    flat = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Linear(16, 8), norm, nn.ReLU(), nn.Linear(8, 5))
+    assert "3" in [g.name for g in find_groups(flat).groups], "(N, 8) after a flatten"
+
+
+def encoder(**options) -> nn.TransformerEncoderLayer:
+    return nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, **options)
+
+
+class Encoded(nn.Module):
+    def __init__(self, layer, beside=None):
+        super().__init__()
+        self.layer, self.beside = layer, beside
+
+    def forward(self, x):
+        z = self.layer(x)
+        return z if self.beside is None else z + self.beside(self.layer, x)
+
+
+def changed(layer, change):
+    change(layer)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        Encoded(encoder(), lambda layer, x: layer.linear1(x).sum()),
+        Encoded(encoder(), lambda layer, x: layer.linear1.weight.sum()),
+        Encoded(nn.TransformerEncoder(encoder(), 2), lambda stack, x: stack.layers[0].linear1(x).sum()),
+        Encoded(changed(encoder(activation=nn.ReLU()), lambda e: e.activation.register_forward_hook(lambda *a: None))),
+        Encoded(changed(encoder(), lambda e: setattr(e, "dropout", nn.Tanh()))),
+        Encoded(changed(encoder(), lambda e: setattr(e, "forward", torch.tanh))),
+    ],
+)
+def test_a_feed_forward_that_is_not_only_one(net):
+    assert "layer.linear1" not in [g.name for g in find_groups(net).groups]
+    assert not any("layers.0" in g.name for g in find_groups(net).groups)
+
+
+HOOKS = {
+    "on the trunk": lambda net: net.register_forward_hook(lambda m, i, o: o + m[0].weight.sum()),
+    "before the trunk": lambda net: net.register_forward_pre_hook(lambda m, i: (i[0] + m[0].weight.sum(),)),
+    "on all modules": lambda net: nn.modules.module.register_module_forward_hook(lambda *a: None),
+    "before all modules": lambda net: nn.modules.module.register_module_forward_pre_hook(lambda *a: None),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hooks_on_the_trunk_or_on_everything_are_in_no_graph(hook):
+    made = problem("mlp")
+    made.trunk = relu_chain().double()
+    assert find_groups(made.trunk).groups
+    handle = HOOKS[hook](made.trunk)
+    try:
+        assert find_groups(made.trunk).groups == ()
+        for name in ("random", "linear-boundary"):
+            assert not teleport(made, name, detector=Falling()).accepted
+    finally:
+        handle.remove()
+    assert find_groups(made.trunk).groups
+    assert teleport(made, "random", detector=Falling()).accepted
+
+
+def test_a_trunk_with_a_forward_of_its_own_is_not_traced():
+    net = relu_chain()
+    net.forward = torch.tanh
+    assert find_groups(net).groups == ()
+
+
+class Both(nn.Module):
+    """Cannot be traced; two parts share a layer."""
+
+    def __init__(self):
+        super().__init__()
+        shared = nn.Linear(6, 8)
+        self.a, self.b = (nn.Sequential(shared, nn.ReLU(), nn.Linear(8, 5)) for _ in range(2))
+
+    def forward(self, x):
+        return self.a(x) + self.b(x) if float(x.detach().sum()) != float("inf") else x
+
+
+@pytest.mark.parametrize("name", ["random", "relu-rescaling"])
+def test_a_layer_shared_by_two_parts_of_an_untraceable_trunk(name):
+    made = problem("mlp")
+    made.trunk = Both().double()
+    result = teleport(made, name)
+    assert not result.accepted
+    assert "no unit of the trunk can be rescaled" in result.reason
+
+
 def relu_chain() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
 
@@ -441,7 +636,70 @@ def test_parts_of_an_untraceable_trunk_are_used_only_if_they_hold(net, free):
     before = made.losses(50)
     result = teleport(made, "random")
     assert result.accepted == free, result.reason
+    assert free or "the units of body.0 look free, but the losses" in result.reason
     assert made.losses(50) == pytest.approx(before, rel=1e-9)
+
+
+class Supervised(nn.Module):
+    """Cannot be traced, and reaches into its part in training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.side = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)), nn.Linear(8, 5)
+
+    def forward(self, x):
+        if not torch.isfinite(x).all():
+            raise ValueError("bad input")
+        z = self.body(x)
+        return z + self.side(self.body[:2](x)) if self.training else z
+
+
+@pytest.mark.parametrize("name", ["random", "relu-rescaling"])
+def test_a_part_that_is_used_in_training_only_is_seen(name):
+    made = problem("mlp")
+    made.trunk = Supervised().double()
+    result = teleport(made, name, detector=Falling())
+    assert not result.accepted
+    assert "in training changes by" in result.reason
+
+
+def between(made, module):
+    """The problem's batches with a module between trunk and heads that only the closure knows."""
+
+    def batch(seed):
+        inner, trunk = made.batch(seed), made.trunk
+
+        def closure():
+            made.trunk = lambda x: module(trunk(x))
+            try:
+                return inner()
+            finally:
+                made.trunk = trunk
+
+        return closure
+
+    return {"closure": batch(0), "probe": batch(1)}
+
+
+def test_noise_between_trunk_and_heads_is_no_boundary():
+    """M (mask * z) is not mask * (M z): kept in evaluation only."""
+    made = problem("mlp")
+    drop = nn.Dropout(0.5)
+    result = teleport(made, "linear-boundary", **between(made, drop), detector=Falling())
+    assert not result.accepted
+    assert "in training changes by" in result.reason
+    assert drop.training
+
+
+@pytest.mark.parametrize("name", ["random", "relu-rescaling", "linear-boundary"])
+def test_dropout_inside_the_trunk_is_kept_mask_by_mask(name):
+    made = problem("mlp")
+    state = torch.get_rng_state()
+    before = made.losses(50)
+    torch.set_rng_state(state)
+    assert teleport(made, name, detector=Falling()).accepted
+    assert torch.equal(torch.get_rng_state(), state)
+    assert made.losses(50) == pytest.approx(before, rel=1e-9), "the same masks, the same losses"
 
 
 def test_boundary_needs_heads_that_start_linear():
@@ -452,6 +710,15 @@ def test_boundary_needs_heads_that_start_linear():
     assert "does more with its input than Linear" in result.reason
     made.trunk = nn.Sequential(nn.Linear(6, 5), nn.ReLU()).double()
     assert "not a Linear layer" in teleport(made, "linear-boundary").reason
+
+
+def test_boundary_needs_heads_that_get_what_the_trunk_returns():
+    made = problem("mlp")
+    batches = between(made, nn.Hardtanh(-1e6, 1e6))  # changes nothing on these batches
+    result = teleport(made, "linear-boundary", **batches, detector=Falling())
+    assert not result.accepted
+    assert "head 'red' does not receive the trunk's own output" in result.reason
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in (*made.trunk.modules(), *made.heads.modules()))
 
 
 def test_boundary_is_there_in_training_and_in_evaluation():

@@ -229,6 +229,23 @@ def test_targets_choose_the_weights():
         teleport(made, "lora", {"targets": ["nowhere.*"]})
 
 
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.last = nn.Embedding(9, 4, sparse=True), nn.Linear(24, 5)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.embed(x).flatten(1)))
+
+
+@pytest.mark.parametrize("options", [{}, {"search": "penalty", "steps": 3}])
+def test_sparse_gradients(options):
+    made = problem("embedding")
+    made.trunk = Sparse().double()
+    assert teleport(made, "lora", options, detector=Falling()).accepted
+    assert next(made.trunk.parameters()).grad is None
+
+
 def test_frozen_weights_stay():
     made = problem("mlp")
     made.trunk[0].requires_grad_(False)

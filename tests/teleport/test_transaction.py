@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import mtlcore
-from mtlcore import Brakes, Conflict, ConflictDetector, Displacement, TeleportStrategy
+from mtlcore import Brakes, Conflict, ConflictDetector, Displacement, Needs, TeleportStrategy
 from mtlcore.errors import ConfigurationError, PluginError, TeleportError
 from mtlcore.teleporting import Teleporter, relative_changes
-from mtlcore.trajectory import similarity
+from mtlcore.trajectory import reuse, similarity
 from support.teleport_nets import TASKS, Falling, problem, teleport, view
 
 
@@ -259,6 +259,72 @@ def test_a_graph_from_before_survives_refusal_and_not_acceptance():
         torch.autograd.grad(sum(losses.values()), made.parameters())
 
 
+def test_what_a_forward_leaves_in_containers_is_taken_back():
+    made = problem("mlp")
+    made.trunk.seen, made.trunk.tables = [1.0], {"nested": [2.0]}
+    inner = made.batch(0)
+
+    def closure():
+        made.trunk.seen.append(3.0)
+        made.trunk.tables["nested"].append(3.0)
+        return inner()
+
+    kept = made.trunk.seen, made.trunk.tables["nested"]
+    assert teleport(made, "lora", closure=closure, probe=closure, detector=Falling()).accepted
+    assert (made.trunk.seen, made.trunk.tables) == ([1.0], {"nested": [2.0]})
+    assert made.trunk.seen is kept[0]
+    assert made.trunk.tables["nested"] is kept[1]
+
+
+def test_a_buffer_that_cannot_be_written_to_disturbs_nothing():
+    made = problem("mlp")
+    made.trunk.register_buffer("wide", torch.tensor([[1.0], [float("nan")]]).expand(2, 4))
+    optimizer = made.optimizer()
+    before = everything(made, optimizer)
+    assert not teleport(made, "lora", optimizer=optimizer, detector=Rising()).accepted
+    assert_unchanged(before, everything(made, optimizer))
+    assert teleport(made, "lora", optimizer=optimizer, detector=Falling()).accepted
+
+
+def test_a_tensor_that_cannot_be_restored_does_not_keep_the_others_from_it():
+    made = problem("mlp")
+    made.trunk.register_buffer("wide", torch.ones(1).expand(4))
+    optimizer = made.optimizer()
+    made.train(optimizer, 1)
+    before = everything(made, optimizer)
+
+    class Breaks(TeleportStrategy):
+        def propose(self, problem, generator):
+            torch.manual_seed(5)
+            problem.trunk.wide.as_strided((1,), (1,)).fill_(2.0)
+            for p in (*problem.trunk.parameters(), *problem.heads.parameters()):
+                p.data.fill_(3.0)
+            return Displacement({})
+
+    with pytest.raises(RuntimeError, match="single memory location"):
+        teleport(made, Breaks(), optimizer=optimizer)
+    after = everything(made, optimizer)
+    assert [k for k in before if not same(before[k], after[k])] == ["trunk wide"]
+
+
+@pytest.mark.parametrize("name", ["lora", "relu-rescaling", "random", "linear-boundary"])
+def test_a_compiled_trunk(name):
+    made = problem("mlp")
+    made.trunk = torch.compile(made.trunk, backend="eager")
+    optimizer = made.optimizer()
+    names, before = list(made.trunk.state_dict()), made.losses(50)
+    for seed in range(2):
+        result = teleport(made, name, optimizer=optimizer, detector=Falling(), seed=seed)
+        assert result.accepted, result.reason
+    assert list(made.trunk.state_dict()) == names
+    if name != "lora":
+        made.trunk.eval()
+        plain = problem("mlp")
+        plain.trunk.eval()
+        assert made.losses(50) == pytest.approx(plain.losses(50), rel=1e-9)
+    assert before
+
+
 def test_same_generator_same_teleport_and_it_is_not_advanced():
     found = []
     for _ in range(2):
@@ -339,6 +405,90 @@ def test_a_loss_that_breaks_is_refused(bad):
     assert "blue" in result.reason
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["lora", "random"])
+def test_a_loss_that_was_broken_before_the_jump_is_said_to_be(bad, name):
+    made = problem("mlp")
+    inner = made.batch(1)
+
+    def probe():
+        losses, z = inner()
+        return {t: v * (bad if t == "blue" else 1.0) for t, v in losses.items()}, z
+
+    result = teleport(made, name, probe=probe)
+    assert not result.accepted
+    assert result.reason == f"the loss of blue is {bad} before the teleport"
+
+
+# --- tasks that are not everywhere ------------------------------------------------------------------------------------
+
+
+def only(closure, *tasks):
+    def part():
+        losses, z = closure()
+        return {t: losses[t] for t in tasks}, z
+
+    return part
+
+
+def test_a_task_that_the_probe_lacks_is_judged_on_the_batch_of_the_step():
+    made = problem("mlp")
+    inner = made.batch(0)
+
+    def closure():  # blue alone reads what moves
+        losses, z = inner()
+        shift = made.trunk[3].weight.sum() - start
+        return {**losses, "blue": losses["blue"] * (1.0 + shift)}, z
+
+    start = made.trunk[3].weight.sum().detach()
+
+    @dataclass(frozen=True)
+    class Unnoticed(TeleportStrategy):
+        improves = False
+
+        def propose(self, problem, generator):
+            return Displacement({"3.weight": problem.parameters()["3.weight"].detach() + 1e-6})
+
+    probe = only(made.batch(1), "red", "green")
+    result = teleport(made, Unnoticed(), closure=closure, probe=probe, tolerance=1e-5, trials=1)
+    assert not result.accepted
+    assert "the loss of blue on the own batch changes by" in result.reason
+    assert set(result.relative_loss_change) == {"red", "green"}
+    assert teleport(made, Unnoticed(), closure=closure, probe=probe, tolerance=0.1).accepted
+
+
+@pytest.mark.parametrize("name", ["lora", "random"])
+@pytest.mark.parametrize("probed", [("red", "green"), TASKS, None])
+def test_a_task_that_nobody_sees_forbids_the_teleport(name, probed):
+    made = problem("mlp")
+    optimizer = made.optimizer(lr=1e-3)
+    probe = None if probed is None else only(made.batch(1), *probed)
+    mt = mtlcore.MultiTask(made.trunk, "ls", optimizer, detector=Falling(), teleport=name, tasks=TASKS, probe=probe)
+    result = mt.step(only(made.batch(0), "red", "green")).teleport
+    assert result.accepted == (probed == TASKS), result.reason
+    if not result.accepted:
+        assert "task blue is neither in this batch nor in the probe" in result.reason
+
+
+def test_a_detector_of_rows_judges_a_teleport():
+    seen = []
+
+    class OfRows(ConflictDetector):
+        needs = Needs.JACOBIAN
+
+        def detect(self, view):
+            torch.testing.assert_close(view.jacobian @ view.jacobian.T, view.gramian)
+            seen.append(view.jacobian.shape)
+            k = view.n_tasks
+            return Conflict(True, -float(len(seen)), torch.zeros(k, k).bool(), torch.zeros(k).bool())
+
+    made = problem("mlp")
+    mt = mtlcore.MultiTask(made.trunk, "ls", made.optimizer(), detector=OfRows(), teleport="lora", probe=made.batch(1))
+    assert mt.step(made.batch(0)).teleport.accepted
+    assert seen == [(3, sum(p.numel() for p in made.trunk.parameters()))] * len(seen)
+    assert len(seen) >= 3
+
+
 def test_zero_steps_are_the_identity():
     for options in (
         {"steps": 0},
@@ -399,6 +549,49 @@ def test_the_first_step_after_a_jump_has_the_papers_decay_rates(make):
     g = bits(weight.grad)
     optimizer.step()
     torch.testing.assert_close(state["exp_avg"], 0.9 * m + 0.1 * g), "ordinary again"
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (torch.optim.Adam, {"amsgrad": True}),
+        (torch.optim.AdamW, {}),
+        (torch.optim.NAdam, {}),
+        (torch.optim.NAdam, {"decoupled_weight_decay": True}),
+        (torch.optim.RAdam, {}),
+        (torch.optim.RAdam, {"decoupled_weight_decay": True}),
+        (torch.optim.Adamax, {}),
+        (torch.optim.RMSprop, {"centered": True}),
+    ],
+)
+def test_reuse_blends_with_what_the_optimizer_averages(make, options, maximize):
+    """The step that the paper describes, taken by the optimizer itself with decay rates times sigma."""
+    sigma, seeds = 0.6, torch.Generator().manual_seed(0)
+    start, *gradients = torch.randn(5, 6, generator=seeds, dtype=torch.float64)
+    # Groups of their own: the options are looked up where the parameter is.
+    pairs = []
+    for _ in range(2):
+        moved, other = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+        groups = [{"params": [other]}, {"params": [moved], "weight_decay": 0.1, "maximize": maximize}]
+        optimizer = make(groups, lr=1e-2, **options)
+        for g in gradients[:3]:
+            moved.grad, other.grad = g.clone(), g.clone()
+            optimizer.step()
+        pairs.append((optimizer, moved))
+    (optimizer, moved), (paper, twin) = pairs
+    reuse(optimizer, [moved], sigma)
+    for group in paper.param_groups:
+        if "alpha" in group:
+            group["alpha"] *= sigma
+        else:
+            group["betas"] = tuple(sigma * beta for beta in group["betas"])
+    for o, p in pairs:
+        p.grad = gradients[3].clone()
+        o.step()
+    for key in ("exp_avg", "exp_avg_sq", "square_avg", "grad_avg"):
+        if key in optimizer.state[moved]:
+            torch.testing.assert_close(optimizer.state[moved][key], paper.state[twin][key], rtol=1e-12, atol=0)
 
 
 def test_reuse_lives_with_other_hooks_and_further_jumps():

@@ -26,6 +26,8 @@ BALANCERS = [
     {"divide_by": "one", "router_optimizer": "sgd", "router_lr": 0.1},
     {"squash": "relu-sigmoid", "clamp_low": 0.55, "clamp_high": 0.7},
     {"normalisation": "log", "log_reference_every": 2, "beta1": 0.5, "eps": 1e-3},
+    {"tau": "one", "divide_by": "sum", "discrepancy": "all-pairs", "router_lr": 0.1},
+    {"normalisation": "log", "log_reference_every": 2, "beta2": 0.0},
     {"preset": "celeba"},
 ]
 

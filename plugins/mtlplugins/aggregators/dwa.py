@@ -12,14 +12,16 @@ from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins.arrays import Array, arrays, losses_of, put, softmax, take, tensor, tensors
 from mtlplugins.positive import positive
 
+_LARGEST = 1e150
+
 
 @dataclasses.dataclass(frozen=True)
 class DWA(Aggregator):
     """w_i = K softmax(r_i / T), r_i = mean loss of the last window / mean loss of the one before [paper*].
 
     A task whose loss falls slower than the others' has the larger r_i and gets the larger weight. Windows are epochs
-    in the paper, 25 steps in the Nash-MTL code; during the first two, and for a task that was absent from one of
-    them, r_i = 1.
+    in the paper, 25 steps in the Nash-MTL code. A task's windows are those in which it was met, also when others lie
+    between; until it has two, r_i = 1. [choice]
     Proved: weights are positive and sum to K; the losses' units do not change them.
     Not promised: that r_i says anything when windows are short and losses noisy, or descent of every task.
 
@@ -38,7 +40,7 @@ class DWA(Aggregator):
     window: int = integer(25, low=1)
 
     def init(self, n_tasks: int) -> State:
-        """Sum and count of the running window, means of the last two (0: none yet), and the window's number."""
+        """Sum and count of the running window, each task's last two means (0: none yet), and the window's number."""
         zeros = {k: np.zeros(n_tasks) for k in ("sum", "count", "last", "before")}
         return tensors({**zeros, "window": np.array(0)})
 
@@ -65,4 +67,7 @@ class DWA(Aggregator):
 
 def _ratio(last: Array, before: Array) -> Array:
     """last / before, and 1 where a window is missing or its mean is zero."""
-    return np.divide(last, before, out=np.ones_like(last), where=(last > 0) & (before > 0))
+    with np.errstate(over="ignore"):
+        quotient = np.divide(last, before, out=np.ones_like(last), where=(last > 0) & (before > 0))
+    # The softmax of an infinity is no number.
+    return np.minimum(quotient, _LARGEST)

@@ -10,7 +10,7 @@ import torch
 from mtlcore import number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins import adam
-from mtlplugins.arrays import arrays, losses_of, put, softmax, take, tensor, tensors, touched
+from mtlplugins.arrays import arrays, log_quotient, losses_of, put, softmax, take, tensor, tensors, touched
 from mtlplugins.positive import positive, solve_part
 
 
@@ -83,7 +83,7 @@ class FAMO(Aggregator):
         if not both.all():
             return self.observe(view.restricted(torch.from_numpy(both).to(view.device)), state)
         u = old["logits"]
-        z, delta = softmax(take(u, view)), np.log(before / after)
+        z, delta = softmax(take(u, view)), log_quotient(before, after)
         gradient = put(np.zeros_like(u), view, z * (delta - z @ delta))
         moved, moments = adam.step(
             u, gradient, old[adam.KEY], lr=self.lr, weight_decay=self.gamma, touched=touched(u, view)

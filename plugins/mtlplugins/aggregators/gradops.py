@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, flag, number, vector
-from mtlcore.errors import ConfigurationError
 from mtlplugins.aggregators import _numpy
+from mtlplugins.per_task import check_length, weights_present
 from mtlplugins.solvers.certificate import EPS
 from mtlplugins.solvers.cosines import Array, Cosines
 from mtlplugins.solvers.dual_cone import project_rows
@@ -45,7 +45,7 @@ class GradOPS(Aggregator):
     by |d|^2 <= K sum w_i^2 |g_i'|^2 and (2), so min_t sum_j w_j |g_j'|^2 = O(1/T).
 
     **The stall.** Dependent gradients project to zero although a common descent direction may exist (5, 100 and 175
-    degrees in a plane). When the longest remainder is below ``stall`` times its gradient, every g_i' is
+    degrees in a plane). When the longest remainder is not above ``stall`` times its gradient, every g_i' is
     replaced by the projection of g_i onto the dual cone {x : J x >= 0}. (1) and (2) hold for that too, because the
     projection P g_i lies in the cone and <P g_j, g_j> = |P g_j|^2. With it d = 0 only at Pareto stationary points
     (for positive weights): d = 0 forces every P g_j = 0, that is -g_j in the cone of the rows.
@@ -65,10 +65,10 @@ class GradOPS(Aggregator):
         rescale: scale d to the length of the mean gradient (keeps non-conflict; undoes the shrinking of nearly
             dependent gradients).
         fallback: whether the stall is repaired; False is the plain method.
-        stall: a sine; remainders that are all below it (of tasks with positive weight) are a stall.
+        stall: a sine; if no remainder exceeds it (of tasks with positive weight), that is a stall.
 
     Raises:
-        ConfigurationError: ``weights`` does not have one number per task, or only zeros.
+        ConfigurationError: ``weights`` does not have one number per task, or only zeros for those present.
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
@@ -99,6 +99,7 @@ class GradOPS(Aggregator):
 
     def init(self, n_tasks: int) -> State:
         """How many steps of this run needed the fallback; nothing that the direction depends on."""
+        check_length("gradops", "weights", self.weights, n_tasks)
         return {"fallbacks": torch.zeros((), dtype=torch.int64)} if self.fallback else {}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
@@ -123,11 +124,7 @@ class GradOPS(Aggregator):
         """The explicit weights of the tasks present."""
         if self.weights is None:
             return np.ones(view.n_tasks)
-        if max(view.task_index) >= len(self.weights) or not any(self.weights):
-            raise ConfigurationError(
-                f"GradOPS(weights={self.weights}): one number per task is needed, at least one of them positive."
-            )
-        return np.array([self.weights[i] for i in view.task_index], dtype=np.float64)
+        return np.array(weights_present("gradops", self.weights, view))
 
     def _projected(self, rows: Cosines, chosen: Array) -> tuple[Array, dict[str, Any]]:
         """Row i: coefficients of g_i' / |g_i| in the unit rows."""
@@ -143,7 +140,7 @@ class GradOPS(Aggregator):
         basis = np.where(hit[:, None], basis, np.eye(k))
         longest = float(np.where(hit, sines, 1.0)[chosen > 0.0].max(initial=0.0))
         diagnostics: dict[str, Any] = {"projected": int(hit.sum()), "longest_remainder": longest}
-        if self.fallback and longest < self.stall:
+        if self.fallback and longest <= self.stall:
             basis, certificate = project_rows(c)
             reason = f"stall: no remainder exceeds {longest:.1e} of its gradient; projected onto the dual cone"
             diagnostics |= {"fallback": reason, **certificate.diagnostics()}

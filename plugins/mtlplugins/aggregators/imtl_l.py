@@ -50,7 +50,7 @@ class IMTLL(Aggregator):
         s = old["log_scale"]
         weights = np.exp(take(s, view))
         scaled = weights * losses_of(view)
-        gradient = put(np.zeros_like(s), view, scaled - 1.0)
+        gradient = put(np.zeros_like(s), view, np.clip(scaled - 1.0, -adam.LARGEST, adam.LARGEST))
         moved, moments = adam.step(s, gradient, old[adam.KEY], lr=self.lr, touched=touched(s, view))
         return Aggregation(
             weights=tensor(weights, view),

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from mtlcore import Aggregation, Aggregator, Needs, StepView, vector
-from mtlcore.errors import ConfigurationError
+from mtlplugins.per_task import check_length, weights_present
 
 State = dict[str, torch.Tensor]
 
@@ -24,7 +24,7 @@ class LS(Aggregator):
         weights: one non-negative number per task, normalised to sum 1; None: equal weights.
 
     Raises:
-        ConfigurationError: all weights are zero, or their number is not that of the tasks.
+        ConfigurationError: the weights of the tasks present are all zero, or there is not one per task.
     """
 
     needs: ClassVar[Needs] = Needs.LOSSES
@@ -49,15 +49,15 @@ class LS(Aggregator):
             always |= {"permutation-equivariant", "no-conflict-identity", "zero-only-if-stationary"}
         return frozenset(always)
 
+    def init(self, n_tasks: int) -> State:
+        """No state."""
+        check_length("ls", "weights", self.weights, n_tasks)
+        return {}
+
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Constant weights."""
         n, device = view.n_tasks, view.device
         if self.weights is None:
             return Aggregation(weights=torch.full((n,), 1.0 / n, dtype=torch.float64, device=device), state=state)
-        if max(view.task_index) >= len(self.weights):
-            raise ConfigurationError(f"LS(weights=...) has {len(self.weights)} numbers, but there are more tasks.")
-        chosen = torch.tensor([self.weights[i] for i in view.task_index], dtype=torch.float64, device=device)
-        total = chosen.sum()
-        if total == 0:
-            raise ConfigurationError("LS(weights=...): the weights of the tasks present are all zero.")
-        return Aggregation(weights=chosen / total, state=state)
+        chosen = torch.tensor(weights_present("ls", self.weights, view), dtype=torch.float64, device=device)
+        return Aggregation(weights=chosen / chosen.sum(), state=state)

@@ -30,7 +30,7 @@ class NashMTL(Aggregator):
     Pareto stationary point there is no finite solution: d is then zero to within rounding.
 
     Task-specific parameters get their gradients times a, as in the authors' code, which weights whole losses [code]. A
-    task with zero gradient is left out; its head gets the mean weight [choice].
+    task with zero gradient is left out; its head gets the mean weight, which is also what is reused for it [choice].
 
     Cost: the Gramian, then about 5 systems of size K; nothing but the Gramian if weights are reused.
 
@@ -88,9 +88,10 @@ class NashMTL(Aggregator):
             weights, heads = rows.scatter(a), rows.scatter(a, dead=float(a.mean()))
         else:
             weights, heads, diagnostics = np.zeros(view.n_tasks), np.ones(view.n_tasks), {}
-        out = _numpy.tensor(weights, view)
-        if self.update_every > 1:
+        out, outer = _numpy.tensor(weights, view), _numpy.tensor(heads, view)
+        # Without a gradient there is nothing to hold, and the next step tries again.
+        if self.update_every > 1 and len(rows.norms):
             held = state["weights"].clone()
-            held[index] = out.to(held.device)
+            held[index] = outer.to(held.device)
             state = {"weights": held, "age": state["age"] + 1}
-        return Aggregation(weights=out, state=state, diagnostics=diagnostics, head_weights=_numpy.tensor(heads, view))
+        return Aggregation(weights=out, state=state, diagnostics=diagnostics, head_weights=outer)

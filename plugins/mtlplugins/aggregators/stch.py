@@ -10,8 +10,8 @@ import torch
 
 from mtlcore import choice, integer, number, vector
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlcore.errors import ConfigurationError
-from mtlplugins.arrays import Array, arrays, losses_of, put, softmax, take, tensor, tensors
+from mtlplugins.arrays import Array, arrays, log_quotient, losses_of, put, softmax, take, tensor, tensors
+from mtlplugins.per_task import check_length
 from mtlplugins.positive import positive, solve_part
 
 
@@ -45,7 +45,7 @@ class STCH(Aggregator):
 
     mu: float = number(1.0, low=0.0, open_low=True, log=True)
     form: str = choice("log", ("log", "plain"))
-    preferences: tuple[float, ...] | None = vector(None, low=0.0)
+    preferences: tuple[float, ...] | None = vector(None, low=0.0, open_low=True)
     ideal: tuple[float, ...] | None = vector(None)
     warmup_steps: int = integer(0, low=0)
     nadir_steps: int = integer(1, low=1)
@@ -63,9 +63,7 @@ class STCH(Aggregator):
     def init(self, n_tasks: int) -> State:
         """Sum and count of the losses that make the nadir; nothing for "plain"."""
         for name in ("preferences", "ideal"):
-            value = getattr(self, name)
-            if value is not None and len(value) != n_tasks:
-                raise ConfigurationError(f"stch: {name} has {len(value)} entries for {n_tasks} tasks.")
+            check_length("stch", name, getattr(self, name), n_tasks)
         if self.form == "plain":
             return {}
         return tensors({name: np.zeros(n_tasks) for name in ("nadir_sum", "nadir_count")})
@@ -93,7 +91,7 @@ class STCH(Aggregator):
         )
         if measuring:
             return self._answer(1.0 / losses, view, new, {"phase": "nadir"})
-        x = np.log(losses / (total / count))
+        x = log_quotient(losses, total / count)
         weights = view.n_tasks * softmax(x / self.mu) / losses
         return self._answer(weights, view, new, {"phase": "smooth maximum", "x": torch.from_numpy(x)})
 

@@ -51,7 +51,7 @@ class UW(Aggregator):
         old = arrays(state)
         s = old["log_variance"]
         weights = 0.5 * np.exp(-take(s, view))
-        gradient = put(np.zeros_like(s), view, 0.5 - weights * losses_of(view))
+        gradient = put(np.zeros_like(s), view, np.clip(0.5 - weights * losses_of(view), -adam.LARGEST, adam.LARGEST))
         moved, moments = adam.step(s, gradient, old[adam.KEY], lr=self.lr, touched=touched(s, view))
         return Aggregation(
             weights=tensor(weights, view),

@@ -50,7 +50,9 @@ class Dominated(ConflictDetector):
         elif self.rule == "any":
             severity = -angles.smallest(cos)
         else:
-            severity = -angles.smallest(cos, math.ceil(self.rho * k))
+            # Not ceil(rho * k): .28 * 25 is more than 7 in floats, while 7 / 25 is .28.
+            rank = next(n for n in range(1, k + 1) if n / k >= self.rho)
+            severity = -angles.smallest(cos, rank)
         severity += 0.0  # -0.0 reads badly in a log
         return Conflict(
             conflicting=severity > self.threshold,

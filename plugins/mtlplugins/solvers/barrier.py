@@ -9,9 +9,12 @@ For alpha = 1 no norm is left. Otherwise a, b and s can spread over a hundred de
 crawls: it multiplies a b_i that is too small by 1 + 1/p a step. Each index therefore has its own coordinate, whichever
 of b_i and s_i its equation determines: b_i where p s_i < b_i (the Hessian is mostly C), else s_i (mostly barrier); the
 other follows from s_i = a_i b_i^-p exactly. A Newton step is taken linearly in these coordinates and kept positive.
-Near the solution that is Newton's method, so it converges quadratically. From the start used here it takes 4 to 10
-systems for alpha between 0.1 and 10, on ordinary and most hostile rows, and at most 40 [measured]; it is not proved to
-converge from everywhere, and the certificate says whether it did.
+Near the solution that is Newton's method, so it converges quadratically. From the start used here it takes 4 to 12
+systems on most rows. Far from alpha = 1 it may wander instead: for alpha = 10 on one in five sets of 40 Gaussian rows
+in 30 dimensions, for alpha = 0.1 on a few rows of very different length. Then the solution is followed from alpha = 1,
+where it is easy, in four steps of equal ratio, each starting from the last: 30 to 40 systems more as a rule, and on 900
+sets of rows, hostile ones among them, no failure [measured]. Neither way is proved to converge from everywhere, and
+the certificate says whether it did.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ from mtlplugins.solvers.certificate import EPS, Certificate
 from mtlplugins.solvers.cosines import Array
 from mtlplugins.solvers.nonnegative import ridged
 
-_LIMIT = 200
+_LIMIT = 100
+"""Systems of one Newton iteration."""
+_WAYPOINTS = 4
+"""Steps from alpha = 1 to the alpha asked for."""
 _LOWEST, _HIGHEST = 0.01, 1e3
 
 
@@ -41,13 +47,29 @@ def barrier(matrix: Array, norms: Array, alpha: float) -> tuple[Array, Certifica
     p = 1.0 / alpha
     logs = np.log(norms)
     centre = float(logs.mean())
-    log_a = (p - 1.0) * (logs - centre)
+    logs -= centre
     # Start: the exact solution for orthogonal rows, then the best multiple of it.
-    u = log_a / (p + 1.0)
+    u = (p - 1.0) / (p + 1.0) * logs
     b = np.exp(u)
     u = u + min(float(np.log(b @ b / max(float(b @ c @ b), EPS * float(b @ b)))) / (p + 1.0), 7.0)
-    magnitude, floor = np.abs(c), 4.0 * EPS * k**0.5
-    diagonal = slice(None, None, k + 1)
+    u, error, count = _newton(c, logs, p, u)
+    tolerance = 256.0 * k * EPS
+    if error > tolerance:
+        followed = np.zeros(k)
+        for i in range(_WAYPOINTS + 1):
+            followed, residual, more = _newton(c, logs, alpha ** (-i / _WAYPOINTS), followed)
+            count += more
+        if residual < error:
+            u, error = followed, residual
+    status = "optimal" if error <= tolerance else "inexact"
+    return np.exp(u + centre * (p - 1.0) / (p + 1.0)), Certificate(status, error, count)
+
+
+def _newton(c: Array, logs: Array, p: float, u: Array) -> tuple[Array, float, int]:
+    """log b from a start ``u`` (k,), the residual there relative to its terms, and the number of systems solved."""
+    log_a = (p - 1.0) * logs
+    magnitude, floor = np.abs(c), 4.0 * EPS * len(u) ** 0.5
+    diagonal = slice(None, None, len(u) + 1)
     count = 0
     while count < _LIMIT:
         count += 1
@@ -68,6 +90,4 @@ def barrier(matrix: Array, norms: Array, alpha: float) -> tuple[Array, Certifica
         if (largest < 1e-3 or count > 8) and bool((np.abs(residual) <= floor * (magnitude @ b + s)).all()):
             break
     b, s = np.exp(u), np.exp(log_a - p * u)
-    error = float((np.abs(c @ b - s) / (magnitude @ b + s)).max())
-    status = "optimal" if error <= 256.0 * k * EPS else "inexact"
-    return b * np.exp(centre * (p - 1.0) / (p + 1.0)), Certificate(status, error, count)
+    return u, float((np.abs(c @ b - s) / (magnitude @ b + s)).max()), count

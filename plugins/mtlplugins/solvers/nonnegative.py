@@ -8,6 +8,9 @@ Two methods. Block principal pivoting (Judice and Pires 1994; Kim and Park 2011 
 a wrong sign at once and usually ends after two to five linear systems, for many q together. It may cycle;
 what it leaves unsolved goes to the active-set method of Lawson and Hanson (1974), which is finite because the
 objective falls with each accepted set.
+
+What rounding may do to mu_i is judged by the terms of its own row, |q_i| + sum y: in CAGrad the q_i of rows of very
+different length differ by as much, and the largest of them would hide what the others violate.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def solve(matrix: Array, linear: Array, positive: Mask | None = None) -> tuple[A
     k = len(linear)
     c = ridged(matrix)
     free = linear < 0.0 if positive is None else positive
-    size = float(np.abs(linear).max())
+    size = np.abs(linear)
     for count in range(_SWEEPS):
         y = np.zeros(k)
         index = free.nonzero()[0]
@@ -72,7 +75,7 @@ def solve_many(matrix: Array, linear: Array, positive: Mask | None = None) -> tu
     c = ridged(matrix)
     free = linear < 0.0 if positive is None else positive.copy()
     y = np.zeros((m, k))
-    size = np.abs(linear).max(axis=1, keepdims=True)
+    size = np.abs(linear)
     rows = np.arange(m)
     count = 0
     while len(rows) and count < _SWEEPS:
@@ -121,13 +124,13 @@ def _active_set(c: Array, q: Array) -> tuple[Array, int]:
     y = np.zeros(k)
     support = np.zeros(k, dtype=bool)
     refused = np.zeros(k, dtype=bool)
-    size = float(np.abs(q).max())
+    size = np.abs(q)
     count = 0
     for _ in range(10 * k):
         descent = -(c @ y + q)
-        descent[support | refused] = -np.inf
+        descent[support | refused | (descent <= 4.0 * EPS * k * (size + float(y.sum())))] = -np.inf
         entering = int(descent.argmax())
-        if descent[entering] <= 4.0 * EPS * k * (size + float(y.sum())):
+        if descent[entering] == -np.inf:
             break
         support[entering] = True
         while True:
@@ -157,6 +160,6 @@ def _active_set(c: Array, q: Array) -> tuple[Array, int]:
 def residual(matrix: Array, linear: Array, y: Array) -> float:
     """Largest violation of the optimality conditions of one problem, relative to its terms."""
     slack = matrix @ y + linear
-    size = float(np.abs(linear).max() + y.sum()) or 1.0
-    wrong = max(float(-slack.min()), float(np.abs(slack[y > 0.0]).max(initial=0.0)), 0.0)
-    return wrong / size
+    size = np.abs(linear) + float(y.sum())
+    wrong = np.where(y > 0.0, np.abs(slack), np.maximum(-slack, 0.0))
+    return float((wrong[size > 0.0] / size[size > 0.0]).max(initial=0.0))

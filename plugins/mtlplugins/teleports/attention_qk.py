@@ -74,9 +74,10 @@ class AttentionQK(TeleportStrategy):
                 widths |= dict.fromkeys([g.name for g in groups], module.head_dim)
         free = sound(problem, tuple(found), generator)
         if not free:
-            return Displacement(
-                {}, diagnostics={"reason": "the trunk has no nn.MultiheadAttention that is free to rescale"}
-            )
+            reason = "the trunk has no nn.MultiheadAttention that is free to rescale"
+            if found:
+                reason += "; what it has looks free, but the losses of this batch depend on its scales"
+            return Displacement({}, diagnostics={"reason": reason})
         if self.maps == "full":
             return self._full(problem, free, widths)
         return rescale(

@@ -8,13 +8,14 @@ torch.fx traces the trunk; each value that flows through it is given a *space* o
   flatten, upsampling, products with a number);
 * merges spaces: a sum, e.g. an identity shortcut, whose terms can only be rescaled together;
 * consumes a space: the inputs of Linear and Conv;
-* or pins it: everything else, the trunk's output, modules with hooks, parametrisations, frozen or tied parameters, and
-  modules whose parameters are read beside their calls.
+* or pins it: everything else, the trunk's output and what its forward keeps in attributes, modules with hooks,
+  parametrisations, frozen or tied parameters, and modules whose parameters are read beside their calls.
 
 What is left, in training and in evaluation mode alike, is a set of :class:`~mtlplugins.teleports.scaling.Group`. The
 rule is one-sided: an operation that is not known to be safe pins what it touches. A trunk that cannot be traced as a
-whole is searched child by child; that its own forward does not reach into a child is then no longer proved, only seen
-on the trigger batch (``sound``) and on the probe.
+whole, or whose forward draws random numbers, is searched child by child; that its own forward does not reach into a
+child is then no longer proved, only seen on the trigger batch (``sound``; by the transaction also in training) and on
+the probe. Hooks on the trunk itself are in no graph: then nothing is searched.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import inspect
 import operator
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as _calls
 
+from mtlcore.module_state import ModuleState
+from mtlcore.noise import Noise
 from mtlplugins.teleports.scaling import Group, Member
 
 _CONVS: dict[type[nn.Module], int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
@@ -66,7 +70,8 @@ _POOL_CALLS: dict[Any, int] = {
 }
 _SUMS: frozenset[Any] = frozenset({operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub})
 _PRODUCTS: frozenset[Any] = frozenset({operator.mul, operator.truediv, torch.mul, torch.div})
-_LOOKS: frozenset[Any] = frozenset({getattr})  # x.shape, x.device: nothing of the values
+_LOOKS = frozenset({"shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda"})
+"""Attributes that say nothing of the values; of others, ``h.T`` or ``h.data``, nobody knows where they go."""
 
 
 @dataclass(eq=False)
@@ -129,7 +134,7 @@ def fingerprint(trunk: nn.Module) -> Hashable:
 
     A forward that looks at something else (a global, the inside of a list) can change unseen: ``sound`` would notice.
     """
-    parts: list[Hashable] = []
+    parts: list[Hashable] = [_watched()]
     for name, module in trunk.named_modules(remove_duplicate=False):
         own = tuple((n, id(p), p is not None and p.requires_grad) for n, p in module._parameters.items())
         attributes = tuple(
@@ -142,13 +147,35 @@ def fingerprint(trunk: nn.Module) -> Hashable:
 
 
 def _search(trunk: nn.Module) -> Found:
+    inner, prefix = uncompiled(trunk)
+    if altered(trunk, inner):
+        return Found((), "hooks or an own forward of the trunk do what its graph does not show")
+    shared = shared_modules(inner)
     try:
-        return Found(_free(trunk, "", shared_modules(trunk)), "whole trunk traced")
+        return Found(_free(inner, prefix, shared), "whole trunk traced")
     except Exception as error:  # tracing runs the user's forward on proxies: anything can be raised
-        shared = shared_modules(trunk)
-        groups, traced = _children(trunk, "", shared)
+        groups, traced = _children(inner, prefix, shared)
         note = f"trunk cannot be traced ({type(error).__name__}); {traced} of its parts were traced one by one"
         return Found(tuple(groups), note)
+
+
+def uncompiled(module: nn.Module) -> tuple[nn.Module, str]:
+    """The network inside a ``torch.compile(network)``, which cannot be traced itself, and the prefix of its names."""
+    inner = module._modules.get("_orig_mod") if type(module).__name__ == "OptimizedModule" else None
+    return (module, "") if inner is None else (inner, "_orig_mod.")
+
+
+def altered(*modules: nn.Module) -> bool:
+    """Whether calling one of these runs code that is not in the forward of its class, which is all that is traced."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or ("forward" in m.__dict__ and uncompiled(m)[0] is m) for m in modules
+    )
+
+
+def _watched() -> bool:
+    """Whether hooks on the calls of every module are set, but for the one by which a transaction meets modules."""
+    hooks = (*_calls._global_forward_hooks.values(), *_calls._global_forward_pre_hooks.values())
+    return any(getattr(hook, "__module__", None) != "mtlcore.teleporting" for hook in hooks)
 
 
 def _children(module: nn.Module, prefix: str, unsafe: set[nn.Module]) -> tuple[list[Group], int]:
@@ -156,6 +183,8 @@ def _children(module: nn.Module, prefix: str, unsafe: set[nn.Module]) -> tuple[l
     traced = 0
     for name, child in module.named_children():
         path = f"{prefix}{name}."
+        if altered(child):
+            continue
         if type(child) is nn.TransformerEncoderLayer:
             groups += _feed_forward(child, path, unsafe)
             continue
@@ -189,8 +218,12 @@ def _same(one: Group, other: Group) -> bool:
 
 
 def shared_modules(trunk: nn.Module) -> set[nn.Module]:
-    """Modules that are not plain: with hooks, parametrisations, or parameters that are frozen or owned twice."""
+    """Modules that are not plain: with hooks, parametrisations, parameters that are frozen or owned twice, or with
+    parameters and two names, of which a part that is traced alone knows one. If hooks watch every call, all of them."""
+    if _watched():
+        return set(trunk.modules())
     owners = Counter(p for m in trunk.modules() for p in m._parameters.values() if p is not None)
+    names = Counter(m for _, m in trunk.named_modules(remove_duplicate=False))
     unsafe = set()
     for module in trunk.modules():
         own = [p for p in module._parameters.values() if p is not None]
@@ -199,6 +232,7 @@ def shared_modules(trunk: nn.Module) -> set[nn.Module]:
         )  # fmt: skip
         if (
             any(owners[p] > 1 or not p.requires_grad for p in own)
+            or (own and names[module] > 1)
             or any(hooks)
             or hasattr(module, "parametrizations")
             or not isinstance(getattr(module, "weight", None), (nn.Parameter, type(None)))
@@ -218,9 +252,10 @@ def _rows(parameter: Tensor) -> Tensor:
 
 def _feed_forward(layer: nn.TransformerEncoderLayer, path: str, unsafe: set[nn.Module]) -> list[Group]:
     """linear1 -> ReLU -> dropout -> linear2 inside a transformer layer, whose forward fx does not enter."""
-    plain = not {layer, layer.linear1, layer.linear2, layer.dropout} & unsafe
+    parts = (layer.linear1, layer.activation, layer.dropout, layer.linear2)
     relu = layer.activation is F.relu or type(layer.activation) is nn.ReLU
-    if not plain or not relu or type(layer.linear1) is not nn.Linear or type(layer.linear2) is not nn.Linear:
+    kinds = [type(part) for part in parts if part is not layer.activation]
+    if not relu or {layer, *parts} & unsafe or kinds != [nn.Linear, nn.Dropout, nn.Linear]:
         return []
     members = [Member(f"{path}linear1.weight", _rows(layer.linear1.weight), True)]
     if layer.linear1.bias is not None:
@@ -239,6 +274,7 @@ class _Walk:
         # A layer whose weight is read beside its calls does more than its calls tell.
         read = [str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"]
         self._unsafe = unsafe | {module.get_submodule(name) for name in read}
+        self._called = {module.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"}
         self._values: dict[fx.Node, _Value | None] = {}
         self._spaces: list[_Space] = []
         self._inputs: dict[nn.Module, _Value | None] = {}
@@ -298,7 +334,8 @@ class _Walk:
             return value
         if kind is nn.TransformerEncoderLayer or kind is nn.TransformerEncoder:
             for name, layer in module.named_modules(prefix=path):
-                if type(layer) is nn.TransformerEncoderLayer:
+                # Parts that are also called on their own do more than the layer's call tells.
+                if type(layer) is nn.TransformerEncoderLayer and not self._called & {*layer.modules()} - {layer}:
                     for group in _feed_forward(layer, f"{name}.", self._unsafe):
                         self._extra[group.name] = group
             return self._pin(node)
@@ -328,8 +365,10 @@ class _Walk:
         ndim = _CHANNEL_NORMS[type(module)]
         if ndim is not None:
             return self._produce(module, path, 1, ndim, _rows(weight))
-        if value is None:
-            return None  # (N, C) or (N, C, L)? Unknown, so left alone.
+        if value is None or (value.dim != 1 and value.ndim not in (2, None)):
+            return None
+        # Behind a linear layer on inputs of unknown shape: (N, C) nearly always; that it is not (N, C, L) with C = L is
+        # seen on the batch only.
         return self._produce(module, path, value.dim, value.ndim, _rows(weight))
 
     def _produce(self, module: nn.Module, path: str, dim: int, ndim: int | None, rows: Tensor) -> _Value:
@@ -412,7 +451,7 @@ class _Walk:
         if target is F.interpolate:
             value = self._only_input(node)
             return value if value is not None and value.dim == 1 else self._pin(node)
-        return None if target in _LOOKS else self._pin(node)
+        return None if target is getattr and node.args[1] in _LOOKS else self._pin(node)
 
     def _call_method(self, node: fx.Node) -> _Value | None:
         target = str(node.target)
@@ -428,7 +467,7 @@ class _Walk:
             return self._flatten(node, 1, -1) if _keeps_batch(node) else self._pin(node)
         if target == "mean":
             return self._mean(node)
-        return None if target in ("size", "dim") else self._pin(node)
+        return None if target in ("size", "dim", "numel") else self._pin(node)
 
     def _pool(self, node: fx.Node, ndim: int, indices: bool) -> _Value | None:
         value = self._only_input(node)
@@ -477,28 +516,62 @@ class _Walk:
 
 
 def traces(module: nn.Module) -> list[fx.Graph]:
-    """The graphs in training and in evaluation mode, as a forward may ask ``self.training``; one if they are equal."""
-    modes = {part: part.training for part in module.modules()}
+    """The graphs in training and in evaluation mode, as a forward may ask ``self.training``; one if they are equal.
+
+    Tracing runs the user's forward: what it leaves in the modules, and what it draws, is taken back.
+
+    Raises:
+        DrawsError: the forward drew random numbers, and may take another way next time.
+        Exception: whatever tracing raises.
+    """
+    states = [ModuleState(part) for part in module.modules()]
+    noise = Noise()
     graphs = []
     try:
         for mode in (True, False):
-            for part in modes:
+            for part in module.modules():
                 part.training = mode
             graphs.append(trace(module))
+            for state in states:
+                state.restore()
+            if not noise.same_as(Noise()):
+                raise DrawsError("the forward draws random numbers")
     finally:
-        for part, mode in modes.items():
-            part.training = mode
+        for state in states:
+            state.restore()
+        noise.restore()
     return graphs[:1] if str(graphs[0]) == str(graphs[1]) else graphs
 
 
+class DrawsError(Exception):
+    """A forward whose way depends on random numbers: a graph would show one of its ways."""
+
+
 def trace(module: nn.Module) -> fx.Graph:
-    """The graph; optional arguments of forward are taken at their defaults, as nobody can know better."""
+    """The graph; optional arguments of forward are taken at their defaults, as nobody can know better.
+
+    Values that the forward keeps in attributes of the modules are outputs, too: whoever calls it can read them.
+    """
     defaults = {
         name: p.default
         for name, p in inspect.signature(module.forward).parameters.items()
         if p.default is not inspect.Parameter.empty
     }
-    return fx.Tracer().trace(module, concrete_args=defaults or None)
+    graph = fx.Tracer().trace(module, concrete_args=defaults or None)
+    kept = [p.node for part in module.modules() for p in _proxies(part.__dict__) if p.node.graph is graph]
+    if kept:
+        output = next(iter(reversed(graph.nodes)))
+        output.args = ((output.args[0], *kept),)
+    return graph
+
+
+def _proxies(value: Any) -> list[fx.Proxy]:
+    """Every value of a graph in a nest of containers."""
+    if isinstance(value, fx.Proxy):
+        return [value]
+    if isinstance(value, (dict, list, tuple, set, deque)):
+        return [p for each in (value.values() if isinstance(value, dict) else value) for p in _proxies(each)]
+    return []
 
 
 def _flatten_arguments(node: fx.Node) -> tuple[Any, Any]:

@@ -82,7 +82,7 @@ class Field:
             total = (w * losses).sum()
             keep = graph or i + 1 < len(weights)
             raw = torch.autograd.grad(total, parameters, retain_graph=keep, create_graph=graph, allow_unused=True)
-            found.append([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, raw)])
+            found.append([_dense(p, g) for p, g in zip(parameters, raw)])
         return losses if graph else losses.detach(), found
 
     def backward(self, scalar: Tensor) -> Vector:
@@ -98,7 +98,7 @@ class Field:
             raise TeleportError(
                 f"the network cannot be differentiated twice ({error}). Use estimator='finite-difference'."
             ) from error
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, raw)]
+        return [_dense(p, g) for p, g in zip(parameters, raw)]
 
     def small_step(self, direction: Vector) -> float:
         """A step along ``direction`` for finite differences: its size is sqrt(eps)-small beside the weights, where the
@@ -114,6 +114,12 @@ def _twice_differentiable() -> Iterator[None]:
     """Fused attention and recurrent kernels have no second derivative; their plain forms have."""
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
         yield
+
+
+def _dense(parameter: Tensor, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        return torch.zeros_like(parameter)
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _stacked(losses: Mapping[str, Tensor]) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import fx, nn
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, integer, number
 from mtlcore.contracts import MatrixMap
-from mtlplugins.teleports.channels import shared_modules, traces
+from mtlplugins.teleports.channels import altered, shared_modules, traces, uncompiled
 from mtlplugins.teleports.general_maps import Block, optimise
 
 
@@ -23,7 +24,8 @@ class LinearBoundary(TeleportStrategy):
     M^{-T}, exactly; squared moments re-estimated (see ``mtlcore.trajectory``).
 
     Needs ``MultiTask(..., heads=...)``: a module whose children are the heads (ModuleDict, ModuleList), or one head.
-    Each must use its input in Linear layers only; the trunk must end in a Linear. Otherwise it stays, and says why.
+    Each must receive the trunk's output itself and use it in Linear layers only; the trunk must end in a Linear.
+    Otherwise it stays, and says why.
 
     Args:
         objective: "dominated" or "pairwise", as in ``relu-rescaling``.
@@ -59,7 +61,11 @@ class LinearBoundary(TeleportStrategy):
         except _NoBoundaryError as reason:
             return Displacement({}, diagnostics={"reason": str(reason)})
         names = list(problem.parameters())
-        losses, blocks = problem.rows()
+        with _strangers(problem.trunk, problem.heads) as strangers:
+            losses, blocks = problem.rows()
+        if strangers:
+            between = f"head {strangers[0]} does not receive the trunk's own output: something lies between them"
+            return Displacement({}, diagnostics={"reason": between})
         if len(losses) < 2:
             return Displacement({}, diagnostics={"reason": "one task only: nothing can conflict"})
         rows = dict(zip(names, blocks))
@@ -94,11 +100,49 @@ class _NoBoundaryError(Exception):
     """Why the symmetry is not there."""
 
 
+@contextlib.contextmanager
+def _strangers(trunk: nn.Module, heads: nn.Module | None) -> Iterator[list[str]]:
+    """Names of the heads that are called, while open, with anything but a tensor that the trunk has returned."""
+    made: list[object] = []
+    found: list[str] = []
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        made.extend(output if isinstance(output, (tuple, list)) else [output])
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
+        def enter(module: nn.Module, args: tuple[object, ...]) -> None:
+            if not args or not any(args[0] is z for z in made):
+                found.append(name)
+
+        return enter
+
+    hooks = [trunk.register_forward_hook(leave)]
+    hooks += [head.register_forward_pre_hook(watch(_shown(name))) for name, head in _heads(heads)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _heads(heads: nn.Module | None) -> list[tuple[str, nn.Module]]:
+    if isinstance(heads, (nn.ModuleDict, nn.ModuleList)):
+        return list(heads.named_children())
+    return [] if heads is None else [("", heads)]
+
+
+def _shown(name: str) -> str:
+    return repr(name) if name else "(the only one)"
+
+
 def _last_linear(trunk: nn.Module) -> str:
     """Prefix of the Linear whose output is the trunk's output."""
+    whole, (trunk, prefix) = trunk, uncompiled(trunk)
     unsafe = shared_modules(trunk)
+    if altered(whole, trunk):
+        raise _NoBoundaryError("hooks or an own forward of the trunk do what its graph does not show")
     if type(trunk) is nn.Linear and trunk not in unsafe:
-        return ""
+        return prefix
     try:
         graphs = traces(trunk)
     except Exception as error:
@@ -106,7 +150,7 @@ def _last_linear(trunk: nn.Module) -> str:
     ends = {_end(trunk, graph, unsafe) for graph in graphs}
     if len(ends) > 1:
         raise _NoBoundaryError("the trunk ends in different layers in training and in evaluation")
-    return f"{ends.pop()}."
+    return f"{prefix}{ends.pop()}."
 
 
 def _end(trunk: nn.Module, graph: fx.Graph, unsafe: set[nn.Module]) -> str:
@@ -144,13 +188,15 @@ def _first_linears(heads: nn.Module | None, last: str) -> Iterator[str]:
     if heads is None:
         raise _NoBoundaryError("the heads are unknown: pass MultiTask(..., heads=...)")
     unsafe = shared_modules(heads)
-    containers = (nn.ModuleDict, nn.ModuleList)
-    for prefix, head in heads.named_children() if isinstance(heads, containers) else [("", heads)]:
-        path = f"{prefix}." if prefix else ""
+    for prefix, whole in _heads(heads):
+        head, inner = uncompiled(whole)
+        path = f"{prefix}.{inner}" if prefix else inner
+        if altered(whole, head):
+            raise _NoBoundaryError(f"hooks or an own forward of head {_shown(prefix)} do what its graph does not show")
         if type(head) is nn.Linear and head not in unsafe:
             yield f"{path}weight"
             continue
-        shown = repr(prefix) if prefix else "(the only one)"
+        shown = _shown(prefix)
         try:
             graphs = traces(head)
         except Exception as error:

@@ -8,7 +8,7 @@ import torch
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, number
 from mtlplugins.teleports.channels import find_groups
-from mtlplugins.teleports.relu_rescaling import sound
+from mtlplugins.teleports.relu_rescaling import sound, stay
 from mtlplugins.teleports.scaling import displacement, factors
 
 
@@ -36,7 +36,7 @@ class RandomRescaling(TeleportStrategy):
         found = find_groups(problem.trunk)
         groups = sound(problem, found.groups, generator)
         if not groups:
-            return Displacement({}, diagnostics={"reason": f"no unit of the trunk can be rescaled: {found.note}"})
+            return stay(found)
         parameters = dict(problem.trunk.named_parameters())
         device = next(iter(parameters.values())).device
         logs = [

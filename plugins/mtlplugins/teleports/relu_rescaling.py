@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, integer, number
-from mtlplugins.teleports.channels import find_groups
+from mtlplugins.teleports.channels import Found, find_groups
 from mtlplugins.teleports.scaling import Group, factors, rescale
 
 
@@ -53,10 +53,19 @@ class ReluRescaling(TeleportStrategy):
         found = find_groups(problem.trunk)
         groups = sound(problem, found.groups, generator)
         if not groups:
-            return Displacement({}, diagnostics={"reason": f"no unit of the trunk can be rescaled: {found.note}"})
+            return stay(found)
         return rescale(
             problem, groups, measure=self.objective, bound=self.bound, stiffness=self.stiffness, steps=self.steps
         )
+
+
+def stay(found: Found) -> Displacement:
+    """No displacement, and why: nothing was found, or what was found is none (see :func:`sound`)."""
+    reason = f"no unit of the trunk can be rescaled: {found.note}"
+    if found.groups:
+        names = ", ".join(g.name for g in found.groups)
+        reason += f"; the units of {names} look free, but the losses of this batch depend on their scales"
+    return Displacement({}, diagnostics={"reason": reason})
 
 
 def sound(problem: TeleportProblem, groups: tuple[Group, ...], generator: torch.Generator) -> tuple[Group, ...]:

@@ -91,6 +91,24 @@ class Negative(Rescaling):
 
 
 @frozen
+class EvaluationOnly(Rescaling):
+    """Takes a batch norm for the affine map that it is in evaluation, and scales what it normalises in training."""
+
+    def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
+        trunk = problem.trunk
+        if not isinstance(trunk, nn.Sequential) or not isinstance(trunk[1], nn.BatchNorm2d):
+            return Displacement({})
+        known = {n: p.detach() for n, p in problem.parameters().items()}
+        up = self.factors(known["1.bias"], generator)
+        statistics = dict(trunk[1].named_buffers())
+        deviation = (statistics["running_var"] + trunk[1].eps).sqrt()
+        off = known["1.weight"] * (known["0.bias"] - statistics["running_mean"]) / deviation
+        bias = known["1.bias"] + off * (1.0 - 1.0 / up)
+        maps = {"0.weight": up[:, None, None, None], "1.weight": 1.0 / up, "1.bias": bias / known["1.bias"]}
+        return self.finish(problem, known, maps)
+
+
+@frozen
 class InverseMaps(Rescaling):
     """Hands over the inverse maps: the losses stay, the optimizer's history is corrupted."""
 
@@ -163,11 +181,13 @@ class SinglePrecision(Rescaling):
 
 @frozen
 class ChangesASetting(Rescaling):
-    """Searches with another setting of the network, one that no state dict knows of, and leaves it so."""
+    """Searches with another setting of the network, one that neither a state dict nor the transaction knows of, and
+    leaves it so."""
 
     def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
-        gain = getattr(problem.trunk, "gain", [])
-        gain[:] = [2.0 * value for value in gain]
+        gain = getattr(problem.trunk, "gain", None)
+        if gain is not None:
+            gain.value *= 2.0
         return super().propose(problem, generator)
 
 
@@ -177,6 +197,7 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     ForgetsTheConsumer: ("loss-invariant",),
     ForgetsTheBias: ("loss-invariant",),
     Negative: ("loss-invariant",),
+    EvaluationOnly: ("loss-invariant",),
     InverseMaps: ("maps-tell-the-truth", "history-in-new-coordinates", "gradients-in-new-coordinates"),
     GammaBlind: ("gamma-zero-keeps-losses",),
     GlobalGenerator: ("deterministic",),

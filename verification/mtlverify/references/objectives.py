@@ -157,7 +157,7 @@ class Total(Objective):
     """TOTAL = sum_i sigma_i l~_i / S + lambda * discrepancy(tau_i l~_i), with the router trained on the same scalar
     (``bilb4mtl``). [code: OptMN-Lab/LDC-MTL, one backward on g + lamb f; paper: arXiv 2502.08585 for f and g]
 
-    The router is a free vector with a fixed start. Adam's eps is relative to max |dTOTAL/dsigma| [choice].
+    The router is a free vector with a fixed start. Adam's eps is relative to the terms of dTOTAL/dsigma [choice].
     """
 
     def prepare(self) -> None:
@@ -214,12 +214,21 @@ class Total(Objective):
             return (v[:, None] - v[None, :]).abs().sum() / k  # each pair is there twice
         return v.amax() - v.amin()
 
+    def size(self, losses: Tensor, number: int) -> float:
+        """Of the derivatives with respect to sigma, every sigma_i l~_i and the discrepancy by itself: what they may
+        have lost to cancellation in their sum is rounding, and must not count as a gradient."""
+        plugin, normalised = self.plugin, self.normalised(losses, number)
+        sigma = self.sigma().detach().requires_grad_()
+        spread = self.discrepancy(normalised * (sigma if plugin.tau == "sigma" else 1.0))
+        upper = torch.autograd.grad(spread, sigma)[0] if plugin.tau == "sigma" else torch.zeros(())
+        s = 1.0 if plugin.divide_by == "one" else float(sigma.sum())
+        return float(normalised.abs().max() / s + plugin.lamb * upper.abs().max())
+
     def advance(self, losses: Tensor, later: Tensor, number: int) -> None:
         if isinstance(self.optimizer, torch.optim.Adam):
-            sigma = self.sigma().detach().requires_grad_()
-            (by_sigma,) = torch.autograd.grad(self.total(sigma, losses, number), sigma)
-            smallest = torch.finfo(torch.float64).tiny  # no derivative at all: 0 / tiny instead of 0 / 0
-            self.optimizer.param_groups[0]["eps"] = max(self.plugin.eps * float(by_sigma.abs().max()), smallest)
+            # No derivative at all: 0 / tiny instead of 0 / 0; without memory of earlier ones either, no step.
+            smallest = torch.finfo(torch.float64).tiny if self.plugin.beta2 > 0.0 else float("inf")
+            self.optimizer.param_groups[0]["eps"] = self.plugin.eps * self.size(losses, number) or smallest
         self.descend(self.optimizer, self.w, self.value(losses, number))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ class Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.stem, self.one, self.two = nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, width)
-        self.gain = [0.5]
+        self.gain = SimpleNamespace(value=0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 4) -> (N, width)."""
         x = torch.relu(self.stem(x))
-        return torch.relu(x + self.gain[0] * self.two(torch.relu(self.one(x))))
+        return torch.relu(x + self.gain.value * self.two(torch.relu(self.one(x))))
 
 
 class Attention(nn.Module):

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from mtlcore import choice, flag, integer, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, LossError
+from mtlplugins import adam
 from mtlplugins.aggregators.bilb4mtl import discrepancy as discrepancies
 from mtlplugins.aggregators.bilb4mtl import features, squash
 from mtlplugins.aggregators.bilb4mtl import normalisation as normalisations
@@ -40,8 +41,9 @@ from mtlplugins.aggregators.bilb4mtl.free_router import FreeRouter
 from mtlplugins.aggregators.bilb4mtl.presets import PRESETS
 from mtlplugins.arrays import Array
 from mtlplugins.positive import solve_part
-from mtlplugins.vectors import Vector, dot, losses_of, mask, tensor, tensors
+from mtlplugins.vectors import Vector, dot, losses_of, mask, take, tensor, tensors
 
+_LOWEST = 1.0 / adam.LARGEST
 Weigh = Callable[[StepView], Tensor]
 Solve = Callable[[StepView, Weigh], StepView]
 
@@ -72,7 +74,8 @@ class Balancer(Aggregator):
         router_lr: its step size.
         beta1: Adam's.
         beta2: Adam's.
-        eps: Adam's, relative to max_i |dTOTAL/dsigma_i|, so that the losses' common unit does not matter. [choice]
+        eps: Adam's, relative to the terms of dTOTAL/dsigma, max_i |l~_i| / S + max_i |lambda l~_i k_i|: the losses'
+            common unit does not matter, and what is left where these terms cancel, rounding, moves nothing. [choice]
         pareto_safe: keep the coefficients non-negative by clipping at 0. [choice]
 
     Raises:
@@ -163,10 +166,12 @@ class Balancer(Aggregator):
         here = level.at(view, losses)
         values = here.normalised if self.tau == "one" else list(map(operator.mul, here.sigma, here.normalised))
         gap, pull = discrepancies.discrepancy(self.discrepancy, values)
-        by_sigma = here.by_sigma
+        by_sigma, size = here.by_sigma, here.size
         pushes = [self.lamb * k for k in pull]
         if self.tau == "sigma":
-            by_sigma = [g + value * push for g, value, push in zip(by_sigma, here.normalised, pushes)]
+            upper = list(map(operator.mul, here.normalised, pushes))
+            size += max(max(upper), -min(upper))
+            by_sigma = list(map(operator.add, by_sigma, upper))
             pushes = list(map(operator.mul, here.sigma, pushes))
         coefficients = list(map(operator.add, here.coefficients, pushes))
         gradient, by_phi = level.to_router(here, by_sigma)
@@ -180,9 +185,10 @@ class Balancer(Aggregator):
         }
         if solve is not None:
             inner = solve(view, level.weights)
-            there = level.at(inner, losses_of(inner))
+            there = level.inside(inner)
             kept, dropped = (level.to_router(point, point.by_sigma)[0] for point in (here, there))
             gradient = np.subtract(gradient, dropped)
+            size += there.size
             sizes = float(np.linalg.norm(kept)), float(np.linalg.norm(dropped))
             diagnostics |= {"inner_losses": tensor(there.losses), "kept_norm": sizes[0]}
             diagnostics |= {"dropped_norm": sizes[1], "dropped_ratio": sizes[1] / sizes[0] if sizes[0] else math.inf}
@@ -194,8 +200,10 @@ class Balancer(Aggregator):
         feature_gradient: tuple[Tensor, ...] = ()
         if by_phi is not None and not self.detach_features:
             feature_gradient = features.spread(view, self.channel_dim, by_phi)
-        eps = self.eps * max(max(by_sigma), -min(by_sigma))
-        rule = routers.Rule(self.router_lr, self.beta1, self.beta2, eps)
+        unit = normalisations.unit(self.normalisation, references)
+        if size and not _LOWEST <= size / unit <= adam.LARGEST:
+            unit = size / min(max(size / unit, _LOWEST), adam.LARGEST)
+        rule = routers.Rule(self.router_lr, self.beta1, self.beta2, self.eps * size / unit, unit)
         new = {**state, "router": router.trained(view, gradient, rule)}
         if references is not old:
             new |= references.state()
@@ -234,6 +242,8 @@ class _Point(NamedTuple):
     """dg/dl~"""
     by_sigma: Vector
     """dg/dsigma"""
+    size: float
+    """Of the terms of by_sigma, before they cancel."""
 
 
 class _LowerLevel(NamedTuple):
@@ -249,17 +259,35 @@ class _LowerLevel(NamedTuple):
         scores, seen = self.router.scores(view)
         sigma, raw = squash.squash(options.squash, scores, options.clamp_low, options.clamp_high)
         coefficients, by_sigma = sigma, normalised
+        size = max(max(normalised), -min(normalised))
+        if size == math.inf:
+            name = view.task_names[list(map(abs, normalised)).index(size)]
+            raise LossError(
+                f"the loss of task {name!r} is too large beside its first one for normalisation='rescaled'."
+            )
         if options.divide_by != "one":
             total = sum(sigma)
             coefficients, by_sigma = [s / total for s in sigma], [value / total for value in normalised]
+            size /= total
             if options.divide_by == "sum":
                 mean = dot(coefficients, normalised) / total
                 by_sigma = [g - mean for g in by_sigma]
-        return _Point(view, losses, normalised, slope, seen, scores, raw, sigma, coefficients, by_sigma)
+        return _Point(view, losses, normalised, slope, seen, scores, raw, sigma, coefficients, by_sigma, size)
+
+    def inside(self, view: StepView) -> _Point:
+        """At a point of the inner loop, whose steps may take a loss to where it has no logarithm. One that is exactly
+        zero gets weight 0 there and counts as l~ = 0. [choice]"""
+        losses, kind = losses_of(view), self.options.normalisation
+        keep = normalisations.usable(kind, view, self.references, inner=True)
+        if keep is None:
+            return self.at(view, losses)
+        known = take(self.references.losses, view)
+        point = self.at(view, [loss if kept else at for loss, at, kept in zip(losses, known, keep)])
+        return point._replace(losses=losses, slope=list(map(operator.mul, point.slope, keep)))
 
     def weights(self, view: StepView) -> Tensor:
-        """Weights of the raw losses in grad_x g."""
-        point = self.at(view, losses_of(view))
+        """Weights of the raw losses in grad_z g."""
+        point = self.inside(view)
         return tensor(list(map(operator.mul, point.coefficients, point.slope)), view.device)
 
     def to_router(self, point: _Point, by_sigma: Vector) -> tuple[Any, Array | None]:

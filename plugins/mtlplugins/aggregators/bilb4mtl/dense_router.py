@@ -142,7 +142,7 @@ class DenseRouter(NamedTuple):
             new = (flat - rule.lr * (gradient if touched is None else gradient * touched))[None]
         else:
             moved, moments = adam.step(
-                flat, gradient, self.rows[1:],
+                flat, gradient / rule.unit, self.rows[1:],
                 lr=rule.lr, beta1=rule.beta1, beta2=rule.beta2, eps=rule.eps, touched=touched,
             )  # fmt: skip
             new = np.concatenate([moved[None], moments])

@@ -27,6 +27,10 @@ class BiLB4MTLDoubleLoop(Balancer):
     Args:
         inner_steps: N.
         inner_lr: beta.
+
+    Raises:
+        LossError: as ``bilb4mtl``; also where an inner step makes a loss negative that "log" cannot take.
+        NonFiniteError: the inner steps diverged; names the task.
     """
 
     inner_steps: int = integer(10, low=1)

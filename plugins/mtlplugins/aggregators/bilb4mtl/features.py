@@ -15,7 +15,7 @@ def width(view: StepView, channel_dim: int) -> int:
     """F: channels of all feature tensors together.
 
     Raises:
-        FeaturesError: the step got no features, or one without that dimension.
+        FeaturesError: the step got no features, or one without that dimension, without entries, or complex.
     """
     features = view.features
     if not features:
@@ -27,16 +27,27 @@ def width(view: StepView, channel_dim: int) -> int:
         if not -feature.ndim <= channel_dim < feature.ndim:
             shape = tuple(feature.shape)
             raise FeaturesError(f"features[{i}] has shape {shape} and no dimension {channel_dim}: set channel_dim.")
+        if not feature.numel() or feature.is_complex():
+            found = f"is complex ({feature.dtype})" if feature.numel() else f"is empty, of shape {tuple(feature.shape)}"
+            raise FeaturesError(f"features[{i}] {found}: a router reads the mean of real numbers.")
     return sum([f.shape[channel_dim] for f in features])
 
 
 def pooled(view: StepView, channel_dim: int) -> Array:
-    """phi (F,): every feature tensor averaged over all dimensions but its channels, then concatenated, float64."""
+    """phi (F,): every feature tensor averaged over all dimensions but its channels, then concatenated, float64.
+
+    Raises:
+        FeaturesError: NaN or infinity in a mean.
+    """
     parts = []
     for feature in view.features:
         others = [d for d in range(feature.ndim) if d != channel_dim % feature.ndim]
-        parts.append((feature.mean(others) if others else feature).to(torch.float64))
+        real = feature if feature.is_floating_point() else feature.to(torch.float64)
+        parts.append((real.mean(others) if others else real).to(torch.float64))
     out: Array = (torch.cat(parts) if len(parts) > 1 else parts[0]).cpu().numpy()
+    if not np.isfinite(out).all():
+        i = [bool(part.isfinite().all()) for part in parts].index(False)
+        raise FeaturesError(f"features[{i}]: the mean of a channel is NaN or infinite.")
     return out
 
 

@@ -50,6 +50,8 @@ class FreeRouter(NamedTuple):
         """One step of the parameters of the tasks present."""
         scores, *moments = self.rows
         if moments:
+            if rule.unit != 1.0:
+                gradient = [g / rule.unit for g in gradient]
             new = adam.step_few(scores, gradient, moments, rule.lr, rule.beta1, rule.beta2, rule.eps)
         else:
             new = [[p - rule.lr * g for p, g in zip(scores, gradient)]]

@@ -44,8 +44,9 @@ def read(kind: str, state: State) -> References:
     return References(*state["reference"].tolist())
 
 
-def usable(kind: str, view: StepView, references: References) -> list[bool] | None:
-    """None if all losses of this step can be normalised, else K truth values: which can (see mtlplugins.positive)."""
+def usable(kind: str, view: StepView, references: References, inner: bool = False) -> list[bool] | None:
+    """None if all losses of this step, or of its ``inner`` steps, can be normalised, else K truth values: which can
+    (see mtlplugins.positive)."""
     if kind == "identical":
         return None
     new = None
@@ -55,6 +56,8 @@ def usable(kind: str, view: StepView, references: References) -> list[bool] | No
             return None
         new = [period < 0 for period in periods]
     way_out = f"normalisation={kind!r} needs positive ones: use normalisation='identical', or shift the loss."
+    if inner:
+        way_out = "at an inner step " + way_out.replace("use", "lower inner_lr, use", 1)
     return positive(view, way_out, checked=new)
 
 
@@ -78,13 +81,20 @@ def normalise(kind: str, view: StepView, losses: Vector, references: References)
     if kind == "log":
         logs = [_log(loss, reference) for loss, reference in zip(losses, here)]
         return logs, [1.0 / loss for loss in losses]
-    smallest = min(references.losses)
-    if -1 in references.periods:
-        smallest = min([loss for loss, period in zip(*references) if period >= 0])
+    smallest = unit(kind, references)
     # In this order tasks at their reference are equal to the last bit; otherwise rounding would decide, in the very
     # first step, who is pulled where.
     rescaled = [(loss / reference) * smallest for loss, reference in zip(losses, here)]
     return rescaled, [smallest / reference for reference in here]
+
+
+def unit(kind: str, references: References) -> float:
+    """The common factor of all l~ that says nothing about the tasks: min_j l_j(0) for ``rescaled``, else 1."""
+    if kind != "rescaled":
+        return 1.0
+    if -1 in references.periods:
+        return min([loss for loss, period in zip(*references) if period >= 0])
+    return min(references.losses)
 
 
 def _log(loss: float, reference: float) -> float:

@@ -32,6 +32,8 @@ class Rule(NamedTuple):
     beta1: float
     beta2: float
     eps: float
+    unit: float
+    """Adam gets the gradient in this unit: its moments outlive a change of the unit, and their squares are floats."""
 
 
 class Router(Protocol):

@@ -29,7 +29,8 @@ class BiLB4MTL(Balancer):
     Options: see :class:`~mtlplugins.aggregators.bilb4mtl.balancer.Balancer`.
 
     Raises:
-        LossError: a loss that "log" cannot take, or a first loss that "rescaled" cannot; names the task.
+        LossError: a loss that "log" cannot take, a first loss that "rescaled" cannot, or one too large beside it; names
+            the task.
         FeaturesError: a router that reads features got none, or others than in the first step.
     """
 

@@ -1,0 +1,37 @@
+"""Options that hold one number per task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtlcore.contracts import StepView
+from mtlcore.errors import ConfigurationError
+
+
+def check_length(method: str, option: str, values: Sequence[float] | None, n_tasks: int) -> None:
+    """Called before the first step, when the number of tasks is known.
+
+    Raises:
+        ConfigurationError: there are more or fewer values than tasks.
+    """
+    if values is not None and len(values) != n_tasks:
+        raise ConfigurationError(
+            f"{method}: {option} has {len(values)} entries for {n_tasks} tasks: give one number per task."
+        )
+
+
+def weights_present(method: str, weights: Sequence[float], view: StepView) -> list[float]:
+    """The weights (K,) of the tasks in this view.
+
+    Raises:
+        ConfigurationError: all of them are zero, so that the step would stand still; or there is one missing.
+    """
+    if max(view.task_index) >= len(weights):
+        raise ConfigurationError(f"{method}: weights has {len(weights)} entries, but there are more tasks.")
+    chosen = [float(weights[i]) for i in view.task_index]
+    if not any(chosen):
+        names = ", ".join(map(repr, view.task_names))
+        raise ConfigurationError(
+            f"{method}: the weights of the tasks present ({names}) are all zero: give one number per task, some > 0."
+        )
+    return chosen

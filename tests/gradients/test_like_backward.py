@@ -1,0 +1,309 @@
+"""Gradient methods leave in ``.grad`` what ``backward()`` would, whatever surrounds the trunk: leaves outside of it,
+hooks, parameters that are added up, gradients from before, and errors on the way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mtlcore import Aggregation, MultiTask, Needs
+from mtlcore.errors import ConfigurationError, NonFiniteError
+from mtlcore.gradients.planner import SOURCES
+from support.methods import Fixed, FixedOnLosses, FixedOnRows
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+ONES = (1.0, 1.0, 1.0)
+ON_GRADIENTS = ["auto", *(s for s in SOURCES if s != "losses")]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def heads(width, k=3):
+    return nn.ModuleList(nn.Linear(width, 2) for _ in range(k))
+
+
+def squares(outputs):
+    return {f"t{i}": y.square().mean() for i, y in enumerate(outputs)}
+
+
+def run(trunk, losses, z, source, method=None):
+    MultiTask(trunk, aggregator=method or Fixed(ONES), gradients=source).backward(losses, features=z)
+
+
+def stem_outside_the_trunk(parameter_of):
+    """(trunk, parameters outside, losses, z): a leaf feeds the trunk and, past it, the heads."""
+    outside = parameter_of()
+    trunk, hs = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), heads(14)
+    e = outside(torch.randn(5, 6))
+    z = trunk(e)
+    return trunk, list(outside.parameters()), squares(h(torch.cat([z, e], 1)) for h in hs), z
+
+
+class _Temperature(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.t = nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, x):
+        return x * self.t
+
+
+@pytest.mark.parametrize("source", ON_GRADIENTS)
+@pytest.mark.parametrize("outside", [lambda: nn.Linear(6, 6), _Temperature], ids=["stem", "temperature"])
+def test_a_leaf_on_both_sides_of_the_features_is_counted_once(outside, source):
+    trunk, leaves, losses, z = stem_outside_the_trunk(outside)
+    expected = torch.autograd.grad(sum(losses.values()), leaves, retain_graph=True)
+    if source == "batched":
+        with pytest.raises(ConfigurationError, match="no leaf behind them used again by a head"):
+            run(trunk, losses, z, source)
+        return
+    run(trunk, losses, z, source)
+    for p, g in zip(leaves, expected):
+        torch.testing.assert_close(p.grad, g)
+
+
+@pytest.mark.parametrize("source", ON_GRADIENTS)
+@pytest.mark.parametrize("many", [True, False])
+def test_parameters_that_are_added_up_do_not_share_a_gradient(source, many):
+    a, b, c = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    trunk, hs = nn.Linear(6, 8), heads(8, 3 if many else 1)
+    z = trunk(torch.randn(6))
+    losses = squares(h(z) + (a + b) for h in hs)
+    losses["t0"] = losses["t0"] + c.sum()  # one number, expanded
+    expected = torch.autograd.grad(sum(losses.values()), [a, b, c], retain_graph=True)
+    run(trunk, losses, z, source, Fixed(ONES[: len(losses)]))
+    for p, g in zip((a, b, c), expected):
+        torch.testing.assert_close(p.grad, g)
+    nn.utils.clip_grad_norm_([a, b, c], 1e-3)
+    torch.testing.assert_close(float(torch.cat([a.grad, b.grad, c.grad]).norm()), 1e-3, rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("source", ON_GRADIENTS)
+def test_trunk_parameters_that_are_added_up_do_not_either(source):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+
+        def forward(self, x):
+            return x * (self.a + self.b)
+
+    trunk, hs = Sum(), heads(4)
+    for _ in range(2):
+        z = trunk(torch.ones(3, 4))
+        losses = squares(h(z) for h in hs)
+        (expected,) = torch.autograd.grad(sum(losses.values()), [trunk.a], retain_graph=True)
+        run(trunk, losses, z, source)
+    torch.testing.assert_close(trunk.a.grad, 2 * expected)
+    torch.testing.assert_close(trunk.b.grad, 2 * expected)
+
+
+@pytest.mark.parametrize("source", ON_GRADIENTS)
+def test_a_hook_on_the_features_runs_once(source):
+    trunk, hs = nn.Linear(6, 8), heads(8)
+    z = trunk(torch.randn(5, 6))
+    z.register_hook(lambda g: 3 * g)
+    losses = squares(h(z) for h in hs)
+    expected = torch.autograd.grad(sum(losses.values()), list(trunk.parameters()), retain_graph=True)
+    if source not in ("auto", "sequential"):
+        with pytest.raises(ConfigurationError, match="hook|runs Python code"):
+            run(trunk, losses, z, source)
+        return
+    run(trunk, losses, z, source)
+    for p, g in zip(trunk.parameters(), expected):
+        torch.testing.assert_close(p.grad, g)
+
+
+HOOKS = {
+    "activation": lambda y, z: y.register_hook(lambda g: 3 * g),
+    "before a function": lambda y, z: z.grad_fn.register_prehook(lambda gs: tuple(3 * g for g in gs)),
+}
+
+
+@pytest.mark.parametrize("source", ON_GRADIENTS)
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("budget", [None, 1])
+def test_a_hook_inside_the_trunk_is_obeyed_or_refused(source, hook, budget):
+    """Factors are found between two functions, before the hooks there."""
+    first, last, hs = nn.Linear(40, 40), nn.Linear(40, 8), heads(8)
+    trunk = nn.Sequential(first, nn.Tanh(), last)
+    y = first(torch.randn(5, 40))
+    z = last(y.tanh())
+    HOOKS[hook](y, z)
+    losses = squares(h(z) for h in hs)
+    expected = torch.autograd.grad(sum(losses.values()), list(trunk.parameters()), retain_graph=True)
+    mt = MultiTask(trunk, aggregator=Fixed(ONES), gradients=source, gradient_memory=budget)
+    refused = source in ("threaded", "batched", "streaming") or (source == "auto" and budget)
+    if refused:
+        with pytest.raises(ConfigurationError, match="hook|runs Python code"):
+            mt.backward(losses, features=z)
+        return
+    mt.backward(losses, features=z)
+    for p, g in zip(trunk.parameters(), expected):
+        torch.testing.assert_close(p.grad, g)
+
+
+@pytest.mark.parametrize("source", ["streaming", "batched"])
+def test_a_hook_that_only_looks_is_welcome(source):
+    seen = []
+    layer, hs = nn.Linear(40, 8), heads(8)
+    y = layer(torch.randn(5, 40))
+    y.register_hook(lambda g: seen.append(1))
+    z = y.tanh()
+    losses = squares(h(z) for h in hs)
+    expected = torch.autograd.grad(sum(losses.values()), layer.weight, retain_graph=True)[0]
+    seen.clear()
+    run(layer, losses, z, source)
+    assert seen
+    torch.testing.assert_close(layer.weight.grad, expected)
+
+
+@pytest.mark.parametrize("source", ON_GRADIENTS)
+@pytest.mark.parametrize("before", ["sparse", "dense"])
+def test_gradients_from_before_are_added_to(source, before):
+    table, hs = nn.Embedding(10, 8, sparse=before == "sparse"), heads(8)
+    index = torch.tensor([1, 2, 2])
+    table(index).sum().backward()
+    expected = table.weight.grad.to_dense().clone()
+    z = table(index)
+    losses = squares(h(z) for h in hs)
+    expected += torch.autograd.grad(sum(losses.values()), table.weight, retain_graph=True)[0].to_dense()
+    if (source, before) == ("batched", "sparse"):
+        with pytest.raises(ConfigurationError, match="vmap"):
+            run(table, losses, z, source)
+        return
+    run(table, losses, z, source)
+    torch.testing.assert_close(table.weight.grad.to_dense(), expected)
+
+
+@pytest.mark.parametrize("source", [*ON_GRADIENTS, "losses"])
+def test_the_tensor_that_held_the_gradient_still_does(source):
+    trunk, hs = nn.Linear(6, 8), heads(8)
+    held = []
+    for _ in range(2):
+        z = trunk(torch.ones(3, 6))
+        losses = squares(h(z) for h in hs)
+        run(trunk, losses, z, source, (FixedOnLosses if source == "losses" else Fixed)(ONES))
+        held.append([p.grad for p in (*trunk.parameters(), *hs.parameters())])
+    assert all(a is b for a, b in zip(*held))
+
+
+class Broken(torch.autograd.Function):
+    """A function whose backward pass yields infinity, or raises."""
+
+    @staticmethod
+    def forward(ctx, x, how):
+        ctx.how = how
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        if ctx.how == "raises":
+            raise ArithmeticError("on purpose")
+        return g * float("inf"), None
+
+
+@pytest.mark.parametrize("how", ["infinite", "raises"])
+@pytest.mark.parametrize("gradients_before", [True, False])
+@pytest.mark.parametrize("source", ["auto", "sequential", "streaming", "features", "losses"])
+def test_a_pass_that_fails_leaves_no_trace(source, gradients_before, how):
+    trunk, hs = nn.Linear(6, 8), heads(8)
+    parameters = [*trunk.parameters(), *hs.parameters()]
+    if gradients_before:
+        sum(squares(h(trunk(torch.ones(2, 6))) for h in hs).values()).backward()
+    before = [None if p.grad is None else p.grad.clone() for p in parameters]
+    z = Broken.apply(trunk(torch.ones(2, 6)), how)
+    method = (FixedOnLosses if source == "losses" else Fixed)(ONES)
+    with pytest.raises((NonFiniteError, ArithmeticError)):
+        run(trunk, squares(h(z) for h in hs), z, source, method)
+    for p, g in zip(parameters, before):
+        assert (p.grad is None) == (g is None)
+        assert g is None or torch.equal(p.grad, g)
+
+
+def test_kept_weights_are_checked_too():
+    trunk, hs = nn.Linear(6, 8), heads(8)
+    mt = MultiTask(trunk, aggregator="upgrad", refresh=3)
+    for how in (None, "infinite"):
+        z = trunk(torch.randn(2, 6))
+        z = z if how is None else Broken.apply(z, how)
+        losses = squares(h(z) for h in hs)
+        if how is None:
+            mt.backward(losses, features=z)
+            trunk.zero_grad()
+            continue
+        age = mt.state_dict()["refresh"]["age"]
+        with pytest.raises(NonFiniteError, match="trunk"):
+            mt.backward(losses, features=z)
+        assert torch.equal(mt.state_dict()["refresh"]["age"], age)
+    assert all(p.grad is None for p in trunk.parameters())
+
+
+@pytest.mark.parametrize("source", ON_GRADIENTS)
+def test_what_heads_share_is_freed(source):
+    """A decoder above the features, which no task alone could free."""
+    trunk, decoder, hs = nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh()), heads(8)
+    z = trunk(torch.randn(5, 6))
+    y = decoder(z)
+    losses = squares(h(y) for h in hs)
+    run(trunk, losses, z, source)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(y.sum(), decoder[0].weight)
+
+
+class Keeps(FixedOnRows):
+    """Answers with what it keeps."""
+
+    def init(self, n_tasks):
+        return {"direction": torch.empty(0)}
+
+    def aggregate(self, view, state):
+        direction = view.jacobian[0].clone() if self.values[0] else view.jacobian[0]
+        notes = {"kept": direction}
+        return Aggregation(direction=direction, state={"direction": direction}, diagnostics=notes)
+
+
+@pytest.mark.parametrize("own", [1.0, 0.0])
+@pytest.mark.parametrize("micro", [True, False])
+def test_a_direction_is_copied(own, micro):
+    trunk, hs = nn.Linear(6, 8), heads(8)
+    mt = MultiTask(trunk, aggregator=Keeps((own,) * 3), gradients="sequential")
+
+    def losses():
+        z = trunk(torch.ones(3, 6))
+        return squares(h(z) for h in hs), z
+
+    if micro:
+        mt.accumulate(*losses())
+    report = mt.backward(*losses())
+    first = torch.cat([p.grad.flatten() for p in trunk.parameters()])
+    mt.backward(*losses()) if not micro else None
+    total = torch.cat([p.grad.flatten() for p in trunk.parameters()])
+    torch.testing.assert_close(total, first if micro else 2 * first)
+    state = mt.state_dict()["state"]["direction"]
+    nn.utils.clip_grad_norm_(trunk.parameters(), 1e-6)
+    report.diagnostics["kept"].zero_()
+    assert torch.equal(mt.state_dict()["state"]["direction"], state)
+    assert not torch.equal(state, torch.zeros_like(state))
+
+
+class RemembersWeights(FixedOnLosses):
+    def init(self, n_tasks):
+        return {"w": torch.ones(n_tasks, dtype=torch.float64)}
+
+    def aggregate(self, view, state):
+        return Aggregation(weights=state["w"], state=dict(state))
+
+
+def test_the_report_is_safe_to_write_into():
+    trunk, hs = nn.Linear(6, 8), heads(8)
+    mt = MultiTask(trunk, aggregator=RemembersWeights(ONES))
+    mt.backward(squares(h(trunk(torch.ones(3, 6))) for h in hs)).weights.zero_()
+    assert torch.equal(mt.state_dict()["state"]["w"], torch.ones(3, dtype=torch.float64))
+    assert RemembersWeights.needs == Needs.LOSSES

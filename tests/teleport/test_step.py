@@ -1,0 +1,160 @@
+"""A step that teleports is still one step, and one that is refused a teleport is an ordinary one."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mtlcore
+from mtlcore import Aggregation, Aggregator, Displacement, Needs, TeleportStrategy
+from mtlcore.errors import LossError, TeleportError
+from support.teleport_nets import TASKS, problem
+
+
+@dataclass(frozen=True)
+class Stays(TeleportStrategy):
+    """Looks at the batch as a search does, draws, and stays."""
+
+    def propose(self, problem, generator):
+        problem.rows()
+        torch.rand(3)
+        return Displacement({})
+
+
+class Trunk(nn.Module):
+    """Learns statistics and draws from every stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.norm, self.drop, self.two = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 5)
+
+    def forward(self, x):
+        scale = 1.0 + 0.1 * (random.random() + np.random.rand()) if self.training else 1.0
+        return self.two(self.drop(torch.relu(self.norm(self.one(x)))) * scale)
+
+
+def one_step(aggregator, gradients, teleport, batches=1):
+    """Everything that a step leaves behind, and its report."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    made = problem("mlp")
+    made.trunk = Trunk().double()
+    made.heads["red"].append(nn.BatchNorm1d(1).double())
+    optimizer = made.optimizer(torch.optim.SGD, lr=0.0, momentum=0.9)
+    mt = mtlcore.MultiTask(
+        made.trunk, aggregator, optimizer, teleport=teleport, gradients=gradients, heads=made.heads, probe=made.batch(1)
+    )
+    report = mt.step([made.batch(s) for s in range(batches)] if batches > 1 else made.batch(0))
+    left = {f"parameter {i}": p for i, p in enumerate(made.parameters())}
+    left |= {f"gradient {i}": p.grad for i, p in enumerate(made.parameters())}
+    left |= {f"buffer {n}": b for m in (made.trunk, made.heads) for n, b in m.named_buffers()}
+    left |= {f"state {n}": v for n, v in (mt.state_dict()["state"] or {}).items()}
+    left |= {f"momentum {i}": optimizer.state[p]["momentum_buffer"] for i, p in enumerate(made.parameters())}
+    left |= {"torch": torch.rand(2), "python": torch.tensor(random.random()), "numpy": torch.tensor(np.random.rand())}
+    return {n: v.detach().clone() for n, v in left.items()}, report
+
+
+METHODS = [
+    ("ls", "losses"),
+    ("famo", "losses"),
+    ("gradops", "sequential"),
+    ("gradops", "features"),
+    ("gradops", "streaming"),
+    ("gradops", "batched"),
+]
+
+
+@pytest.mark.parametrize(("aggregator", "gradients"), METHODS)
+def test_after_a_refused_teleport_the_step_goes_on_as_without(aggregator, gradients):
+    without, plain = one_step(aggregator, gradients, None)
+    left, report = one_step(aggregator, gradients, Stays())
+    assert not report.teleport.accepted
+    assert torch.equal(plain.losses, report.losses)
+    for name, value in without.items():
+        assert torch.equal(value, left[name]), name
+
+
+@pytest.mark.parametrize(("aggregator", "gradients"), METHODS)
+def test_an_accepted_teleport_counts_the_batch_once(aggregator, gradients):
+    @dataclass(frozen=True)
+    class Nudge(TeleportStrategy):
+        """As good as nowhere: what the step leaves can be compared with a step that stayed."""
+
+        improves = False
+
+        def propose(self, problem, generator):
+            weight = problem.parameters()["two.weight"]
+            return Displacement({"two.weight": weight.detach() * (1.0 + 1e-13)})
+
+    without, plain = one_step(aggregator, gradients, None)
+    left, report = one_step(aggregator, gradients, Nudge())
+    assert report.teleport.accepted, report.teleport.reason
+    torch.testing.assert_close(plain.losses, report.losses, rtol=1e-9, atol=0)
+    for name in ("torch", "python", "numpy"):
+        assert torch.equal(without[name], left[name]), name
+    for name, value in without.items():
+        torch.testing.assert_close(value, left[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_the_other_batches_are_looked_at_again_after_a_jump():
+    seen = []
+
+    @dataclass(frozen=True)
+    class Twice(Aggregator):
+        needs = Needs.JACOBIAN
+        batches = 2
+
+        def aggregate(self, view, state):
+            seen.append((view.jacobian.clone(), view.others[0].jacobian.clone()))
+            return Aggregation(weights=torch.ones(view.n_tasks), state=state)
+
+    made = problem("mlp")
+    made.trunk.eval()
+    mt = mtlcore.MultiTask(made.trunk, Twice(), made.optimizer(), teleport="random")
+    assert mt.step([made.batch(0), made.batch(0)]).teleport.accepted
+    ((rows, others),) = seen
+    assert torch.equal(rows, others), "the same batch at the same point"
+
+
+def test_an_optimizer_whose_history_cannot_be_carried_is_refused_at_once():
+    made = problem("mlp")
+    with pytest.raises(TeleportError, match=r"Adadelta cannot be carried.*Use one of these, or leave the teleport out"):
+        mtlcore.MultiTask(made.trunk, "ls", made.optimizer(torch.optim.Adadelta), teleport="lora")
+    mtlcore.MultiTask(made.trunk, "ls", made.optimizer(torch.optim.Adadelta))
+
+
+def without_graph(closure):
+    with torch.no_grad():
+        return closure()
+
+
+PROBES = {
+    "no_grad": (without_graph, "probe: the loss of task 'red' has no gradient graph"),
+    "vectors": (
+        lambda c: ({t: v.expand(3) for t, v in c()[0].items()}, None),
+        r"probe: the loss of task 'red' has shape \(3,\)",
+    ),
+    "numbers": (lambda c: ({t: v.item() for t, v in c()[0].items()}, None), "probe: the loss of task 'red' is a float"),
+    "nothing": (lambda c: (dict.fromkeys(TASKS), None), "probe: no losses: every task is missing"),
+    "an unknown task": (lambda c: ({**c()[0], "ultraviolet": torch.ones(())}, None), "probe: unknown task"),
+}
+
+
+@pytest.mark.parametrize("kind", PROBES)
+@pytest.mark.parametrize("name", ["lora", "random"])
+def test_a_probe_is_held_to_what_is_asked_of_a_step(kind, name):
+    spoil, message = PROBES[kind]
+    made = problem("mlp")
+    before = [p.detach().clone() for p in made.parameters()]
+    mt = mtlcore.MultiTask(
+        made.trunk, "ls", made.optimizer(), teleport=name, tasks=TASKS, probe=lambda: spoil(made.batch(1))
+    )
+    with pytest.raises(LossError, match=message):
+        mt.step(made.batch(0))
+    assert all(torch.equal(a, b) for a, b in zip(before, made.parameters()))
