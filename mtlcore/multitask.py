@@ -30,7 +30,7 @@ from mtlcore.gradients.refresh import Keeper, Refresh
 from mtlcore.gradients.source import GradientProblem, TaskGradients
 from mtlcore.module_state import put_back
 from mtlcore.noise import Noise
-from mtlcore.registry import create, registry
+from mtlcore.registry import create, declared_fault, registry
 from mtlcore.report import StepReport, TeleportResult
 from mtlcore.teleporting import Brakes, Teleporter
 
@@ -705,6 +705,9 @@ def _plugin(kind: str, wish: Any, base: type) -> Any:
         raise ConfigurationError(
             f"{kind} must be a registered name or an mtlcore.{base.__name__}, found {wish!r}{hint}."
         )
+    fault = declared_fault(wish)
+    if fault is not None:
+        raise PluginError(f"{kind} {registry().identify(wish)}: {fault}.")
     return wish
 
 

@@ -182,6 +182,12 @@ def test_trunk_without_parameters():
         MultiTask(torch.nn.ReLU())
 
 
+@pytest.mark.parametrize("declared", [{"needs": "gramian"}, {"claims": "non-conflicting"}])
+def test_instance_whose_class_declares_nonsense(work, declared):
+    with pytest.raises(PluginError, match=f"{next(iter(declared))} is '"):
+        MultiTask(work.trunk, aggregator=type("Nonsense", (Fixed,), declared)((1.0,)))
+
+
 def test_frozen_trunk(work):
     for p in work.trunk.parameters():
         p.requires_grad_(False)
