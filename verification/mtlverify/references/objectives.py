@@ -221,7 +221,7 @@ class Total(Objective):
         sigma = self.sigma().detach().requires_grad_()
         spread = self.discrepancy(normalised * (sigma if plugin.tau == "sigma" else 1.0))
         upper = torch.autograd.grad(spread, sigma)[0] if plugin.tau == "sigma" else torch.zeros(())
-        s = 1.0 if plugin.divide_by == "one" else float(sigma.sum())
+        s = 1.0 if plugin.divide_by == "one" else float(sigma.detach().sum())
         return float(normalised.abs().max() / s + plugin.lamb * upper.abs().max())
 
     def advance(self, losses: Tensor, later: Tensor, number: int) -> None:
