@@ -86,6 +86,10 @@ class Planner:
         settled = {k: c.winner.label for k, c in self._calibrations.items() if c.timed and c.winner is not None}
         return {**self._chosen, **settled}
 
+    def release(self) -> None:
+        """Let go of the memory for task gradients; the next step asks for it anew."""
+        self._storage.release()
+
     def restore(self, choices: Mapping[str, str]) -> None:
         """Take over :meth:`choices` of an earlier run instead of calibrating again."""
         self._chosen = dict(choices)

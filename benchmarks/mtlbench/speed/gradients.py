@@ -84,12 +84,15 @@ def memory(make: Callable[[], Workload], rule: Rule, kind: type[Contender], like
         make: the workload.
         rule: the method.
         kind: the contender's class.
-        like: a warmed-up one: "auto" takes over what it settled on, for while it calibrates it holds several sources.
+        like: a warmed-up one: "auto" takes over what it settled on. It compares that with the reference in one more
+            step, which is not measured, and begins the next without memory, as everybody does.
     """
     contender = kind(workloads.build(make), rule)
     if isinstance(contender, MtlCore) and isinstance(like, MtlCore):
         state = contender.mt.state_dict()
         contender.mt.load_state_dict({**state, "gradient_sources": like.mt.state_dict()["gradient_sources"]})
+        contender.step()
+        contender.mt._planner.release()
     contender.work.zero_grad()
     losses, z = contender.work.forward()
     size = contender.work.n_tasks * contender.work.n_parameters * 4
