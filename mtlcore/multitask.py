@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlcore import aggregation, inner_loop, trajectory
+from mtlcore import aggregation, detection, inner_loop, inputs, trajectory
 from mtlcore.contracts import (
     Aggregation,
     Aggregator,
@@ -28,15 +28,12 @@ from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper, Refresh
 from mtlcore.gradients.source import GradientProblem, TaskGradients
+from mtlcore.inputs import Closure, Features, Losses
 from mtlcore.module_state import put_back
 from mtlcore.noise import Noise
 from mtlcore.registry import create, declared_fault, registry
 from mtlcore.report import StepReport, TeleportResult
 from mtlcore.teleporting import Brakes, Teleporter
-
-Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
-Features = Tensor | Iterable[Any] | Mapping[Any, Any] | None
-Closure = Callable[[], Any]
 
 _STATE_VERSION = 1
 
@@ -89,7 +86,7 @@ class MultiTask:
         refresh: int | Refresh = 1,
     ) -> None:
         self._trunk = trunk if isinstance(trunk, nn.Module) else None
-        self._parameters = _trunk_parameters(trunk)
+        self._parameters = inputs.trunk_parameters(trunk)
         self.aggregator: Aggregator = _plugin("aggregator", aggregator, Aggregator)
         self.detector: ConflictDetector | None = None
         if detector is not None:
@@ -121,7 +118,7 @@ class MultiTask:
             )
         self._micro: MicroBatches | None = None
         self._seed = seed
-        self._tasks: tuple[str, ...] | None = None if tasks is None else _names(tasks)
+        self._tasks: tuple[str, ...] | None = None if tasks is None else inputs.task_names(tasks)
         self._step = 0
         self._state: State | None = None
         self._teleport_steps: list[int] = []
@@ -215,7 +212,7 @@ class MultiTask:
         """Evaluate every batch of the step; and the random state in which the first one was."""
         others = [self._other_view(c) for c in closures[1:]]
         noise = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
-        return self._prepare(*_evaluate(closures[0]), others=others, inner=self._inner(closures[0])), noise
+        return self._prepare(*inputs.evaluated(closures[0]), others=others, inner=self._inner(closures[0])), noise
 
     def _may_teleport(self) -> bool:
         return self._teleporter is not None and self.brakes.allows(self._step, self._teleport_steps)
@@ -228,7 +225,7 @@ class MultiTask:
         groups = self.optimizer.param_groups if self.optimizer is not None else []
         return functools.partial(
             inner_loop.descend,
-            evaluate=lambda: self._named(*_evaluate(closure)),
+            evaluate=lambda: self._named(*inputs.evaluated(closure)),
             parameters=[*self._parameters, *(p for group in groups for p in group["params"])],
             modules=[m for m in (self._trunk, self._heads) if m is not None],
         )
@@ -307,15 +304,15 @@ class MultiTask:
         if not present:
             raise LossError("no losses: every task is missing from this batch; skip the step instead.")
         scalars: tuple[Any, ...] = tuple([by_name[n] for n in present])
-        _check_losses(present, scalars)
+        inputs.check_losses(present, scalars)
         if self._step == 0 and self._trunk is not None:
-            _check_unchanged(self._trunk, self._parameters)
+            inputs.check_unchanged(self._trunk, self._parameters)
         shared = tuple([p for p in self._parameters if p.requires_grad])
         if not shared:
             raise ConfigurationError("no parameter of the trunk requires gradients: everything is frozen.")
-        stacked = _stacked(scalars)
-        values = _values(scalars, stacked, present)
-        return GradientProblem(present, scalars, _flat(features), shared, stacked), values, names
+        stacked = inputs.stack(scalars)
+        values = inputs.values_of(scalars, stacked, present)
+        return GradientProblem(present, scalars, inputs.flat(features), shared, stacked), values, names
 
     def _looks_for_conflict(self) -> bool:
         """Whether the detector is asked in this step. Where that costs task gradients which the method does not need,
@@ -339,7 +336,7 @@ class MultiTask:
         except Exception as error:
             who = registry().identify(self.detector)
             raise PluginError(f"detector {who} raised {type(error).__name__}: {error}") from error
-        _check_conflict(self.detector, conflict, part.n_tasks)
+        detection.check(self.detector, conflict, part.n_tasks)
         if index is not None:
             pairs = conflict.pairs.new_zeros(k, k)
             pairs[index[:, None], index[None, :]] = conflict.pairs
@@ -364,7 +361,7 @@ class MultiTask:
         result = teleporter.attempt(
             trunk=self._trunk,
             heads=self._heads,
-            closure=lambda: self._named(*_evaluate(closure)),
+            closure=lambda: self._named(*inputs.evaluated(closure)),
             probe=None if probe is None else lambda: self._probed(probe),
             view=prepared.view,
             optimizer=self.optimizer,
@@ -376,16 +373,16 @@ class MultiTask:
     def _probed(self, probe: Closure) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         """The probe's losses, held to what is asked of a step's."""
         try:
-            losses, features = self._named(*_evaluate(probe))
+            losses, features = self._named(*inputs.evaluated(probe))
             if not losses:
                 raise LossError("no losses: every task is missing.")
-            _check_losses(tuple(losses), tuple(losses.values()), graph=torch.is_grad_enabled())
+            inputs.check_losses(tuple(losses), tuple(losses.values()), graph=torch.is_grad_enabled())
         except LossError as error:
             raise LossError(f"probe: {error}") from error
         return losses, features
 
     def _named(self, losses: Losses, features: Features) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-        return {n: v for n, v in self._by_name(losses).items() if v is not None}, _flat(features)
+        return {n: v for n, v in self._by_name(losses).items() if v is not None}, inputs.flat(features)
 
     def _finish(self, prepared: _Prepared, conflict: Conflict | None, teleport: TeleportResult | None) -> StepReport:
         """Ask the method, write the gradients, and only then commit the new state."""
@@ -464,7 +461,7 @@ class MultiTask:
 
     def _other_view(self, closure: Closure) -> StepView:
         """The view of a further independent batch; its rows are copied, for the buffer serves the next batch."""
-        prepared = self._prepare(*_evaluate(closure))
+        prepared = self._prepare(*inputs.evaluated(closure))
         rows = prepared.view.jacobian.clone() if self.aggregator.needs == Needs.JACOBIAN else None
         gram = prepared.gramian
         return StepView(
@@ -479,7 +476,7 @@ class MultiTask:
 
     def _look_again(self, closure: Closure) -> None:
         """Losses of the same batch, with the same dropout masks, where the optimizer arrived."""
-        losses = self._by_name(_evaluate(closure)[0])
+        losses = self._by_name(inputs.evaluated(closure)[0])
         assert self._tasks is not None
         assert self._state is not None
         present = [n for n in self._tasks if losses.get(n) is not None]
@@ -656,47 +653,6 @@ def _same_noise(cpu: Tensor, cuda: Sequence[Tensor]) -> Iterator[None]:
         yield
 
 
-def _trunk_parameters(trunk: nn.Module | Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Each once."""
-    if isinstance(trunk, Tensor):
-        raise ConfigurationError("trunk is a single tensor: pass the shared nn.Module or a list of its parameters.")
-    named: list[tuple[str, Any]]
-    if isinstance(trunk, nn.Module):
-        named = list(trunk.named_parameters())
-    else:
-        named = [(str(i), p) for i, p in enumerate(trunk)]
-    if not named:
-        raise ConfigurationError("trunk has no parameters: pass the shared nn.Module or an iterable of its parameters.")
-    for name, p in named:
-        if not isinstance(p, Tensor):
-            raise ConfigurationError(
-                f"trunk parameter {name} is a {type(p).__name__}: pass the shared nn.Module, or trunk.parameters()."
-            )
-        if not p.is_leaf:
-            raise ConfigurationError(
-                f"trunk parameter {name} (shape {tuple(p.shape)}) is computed from other tensors: pass the parameters "
-                f"that it is computed from."
-            )
-        if p.is_complex():
-            raise ConfigurationError(
-                f"trunk parameter {name} (shape {tuple(p.shape)}) is complex, and inner products of task gradients are "
-                f"taken over real numbers: keep it as a real parameter of shape (..., 2) and use "
-                f"torch.view_as_complex in forward()."
-            )
-    return list({id(p): p for _, p in named}.values())
-
-
-def _check_unchanged(trunk: nn.Module, parameters: Sequence[Tensor]) -> None:
-    """What replaces a parameter later (weight_norm, an adapter) would be taken for a part of the heads."""
-    known = set(map(id, parameters))
-    for name, p in trunk.named_parameters():
-        if id(p) not in known:
-            raise ConfigurationError(
-                f"the trunk's parameter {name} was not there when MultiTask was made (weight_norm, an adapter, a new "
-                f"layer?): make the MultiTask after the network is complete."
-            )
-
-
 def _plugin(kind: str, wish: Any, base: type) -> Any:
     if isinstance(wish, str):
         return create(kind, wish)
@@ -711,78 +667,6 @@ def _plugin(kind: str, wish: Any, base: type) -> Any:
     return wish
 
 
-def _names(tasks: Sequence[str]) -> tuple[str, ...]:
-    names = () if isinstance(tasks, str) else tuple(tasks)
-    if not names or len(set(names)) != len(names):
-        raise ConfigurationError(f"tasks must be a list of distinct names, at least one; found {tasks!r}.")
-    return names
-
-
-def _evaluate(closure: Closure) -> tuple[Losses, Features]:
-    value = closure()
-    # A pair is (losses, features) unless it is plainly a list of two scalar losses, of which one may be missing.
-    if isinstance(value, tuple) and len(value) == 2:
-        first = value[0]
-        if first is not None and not (isinstance(first, Tensor) and first.ndim == 0):
-            return value
-    return value, None
-
-
-def _flat(features: Any) -> tuple[Tensor, ...]:
-    """Every tensor in a nest of tuples, lists and dicts."""
-    if features is None:
-        return ()
-    if isinstance(features, Tensor):
-        return (features,)
-    if not isinstance(features, (Mapping, list, tuple)):
-        raise FeaturesError(
-            f"features must be tensors, or lists, tuples and dicts of them; found a {type(features).__name__}."
-        )
-    parts = features.values() if isinstance(features, Mapping) else features
-    flat = tuple(t for part in parts for t in _flat(part))
-    return tuple({id(t): t for t in flat}.values())
-
-
-def _stacked(losses: Sequence[Tensor]) -> Tensor | None:
-    """(K,) with a graph; None if dtypes or devices differ."""
-    first = losses[0]
-    dtype, device = first.dtype, first.device
-    for loss in losses:
-        if loss.dtype != dtype or loss.device != device:
-            return None
-    if not torch.is_grad_enabled():  # the context itself costs as much as the rest
-        with torch.enable_grad():
-            return torch.stack(tuple(losses))
-    return torch.stack(tuple(losses))
-
-
-def _values(losses: Sequence[Tensor], stacked: Tensor | None, names: Sequence[str]) -> list[float]:
-    """(K,), checked to be finite. The one wait for an accelerator before the weights."""
-    numbers: list[float] = [loss.item() for loss in losses] if stacked is None else stacked.tolist()
-    if all(map(math.isfinite, numbers)):
-        return numbers
-    bad = [f"{n!r} ({v})" for n, v in zip(names, numbers) if not math.isfinite(v)]
-    raise NonFiniteError(f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched.")
-
-
-def _check_losses(names: Sequence[str], losses: Sequence[Any], graph: bool = True) -> None:
-    for name, loss in zip(names, losses):
-        if not isinstance(loss, Tensor):
-            raise LossError(f"the loss of task {name!r} is a {type(loss).__name__}, not a tensor.")
-        if loss.ndim > 0:
-            raise LossError(
-                f"the loss of task {name!r} has shape {tuple(loss.shape)}; it must be a scalar: reduce it, "
-                f"for instance with .mean()."
-            )
-        if loss.is_complex():
-            raise LossError(f"the loss of task {name!r} is complex; a loss is a real number: take .real or .abs().")
-        if graph and not loss.requires_grad:
-            raise LossError(
-                f"the loss of task {name!r} has no gradient graph: it was detached, computed under no_grad, or does "
-                f"not depend on any parameter that requires gradients. Leave the task out if it is missing."
-            )
-
-
 def _checked_gramian(found: TaskGradients, names: Sequence[str]) -> Tensor:
     gram = found.gramian()
     # A NaN or an infinity survives the sum; a finite Gramian whose sum overflows is looked at entry by entry.
@@ -795,31 +679,6 @@ def _checked_gramian(found: TaskGradients, names: Sequence[str]) -> Tensor:
             f"method state and .grad are untouched."
         )
     return gram
-
-
-def _check_conflict(detector: ConflictDetector, conflict: Any, k: int) -> None:
-    """Raises PluginError where a detector broke its contract; names it and what is wrong."""
-    if not isinstance(conflict, Conflict):
-        wrong = f"returned {type(conflict).__name__}, not an mtlcore.Conflict"
-    elif not _is_mask(conflict.pairs, (k, k)):
-        wrong = f"must return pairs as a bool tensor of shape ({k}, {k}); found {_described(conflict.pairs)}"
-    elif not torch.equal(conflict.pairs, conflict.pairs.T) or bool(conflict.pairs.diagonal().any()):
-        wrong = "must return symmetric pairs, False on the diagonal"
-    elif not _is_mask(conflict.dominated, (k,)):
-        wrong = f"must return dominated as a bool tensor of shape ({k},); found {_described(conflict.dominated)}"
-    elif not isinstance(conflict.severity, (int, float)) or math.isnan(conflict.severity):
-        wrong = f"must return severity as a number; found {conflict.severity!r}"
-    else:
-        return
-    raise PluginError(f"detector {registry().identify(detector)} {wrong}.")
-
-
-def _is_mask(value: Any, shape: tuple[int, ...]) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.bool and tuple(value.shape) == shape
-
-
-def _described(value: Any) -> str:
-    return f"{value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _full_rows(rows: Tensor, index: Tensor | None, k: int) -> Tensor:

@@ -1,0 +1,42 @@
+"""What a detector returns, checked."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlcore.contracts import Conflict, ConflictDetector
+from mtlcore.errors import PluginError
+from mtlcore.registry import registry
+
+
+def check(detector: ConflictDetector, conflict: Any, k: int) -> None:
+    """Pairs (k, k) and dominated (k,) are masks, the first symmetric without its diagonal; severity is a number.
+
+    Raises:
+        PluginError: the detector broke its contract; names it, its distribution, and what is wrong.
+    """
+    if not isinstance(conflict, Conflict):
+        wrong = f"returned {type(conflict).__name__}, not an mtlcore.Conflict"
+    elif not _is_mask(conflict.pairs, (k, k)):
+        wrong = f"must return pairs as a bool tensor of shape ({k}, {k}); found {_described(conflict.pairs)}"
+    elif not torch.equal(conflict.pairs, conflict.pairs.T) or bool(conflict.pairs.diagonal().any()):
+        wrong = "must return symmetric pairs, False on the diagonal"
+    elif not _is_mask(conflict.dominated, (k,)):
+        wrong = f"must return dominated as a bool tensor of shape ({k},); found {_described(conflict.dominated)}"
+    elif not isinstance(conflict.severity, (int, float)) or math.isnan(conflict.severity):
+        wrong = f"must return severity as a number; found {conflict.severity!r}"
+    else:
+        return
+    raise PluginError(f"detector {registry().identify(detector)} {wrong}.")
+
+
+def _is_mask(value: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bool and tuple(value.shape) == shape
+
+
+def _described(value: Any) -> str:
+    return f"{value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,143 @@
+"""What a user hands over, checked: trunk, task names, losses, features. Errors name the culprit and the way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError
+
+Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
+Features = Tensor | Iterable[Any] | Mapping[Any, Any] | None
+Closure = Callable[[], Any]
+
+
+def trunk_parameters(trunk: nn.Module | Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Each once.
+
+    Raises:
+        ConfigurationError: none, or something that is no real leaf tensor.
+    """
+    if isinstance(trunk, Tensor):
+        raise ConfigurationError("trunk is a single tensor: pass the shared nn.Module or a list of its parameters.")
+    named: list[tuple[str, Any]]
+    if isinstance(trunk, nn.Module):
+        named = list(trunk.named_parameters())
+    else:
+        named = [(str(i), p) for i, p in enumerate(trunk)]
+    if not named:
+        raise ConfigurationError("trunk has no parameters: pass the shared nn.Module or an iterable of its parameters.")
+    for name, p in named:
+        if not isinstance(p, Tensor):
+            raise ConfigurationError(
+                f"trunk parameter {name} is a {type(p).__name__}: pass the shared nn.Module, or trunk.parameters()."
+            )
+        if not p.is_leaf:
+            raise ConfigurationError(
+                f"trunk parameter {name} (shape {tuple(p.shape)}) is computed from other tensors: pass the parameters "
+                f"that it is computed from."
+            )
+        if p.is_complex():
+            raise ConfigurationError(
+                f"trunk parameter {name} (shape {tuple(p.shape)}) is complex, and inner products of task gradients are "
+                f"taken over real numbers: keep it as a real parameter of shape (..., 2) and use "
+                f"torch.view_as_complex in forward()."
+            )
+    return list({id(p): p for _, p in named}.values())
+
+
+def check_unchanged(trunk: nn.Module, parameters: Sequence[Tensor]) -> None:
+    """What replaces a parameter later (weight_norm, an adapter) would be taken for a part of the heads.
+
+    Raises:
+        ConfigurationError: the trunk has a parameter that is none of these; names it.
+    """
+    known = set(map(id, parameters))
+    for name, p in trunk.named_parameters():
+        if id(p) not in known:
+            raise ConfigurationError(
+                f"the trunk's parameter {name} was not there when MultiTask was made (weight_norm, an adapter, a new "
+                f"layer?): make the MultiTask after the network is complete."
+            )
+
+
+def task_names(tasks: Sequence[str]) -> tuple[str, ...]:
+    """As a tuple. Raises ConfigurationError if there is none, or one twice."""
+    names = () if isinstance(tasks, str) else tuple(tasks)
+    if not names or len(set(names)) != len(names):
+        raise ConfigurationError(f"tasks must be a list of distinct names, at least one; found {tasks!r}.")
+    return names
+
+
+def evaluated(closure: Closure) -> tuple[Losses, Features]:
+    """What a closure returns, as a pair."""
+    value = closure()
+    # A pair is (losses, features) unless it is plainly a list of two scalar losses, of which one may be missing.
+    if isinstance(value, tuple) and len(value) == 2:
+        first = value[0]
+        if first is not None and not (isinstance(first, Tensor) and first.ndim == 0):
+            return value
+    return value, None
+
+
+def flat(features: Any) -> tuple[Tensor, ...]:
+    """Every tensor in a nest of tuples, lists and dicts, once. Raises FeaturesError where there is something else."""
+    if features is None:
+        return ()
+    if isinstance(features, Tensor):
+        return (features,)
+    if not isinstance(features, (Mapping, list, tuple)):
+        raise FeaturesError(
+            f"features must be tensors, or lists, tuples and dicts of them; found a {type(features).__name__}."
+        )
+    parts = features.values() if isinstance(features, Mapping) else features
+    return tuple({id(t): t for part in parts for t in flat(part)}.values())
+
+
+def stack(losses: Sequence[Tensor]) -> Tensor | None:
+    """(K,) with a graph; None if dtypes or devices differ."""
+    first = losses[0]
+    dtype, device = first.dtype, first.device
+    for loss in losses:
+        if loss.dtype != dtype or loss.device != device:
+            return None
+    if not torch.is_grad_enabled():  # the context itself costs as much as the rest
+        with torch.enable_grad():
+            return torch.stack(tuple(losses))
+    return torch.stack(tuple(losses))
+
+
+def values_of(losses: Sequence[Tensor], stacked: Tensor | None, names: Sequence[str]) -> list[float]:
+    """(K,), checked to be finite. The one wait for an accelerator before the weights.
+
+    Raises:
+        NonFiniteError: NaN or infinity; names tasks and values.
+    """
+    numbers: list[float] = [loss.item() for loss in losses] if stacked is None else stacked.tolist()
+    if all(map(math.isfinite, numbers)):
+        return numbers
+    bad = [f"{n!r} ({v})" for n, v in zip(names, numbers) if not math.isfinite(v)]
+    raise NonFiniteError(f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched.")
+
+
+def check_losses(names: Sequence[str], losses: Sequence[Any], graph: bool = True) -> None:
+    """Raises LossError for one that is no real scalar tensor, or has no graph where one is needed; names the task."""
+    for name, loss in zip(names, losses):
+        if not isinstance(loss, Tensor):
+            raise LossError(f"the loss of task {name!r} is a {type(loss).__name__}, not a tensor.")
+        if loss.ndim > 0:
+            raise LossError(
+                f"the loss of task {name!r} has shape {tuple(loss.shape)}; it must be a scalar: reduce it, "
+                f"for instance with .mean()."
+            )
+        if loss.is_complex():
+            raise LossError(f"the loss of task {name!r} is complex; a loss is a real number: take .real or .abs().")
+        if graph and not loss.requires_grad:
+            raise LossError(
+                f"the loss of task {name!r} has no gradient graph: it was detached, computed under no_grad, or does "
+                f"not depend on any parameter that requires gradients. Leave the task out if it is missing."
+            )
