@@ -133,6 +133,8 @@ class Calibration:
         """The state of the contest in words."""
         reference = self._candidates[0]
         refused = "".join(f"; {c.label} refused: {c.refused}" for c in self._candidates if c.refused)
+        if self.winner is None and not self.timed:
+            return f"{self._alive()[-1].label}: {self._why}; in this step compared with {reference.label}"
         if self.winner is None:
             return f"calibrating ({', '.join(c.label for c in self._alive())}){refused}"
         refused += self._exception

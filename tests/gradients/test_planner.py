@@ -323,6 +323,19 @@ def test_a_budget_counts_after_a_checkpoint_too():
     assert "memory budget" in mt.backward(losses, features=z).gradient_source
 
 
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("label", ["sequential", "streaming", "streaming-together"])
+def test_a_choice_of_a_checkpoint_serves_from_the_first_step(label):
+    work = make(SHAPES["wide_mlp"])
+    key = next(iter(train(work, Fixed(WEIGHTS), 1)[0]._planner._calibrations))
+    mt = MultiTask(work.trunk, aggregator=Fixed(WEIGHTS))
+    mt._planner.restore({key: label})
+    for _ in range(2):
+        losses, z = work.evaluate()
+        assert mt.backward(losses, features=z).gradient_source.startswith(f"{label}: as before the checkpoint")
+    assert mt._planner.choices() == {key: label}
+
+
 def test_an_unknown_choice_of_a_checkpoint_is_said_to_be_unknown():
     work = make(SHAPES["wide_mlp"])
     key = next(iter(train(work, Fixed(WEIGHTS), 1)[0]._planner._calibrations))
