@@ -307,3 +307,25 @@ def test_the_report_is_safe_to_write_into():
     mt.backward(squares(h(trunk(torch.ones(3, 6))) for h in hs)).weights.zero_()
     assert torch.equal(mt.state_dict()["state"]["w"], torch.ones(3, dtype=torch.float64))
     assert RemembersWeights.needs == Needs.LOSSES
+
+
+def test_loss_scaling_goes_on_after_an_overflow():
+    """As docs/explanation/gradients.md says."""
+    trunk, hs = nn.Linear(4, 4), heads(4)
+    optimizer = torch.optim.SGD(trunk.parameters(), lr=1e-3)
+    mt, scaler = MultiTask(trunk), torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    overflows = 0
+    for _ in range(40):
+        optimizer.zero_grad()
+        z = trunk(torch.randn(3, 4) * 100)
+        losses = squares(h(z) for h in hs)
+        try:
+            mt.backward({n: scaler.scale(v) for n, v in losses.items()}, features=z)
+        except NonFiniteError:
+            scaler.update(scaler.get_scale() / 2)
+            overflows += 1
+            continue
+        scaler.step(optimizer)
+        scaler.update()
+    assert 0 < overflows < 40
+    assert scaler.get_scale() < 2.0**127

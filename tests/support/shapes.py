@@ -66,30 +66,23 @@ def raw_matrices() -> Workload:
     return _standard(_Raw(), _x(4, 40), 10)
 
 
+class _Scaled(nn.Module):
+    def __init__(self, **factors) -> None:
+        super().__init__()
+        self.a, self.shift = nn.Parameter(_x(40, 20) / 5), nn.Parameter(_x(20))
+        self.factors = factors
+
+    def forward(self, x):
+        return torch.addmm(self.shift, x, self.a, **self.factors)
+
+
 def scaled_addmm() -> Workload:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.shift = nn.Parameter(_x(40, 20) / 5), nn.Parameter(_x(20))
-
-        def forward(self, x):
-            return torch.addmm(self.shift, x, self.a, alpha=0.5, beta=2.0)
-
-    return _standard(Scaled(), _x(4, 40), 20)
+    return _standard(_Scaled(alpha=0.5, beta=2.0), _x(4, 40), 20)
 
 
 def scaled_bias() -> Workload:
     """The weight's product is as it is, the bias counts twice."""
-
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.shift = nn.Parameter(_x(40, 20) / 5), nn.Parameter(_x(20))
-
-        def forward(self, x):
-            return torch.addmm(self.shift, x, self.a, beta=2.0)
-
-    return _standard(Scaled(), _x(4, 40), 20)
+    return _standard(_Scaled(beta=2.0), _x(4, 40), 20)
 
 
 class _Biases(nn.Module):
