@@ -13,8 +13,9 @@ from __future__ import annotations
 import numpy as np
 
 from mtlplugins.solvers import nonnegative
+from mtlplugins.solvers.barrier import barrier
 from mtlplugins.solvers.certificate import EPS, Certificate
-from mtlplugins.solvers.cosines import Array
+from mtlplugins.solvers.cosines import Array, Index
 
 
 def project(matrix: Array, b: Array) -> tuple[Array, Certificate]:
@@ -49,8 +50,27 @@ def project_rows(matrix: Array) -> tuple[Array, Certificate]:
         count = 0
     else:
         # The conflicting rows are the first guess of the active constraints, never row j itself.
-        y, count = nonnegative.solve_many(matrix, matrix, matrix < 0.0)
+        y, rows, count = nonnegative.pivot(matrix, matrix, matrix < 0.0)
+        if 2 * len(rows) > k:
+            rows, more = _cancelled(matrix, y, rows)
+            count += more
+        count += nonnegative.finish(matrix, matrix, y, rows)
     return identity + y, _certificate(matrix, matrix, y, 1.0, count)
+
+
+def _cancelled(matrix: Array, y: Array, rows: Index) -> tuple[Index, int]:
+    """Solves in y (k, k), in place, those of ``rows`` whose projection is zero because the rows cancel; what is left.
+
+    If sum_i w_i (unit row i) = 0 with w > 0, the cone has no interior and minus row j is in the cone of the others:
+    y = w / w_j, without its own entry. One w serves all rows, and the barrier's, the most even one, the best.
+    """
+    w, certificate = barrier(matrix, np.ones(len(matrix)), 1.0)
+    guess = w / w[rows, None]
+    guess[np.arange(len(rows)), rows] = 0.0
+    linear = matrix[rows]
+    solved = (np.abs(guess @ matrix + linear) <= nonnegative.tolerance(linear, guess)).all(axis=1)
+    y[rows[solved]] = guess[solved]
+    return rows[~solved], certificate.iterations
 
 
 def _certificate(matrix: Array, linear: Array, y: Array, size: float, count: int) -> Certificate:
