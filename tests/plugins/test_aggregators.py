@@ -388,6 +388,15 @@ def test_imtl_g_may_conflict_with_every_task_and_says_so():
     assert answer.diagnostics["conflicts_with_all"]
 
 
+def test_imtl_g_of_dependent_rows_conflicts_with_all_only_if_it_does():
+    """The least-squares solution has no equal projections, so the sign of the weights' sum says nothing about each."""
+    rows = torch.tensor([[3.0], [-1.0], [3.0]], dtype=torch.float64)
+    d, answer = ask(rows, "imtl-g")
+    assert float(answer.weights.sum()) == pytest.approx(1.0)
+    assert (rows @ d).tolist() == pytest.approx([-27.0, 9.0, -27.0])
+    assert not answer.diagnostics["conflicts_with_all"]
+
+
 def test_imtl_g_without_an_answer_stands_still():
     d, answer = ask(torch.tensor([[1.0], [2.0], [-1.0], [-1.0]], dtype=torch.float64), "imtl-g")
     assert d.norm() == 0
@@ -402,6 +411,17 @@ def test_config_follows_its_formula():
     d, answer = ask(rows, "config")
     np.testing.assert_allclose(d.numpy(), (rows.numpy() @ u).sum() * u, rtol=1e-9)
     assert answer.diagnostics["min_cosine"] > 0
+
+
+def test_config_reports_the_smallest_cosine_of_the_direction_it_returns():
+    turned = 0
+    for seed in range(60):
+        rows = jacobian(seed, 4, 2) * torch.tensor([[1.0], [1.0], [10.0], [100.0]], dtype=torch.float64)
+        d, answer = ask(rows, "config")
+        units = rows / rows.norm(dim=1, keepdim=True)
+        turned += bool((rows @ (torch.linalg.pinv(units) @ torch.ones(4, dtype=torch.float64))).sum() < 0)
+        assert answer.diagnostics["min_cosine"] == pytest.approx(float((units @ d).min() / d.norm()), abs=1e-9)
+    assert turned >= 5
 
 
 def test_config_of_opposite_gradients_stands_still():
@@ -434,3 +454,14 @@ def test_aligned_mtl_keeps_its_digits_when_norms_differ_by_a_million():
     left, values, right = np.linalg.svd(rows.numpy(), full_matrices=False)
     d, _ = ask(rows, "aligned-mtl")
     np.testing.assert_allclose(d.numpy(), values[-1] * (left @ right).mean(axis=0), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", [622, 1335, 1465])
+def test_mgda_stays_on_the_simplex_when_its_answer_is_polished(seed):
+    """Two opposite rows among eight: the direction is rounding, and the last look moves the weights."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(8, 8))
+    rows[7] = -rows[0] * rng.uniform(1, 9)
+    _, answer = ask(torch.from_numpy(rows), "mgda")
+    assert "polished" in answer.diagnostics
+    assert float(answer.weights.sum()) == pytest.approx(1.0, abs=1e-13)

@@ -54,6 +54,8 @@ class ConFIG(Aggregator):
             return Aggregation(
                 weights=_numpy.tensor(np.zeros(view.n_tasks), view), state=state, diagnostics=diagnostics
             )
-        diagnostics["min_cosine"] = float(cosines.min()) / square**0.5
-        weights = (float(rows.norms @ cosines) / square) * y / rows.norms
+        length = float(rows.norms @ cosines)
+        # d points against u where the projections sum to less than zero, which dependent rows allow.
+        diagnostics["min_cosine"] = float((cosines if length >= 0.0 else -cosines).min()) / square**0.5
+        weights = (length / square) * y / rows.norms
         return Aggregation(weights=_numpy.tensor(rows.scatter(weights), view), state=state, diagnostics=diagnostics)

@@ -52,6 +52,7 @@ class IMTLG(Aggregator):
         diagnostics: dict[str, object] = {"rank": rank}
         if abs(total) <= 1e-12 * size or size == 0.0:
             diagnostics["undefined"] = "the weights sum to zero: no combination has equal projections"
-            v, total = np.zeros_like(v), 1.0
-        diagnostics["conflicts_with_all"] = total < 0.0
+            x, v, total = np.zeros_like(x), np.zeros_like(v), 1.0
+        # Independent rows have C x = 1, and then the sign of the sum decides alone.
+        diagnostics["conflicts_with_all"] = bool(((rows.matrix @ x) * np.sign(total) < 0.0).all())
         return Aggregation(weights=_numpy.tensor(rows.scatter(v / total), view), state=state, diagnostics=diagnostics)

@@ -80,8 +80,11 @@ class MGDA(Aggregator):
             weights = weights / weights.sum() if weights.any() else weights
             answer = _numpy.tensor(weights, view)
             return Aggregation(weights=answer, state=state, diagnostics={"solver": "stationary: zero gradient"})
-        b, square, certificate = min_norm(rows.matrix, self._inverse_lengths(view, rows))
+        inverse = self._inverse_lengths(view, rows)
+        b, square, certificate = min_norm(rows.matrix, inverse)
         b, checked = without_conflict(rows.matrix, b)
+        if "polished" in checked:
+            b = b / float(inverse @ b)  # back onto the simplex
         diagnostics = {**certificate.diagnostics(), **checked, "squared_norm": square}
         return Aggregation(
             weights=_numpy.tensor(rows.scatter(b / rows.norms), view), state=state, diagnostics=diagnostics
