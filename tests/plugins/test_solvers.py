@@ -460,3 +460,18 @@ def test_cancellation_does_not_hide_a_conflict():
     b, diagnostics = without_conflict(found.matrix, found.norms / 3)
     assert diagnostics["polished"] < -0.5
     assert abs(j[:, 0] @ (b / found.norms)) <= 16 * EPS * b.sum()
+
+
+def test_rounding_does_not_look_like_a_conflict():
+    """b'Cb rounds to below zero, and a slack of one eps beside one of twenty was a cosine of -0.05."""
+    c = np.array([[1.0, -1.0 - EPS, 0.5], [-1.0 - EPS, 1.0, -0.5 + 20 * EPS], [0.5, -0.5 + 20 * EPS, 1.0]])
+    _, diagnostics = without_conflict(c, np.array([1.0, 1.0, 0.0]))
+    assert "polished" not in diagnostics
+    assert "direction" not in diagnostics
+    assert -1e-7 < diagnostics["min_cosine"] < 0.0
+
+
+def test_the_last_look_at_weights_whose_squares_underflow():
+    _, diagnostics = without_conflict(np.eye(2), np.array([0.0, 1e-200]))
+    assert diagnostics["min_cosine"] == 0.0
+    assert "direction" not in diagnostics

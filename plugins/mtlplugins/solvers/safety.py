@@ -6,6 +6,8 @@ error of that very product. Comparing norms instead would hide a violation eps b
 
 from __future__ import annotations
 
+import math
+
 from mtlplugins.solvers.cosines import Array, noise
 from mtlplugins.solvers.dual_cone import project
 
@@ -29,7 +31,11 @@ def without_conflict(matrix: Array, b: Array) -> tuple[Array, dict[str, object]]
             return b, {**diagnostics, "min_cosine": 0.0, "direction": "zero to within rounding"}
         # b'Cb loses |d| below 1e-8 of the summands to cancellation; |<unit row, d>| bounds it from below there.
         length = max(max(float(b @ slack), 0.0) ** 0.5, largest)
-        if lowest >= -floor or attempt == _ROUNDS:
+        if lowest >= -floor:
+            # What is below zero is rounding: not to look like a conflict beside the longest d that rounding allows.
+            length = math.hypot(length, floor**0.5 * float(abs(b).sum()) ** 0.5)
+            break
+        if attempt == _ROUNDS:
             break
         diagnostics.setdefault("polished", lowest / length)
         b, _ = project(matrix, b)
