@@ -178,6 +178,22 @@ def test_alpha_shifts_the_trade_off_monotonically():
     assert (weights[1:, weakest] < weights[:-1, weakest]).all()
 
 
+@pytest.mark.parametrize("contribution", ["relative", "projection"])
+@pytest.mark.parametrize("alpha", [-3.0, -1.0, 1.0, 3.0])
+def test_tasks_without_a_projected_gradient_take_no_share(alpha, contribution):
+    """Two opposite gradients among five: with alpha < 0 they had all the weight, and nothing to move with it."""
+    rows = jacobian(0, 5, 8)
+    rows[1] = -2.0 * rows[0]
+    parts = projected(rows, fallback=False)
+    assert parts[:2].norm() == 0
+    r = (rows @ parts.sum(0))[2:] / rows[2:].norm(dim=1) ** (2 if contribution == "relative" else 1)
+    share = (r / r.mean()) ** alpha
+    d, answer = ask(rows, alpha=alpha, contribution=contribution)
+    w = (3 * share / share.sum()).clamp_min(1e-3)
+    torch.testing.assert_close(answer.diagnostics["task_weights"][2:], w, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(d, w @ parts[2:], rtol=1e-8, atol=1e-10)
+
+
 def test_rescale_gives_the_length_of_the_mean_gradient():
     rows = jacobian(5, 3, 6)
     d, _ = ask(rows, rescale=True)

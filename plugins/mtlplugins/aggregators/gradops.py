@@ -54,7 +54,8 @@ class GradOPS(Aggregator):
     **Trade-off.** With d_1 = sum_i g_i' and r_i = <d_1, g_i> / |g_i|^2 ("relative") or / |g_i| ("projection"),
     R_i = r_i / mean r, w_i = K R_i^alpha / sum_j R_j^alpha, R_i floored at 1e-6, w_i at 1e-3 [memory for the form,
     choice for r_i and the bounds]. alpha > 0 favours tasks that dominate the update, alpha < 0 those that are
-    dominated; creating the method with a range of alpha traces a front.
+    dominated; creating the method with a range of alpha traces a front. Tasks with g_i' = 0 take no share: mean, sum
+    and K are those of the others [choice].
 
     Args:
         project: "conflict-only", or "always".
@@ -149,16 +150,19 @@ class GradOPS(Aggregator):
     def _trade_off(self, rows: Cosines, basis: Array) -> Array:
         """w_i = K R_i^alpha / sum_j R_j^alpha."""
         k = len(basis)
+        w = np.ones(k)
         if self.alpha == 0.0:
-            return np.ones(k)
+            return w
         r = rows.matrix @ (rows.norms @ basis)
         if self.contribution == "relative":
             r = r / rows.norms
-        total = float(np.maximum(r, 0.0).sum())
-        if not total > 0.0:
-            return np.ones(k)
-        share = np.maximum(r * (k / total), 1e-6) ** self.alpha
-        w: Array = np.maximum(share * (k / share.sum()), 1e-3)
+        # g_i' = 0 to within rounding: a weight would move nothing, and for alpha < 0 it would be nearly all there is.
+        moves = ((basis @ rows.matrix) * basis).sum(axis=1) > 16.0 * k * EPS * np.abs(basis).sum(axis=1) ** 2
+        r, n = np.maximum(r[moves], 0.0), int(moves.sum())
+        total = float(r.sum())
+        if total > 0.0:
+            share = np.maximum(r * (n / total), 1e-6) ** self.alpha
+            w[moves] = np.maximum(share * (n / share.sum()), 1e-3)
         return w
 
 
