@@ -373,6 +373,20 @@ def test_nash_clips_on_request():
 # --- linear algebra -------------------------------------------------------------------------------------------------
 
 
+@every
+def test_gradients_whose_squares_have_no_digits_left_count_as_zero(name, options):
+    """Between 1e-162 and 1e-154 a squared norm is a denormal number, and cosines made with it were up to 2."""
+    for seed in range(10):
+        rows = jacobian(seed, 4, 3)
+        rows[:2] *= torch.tensor([[1e-158], [3e-162]], dtype=torch.float64)
+        zero = rows.clone()
+        zero[:2] = 0.0
+        d, answer = ask(rows, name, **options)
+        expected, _ = ask(zero, name, **options)
+        assert torch.isfinite(answer.weights).all()
+        torch.testing.assert_close(d, expected)
+
+
 def test_imtl_g_projects_equally_and_its_weights_sum_to_one():
     rows = jacobian(14, 4, 9)
     d, answer = ask(rows, "imtl-g")

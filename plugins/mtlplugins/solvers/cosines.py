@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,12 +46,13 @@ class Cosines:
 
 
 def cosines(gramian: Array) -> Cosines:
-    """Normalise a (K, K) Gramian. Gradients below 1e-154 have a squared norm of zero in float64 and count as zero."""
+    """Normalise a (K, K) Gramian. Gradients below 1.5e-154 count as zero: their squared norms are below the normal
+    floats, where they have few digits or none."""
     n = gramian.shape[0]
     squares = gramian.diagonal()
     live = None
-    if not squares.all():
-        live = squares.nonzero()[0]
+    if squares.min() < sys.float_info.min:
+        live = (squares >= sys.float_info.min).nonzero()[0]
         gramian = gramian[live[:, None], live]
         squares = squares[live]
     norms = np.sqrt(squares)
