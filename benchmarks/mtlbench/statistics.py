@@ -4,7 +4,9 @@ With three seeds, resampling is of little use: a bootstrap of three values only 
 is too narrow), and a sign-flip test of three pairs cannot give a two-sided p below 2/8 = 0.25. So differences of
 fewer than SMALL pairs are judged by Student's t, which assumes roughly normal differences and says so in its width
 (a factor of 4.3 for n = 3 where a large sample has 1.96); from SMALL pairs on by the exact sign-flip test and
-bootstrap. Runs pooled over several tasks are resampled within each task (stratified), as Agarwal et al. (2021) do.
+bootstrap. Runs pooled over several tasks are resampled within each task (stratified), as Agarwal et al. (2021) do:
+what differs between tasks is not noise. The plain percentile bootstrap is too narrow for strata of a few runs (its 95 %
+covers 83 % with three tasks of three seeds); its percentiles are expanded by what Student's t adds (Hesterberg 2015).
 """
 
 from __future__ import annotations
@@ -57,11 +59,36 @@ class Comparison:
 
 def t_interval(values: Sequence[float]) -> Interval:
     """Mean with Student's t interval."""
-    x = np.asarray(values, dtype=float)
-    if len(x) < 2:
-        return Interval(float(x.mean()) if len(x) else math.nan, None, None, len(x), "none")
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1)) * float(x.std(ddof=1)) / math.sqrt(len(x))
-    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x), "Student's t")
+    return _student([values])
+
+
+def _student(strata: Sequence[Sequence[float]]) -> Interval:
+    """Mean of all runs with Student's t interval, from the spread within each stratum (task)."""
+    parts = _parts(strata)
+    pooled = np.concatenate([*parts, []])
+    if not _freedom(parts):
+        return Interval(float(pooled.mean()) if len(pooled) else math.nan, None, None, len(pooled), "none")
+    mean, half = float(pooled.mean()), _quantile(parts) * _standard_error(parts)
+    return Interval(mean, mean - half, mean + half, len(pooled), "Student's t")
+
+
+def _parts(strata: Sequence[Sequence[float]]) -> list[np.ndarray]:
+    return [np.asarray(s, dtype=float) for s in strata if len(s)]
+
+
+def _freedom(parts: Sequence[np.ndarray]) -> int:
+    """Degrees of freedom of the spread within strata: one run of a task says nothing about it."""
+    return sum(len(p) - 1 for p in parts)
+
+
+def _quantile(parts: Sequence[np.ndarray]) -> float:
+    return float(stats.t.ppf((1 + LEVEL) / 2, _freedom(parts)))
+
+
+def _standard_error(parts: Sequence[np.ndarray]) -> float:
+    """Of the mean of all runs, if the spread is the same in each stratum (the mean of their variances if not)."""
+    squares = sum(float(((p - p.mean()) ** 2).sum()) for p in parts)
+    return math.sqrt(squares / _freedom(parts) / sum(map(len, parts)))
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
@@ -81,22 +108,28 @@ def _mean(runs: np.ndarray) -> np.ndarray:
 
 
 def stratified_bootstrap(strata: Sequence[Sequence[float]], trimmed: bool = False, seed: int = 0) -> Interval:
-    """Percentile bootstrap of the mean (or interquartile mean) of all runs, resampled within each stratum (task)."""
+    """Percentile bootstrap of the mean (or interquartile mean) of all runs, resampled within each stratum (task).
+
+    Resampling n runs gives a spread that is too small by sqrt((n - 1) / n), and percentiles are those of a normal
+    distribution: both are made good by taking percentiles further out [paper: Hesterberg 2015, section 4.3]. With runs
+    in every stratum by the dozen nothing changes.
+    """
     statistic = _trimmed if trimmed else _mean
-    parts = [np.asarray(s, dtype=float) for s in strata if len(s)]
-    pooled = np.concatenate(parts)
-    if len(pooled) < 2:
-        return Interval(float(statistic(pooled)), None, None, len(pooled), "none")
+    parts = _parts(strata)
+    pooled = np.concatenate([*parts, []])
+    if not _freedom(parts):
+        return Interval(float(statistic(pooled)) if len(pooled) else math.nan, None, None, len(pooled), "none")
     generator = np.random.default_rng(seed)
     draws = statistic(np.concatenate([p[generator.integers(len(p), size=(_RESAMPLES, len(p)))] for p in parts], axis=1))
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    outside = float(stats.norm.sf(_quantile(parts) * math.sqrt(len(pooled) / _freedom(parts))))
+    low, high = np.quantile(draws, [outside, 1 - outside])
     return Interval(float(statistic(pooled)), float(low), float(high), len(pooled), "stratified bootstrap")
 
 
 def interval(strata: Sequence[Sequence[float]]) -> Interval:
     """The interval that the number of runs deserves: Student's t for a few, stratified bootstrap for many."""
     pooled = [v for s in strata for v in s]
-    return t_interval(pooled) if len(pooled) < SMALL else stratified_bootstrap(strata)
+    return _student(strata) if len(pooled) < SMALL else stratified_bootstrap(strata)
 
 
 def sign_flip_test(differences: Sequence[float], seed: int = 0) -> float:
@@ -114,20 +147,21 @@ def sign_flip_test(differences: Sequence[float], seed: int = 0) -> float:
 
 def paired(strata: Sequence[Sequence[float]]) -> Comparison:
     """Compare from the differences A - B of paired runs, one list per task. Call :func:`corrected` on the family."""
-    d = np.asarray([v for s in strata for v in s], dtype=float)
+    parts = _parts(strata)
+    d = np.concatenate([*parts, []])
     difference = interval(strata)
-    if len(d) < 2:
+    if not _freedom(parts):
         return Comparison(difference, None, None, "none", None, "not enough runs")
     detectable: float | None
     if len(d) < SMALL:
-        spread = float(d.std(ddof=1))
+        error = _standard_error(parts)
         # Differences that are equal up to rounding have no spread: certain, one way or the other.
-        if spread <= 1e-12 * float(np.abs(d).max()):
-            p = 1.0 if not d.any() else 0.0
+        if error <= 1e-12 * float(np.abs(d).max()):
+            p = 1.0 if abs(d.mean()) <= 1e-12 * float(np.abs(d).max()) else 0.0
         else:
-            p = 2.0 * float(stats.t.sf(abs(d.mean()) / spread * math.sqrt(len(d)), len(d) - 1))
+            p = 2.0 * float(stats.t.sf(abs(d.mean()) / error, _freedom(parts)))
         test = "paired t-test"
-        detectable = float(stats.t.ppf((1 + LEVEL) / 2, len(d) - 1)) * spread / math.sqrt(len(d))
+        detectable = _quantile(parts) * error
     else:
         p = sign_flip_test(d.tolist())
         test = "sign-flip permutation test"

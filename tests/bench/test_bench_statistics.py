@@ -88,6 +88,35 @@ def test_stratified_bootstrap_covers_about_95_percent():
     assert 88 <= hits <= 99
 
 
+@pytest.mark.parametrize("runs", [[8], [3, 3], [3, 3, 3], [3, 3, 3, 3], [5, 5]])
+def test_intervals_of_a_few_runs_a_task_cover_about_95_percent(runs):
+    rng = np.random.default_rng(4)
+    hits = 0
+    for _ in range(300):
+        found = stats.interval([rng.normal(10.0 * i, 1.0, n) for i, n in enumerate(runs)])
+        hits += found.low <= np.mean(np.repeat(10.0 * np.arange(len(runs)), runs)) <= found.high
+    assert 0.89 <= hits / 300 <= 0.985
+
+
+def test_a_difference_between_tasks_is_not_noise():
+    # The same gain in every seed of a task, small on one task and large on the other: that is a gain.
+    assert stats.paired([[-1.0, -1.1, -0.9], [-9.0, -9.1, -8.9]]).verdict == "better"
+    assert stats.paired([[-1.0, -1.0], [1.0, 1.0]]).verdict == "no significant difference"
+
+
+@pytest.mark.parametrize("tasks", [2, 9])
+def test_one_run_a_task_has_no_interval(tasks):
+    one_each = [[float(i)] for i in range(tasks)]
+    assert stats.interval(one_each).low is None
+    assert stats.stratified_bootstrap(one_each, trimmed=True).low is None
+    assert stats.paired(one_each).verdict == "not enough runs"
+
+
+def test_nothing_at_all_is_not_an_error():
+    assert stats.stratified_bootstrap([[], []]).n == 0
+    assert stats.interval([[], []]).low is None
+
+
 def test_few_runs_get_students_t_and_many_the_bootstrap():
     assert stats.interval([[1.0, 2.0, 3.0]]).kind == "Student's t"
     assert stats.interval([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]).kind == "stratified bootstrap"
