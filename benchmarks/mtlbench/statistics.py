@@ -198,13 +198,16 @@ def _judged(comparison: Comparison) -> Comparison:
     return dataclasses.replace(comparison, verdict=verdict)
 
 
-def probability_of_improvement(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:
+def probability_of_improvement(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float | None:
     """P(a random run of ours is better than a random run of theirs on the same task), averaged over tasks.
 
-    Ties count half (the Mann-Whitney statistic of each task, divided by the number of pairs).
+    Ties count half (the Mann-Whitney statistic of each task, divided by the number of pairs). None if one of the two
+    has no run on some task.
     """
     per_task = []
     for a, b in zip(ours, theirs, strict=True):
+        if not len(a) or not len(b):
+            return None
         x, y = np.asarray(a, dtype=float)[:, None], np.asarray(b, dtype=float)[None, :]
         per_task.append(float(np.mean((x < y) + 0.5 * (x == y))))
     return float(np.mean(per_task))

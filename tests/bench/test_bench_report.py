@@ -97,6 +97,86 @@ def test_no_difference_is_a_verdict_with_its_reach(tmp_path):
     assert re.search(r"below about \d\.\d points", first)
 
 
+def _three_seeds(*rows, seeds=range(3)):
+    """Records of (method, delta-m at seed 0), growing unevenly with the seed."""
+    return [
+        _record(m, s, delta, delta_m=None if delta is None else delta + 0.1 * s + 0.02 * s * s * (m == "mgda"))
+        for s in seeds
+        for m, delta in rows
+    ]
+
+
+def _folder_of(tmp_path, *groups):
+    for record in (r for group in groups for r in group):
+        records.append(tmp_path / "records.jsonl", record)
+    return tmp_path
+
+
+def test_only_seeds_that_both_have_are_called_paired(tmp_path):
+    folder = _folder_of(
+        tmp_path,
+        _three_seeds(("single-task", 0.0), ("sum", 5.0), seeds=range(5)),
+        _three_seeds(("mgda", 1.0)),
+        _three_seeds(("late", 1.0), seeds=[1]),
+    )
+    text = " ".join(summarise(folder)["verdict"])
+    assert "better than sum: mgda (-4.0) (3 paired seeds" in text
+    assert "not enough paired seeds to compare late with sum" in text
+    assert "shows no significant difference" not in text
+    assert "5 paired seeds where a row does not say otherwise" in _page(folder)
+    assert "3 runs</span>" in _page(folder)
+
+
+def test_seeds_that_differ_are_not_called_one_run(tmp_path):
+    folder = _folder_of(
+        tmp_path,
+        _three_seeds(("single-task", 0.0), ("sum", 5.0)),
+        _three_seeds(("mgda", 1.0), seeds=range(3, 6)),
+    )
+    assert "no method shares two seeds with sum" in " ".join(summarise(folder)["verdict"])
+
+
+def test_runs_without_delta_m_are_named_and_not_counted(tmp_path):
+    rows = _three_seeds(("single-task", 0.0), ("sum", 5.0), ("mgda", 1.0))
+    rows[-1]["delta_m"] = None  # its last seed diverged
+    found = summarise(_folder_of(tmp_path, rows))
+    assert found["state"]["unscored"] == ["mgda on multimnist, seed 2"]
+    assert "(2 paired seeds" in " ".join(found["verdict"])
+    assert "without delta-m" in _page(tmp_path)
+    assert "flatters a method that diverges" in _page(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("tasks", [["multimnist"], ["multimnist", "rf1"]])
+@pytest.mark.parametrize("unscored", [["mgda"], ["sum", "mgda"]])
+def test_a_method_without_any_delta_m_does_not_spoil_the_report(tmp_path, tasks, unscored):
+    for task in tasks:
+        rows = _three_seeds(("single-task", 0.0), ("sum", 5.0), ("mgda", 1.0))
+        changes = {m: {"delta_m": None} for m in unscored}
+        _folder_of(tmp_path, [{**r, "task": task, **changes.get(r["method"], {})} for r in rows])
+    assert "no runs</span>" in _page(tmp_path) or len(unscored) == 2
+    overall = summarise(tmp_path)["overall"]
+    assert overall is None or not {m["name"] for m in overall["methods"]} & set(unscored)
+
+
+def test_equal_methods_share_their_rank(tmp_path):
+    for task in ("multimnist", "rf1"):
+        rows = _three_seeds(("single-task", 0.0), ("sum", 5.0), ("ls", 5.0), ("pcgrad", 6.0))
+        _folder_of(tmp_path, [{**r, "task": task} for r in rows])
+    ranks = {m["name"]: m["mean_rank"] for m in summarise(tmp_path)["overall"]["methods"]}
+    assert ranks == {"sum": 1.5, "ls": 1.5, "pcgrad": 3.0}
+
+
+def test_missing_is_what_the_same_command_would_do(tiny, tmp_path):
+    suite = tiny.suite("tiny-equal", "tiny-refuted", seeds=3)
+    records.append(tmp_path / "records.jsonl", _record("single-task", 0, 0.0, task="tiny", metrics={}))
+    manifest = {"suite": suite.model_dump(mode="json"), "seeds": 2, "refused": ["tiny-refuted"]}
+    (tmp_path / "suite.json").write_text(json.dumps(manifest))
+    assert summarise(tmp_path)["state"]["missing"] == [
+        "single-task on tiny, seed 1", "tiny-equal on tiny, seed 0", "tiny-equal on tiny, seed 1",
+    ]  # fmt: skip
+
+
 def test_the_page_is_self_contained(folder):
     html = _page(folder)
     assert not re.search(r"(?i)\b(?:src|href)\s*=\s*[\"'](?!#)", html)

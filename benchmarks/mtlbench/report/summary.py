@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import rankdata
+
 from mtlbench import records as raw
 from mtlbench import statistics as stats
 from mtlbench.runner import CERTIFICATES, MANIFEST, make_task
@@ -58,7 +60,12 @@ def summarise(folder: Path) -> dict[str, Any]:
         "state": {
             "finished": len(ok),
             "failed": [{k: r.get(k) for k in ("task", "method", "seed", "error")} for r in failed],
-            "missing": _missing(ok, suite, tasks),
+            "missing": _missing(ok, suite, manifest),
+            "unscored": [
+                f"{r['method']} on {r['task']}, seed {r['seed']}"
+                for r in ok
+                if r["method"] != SINGLE_TASK and r["delta_m"] is None
+            ],
             "torn_lines": torn,
             "outdated": len(outdated),
         },
@@ -278,8 +285,8 @@ def _without_numbers(reason: str) -> str:
 
 
 def _overall(tasks: Sequence[Mapping[str, Any]], order: Sequence[str], reference: str) -> dict[str, Any]:
-    """Means over tasks of the methods that have runs on every task."""
-    tables = [{m["name"]: m for m in t["methods"] if "delta_m" in m} for t in tasks]
+    """Means over tasks of the methods that have a delta-m on every task."""
+    tables = [{m["name"]: m for m in t["methods"] if "delta_m" in m and m["delta_m"]["values"]} for t in tasks]
     common = [m for m in order if all(m in table for table in tables)]
     values = {m: [list(table[m]["delta_m"]["values"].values()) for table in tables] for m in common}
     versus: dict[str, stats.Comparison] = {}
@@ -319,12 +326,9 @@ def _overall(tasks: Sequence[Mapping[str, Any]], order: Sequence[str], reference
 
 
 def _mean_ranks(tables: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> dict[str, float]:
-    """Mean rank by delta-m over tasks; only meaningful within this set of methods."""
-    ranks: dict[str, list[int]] = {m: [] for m in methods}
-    for table in tables:
-        for rank, m in enumerate(sorted(methods, key=lambda m: table[m]["delta_m"]["estimate"]), start=1):
-            ranks[m].append(rank)
-    return {m: _mean(r) or 0.0 for m, r in ranks.items()}
+    """Mean rank by delta-m over tasks, equal ones sharing theirs; only meaningful within this set of methods."""
+    per_task = [rankdata([table[m]["delta_m"]["estimate"] for m in methods]) for table in tables]
+    return {m: plain_statistics.fmean(float(ranks[i]) for ranks in per_task) for i, m in enumerate(methods)}
 
 
 # --- in words -----------------------------------------------------------------------------------------------------
@@ -341,7 +345,6 @@ def _verdict(summary: Mapping[str, Any]) -> list[str]:
         if not methods:
             lines.append(f"{task['name']}: only the single-task baselines have finished.")
             continue
-        n = max(m["n"] for m in methods)
         compared = {m["name"]: m["versus_reference"] for m in methods if m["versus_reference"]}
         if reference not in {m["name"] for m in methods}:
             lines.append(
@@ -350,28 +353,36 @@ def _verdict(summary: Mapping[str, Any]) -> list[str]:
         better = [m for m, c in compared.items() if c["verdict"] == "better"]
         worse = [m for m, c in compared.items() if c["verdict"] == "worse"]
         judged = [c for c in compared.values() if c["p"] is not None]
+        unjudged = [m for m, c in compared.items() if c["p"] is None]
+        seeds = _span([c["difference"]["n"] for c in judged])
         if compared and not judged:
-            lines.append(f"{task['name']}: one run per method shows a number, not a difference; add seeds.")
-        elif compared and not better and not worse:
-            reach = plain_statistics.median(c["detectable"] for c in judged if c["detectable"] is not None)
-            whom = "the other method" if len(compared) == 1 else f"any of the other {len(compared)} methods"
             lines.append(
-                f"{task['name']}: no significant difference in delta-m between {reference} and {whom} ({n} paired "
-                f"seeds). This does not show that they are equal: a difference below about {reach:.1f} points would "
-                "typically have gone unseen."
+                f"{task['name']}: no method shares two seeds with {reference}: one run shows a number, not a "
+                "difference; add seeds."
             )
-        elif compared:
+        elif judged and not better and not worse:
+            # Runs that are equal to the last bit (two names of one method) say nothing about how far one can see.
+            reach = plain_statistics.median([c["detectable"] for c in judged if c["detectable"]] or [0.0])
+            whom = "the other method" if len(judged) == 1 else f"any of the other {len(judged)} methods"
+            lines.append(
+                f"{task['name']}: no significant difference in delta-m between {reference} and {whom} ({seeds} paired "
+                f"seeds). This does not show that they are equal: a difference below about {reach:.1f} points would "
+                f"typically have gone unseen{', even without correction' if len(judged) > 1 else ''}."
+            )
+        elif judged:
             parts = []
             for word, group in (("better than", better), ("worse than", worse)):
                 if group:
                     named = ", ".join(f"{m} ({compared[m]['difference']['estimate']:+.1f})" for m in group)
                     parts.append(f"{word} {reference}: {named}")
-            rest = len(compared) - len(better) - len(worse)
+            rest = len(judged) - len(better) - len(worse)
             others = "the other one shows" if rest == 1 else f"the other {rest} show"
             tail = f"; {others} no significant difference" if rest else ""
             lines.append(
-                f"{task['name']}: in points of delta-m, {'; '.join(parts)}{tail} ({n} paired seeds, Holm-corrected)."
+                f"{task['name']}: in points of delta-m, {'; '.join(parts)}{tail} ({seeds} paired seeds, Holm-corrected)."
             )
+        if judged and unjudged:
+            lines.append(f"{task['name']}: not enough paired seeds to compare {', '.join(unjudged)} with {reference}.")
         single = {m["name"]: m["versus_single_task"]["verdict"] for m in methods}
         lines.append(f"{task['name']}, against training each task alone: " + _grouped(single) + ".")
         costs = [(m["ratio_to_sum"], m["name"]) for m in methods if m["ratio_to_sum"]]
@@ -399,6 +410,11 @@ def _verdict(summary: Mapping[str, Any]) -> list[str]:
         good = sum(c["passed"] for c in known)
         lines.append(f"{good} of {len(known)} verified plugins keep every law they claim.")
     return lines
+
+
+def _span(counts: Sequence[int]) -> str:
+    """ "3", or "2 to 3" where not everybody has the same number."""
+    return " to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else "0"
 
 
 def _same_results(methods: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -457,16 +473,14 @@ def _in_order(records: Sequence[Record], suite: Suite | None) -> list[str]:
     return [m for m in wanted if m in present] + [m for m in present if m not in wanted]
 
 
-def _missing(records: Sequence[Record], suite: Suite | None, tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the suite wants and no record has. The number of seeds is that of the suite or of the records."""
+def _missing(records: Sequence[Record], suite: Suite | None, manifest: Mapping[str, Any]) -> list[str]:
+    """What the same command would still do: what the suite wants, as it was called, and no record has."""
     if suite is None:
         return []
     have = {(r["task"], r["method"], r["seed"]) for r in records}
-    seeds = {r["seed"] for r in records} or set(range(suite.seeds))
-    wanted = [
-        SINGLE_TASK,
-        *(m.name for m in suite.methods if not m.optional or any(r["method"] == m.name for r in records)),
-    ]
+    seeds = {r["seed"] for r in records} | set(range(manifest.get("seeds") or suite.seeds))
+    not_run = {*manifest.get("left_out", []), *manifest.get("refused", [])}
+    wanted = [SINGLE_TASK, *(m.name for m in suite.methods if m.name not in not_run)]
     return [
         f"{m} on {t.name}, seed {s}"
         for t in suite.tasks
