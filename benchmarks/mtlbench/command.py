@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mtlcore.errors import ConfigurationError, MtlError
@@ -47,7 +48,7 @@ def list_(
         for column in rows[0] if rows else []:
             table.add_column(column)
         for row in rows:
-            table.add_row(*row.values())
+            table.add_row(*map(escape, row.values()))
         console.print(table)
         console.print()
 
@@ -74,16 +75,20 @@ def run(
             source=suite,
         )  # fmt: skip
     except KeyboardInterrupt:
-        console.print(f"[yellow]stopped[/]; what has finished is in {folder}. Run the same command again to go on.")
+        console.print(
+            f"[yellow]stopped[/]; what has finished is in {escape(str(folder))}. Run the same command again to go on."
+        )
         raise typer.Exit(130) from None
     console.print(
         f"{summary.finished} runs finished, {summary.already} were there already, {len(summary.failed)} failed: "
-        f"{folder / records.RECORDS}"
+        f"{escape(str(folder / records.RECORDS))}"
     )
     for name in summary.refused:
-        console.print(f"[red]refused[/] {name}: a law it claims is refuted (--allow-refuted trains it all the same)")
+        console.print(
+            f"[red]refused[/] {escape(name)}: a law it claims is refuted (--allow-refuted trains it all the same)"
+        )
     for name in summary.failed:
-        console.print(f"[red]failed[/] {name}; run again to retry")
+        console.print(f"[red]failed[/] {escape(name)}; run again to retry")
     if not summary.ok:
         raise typer.Exit(1)
 
@@ -104,4 +109,4 @@ def report(
             f"Run `mtl bench run SUITE --out {folder}` first."
         )
     page = write(folder, html or folder / "report.html", as_json)
-    Console().print(f"report: {page}")
+    Console().print(f"report: {page}", markup=False)

@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import platform
+import re
 import signal
 import tempfile
 import threading
@@ -25,7 +26,9 @@ from typing import Any
 
 import torch
 from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import mtlcore
@@ -166,7 +169,8 @@ def _run_in(runner: _Runner, certify: bool, allow_refuted: bool, n_seeds: int) -
     for method in list(methods):
         refuted = [c["name"] for c in _of_method(certificates, method) if c["passed"] is False]
         if refuted and not allow_refuted:
-            console.print(f"[red]refused[/] {method.name}: {', '.join(refuted)} claims a law that is refuted")
+            who = f"{method.name}: {', '.join(refuted)}"
+            console.print(f"[red]refused[/] {escape(who)} claims a law that is refuted")
             summary.refused.append(method.name)
             methods.remove(method)
 
@@ -238,7 +242,9 @@ class _Runner:
         for seed in range(n_seeds):
             base = baselines.get(seed)
             if base is None:
-                self.console.print(f"[yellow]{entry.name}, seed {seed}: no baseline, so no method is run for it[/]")
+                self.console.print(
+                    f"[yellow]{escape(entry.name)}, seed {seed}: no baseline, so no method is run for it[/]"
+                )
                 continue
             for method in methods:
                 todo.append(
@@ -285,7 +291,7 @@ class _Runner:
         for name in (SINGLE_TASK, *(m.name for m in methods)):
             if name not in chosen:
                 self.console.print(
-                    f"[yellow]not tuned[/] {name} on {entry.name}: no trial could be scored; defaults used"
+                    f"[yellow]not tuned[/] {escape(f'{name} on {entry.name}')}: no trial could be scored; defaults used"
                 )
         return chosen
 
@@ -401,7 +407,7 @@ def _existing_methods(suite: Suite, summary: Summary, console: Console) -> list[
         except UnknownPluginError as error:
             if not method.optional:
                 raise
-            console.print(f"[yellow]left out[/] {method.name}: {error}")
+            console.print(f"[yellow]left out[/] {escape(f'{method.name}: {error}')}")
             summary.left_out.append(method.name)
             continue
         methods.append(method)
@@ -418,10 +424,13 @@ def _certificates(methods: list[MethodEntry], folder: Path, jobs: int, console: 
     found: dict[str, dict[str, Any]] = {}
     waiting = console.status(f"theory before training: verifying {len(wanted)} plugins")
     with waiting if console.is_terminal else contextlib.nullcontext():
-        for certificate in _parallel([functools.partial(certify_one, *plugin) for plugin in wanted.values()], jobs):
+        work = [functools.partial(certify_one, *plugin) for plugin in wanted.values()]
+        for certificate in _parallel(work, jobs, _not_certified):
             found[_certificate_key(certificate["kind"], certificate["name"], certificate["options"])] = certificate
             mark = {True: "[green]verified[/]", False: "[red]REFUTED[/]", None: "[yellow]not verified[/]"}
-            console.print(f"{mark[certificate['passed']]} {certificate['name']}: {certificate['summary']}")
+            console.print(
+                f"{mark[certificate['passed']]} {escape(certificate['name'] + ': ' + certificate['summary'])}"
+            )
     ordered = {key: found[key] for key in wanted}
     _write_json(folder / CERTIFICATES, ordered)
     return ordered
@@ -433,12 +442,25 @@ def certify_one(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any]
         began = time.perf_counter()
         try:
             answer = registry().ask("mtlcore_certify", kind=kind, name=name, options=options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             answer = {"passed": None, "summary": f"could not be checked: {type(error).__name__}: {error}", "rows": []}
         if answer is None:
             answer = {"passed": None, "summary": "no installed plugin can certify it; trained unverified", "rows": []}
         seconds = time.perf_counter() - began
     return {"kind": kind, "name": name, "options": options, "seconds": seconds, **answer}
+
+
+def _not_certified(kind: str, name: str, options: dict[str, Any], *, why: str) -> dict[str, Any]:
+    summary = f"could not be checked: {why}"
+    return {
+        "kind": kind,
+        "name": name,
+        "options": options,
+        "seconds": None,
+        "passed": None,
+        "summary": summary,
+        "rows": [],
+    }
 
 
 def _certificate_key(kind: str, name: str, options: dict[str, Any]) -> str:
@@ -464,7 +486,41 @@ def _short(certificates: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def do_job(job: Job, progress: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
     """Train and measure; an error becomes a record with status "failed"."""
-    record: dict[str, Any] = {
+    record = _record_of(job)
+    trial = job.trial is not None
+    with _one_thread():
+        try:
+            task = make_task(job.task)
+            if job.method is None:
+                outcome = protocol.train_single_tasks(job.task.name, task, job.seed, job.budget, progress, trial=trial)
+            else:
+                outcome = protocol.train(
+                    job.task.name, task, job.method, job.seed, job.budget, job.baseline_validation, progress,
+                    trial=trial,
+                )  # fmt: skip
+            record |= dataclasses.asdict(outcome)
+            if trial:
+                record["metrics"] = None
+            else:
+                baseline = outcome.metrics if job.method is None else job.baseline
+                record["delta_m"] = protocol.delta_m(outcome.metrics, baseline, task.metrics)
+        except (Exception, SystemExit) as error:  # whoever calls sys.exit in a plugin ends its run, not ours
+            record["traceback"] = traceback.format_exc(limit=-6)
+            return _failed(record, f"{type(error).__name__}: {error}")
+    return record | _finished_now()
+
+
+def _failed(record: dict[str, Any], error: str) -> dict[str, Any]:
+    return record | {"status": "failed", "error": error} | _finished_now()
+
+
+def _finished_now() -> dict[str, str]:
+    return {"finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
+
+
+def _record_of(job: Job) -> dict[str, Any]:
+    """A record as far as it is known before the run."""
+    return {
         "suite": job.suite,
         "task": job.task.name,
         "method": job.method_name,
@@ -482,32 +538,7 @@ def do_job(job: Job, progress: Callable[[int], None] = lambda step: None) -> dic
             "method": None if job.method is None else job.method.model_dump(exclude={"search", "optional", "front"}),
         },
         "certificate": job.certificate,
-    }
-    trial = job.trial is not None
-    if trial:
-        record["trial"] = job.trial
-    with _one_thread():
-        try:
-            task = make_task(job.task)
-            if job.method is None:
-                outcome = protocol.train_single_tasks(job.task.name, task, job.seed, job.budget, progress, trial=trial)
-            else:
-                outcome = protocol.train(
-                    job.task.name, task, job.method, job.seed, job.budget, job.baseline_validation, progress,
-                    trial=trial,
-                )  # fmt: skip
-            record |= dataclasses.asdict(outcome)
-            if trial:
-                record["metrics"] = None
-            else:
-                baseline = outcome.metrics if job.method is None else job.baseline
-                record["delta_m"] = protocol.delta_m(outcome.metrics, baseline, task.metrics)
-        except Exception as error:
-            record["status"] = "failed"
-            record["error"] = f"{type(error).__name__}: {error}"
-            record["traceback"] = traceback.format_exc(limit=-6)
-    record["finished_at"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return record
+    } | ({} if job.trial is None else {"trial": job.trial})
 
 
 @functools.cache
@@ -547,17 +578,45 @@ def _one_thread() -> Iterator[None]:
 # --- processes and progress ---------------------------------------------------------------------------------------
 
 
-def _parallel(work: list[functools.partial[dict[str, Any]]], jobs: int) -> Iterator[dict[str, Any]]:
-    """Results in the order in which they finish. Ctrl-C ends the workers; what is on disk stays valid."""
-    if jobs == 1 or len(work) == 1:
+def _parallel(
+    work: list[functools.partial[dict[str, Any]]], jobs: int, instead: Callable[..., dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Results in the order in which they finish. Ctrl-C ends the workers; what is on disk stays valid.
+
+    A worker that dies (a crash in native code, out of memory) takes with it what its siblings are at. Then whatever may
+    be to blame is done again, one at a time; for what dies a second time the result is that of ``instead``, called with
+    the same arguments and ``why``. Without workers (one job) a death is ours.
+    """
+    if jobs == 1:
         yield from (task() for task in work)
         return
+    left = dict(enumerate(work))
+    while left:
+        try:
+            for i, result in _in_workers(list(left.items()), jobs):
+                del left[i]
+                yield result
+        except TerminatedWorkerError:
+            for i in list(left)[:jobs]:  # they are begun in this order
+                task = left.pop(i)
+                try:
+                    ((_, result),) = _in_workers([(i, task)], jobs)
+                except TerminatedWorkerError as error:
+                    codes = re.search(r"\{.*\}", str(error))
+                    why = f"its process died ({codes[0] if codes else 'no exit code'}): a crash, or out of memory"
+                    result = instead(*task.args, why=why)
+                yield result
+
+
+def _in_workers(
+    work: list[tuple[int, functools.partial[dict[str, Any]]]], jobs: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
     with parallel_config(backend="loky", inner_max_num_threads=1), warnings.catch_warnings():
         # Workers grow while they cache data, and are stopped on Ctrl-C: joblib warns about both, and both are meant.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
         warnings.filterwarnings("ignore", message=".* tasks which were still being processed")
         results = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)(
-            delayed(_in_worker)(task, os.getpid()) for task in work
+            delayed(_in_worker)(i, task, os.getpid()) for i, task in work
         )
         try:
             yield from results
@@ -568,13 +627,13 @@ def _parallel(work: list[functools.partial[dict[str, Any]]], jobs: int) -> Itera
             raise
 
 
-def _in_worker(task: functools.partial[dict[str, Any]], parent: int) -> dict[str, Any]:
+def _in_worker(i: int, task: functools.partial[dict[str, Any]], parent: int) -> tuple[int, dict[str, Any]]:
     if os.getpid() != parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
         global _runner
         if os.getppid() == parent:  # not so where joblib's backend is a cluster
             _runner = parent
-    return task()
+    return i, task()
 
 
 _runner: int | None = None  # in a worker process: who will write down what it finds
@@ -586,7 +645,8 @@ def _end_if_orphaned() -> None:
 
 
 def _results(jobs: list[Job], processes: int, bar: _Bar) -> Iterable[dict[str, Any]]:
-    return _parallel([functools.partial(_job_with_progress, job, bar.path_of(job)) for job in jobs], processes)
+    work = [functools.partial(_job_with_progress, job, bar.path_of(job)) for job in jobs]
+    return _parallel(work, processes, lambda job, path, *, why: _failed(_record_of(job), why))
 
 
 def _job_with_progress(job: Job, path: str) -> dict[str, Any]:
@@ -614,8 +674,9 @@ class _Bar:
         self._finished: set[str] = set()
         self._folder = tempfile.TemporaryDirectory(prefix="mtlbench-")
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[now]}", style="dim"), console=console, transient=True,
+            TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[now]}", style="dim", markup=False),
+            console=console, transient=True,
         )  # fmt: skip
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -645,14 +706,14 @@ class _Bar:
         if record.get("trial") is not None:
             who += f" · trial {record['trial']}"
         if record["status"] != "ok":
-            self._progress.console.print(f"[red]failed[/] {who}: {record['error']}", highlight=False)
+            self._progress.console.print("[red]failed[/] " + escape(f"{who}: {record['error']}"), highlight=False)
             return
         numbers = [f"{record['seconds']:.1f} s"]
         if record["method"] != SINGLE_TASK and record["delta_m"] is not None:
             numbers.insert(0, f"delta-m {record['delta_m']:+.2f} %")
         if record.get("ratio_to_sum"):
             numbers.append(f"{record['ratio_to_sum']:.2f} x a summed-loss step")
-        self._progress.console.print(f"[green]done[/] {who}: {', '.join(numbers)}", highlight=False)
+        self._progress.console.print("[green]done[/] " + escape(f"{who}: {', '.join(numbers)}"), highlight=False)
 
     def _watch(self) -> None:
         while not self._stop.wait(0.25):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -169,6 +170,32 @@ def test_a_failed_run_is_a_record_and_is_retried(tiny, tmp_path, monkeypatch):
     summary = runner.run(tiny.suite("tiny-equal", "tiny-breaks"), tmp_path, console=tiny.quiet())
     assert (summary.finished, summary.failed) == (2, [])
     assert len(records.latest(records.read(tmp_path / "records.jsonl")[0])) == 6
+
+
+@pytest.mark.parametrize("error", [ValueError("no file [/tmp/x], [bold]"), SystemExit(3)])
+def test_whatever_a_method_raises_is_recorded_word_by_word_and_the_others_go_on(tiny, tmp_path, monkeypatch, error):
+    def raises(self, view, state):
+        raise error
+
+    monkeypatch.setattr(tiny.Breaks, "aggregate", raises)
+    console = tiny.quiet()
+    console.width = 300
+    suite = tiny.suite({"name": "x [red]", "aggregator": "tiny-breaks"}, "tiny-equal", seeds=1)
+    summary = runner.run(suite, tmp_path, console=console)
+    assert (summary.finished, summary.failed) == (2, ["x [red] on tiny, seed 0"])
+    (failed,) = [x for x in _lines(tmp_path) if x["status"] == "failed"]
+    assert str(error) in failed["error"]
+    assert f"failed tiny · x [red] · seed 0: {failed['error']}" in console.file.getvalue()
+
+
+def test_a_worker_that_dies_is_a_failure_of_its_own_and_the_others_go_on():
+    work = [functools.partial(dict, a=i) for i in range(4)]
+    work.insert(1, functools.partial(os._exit, 3))
+    results = list(runner._parallel(work, 2, lambda status, *, why: {"died": status, "why": why}))
+    assert sorted(r["a"] for r in results if "a" in r) == [0, 1, 2, 3]
+    (died,) = [r for r in results if "died" in r]
+    assert died["died"] == 3
+    assert "EXIT(3)" in died["why"]
 
 
 def test_a_refuted_method_is_not_trained_unless_allowed(tiny, tmp_path):

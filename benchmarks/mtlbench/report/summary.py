@@ -379,7 +379,8 @@ def _verdict(summary: Mapping[str, Any]) -> list[str]:
             others = "the other one shows" if rest == 1 else f"the other {rest} show"
             tail = f"; {others} no significant difference" if rest else ""
             lines.append(
-                f"{task['name']}: in points of delta-m, {'; '.join(parts)}{tail} ({seeds} paired seeds, Holm-corrected)."
+                f"{task['name']}: in points of delta-m, {'; '.join(parts)}{tail} ({seeds} paired seeds, "
+                "Holm-corrected)."
             )
         if judged and unjudged:
             lines.append(f"{task['name']}: not enough paired seeds to compare {', '.join(unjudged)} with {reference}.")
