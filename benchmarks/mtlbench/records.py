@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,40 @@ TRIALS = "trials.jsonl"
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line and force it to disk. A torn last line, left by a crash, is closed first so that it harms only
-    itself."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    itself.
+
+    Raises:
+        ConfigurationError: it cannot be written, for instance because the disk is full.
+    """
     line = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            if size and os.pread(handle, 1, size - 1) != b"\n":
+                line = b"\n" + line
+            while line:
+                line = line[os.write(handle, line) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says when a file cannot be written becomes an error of ours."""
     try:
-        size = os.fstat(handle).st_size
-        if size and os.pread(handle, 1, size - 1) != b"\n":
-            line = b"\n" + line
-        while line:
-            line = line[os.write(handle, line) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be written: {error.strerror}. See to that and run the same command again; what is already "
+            f"in {path.parent} is not lost."
+        ) from error
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """All readable records, in the order written, and how many lines were torn."""
+    """All records, in the order written, and how many lines are none: torn, or without what every record has."""
     if not path.is_file():
         return [], 0
     found: list[dict[str, Any]] = []
@@ -42,15 +60,25 @@ def read(path: Path) -> tuple[list[dict[str, Any]], int]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=lambda name: None)  # other writers than plain() write NaN
         except ValueError:
             torn += 1
             continue
-        if isinstance(record, dict) and {"task", "method", "seed", "status"} <= record.keys():
+        if _is_record(record):
             found.append(record)
         else:
             torn += 1
     return found, torn
+
+
+def _is_record(line: Any) -> bool:
+    """Whether it says what it is a record of, in a form that the rest can rely on. Anybody may write records."""
+    return (
+        isinstance(line, dict)
+        and all(isinstance(line.get(k), str) for k in ("task", "method", "status"))
+        and isinstance(line.get("seed"), int)
+        and all(isinstance(line.get(k) or {}, dict) for k in ("metrics", "environment", "hyperparameters"))
+    )
 
 
 def content(path: Path) -> dict[str, Any]:

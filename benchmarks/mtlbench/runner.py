@@ -183,15 +183,19 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Two runs at once would repeat each other's work and mix their records. What a killed run left is taken over."""
     path = folder / LOCK
     try:
-        file = path.open("x", encoding="utf-8")
-    except FileExistsError:
+        with records.writing(path):
+            file = path.open("x", encoding="utf-8")
+    except ConfigurationError as error:
+        if not isinstance(error.__cause__, FileExistsError):
+            raise
         if _is_held(path):
             raise ConfigurationError(
                 f"another run is at work in {str(folder)!r} (process and machine: {path.read_text().strip() or '?'}). "
                 f"Wait for it, or give another --out; if there is none, delete {path}."
             ) from None
-        path.unlink(missing_ok=True)
-        file = path.open("x", encoding="utf-8")
+        with records.writing(path):  # another run may be quicker
+            path.unlink(missing_ok=True)
+            file = path.open("x", encoding="utf-8")
     with file:
         file.write(f"{os.getpid()} {platform.node()}")
     try:
@@ -380,8 +384,10 @@ class _Runner:
         chose."""
         path = self.folder / MANIFEST
         old = records.content(path)
-        current = {**old.get("current", {}), entry.name: sorted(set(hashes))}
-        tuned = {**old.get("tuned", {}), entry.name: {name: dataclasses.asdict(c) for name, c in chosen.items()}}
+        wanted = {task.name for task in self.suite.tasks}  # a task that has left the suite takes its results along
+        kept = {name: {t: v for t, v in old.get(name, {}).items() if t in wanted} for name in ("current", "tuned")}
+        current = {**kept["current"], entry.name: sorted(set(hashes))}
+        tuned = {**kept["tuned"], entry.name: {name: dataclasses.asdict(c) for name, c in chosen.items()}}
         manifest = {"suite": self.suite.model_dump(mode="json"), **self.call, "current": current, "tuned": tuned}
         _write_json(path, {**manifest, "left_out": self.summary.left_out, "refused": self.summary.refused})
 
@@ -730,11 +736,15 @@ class _Bar:
 def _write_json(path: Path, content: Any) -> None:
     """Replace the file in one step, so that it is never half written."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        json.dump(records.plain(content), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    with records.writing(path):
+        try:
+            with scratch.open("w", encoding="utf-8") as file:
+                json.dump(records.plain(content), file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def data_status(task: BenchmarkTask) -> str:

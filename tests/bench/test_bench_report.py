@@ -220,6 +220,45 @@ def test_names_are_escaped(tmp_path):
     assert "<script" not in _page(tmp_path)
 
 
+def test_records_of_another_writer_need_only_what_the_design_promises(tmp_path):
+    public = (
+        "suite", "task", "method", "seed", "status", "metrics", "delta_m", "seconds_per_step", "peak_memory_mb",
+        "environment",
+    )  # fmt: skip
+    rows = _three_seeds(("single-task", 0.0), ("sum", 5.0), ("mgda", 1.0))
+    _folder_of(tmp_path, [{k: r[k] for k in public} for r in rows])
+    assert "better than sum: mgda (-4.0)" in " ".join(summarise(tmp_path)["verdict"])
+    assert "not recorded" in _page(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": "x"}, {"seed": None}, {"task": None}, {"method": 3}, {"metrics": [1]}, {"environment": "mine"}],
+    ids=repr,
+)
+def test_what_is_no_record_is_counted_and_left_out(tmp_path, change):
+    _folder_of(tmp_path, _three_seeds(("single-task", 0.0), ("sum", 5.0)), [{**_record("sum", 9, 1.0), **change}])
+    found = summarise(tmp_path)
+    assert (found["state"]["torn_lines"], found["state"]["finished"]) == (1, 6)
+
+
+def test_nan_that_another_writer_wrote_is_a_missing_number(tmp_path):
+    row = json.dumps(_record("sum", 1, 0.0, delta_m=float("nan")))
+    (tmp_path / "records.jsonl").write_text(row + "\n")
+    assert summarise(tmp_path)["state"]["unscored"] == ["sum on multimnist, seed 1"]
+
+
+def test_any_text_of_an_error_can_be_shown(tmp_path):
+    failed = _record("sum", 0, 0.0, status="failed", error="no file 'caf\udce9'")
+    assert "no file &#39;caf\\udce9&#39;" in _page(_folder_of(tmp_path, [failed]))
+
+
+def test_a_page_that_cannot_be_written_is_an_error_of_ours(folder):
+    (folder / "report.html").mkdir()
+    with pytest.raises(ConfigurationError, match="report.html cannot be written: Is a directory"):
+        _page(folder)
+
+
 def test_an_empty_folder_gives_a_page_that_says_so(tmp_path):
     assert "no finished runs" in _page(tmp_path)
 

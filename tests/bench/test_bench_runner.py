@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -16,7 +17,9 @@ import pytest
 
 from mtlbench import records, runner
 from mtlbench.suite import SINGLE_TASK, BudgetChanges
+from mtlcore import hookimpl
 from mtlcore.errors import ConfigurationError, UnknownPluginError
+from mtlcore.registry import registry
 
 REQUIRED = {
     "suite", "task", "method", "seed", "status", "metrics", "delta_m", "seconds_per_step", "peak_memory_mb",
@@ -281,6 +284,63 @@ def test_appending_after_a_torn_line_keeps_both_neighbours(tmp_path):
     assert [r["seed"] for r in found] == [0, 1]
     assert torn == 1
     assert found[1]["delta_m"] is None
+
+
+def test_a_full_disk_is_an_error_of_ours_and_loses_nothing(tiny, tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write, left = os.write, [6000]
+
+    def writes(handle, data):
+        if left[0] <= 0:
+            raise full
+        left[0] -= len(data)
+        return write(handle, data[: len(data) + min(left[0], 0)])
+
+    monkeypatch.setattr(os, "write", writes)
+    with pytest.raises(
+        ConfigurationError, match="records.jsonl cannot be written: No space left.*run the same command"
+    ):
+        runner.run(tiny.suite(), tmp_path, console=tiny.quiet())
+    monkeypatch.setattr(os, "write", write)
+    survived, torn = records.read(tmp_path / "records.jsonl")
+    assert (len(survived) > 0, torn) == (True, 1)
+    summary = runner.run(tiny.suite(), tmp_path, console=tiny.quiet())
+    assert (summary.finished, summary.already) == (6 - len(survived), len(survived))
+
+
+@pytest.mark.parametrize("name", ["run.lock", ".suite.json"])
+def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tiny, tmp_path, monkeypatch, name):
+    opened = Path.open
+
+    def opens(path, mode="r", *args, **kwargs):
+        if mode != "r" and path.name.startswith(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", opens)
+    with pytest.raises(ConfigurationError, match="cannot be written: Permission denied"):
+        runner.run(tiny.suite("tiny-equal", seeds=1), tmp_path, certify=False, console=tiny.quiet())
+    assert not any(path.name.endswith((".tmp", ".lock")) for path in tmp_path.iterdir())
+
+
+def test_a_task_that_has_left_the_suite_is_outdated_as_a_method_is(tiny, tmp_path):
+    from mtlbench.report.summary import summarise
+
+    class Second:
+        @hookimpl
+        def mtlcore_register_tasks(self, register):
+            register("tiny-second", tiny.Tiny)
+
+    second = Second()
+    registry().add(second, "second")
+    try:
+        runner.run(tiny.suite("tiny-equal", tasks=["tiny", "tiny-second"], seeds=1), tmp_path, console=tiny.quiet())
+        runner.run(tiny.suite("tiny-equal", seeds=1), tmp_path, console=tiny.quiet())
+        found = summarise(tmp_path)
+    finally:
+        registry().remove(second)
+    assert [task["name"] for task in found["tasks"]] == ["tiny"]
+    assert found["state"]["outdated"] == 2
 
 
 def test_a_good_run_outlives_a_later_failure():

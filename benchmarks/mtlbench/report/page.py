@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from mtlbench.records import writing
 from mtlbench.report import figures
 from mtlbench.report.summary import summarise
 from mtlbench.suite import SINGLE_TASK
@@ -20,15 +21,20 @@ def write(folder: Path, page: Path, numbers: Path | None = None) -> Path:
     """Write the report over ``folder`` to ``page`` and, if wanted, its numbers as JSON.
 
     Raises:
-        ConfigurationError: the folder does not exist.
+        ConfigurationError: the folder does not exist, or a file cannot be written.
     """
     summary = summarise(folder)
     if numbers is not None:
-        numbers.parent.mkdir(parents=True, exist_ok=True)
-        numbers.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(render(summary, folder), encoding="utf-8")
+        _write(numbers, json.dumps(summary, indent=1) + "\n")
+    _write(page, render(summary, folder))
     return page
+
+
+def _write(path: Path, text: str) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Half of a surrogate pair (from a file name, in an error message) is no character that UTF-8 could write.
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def render(summary: Mapping[str, Any], folder: Path) -> str:

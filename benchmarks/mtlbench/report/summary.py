@@ -38,7 +38,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     shown = raw.latest(everything)
     outdated = [r for r in shown if current and r.get("config_hash") not in current]
     shown = [r for r in shown if r not in outdated]
-    ok = [r for r in shown if r["status"] == "ok"]
+    ok = [_complete(r) for r in shown if r["status"] == "ok"]
     failed = [r for r in shown if r["status"] != "ok"]
     reference = suite.reference if suite is not None else "sum"
     names = _in_order(ok, suite)
@@ -437,6 +437,14 @@ def _grouped(verdicts: Mapping[str, str]) -> str:
 
 
 # --- small things -------------------------------------------------------------------------------------------------
+
+
+def _complete(record: Record) -> Record:
+    """With empty entries where a writer other than the runner gives only what every record has."""
+    blank = {"suite": "", "metrics": {}, "delta_m": None, "environment": {}, "curves": {}}
+    given = {k: v for k, v in record.items() if v is not None}
+    hyperparameters = {"budget": None, "method": None} | (record.get("hyperparameters") or {})
+    return blank | given | {"hyperparameters": hyperparameters}
 
 
 def _suite(manifest: Mapping[str, Any]) -> Suite | None:
