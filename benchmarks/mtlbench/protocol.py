@@ -21,6 +21,7 @@ import functools
 import gc
 import hashlib
 import itertools
+import math
 import statistics
 import sys
 import time
@@ -77,13 +78,13 @@ def delta_m(metrics: Mapping[str, float], baseline: Mapping[str, float], declare
     """Mean relative worsening against the baseline in percent; lower is better, negative means "better than".
 
     [paper] (100 / K) sum_k (-1)^{s_k} (M_k - B_k) / B_k over the K *metrics*, s_k = 1 where higher is better: the
-    convention of CAGrad, Nash-MTL and FAMO. None if a baseline value is 0 or a value is missing: then no relative
-    change exists.
+    convention of CAGrad, Nash-MTL and FAMO. None if a baseline value is 0 or a value is missing or not finite: then no
+    relative change exists.
     """
     changes = []
     for metric in declared:
         ours, base = metrics.get(metric.key), baseline.get(metric.key)
-        if ours is None or base is None or base == 0:
+        if ours is None or base is None or base == 0 or not math.isfinite(ours) or not math.isfinite(base):
             return None
         changes.append((base - ours if metric.higher_is_better else ours - base) / abs(base))
     return 100.0 * statistics.fmean(changes)
@@ -349,6 +350,8 @@ class _Best:
 
     def look(self, step: int, metrics: dict[str, float], network: Network) -> None:
         score = self._score(metrics)
+        if score is not None and math.isnan(score):  # no number is smaller: it would stay the best for ever
+            score = None
         self.seen.append({"step": step + 1, "score": score, "metrics": metrics})
         if self._weights is None or (score is not None and score < self._lowest):
             self._lowest = float("inf") if score is None else score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,10 @@ def test_delta_m_follows_the_direction_of_each_metric():
 def test_delta_m_does_not_invent_a_value():
     assert protocol.delta_m({"a/accuracy": 1.0, "b/error": 1.0}, {"a/accuracy": 0.0, "b/error": 1.0}, METRICS) is None
     assert protocol.delta_m({"a/accuracy": 1.0}, {"a/accuracy": 1.0, "b/error": 1.0}, METRICS) is None
+    fine = {"a/accuracy": 1.0, "b/error": 1.0}
+    for bad in (math.nan, math.inf):
+        assert protocol.delta_m({**fine, "b/error": bad}, fine, METRICS) is None
+        assert protocol.delta_m(fine, {**fine, "b/error": bad}, METRICS) is None
 
 
 def _train(tiny, method="tiny-equal", seed=0, **options):
@@ -120,6 +125,27 @@ def test_selection_keeps_the_best_checkpoint_even_if_training_gets_worse(tiny):
     best.test(task, network, task.load().test)
     assert best.step == 2
     assert all(torch.equal(v, kept[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_metric_that_is_undefined_at_first_does_not_fix_the_checkpoint(tiny, single):
+    """A correlation is, while a network predicts a constant."""
+
+    class Undefined(tiny.Tiny):
+        looks = 0
+
+        def score(self, task, tally):
+            Undefined.looks += 1
+            return {"MAE": float("nan")} if Undefined.looks <= 2 else super().score(task, tally)
+
+    if single:
+        found = protocol.train_single_tasks("tiny", Undefined(), 0, Undefined().budget)
+    else:
+        against = dict.fromkeys((m.key for m in Undefined().metrics), 1.0)
+        method = MethodEntry(name="tiny-equal")
+        found = protocol.train("tiny", Undefined(), method, 0, Undefined().budget, against)
+    assert found.selected_step > 5  # the first look is after the fifth step
+    assert all(math.isfinite(v) for v in found.validation.values())
 
 
 def test_conflict_probe_measures_the_cosine_of_the_task_gradients(tiny):
