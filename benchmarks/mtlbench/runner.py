@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import os
 import platform
@@ -165,9 +166,18 @@ def _run_in(runner: _Runner, certify: bool, allow_refuted: bool, n_seeds: int) -
         for source in task.sources:
             sources.locate(source)
 
-    certificates = _certificates(methods, folder, runner.jobs, console) if certify else {}
+    settings = {method.name: tuning.settings(method, suite.tuning) for method in methods}
+    everything = list(itertools.chain.from_iterable(settings.values()))
+    certificates = _certificates(everything, folder, runner.jobs, console) if certify else {}
     for method in list(methods):
-        refuted = [c["name"] for c in _of_method(certificates, method) if c["passed"] is False]
+        refuted = list(
+            dict.fromkeys(
+                _with_options(c["name"], c["options"])
+                for setting in settings[method.name]
+                for c in _of_method(certificates, setting)
+                if c["passed"] is False
+            )
+        )
         if refuted and not allow_refuted:
             who = f"{method.name}: {', '.join(refuted)}"
             console.print(f"[red]refused[/] {escape(who)} claims a law that is refuted")
@@ -251,12 +261,14 @@ class _Runner:
                 )
                 continue
             for method in methods:
+                job = tuned(method, seed)
+                assert job.method is not None
                 todo.append(
                     dataclasses.replace(
-                        tuned(method, seed),
+                        job,
                         baseline=base["metrics"],
                         baseline_validation=base["validation"],
-                        certificate=_short(_of_method(certificates, method)),
+                        certificate=_short(_of_method(certificates, job.method)),
                     )
                 )
         self._do(todo, records.RECORDS, entry.name)
@@ -424,8 +436,8 @@ def _existing_methods(suite: Suite, summary: Summary, console: Console) -> list[
 
 
 def _certificates(methods: list[MethodEntry], folder: Path, jobs: int, console: Console) -> dict[str, dict[str, Any]]:
-    """{key: certificate} of every plugin in use. Whoever certifies knows when an older answer still holds, so it is
-    asked anew each time."""
+    """{key: certificate} of every plugin in use, with the options that it may be trained with. Whoever certifies knows
+    when an older answer still holds, so it is asked anew each time."""
     wanted = {_certificate_key(*plugin): plugin for method in methods for plugin in method.plugins()}
     found: dict[str, dict[str, Any]] = {}
     waiting = console.status(f"theory before training: verifying {len(wanted)} plugins")
@@ -434,9 +446,8 @@ def _certificates(methods: list[MethodEntry], folder: Path, jobs: int, console: 
         for certificate in _parallel(work, jobs, _not_certified):
             found[_certificate_key(certificate["kind"], certificate["name"], certificate["options"])] = certificate
             mark = {True: "[green]verified[/]", False: "[red]REFUTED[/]", None: "[yellow]not verified[/]"}
-            console.print(
-                f"{mark[certificate['passed']]} {escape(certificate['name'] + ': ' + certificate['summary'])}"
-            )
+            name = _with_options(certificate["name"], certificate["options"])
+            console.print(f"{mark[certificate['passed']]} " + escape(f"{name}: {certificate['summary']}"))
     ordered = {key: found[key] for key in wanted}
     _write_json(folder / CERTIFICATES, ordered)
     return ordered
@@ -454,6 +465,10 @@ def certify_one(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any]
             answer = {"passed": None, "summary": "no installed plugin can certify it; trained unverified", "rows": []}
         seconds = time.perf_counter() - began
     return {"kind": kind, "name": name, "options": options, "seconds": seconds, **answer}
+
+
+def _with_options(name: str, options: Mapping[str, Any]) -> str:
+    return name + (f" ({', '.join(f'{k} = {v}' for k, v in options.items())})" if options else "")
 
 
 def _not_certified(kind: str, name: str, options: dict[str, Any], *, why: str) -> dict[str, Any]:

@@ -45,6 +45,12 @@ def second_stage(method: MethodEntry | None, tuning: Tuning, budget: Budget, rat
     return settings + [(r, _defaults(method)) for r in itertools.islice(_around(rate, grid), left - len(settings))]
 
 
+def settings(method: MethodEntry, tuning: Tuning) -> list[MethodEntry]:
+    """The method with its default options and with each of the others that a trial may give it, whichever rate wins."""
+    others = _draws(method, tuning.trials - len(tuning.learning_rate_factors)) if tuning.trials else []
+    return [method, *(method.model_copy(update={"options": options}) for options in others)]
+
+
 def at_the_edge(tuning: Tuning, budget: Budget, rate: float) -> bool:
     """Whether no smaller, or no larger, learning rate was on the grid: then a wider one might have done better."""
     rates = [budget.learning_rate * factor for factor in tuning.learning_rate_factors]

@@ -154,6 +154,33 @@ def test_a_learning_rate_cannot_choose_the_options(tiny, tmp_path, trainer):
         assert (used["method"] or {"options": {}})["options"] == tuned[method]["options"]
 
 
+def test_what_tuning_chooses_is_certified_as_it_is_trained(tiny, tmp_path, trainer, monkeypatch):
+    trainer["error"] = lambda rate, options: options.get("c", 1.0)
+    asked = []
+
+    def certify(kind, name, options):
+        asked.append(options)
+        found = {"kind": kind, "name": name, "options": options, "seconds": 0.0, "rows": []}
+        return {**found, "passed": options != {"c": 0.8}, "summary": f"{options}"}
+
+    monkeypatch.setattr(runner, "certify_one", certify)
+    method = {"name": "cagrad", "search": {"c": [0.2, 0.6]}}
+    runner.run(tiny.suite(method, reference="cagrad", tuning={"trials": 5}), tmp_path, console=tiny.quiet())
+    assert sorted(asked, key=str) == [{"c": 0.2}, {"c": 0.6}, {}]
+    for record in records.read(tmp_path / "records.jsonl")[0]:
+        if record["method"] == "cagrad":
+            assert record["hyperparameters"]["method"]["options"] == {"c": 0.2}
+            assert record["certificate"]["summary"] == "cagrad: {'c': 0.2}"
+
+    method["search"] = {"c": [0.8]}
+    console = tiny.quiet()
+    refused = runner.run(
+        tiny.suite(method, reference="cagrad", tuning={"trials": 5}), tmp_path, console=console
+    ).refused
+    assert refused == ["cagrad"]
+    assert "cagrad (c = 0.8)" in console.file.getvalue()
+
+
 def test_defaults_win_ties(tiny, tmp_path, trainer):
     trainer["error"] = lambda rate, options: 1.0
     _, tuned, _ = _tuned(tiny, tmp_path)

@@ -441,7 +441,7 @@ def _grouped(verdicts: Mapping[str, str]) -> str:
 
 def _complete(record: Record) -> Record:
     """With empty entries where a writer other than the runner gives only what every record has."""
-    blank = {"suite": "", "metrics": {}, "delta_m": None, "environment": {}, "curves": {}}
+    blank: Record = {"suite": "", "metrics": {}, "delta_m": None, "environment": {}, "curves": {}}
     given = {k: v for k, v in record.items() if v is not None}
     hyperparameters = {"budget": None, "method": None} | (record.get("hyperparameters") or {})
     return blank | given | {"hyperparameters": hyperparameters}
