@@ -319,10 +319,21 @@ def _discover() -> Iterator[_Plugin]:
     wish = os.environ.get("MTLCORE_PLUGINS", "").strip()
     allowed = None if not wish else {w.strip() for w in wish.split(",")} - {"off"}
     for point in importlib.metadata.entry_points(group=PROJECT):
-        distribution = point.dist.name if point.dist is not None else "?"
-        version = point.dist.version if point.dist is not None else ""
+        distribution, version = _provenance(point.dist)
         if allowed is None or distribution == BUILT_IN or allowed & {point.name, distribution}:
             yield _Plugin(point.name, distribution, version, point.load)
+
+
+def _provenance(distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
+    """Name and version, as far as they are known: what an interrupted uninstall leaves behind has no metadata."""
+    if distribution is None:
+        return "?", ""
+    try:
+        metadata = distribution.metadata
+    except importlib.metadata.PackageNotFoundError:
+        return "?", ""
+    name, version = (metadata[key] if key in metadata else "" for key in ("Name", "Version"))
+    return name or "?", version
 
 
 @contextlib.contextmanager

@@ -198,7 +198,8 @@ def test_unknown_name_suggests_the_nearest():
 def test_environment_allow_list(monkeypatch):
     class Point:
         def __init__(self, name, dist):
-            self.name, self.dist, self.load = name, types.SimpleNamespace(name=dist, version="1"), lambda: None
+            metadata = {"Name": dist, "Version": "1"}
+            self.name, self.dist, self.load = name, types.SimpleNamespace(metadata=metadata), lambda: None
 
     points = [Point("mtlplugins", "mtlcore"), Point("a", "dist-a"), Point("b", "dist-b")]
     monkeypatch.setattr(reg.importlib.metadata, "entry_points", lambda group: points)
@@ -210,6 +211,20 @@ def test_environment_allow_list(monkeypatch):
     ]:
         monkeypatch.setenv("MTLCORE_PLUGINS", wish)
         assert [p.name for p in reg._discover()] == expected
+
+
+def test_a_distribution_without_metadata_harms_nobody(tmp_path, monkeypatch):
+    """What an interrupted uninstall leaves behind; beside another third party's it could not even be sorted."""
+    for name in ("left-over", "another", "whole"):
+        (tmp_path / f"{name}.dist-info").mkdir()
+        (tmp_path / f"{name}.dist-info" / "entry_points.txt").write_text(f"[mtlcore]\n{name} = not_there_anymore\n")
+    (tmp_path / "whole.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: whole\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(PluginWarning, match="No module named 'not_there_anymore'"):
+        registry = Registry()
+    left = {p.name: p for p in registry.problems()}
+    assert [left[n].provenance for n in ("left-over", "another", "whole")] == ["?", "?", "whole 1.0"]
+    assert registry.find("aggregator", "gradops").distribution == "mtlcore"
 
 
 def test_an_event_listener_that_raises_is_silenced_and_harms_nobody(monkeypatch, capsys):
