@@ -459,7 +459,7 @@ def _lazy_fault(target: str) -> str | None:
         return fault
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
-    return _source_fault(spec.origin, module, attribute)
+    return _source_fault(spec, module, attribute)
 
 
 def spec_without_import(module: str) -> tuple[importlib.machinery.ModuleSpec | None, str | None]:
@@ -487,21 +487,29 @@ def spec_without_import(module: str) -> tuple[importlib.machinery.ModuleSpec | N
     return spec, None
 
 
-def _source_fault(origin: str, module: str, attribute: str) -> str | None:
+_WRITERS = frozenset({"*", "__getattr__", "exec", "globals", "locals", "setattr", "vars"})
+"""What may give a module a name that its source does not show."""
+
+
+def _source_fault(spec: importlib.machinery.ModuleSpec, module: str, attribute: str) -> str | None:
     try:
-        with open(origin, encoding="utf-8") as file:
-            tree = ast.parse(file.read(), origin)
-    except (OSError, SyntaxError, ValueError) as error:
+        # The loader's own reading: it knows zip files, byte-order marks and declared encodings.
+        read = getattr(spec.loader, "get_source", None)
+        source = None if read is None else read(module)
+        tree = None if source is None else ast.parse(source, str(spec.origin))
+    except (ImportError, SyntaxError, ValueError) as error:
         return f"importing {module!r}: {_describe(error)}"
+    if tree is None:
+        return None
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names.update((a.asname or a.name).split(".")[0] for a in node.names)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        elif isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Store) or node.id in _WRITERS):
             names.add(node.id)
-    if attribute in names or "*" in names or "__getattr__" in names:
+    if attribute in names or names & _WRITERS:
         return None
     return f"AttributeError: module {module!r} has no attribute {attribute!r}"
 

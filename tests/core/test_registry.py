@@ -8,6 +8,7 @@ import re
 import sys
 import types
 import warnings
+import zipfile
 
 import pytest
 
@@ -181,6 +182,37 @@ def test_lazy_target_is_imported_on_first_use(tmp_path, monkeypatch):
     with pytest.raises(PluginError, match=r"'bad' of distribution 'aaa 1.0' is broken: OSError: at import"):
         registry.create("aggregator", "bad")
     assert [e.status for e in registry.entries("aggregator")] == ["broken", "ok"]
+
+
+_MODULE = """
+from mtlcore import Aggregation, Aggregator
+class Lazy(Aggregator):
+    def aggregate(self, view, state):
+        return Aggregation(weights=view.losses, state=state)
+"""
+
+
+@pytest.mark.parametrize("case", ["byte-order-mark", "encoding", "dynamic", "zip"])
+def test_lazy_target_is_sound_wherever_python_can_import_it(tmp_path, monkeypatch, case):
+    name = f"lazy_{case.replace('-', '_')}"
+    source = {
+        "byte-order-mark": b"\xef\xbb\xbf" + _MODULE.encode(),
+        "encoding": b"# -*- coding: latin-1 -*-\n# caf\xe9\n" + _MODULE.encode(),
+        "dynamic": _MODULE.replace("Lazy", "Made").encode() + b"globals()['Lazy'] = Made\n",
+        "zip": _MODULE.encode(),
+    }[case]
+    place = tmp_path
+    if case == "zip":
+        place = tmp_path / "plugins.zip"
+        with zipfile.ZipFile(place, "w") as archive:
+            archive.writestr(f"{name}.py", source)
+    else:
+        (tmp_path / f"{name}.py").write_bytes(source)
+    monkeypatch.syspath_prepend(place)
+    registry = Registry([plugin("aaa", registers(("lazy", f"{name}:Lazy")))])
+    assert [e.problem for e in registry.entries("aggregator")] == [None]
+    assert name not in sys.modules
+    assert registry.create("aggregator", "lazy") is not None
 
 
 def test_unknown_name_suggests_the_nearest():
