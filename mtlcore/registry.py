@@ -96,8 +96,8 @@ class Registry:
                 trial = _new_manager()
                 trial.register(module, name=plugin.name)
                 trial.check_pending()
-                for hook in KINDS.values():
-                    for impl in getattr(trial.hook, hook).get_hookimpls():
+                for caller in trial.get_hookcallers(module) or ():
+                    for impl in caller.get_hookimpls():
                         if impl.wrapper or impl.hookwrapper:
                             raise PluginError(
                                 f"{impl.function.__name__} is a hook wrapper, which mtlcore does not allow"
@@ -161,13 +161,13 @@ class Registry:
 
         for plugin, module in self._sources:
             found: list[tuple[Any, Any]] = []
-            hook = _bare_hook(module, KINDS[kind])
-            if hook is None:
-                continue
-            _trace(KINDS[kind], {"register": f"<{plugin.distribution}>"})
+            arguments = {"register": lambda name, target, found=found: found.append((name, target))}
             try:
-                with _quiet_exit(plugin):
-                    hook(register=lambda name, target, found=found: found.append((name, target)))
+                for impl in self._implementations(KINDS[kind]):
+                    if impl.plugin is module:
+                        _trace(KINDS[kind], {"register": f"<{plugin.distribution}>"})
+                        with _quiet_exit(plugin):
+                            impl.function(*[arguments[a] for a in impl.argnames])
             except Exception as error:
                 problem = f"{KINDS[kind]} raised {_located(error)}"
                 entry = Entry("plugin", plugin.name, plugin.distribution, plugin.version, "broken", problem)
@@ -332,8 +332,8 @@ def _provenance(distribution: importlib.metadata.Distribution | None) -> tuple[s
         metadata = distribution.metadata
     except importlib.metadata.PackageNotFoundError:
         return "?", ""
-    name, version = (metadata[key] if key in metadata else "" for key in ("Name", "Version"))
-    return name or "?", version
+    known = {key: metadata[key] for key in ("Name", "Version") if key in metadata}
+    return known.get("Name") or "?", known.get("Version") or ""
 
 
 @contextlib.contextmanager

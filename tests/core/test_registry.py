@@ -77,13 +77,20 @@ def wrong_signature():
 def hook_wrapper():
     module = types.ModuleType("wrapping")
 
-    def mtlcore_step_finished(report):
-        return (yield)
-
     def mtlcore_register_aggregators(register):
         return (yield)
 
     module.mtlcore_register_aggregators = hookimpl(wrapper=True)(mtlcore_register_aggregators)
+    return module
+
+
+def event_wrapper():
+    module = types.ModuleType("wrapping")
+
+    def mtlcore_step_finished(report):
+        return (yield)
+
+    module.mtlcore_step_finished = hookimpl(wrapper=True)(mtlcore_step_finished)
     return module
 
 
@@ -96,7 +103,8 @@ BROKEN = {
         "unknown hook 'mtlcore_register_agregators'; did you mean 'mtlcore_register_aggregators'",
     ),
     "wrong-signature": (wrong_signature, r"aggregators\(registrar\): the hook takes only: register$"),
-    "wrapper": (hook_wrapper, "hook wrapper"),
+    "wrapper": (hook_wrapper, "mtlcore_register_aggregators is a hook wrapper"),
+    "event-wrapper": (event_wrapper, "mtlcore_step_finished is a hook wrapper"),
     "raising": (raising_hook, "ValueError: in the middle"),
     "no-aggregator": (registers(("odd", dict)), "dict is not a subclass of mtlcore.Aggregator"),
     "instance": (registers(("odd", Fixed())), r"Fixed\(values=\(\)\) is not a subclass"),
@@ -140,6 +148,21 @@ def test_broken_plugin_is_isolated_named_and_reported_once(case):
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(bad[0].problem)
     assert registry.create("aggregator", "good", values=(1.0,)) == Fixed((1.0,))
+
+
+def test_a_hook_may_go_by_another_name_and_ask_for_nothing():
+    class Plugin:
+        @hookimpl(specname="mtlcore_register_aggregators")
+        def ours(self, register):
+            register("renamed", Fixed)
+
+        @hookimpl
+        def mtlcore_register_detectors(self):
+            pass
+
+    registry = Registry([plugin("aaa", Plugin)])
+    assert [e.name for e in registry.entries("aggregator")] == ["renamed"]
+    assert registry.entries("detector") == []
 
 
 def test_built_in_names_stay():
