@@ -79,10 +79,10 @@ class Registry:
         self._collected: dict[str, list[Entry]] = {}
         self._listeners: dict[str, list[Any]] = {}
         self._silenced: set[tuple[str, str]] = set()
-        self._owner: dict[type, Entry] = {}
+        self._owner: dict[type, Entry | None] = {}
         for plugin in sorted(
             _discover() if plugins is None else plugins,
-            key=lambda p: (p.distribution != BUILT_IN, p.distribution, p.name),
+            key=lambda p: (*_rank(p.distribution), p.name),
         ):
             self._admit(plugin)
 
@@ -127,6 +127,7 @@ class Registry:
         """The plugins are others now: ask them anew."""
         self._collected.clear()
         self._listeners.clear()
+        self._owner.clear()
 
     def _report(self, entry: Entry) -> None:
         """Remember a problem; say it once; make it fatal under MTLCORE_STRICT=1."""
@@ -218,8 +219,6 @@ class Registry:
         fault = _loaded_fault(kind, target)
         if fault is not None:
             self._break(entry, fault)
-        if isinstance(target, type):
-            self._owner.setdefault(target, entry)
         return target
 
     def _break(self, entry: Entry, problem: str) -> None:
@@ -230,6 +229,7 @@ class Registry:
 
     def create(self, kind: str, name: str, **options: Any) -> Any:
         """An instance of the plugin class with these hyper-parameters."""
+        entry = self.find(kind, name)
         cls = self.load(kind, name)
         if not isinstance(cls, type):
             if options:
@@ -249,17 +249,22 @@ class Registry:
         except MtlError:
             raise
         except Exception as error:
-            entry = self._owner[cls]
             raise PluginError(
                 f"{kind} {name!r} of distribution {entry.provenance!r} could not be created: {_located(error)}"
             ) from error
         if fault is not None:
-            raise PluginError(f"{kind} {name!r} of distribution {self._owner[cls].provenance!r} is broken: {fault}")
+            raise PluginError(f"{kind} {name!r} of distribution {entry.provenance!r} is broken: {fault}")
         return plugin
 
     def entry_of(self, plugin: object) -> Entry | None:
-        """The entry under which this instance's class is registered; None for a class used directly."""
-        return self._owner.get(type(plugin))
+        """The entry under which this instance's class is registered, whoever made the instance: of several the first in
+        the order in which plugins are processed. None if it is not registered."""
+        cls = type(plugin)
+        if cls not in self._owner:
+            entries = [e for kind in _BASES for e in self.entries(kind) if e.status == "ok"]
+            named = [e for e in entries if _is_target(e.target, cls)]
+            self._owner[cls] = min(named, key=lambda e: (*_rank(e.distribution), e.name), default=None)
+        return self._owner[cls]
 
     def identify(self, plugin: object) -> str:
         """How to name this instance in an error: registered name and distribution, else its class."""
@@ -303,6 +308,11 @@ class Registry:
         """Call a question hook; the first answer that is not None wins."""
         _trace(hook, arguments)
         return getattr(self._manager.hook, hook)(**arguments)
+
+
+def _rank(distribution: str) -> tuple[bool, str]:
+    """Built-ins first."""
+    return distribution != BUILT_IN, distribution
 
 
 # --- discovery --------------------------------------------------------------------------------------------------
@@ -397,6 +407,14 @@ def _trace(hook: str, arguments: dict[str, Any]) -> None:
     if os.environ.get("MTLCORE_TRACE", "") not in ("", "0"):
         shown = ", ".join(f"{k}={v!s:.60}" for k, v in arguments.items())
         print(f"mtlcore: {hook}({shown})", file=sys.stderr)
+
+
+def _is_target(target: Any, cls: type) -> bool:
+    """Whether this is what was registered; nothing is imported to find out, for what has an instance is imported."""
+    if isinstance(target, str):
+        module, _, attribute = target.partition(":")
+        target = getattr(sys.modules.get(module), attribute, None)
+    return target is cls
 
 
 # --- soundness of one registration --------------------------------------------------------------------------------

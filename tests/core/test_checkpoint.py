@@ -84,6 +84,18 @@ def test_state_of_another_method():
         other.load_state_dict(mt.state_dict())
 
 
+def test_state_of_the_same_method_by_name_and_by_class():
+    """Whether the class is known by its name must not depend on what was created before in the process."""
+    from mtlplugins.aggregators.ls import LS
+
+    work = build("mlp")
+    mt = MultiTask(work.trunk, aggregator=LS())
+    mt.backward(*work.evaluate())
+    saved = mt.state_dict()
+    MultiTask(work.trunk, aggregator="ls").load_state_dict(saved)
+    mt.load_state_dict(saved)
+
+
 def test_state_of_other_tasks():
     work, optimizer, mt = start()
     train(work, optimizer, mt, 1)

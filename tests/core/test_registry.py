@@ -238,6 +238,19 @@ def test_lazy_target_is_sound_wherever_python_can_import_it(tmp_path, monkeypatc
     assert registry.create("aggregator", "lazy") is not None
 
 
+def test_a_class_has_one_name_whoever_made_the_instance_and_whatever_was_loaded_before():
+    pairs = [("second", Fixed), ("first", "support.methods:Fixed")]
+    later = plugin("zzz", registers(("earlier", Fixed)))
+    answers = set()
+    for before in ([], ["first"], ["second"], ["second", "first"]):
+        registry = Registry([later, plugin("aaa", registers(*pairs))])
+        for name in before:
+            registry.create("aggregator", name)
+        answers |= {registry.name_of(Fixed()), registry.identify(Fixed())}
+    assert answers == {"first", "'first' of distribution 'aaa 1.0'"}
+    assert Registry([]).name_of(Fixed()) == "Fixed"
+
+
 def test_unknown_name_suggests_the_nearest():
     registry = Registry([plugin("aaa", registers(("gradient-vaccine", Fixed), ("other", Fixed)))])
     with pytest.raises(UnknownPluginError, match="Did you mean 'gradient-vaccine'"):

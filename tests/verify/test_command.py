@@ -220,6 +220,14 @@ def test_a_name_given_twice_is_checked_once(tmp_path):
     assert len(json.loads((tmp_path / "rows.json").read_text())) == len(rows_of(tmp_path / "rows.json"))
 
 
+def test_a_class_of_two_names_has_rows_under_the_name_that_was_asked_for(tmp_path):
+    verify("honest-too", "--kind", "aggregator", "--max-examples", "2", "--json", str(tmp_path / "rows.json"))
+    assert {row["name"] for row in rows_of(tmp_path / "rows.json").values()} == {"honest-too"}
+    verify("honest-too", "--kind", "detector", "--max-examples", "2", "--json", str(tmp_path / "rows.json"))
+    names = {(row["name"], row["distribution"]) for row in rows_of(tmp_path / "rows.json").values()}
+    assert names == {("honest-too", "(this process)")}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
