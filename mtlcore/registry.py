@@ -113,8 +113,13 @@ class Registry:
         self._forget()
 
     def add(self, module: Any, name: str | None = None, distribution: str = "(this process)") -> None:
-        """Register the hooks of a module or object for this process."""
-        known_as = name or str(getattr(module, "__name__", type(module).__name__))
+        """Register the hooks of a module or object for this process, in place of what was added before under its name:
+        a cell of a notebook that is run again means its new classes."""
+        cls = type(module)
+        known_as = name or str(getattr(module, "__name__", f"{cls.__module__}.{cls.__qualname__}"))
+        for plugin, known in list(self._sources):
+            if known is module or (plugin.name, plugin.distribution) == (known_as, distribution):
+                self.remove(known)
         self._admit(_Plugin(known_as, distribution, "", lambda: module))
 
     def remove(self, module: Any) -> None:
@@ -558,5 +563,9 @@ def create(kind: str, name: str, **options: Any) -> Any:
 
 
 def add_plugin(module: ModuleType | object, name: str | None = None) -> None:
-    """Register hooks for this process without packaging: in a notebook, ``add_plugin(sys.modules[__name__])``."""
+    """Register hooks for this process without packaging: in a notebook, ``add_plugin(sys.modules[__name__])``.
+
+    Adding again under the same name (default: that of the module, or of the object's class with its module) replaces
+    what was added before.
+    """
     registry().add(module, name)

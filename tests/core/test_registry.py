@@ -165,6 +165,25 @@ def test_a_hook_may_go_by_another_name_and_ask_for_nothing():
     assert registry.entries("detector") == []
 
 
+@pytest.mark.parametrize("same_object", [True, False])
+def test_adding_again_replaces_what_was_added_before(same_object):
+    """A notebook's cell that is run again: no old class may go on under the name of the new one."""
+    first = registers(("method", Fixed), ("gone", Fixed))()
+    registry = Registry([])
+    registry.add(first, "cell")
+    assert registry.load("aggregator", "method") is Fixed
+    changed = type("Changed", (Fixed,), {})
+    again = registers(("method", changed))()
+    if same_object:
+        first.mtlcore_register_aggregators = again.mtlcore_register_aggregators
+    registry.add(first if same_object else again, "cell")
+    assert [e.name for e in registry.entries("aggregator")] == ["method"]
+    assert registry.load("aggregator", "method") is changed
+    registry.add(types.ModuleType("empty"), "another")
+    assert registry.load("aggregator", "method") is changed
+    assert not registry.problems()
+
+
 def test_built_in_names_stay():
     with pytest.warns(PluginWarning, match="already taken by distribution 'mtlcore 1.0'"):
         registry = Registry([plugin("aaa", registers(("x", Fixed))), plugin("mtlcore", registers(("x", Fixed)))])
