@@ -118,16 +118,18 @@ def _certificate(entry: Entry) -> dict[str, Any] | None:
         return None
     try:
         known = registry().ask("mtlcore_certified", kind=entry.kind, name=entry.name, options={})
+        return None if known is None else _summed_up(known)
     except Exception as error:  # whoever answers badly must not hide the list
         warnings.warn(f"mtlcore_certified: {type(error).__name__}: {error}", PluginWarning, stacklevel=2)
         return None
-    if known is None:
-        return None
+
+
+def _summed_up(known: dict[str, Any]) -> dict[str, Any]:
     rows = known["rows"]
     return {
-        "passed": known["passed"],
-        "summary": known["summary"],
-        "date": known["date"],
+        "passed": bool(known["passed"]),
+        "summary": str(known["summary"]),
+        "date": str(known["date"]),
         "kept": [r["law"] for r in rows if r["claimed"] and r["status"] == "verified"],
         "broken": [r["law"] for r in rows if r["status"] == "error" or (r["claimed"] and r["status"] == "refuted")],
     }

@@ -117,12 +117,19 @@ def test_list_shows_what_verify_found(site, tmp_path):
     _no_heavy_imports(place, env)
 
 
-def test_list_survives_whoever_answers_badly_about_certificates(tmp_path):
-    third_party.install(tmp_path, "liar-mtl", "liar = liar_mtl", third_party.BAD_CERTIFIER)
+@pytest.mark.parametrize(
+    ("module", "files", "problem"),
+    [
+        ("liar_mtl", third_party.BAD_CERTIFIER, "ValueError: no idea"),
+        ("half_mtl", third_party.HALF_CERTIFIER, "KeyError: 'rows'"),
+    ],
+)
+def test_list_survives_whoever_answers_badly_about_certificates(tmp_path, module, files, problem):
+    third_party.install(tmp_path, "liar-mtl", f"liar = {module}", files)
     done = mtl("list", "--kind", "detector", site=tmp_path, MTLCORE_CACHE=str(tmp_path))
     assert done.returncode == 0
     assert "cosine" in done.stdout
-    assert "ValueError: no idea" in done.stderr
+    assert problem in done.stderr
 
 
 def test_list_imports_neither_torch_nor_plugin_code(site, tmp_path):

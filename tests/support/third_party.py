@@ -99,3 +99,12 @@ BAD_CERTIFIER = {
             raise ValueError("no idea")
     """
 }
+HALF_CERTIFIER = {
+    "half_mtl.py": """
+        from mtlcore import hookimpl
+
+        @hookimpl(tryfirst=True)
+        def mtlcore_certified(kind, name):
+            return {"passed": True}
+    """
+}
