@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlcore import linalg
+from mtlcore import inputs, linalg
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, MtlError, NonFiniteError, PluginError
-from mtlcore.registry import create, registry
+from mtlcore.registry import registry
 
 _FEW = 256
 """Up to so many numbers, reading all of them takes less time than one tensor operation."""
@@ -167,15 +167,16 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
         d (P,), dtype and device of ``jacobian``. Parameters would move along -d.
 
     Raises:
-        ConfigurationError: wrong shapes or dtype.
+        UnknownPluginError: no aggregator of that name.
+        ConfigurationError: no aggregator at all, wrong shapes or dtype, or a seed that is no whole number.
         NonFiniteError: NaN or infinity in ``jacobian`` or ``losses``; names the task's row.
         PluginError: the method broke its contract.
     """
-    method = create("aggregator", aggregator) if isinstance(aggregator, str) else aggregator
+    method: Aggregator = inputs.plugin("aggregator", aggregator, Aggregator)
     if not isinstance(jacobian, Tensor) or jacobian.ndim != 2 or not jacobian.is_floating_point():
         found = f"{tuple(jacobian.shape)} {jacobian.dtype}" if isinstance(jacobian, Tensor) else type(jacobian).__name__
         raise ConfigurationError(f"jacobian must be a floating-point tensor of shape (K, P), found {found}.")
-    k = jacobian.shape[0]
+    k, seed = jacobian.shape[0], inputs.whole_number("seed", seed)
     if k == 0:
         raise ConfigurationError("jacobian has no rows: at least one task is needed.")
     if losses is None:

@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError
+from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
+from mtlcore.registry import create, declared_fault, registry
 
 Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
 Features = Tensor | Iterable[Any] | Mapping[Any, Any] | None
 Closure = Callable[[], Any]
+
+
+def plugin(kind: str, wish: Any, base: type) -> Any:
+    """The instance, or one made by its registered name with default hyper-parameters.
+
+    Raises:
+        UnknownPluginError, PluginError: as ``create``; PluginError also for an instance that declares nonsense.
+        ConfigurationError: neither a name nor an instance of ``base``.
+    """
+    if isinstance(wish, str):
+        return create(kind, wish)
+    if not isinstance(wish, base):
+        hint = f"; make an instance: {wish.__name__}(...)" if isinstance(wish, type) else ""
+        raise ConfigurationError(
+            f"{kind} must be a registered name or an mtlcore.{base.__name__}, found {wish!r}{hint}."
+        )
+    fault = declared_fault(wish)
+    if fault is not None:
+        raise PluginError(f"{kind} {registry().identify(wish)}: {fault}.")
+    return wish
+
+
+def whole_number(name: str, value: Any) -> int:
+    """As an int of Python's own, which every checkpoint can hold. Raises ConfigurationError if it is none."""
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):
+        raise ConfigurationError(f"{name} must be a whole number; found {value!r}.") from None
 
 
 def trunk_parameters(trunk: nn.Module | Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -31,7 +31,7 @@ from mtlcore.gradients.source import GradientProblem, TaskGradients
 from mtlcore.inputs import Closure, Features, Losses
 from mtlcore.module_state import put_back
 from mtlcore.noise import Noise
-from mtlcore.registry import create, declared_fault, registry
+from mtlcore.registry import registry
 from mtlcore.report import StepReport, TeleportResult
 from mtlcore.teleporting import Brakes, Teleporter
 
@@ -87,14 +87,14 @@ class MultiTask:
     ) -> None:
         self._trunk = trunk if isinstance(trunk, nn.Module) else None
         self._parameters = inputs.trunk_parameters(trunk)
-        self.aggregator: Aggregator = _plugin("aggregator", aggregator, Aggregator)
+        self.aggregator: Aggregator = inputs.plugin("aggregator", aggregator, Aggregator)
         self.detector: ConflictDetector | None = None
         if detector is not None:
-            self.detector = _plugin("detector", detector, ConflictDetector)
+            self.detector = inputs.plugin("detector", detector, ConflictDetector)
         self.brakes = Brakes() if brakes is None else brakes
         self._teleporter: Teleporter | None = None
         if teleport is not None:
-            strategy = _plugin("teleport", teleport, TeleportStrategy)
+            strategy = inputs.plugin("teleport", teleport, TeleportStrategy)
             if self._trunk is None:
                 raise ConfigurationError(
                     "a teleport moves a network: pass the trunk as an nn.Module, not its parameters."
@@ -117,7 +117,7 @@ class MultiTask:
                 "refresh skips the task gradients that a detector or a teleport looks at: leave one of them out."
             )
         self._micro: MicroBatches | None = None
-        self._seed = seed
+        self._seed = inputs.whole_number("seed", seed)
         self._tasks: tuple[str, ...] | None = None if tasks is None else inputs.task_names(tasks)
         self._step = 0
         self._state: State | None = None
@@ -651,20 +651,6 @@ def _same_noise(cpu: Tensor, cuda: Sequence[Tensor]) -> Iterator[None]:
         if cuda:
             torch.cuda.set_rng_state_all(list(cuda))
         yield
-
-
-def _plugin(kind: str, wish: Any, base: type) -> Any:
-    if isinstance(wish, str):
-        return create(kind, wish)
-    if not isinstance(wish, base):
-        hint = f"; make an instance: {wish.__name__}(...)" if isinstance(wish, type) else ""
-        raise ConfigurationError(
-            f"{kind} must be a registered name or an mtlcore.{base.__name__}, found {wish!r}{hint}."
-        )
-    fault = declared_fault(wish)
-    if fault is not None:
-        raise PluginError(f"{kind} {registry().identify(wish)}: {fault}.")
-    return wish
 
 
 def _checked_gramian(found: TaskGradients, names: Sequence[str]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,6 +61,18 @@ def test_resumed_equals_uninterrupted():
     for a, b in zip(work.parameters(), second.parameters()):
         assert torch.equal(a, b)
     assert torch.equal(mt.state_dict()["state"]["w"], second_mt.state_dict()["state"]["w"])
+
+
+@pytest.mark.parametrize("seed", [np.int64(5), torch.tensor(5)])
+def test_a_seed_from_elsewhere_is_the_same_seed_and_can_be_saved(seed):
+    """As a number of numpy's it used to make a checkpoint that ``weights_only=True`` refuses."""
+    file = io.BytesIO()
+    work, optimizer, mt = start(seed)
+    weights = train(work, optimizer, mt, 1)[0]
+    torch.save(mt.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["seed"] == 5
+    assert torch.equal(weights, train(*start(5), 1)[0])
 
 
 def test_the_global_random_state_is_untouched():

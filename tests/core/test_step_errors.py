@@ -224,6 +224,23 @@ def test_one_step_for_study_names_what_it_was_given(jacobian, losses, message):
         aggregate(Fixed((1.0, 1.0)), jacobian, losses)
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [(Fixed, r"make an instance: Fixed\(...\)"), (42, "must be a registered name or an mtlcore.Aggregator, found 42")],
+)
+def test_one_step_for_study_of_what_is_no_method(method, message):
+    with pytest.raises(ConfigurationError, match=message):
+        aggregate(method, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("seed", [None, 0.5, "3"])
+def test_seed_that_is_no_whole_number(work, seed):
+    with pytest.raises(ConfigurationError, match="seed must be a whole number"):
+        MultiTask(work.trunk, seed=seed)
+    with pytest.raises(ConfigurationError, match="seed must be a whole number"):
+        aggregate(Fixed((1.0, 1.0)), torch.ones(2, 3), seed=seed)
+
+
 @pytest.mark.parametrize("losses", [None, 5, "ab"])
 def test_losses_that_are_none(work, losses):
     with pytest.raises(LossError, match="losses must be {task: scalar loss} or a list"):
