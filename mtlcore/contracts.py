@@ -78,6 +78,7 @@ class StepView:
         "_losses",
         "_needs",
         "_present",
+        "_seed",
         "others",
         "step",
         "task_index",
@@ -91,7 +92,8 @@ class StepView:
     _jacobian: Tensor | Callable[[], Tensor] | None
     _present: Tensor | None
     _complete: bool
-    _generator: torch.Generator | int | Callable[[], int]
+    _seed: torch.Generator | int | Callable[[], int]
+    _generator: torch.Generator | None
     _needs: Needs
     _inner: Callable[[StepView, Callable[[StepView], Tensor], int, float], StepView] | None
     task_names: tuple[str, ...]
@@ -126,7 +128,8 @@ class StepView:
         put(self, "_jacobian", jacobian)
         put(self, "_present", present)
         put(self, "_complete", present is None or bool(present.all()))
-        put(self, "_generator", generator)
+        put(self, "_seed", generator)
+        put(self, "_generator", None)
         put(self, "_needs", needs)
         put(self, "_inner", inner)
         put(self, "task_names", tuple(f"task{i}" for i in range(n)) if task_names is None else tuple(task_names))
@@ -194,9 +197,12 @@ class StepView:
     @property
     def generator(self) -> torch.Generator:
         """A CPU generator, seeded from the run's seed and the step: the same step draws the same numbers."""
-        generator = self._generator
-        if not isinstance(generator, torch.Generator):
-            generator = torch.Generator().manual_seed(generator if isinstance(generator, int) else generator())
+        generator, seed = self._generator, self._seed
+        if generator is None:
+            if isinstance(seed, torch.Generator):
+                generator = seed
+            else:
+                generator = torch.Generator().manual_seed(seed if isinstance(seed, int) else seed())
             object.__setattr__(self, "_generator", generator)
         return generator
 
@@ -234,8 +240,10 @@ class StepView:
         return jacobian
 
     def limited_to(self, needs: Needs) -> StepView:
-        """The same view with ``needs`` as the most that may be read."""
-        return self if needs == self._needs else self._replaced(needs=needs)
+        """The same view with ``needs`` as the most that may be read, for another reader: what was drawn before is drawn
+        again, so that a detector that draws does not change what the method draws."""
+        untouched = needs == self._needs and self._generator is None
+        return self if untouched else self._replaced(needs=needs, generator=self._seed)
 
     def restricted(self, keep: Tensor) -> StepView:
         """The sub-problem of the tasks where ``keep`` (K,) is True; ``task_index`` says which they are."""
@@ -261,7 +269,7 @@ class StepView:
             "task_names": self.task_names,
             "task_index": self.task_index,
             "step": self.step,
-            "generator": self._generator,
+            "generator": self._seed if self._generator is None else self._generator,
             "features": self._features,
             "others": self.others,
             "inner": self._inner,

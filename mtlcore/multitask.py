@@ -330,12 +330,17 @@ class MultiTask:
         part = view.limited_to(self.detector.needs)
         if index is not None:
             part = part.restricted(view.present)
+        rows = part.jacobian if self.detector.needs == Needs.JACOBIAN else None
+        version = None if rows is None else rows._version
         try:
             with torch.no_grad():
                 conflict = self.detector.detect(part)
         except Exception as error:
             who = registry().identify(self.detector)
             raise PluginError(f"detector {who} raised {type(error).__name__}: {error}") from error
+        if rows is not None and rows._version != version:
+            who = registry().identify(self.detector)
+            raise PluginError(f"detector {who} wrote into view.jacobian, which is read-only: clone it first.")
         detection.check(self.detector, conflict, part.n_tasks)
         if index is not None:
             pairs = conflict.pairs.new_zeros(k, k)
@@ -452,7 +457,7 @@ class MultiTask:
             task_names=prepared.view.task_names,
             losses=prepared.view.losses,
             weights=weights,
-            gramian=prepared.gramian,
+            gramian=None if prepared.gramian is None else prepared.gramian.clone(),
             conflict=conflict,
             teleport=teleport,
             diagnostics=diagnostics,
