@@ -80,6 +80,26 @@ def trunk_parameters(trunk: nn.Module | Iterable[nn.Parameter]) -> list[nn.Param
     return list({id(p): p for _, p in named}.values())
 
 
+def check_helpers(optimizer: Any, heads: Any, probe: Any) -> None:
+    """Raises ConfigurationError for what a step would stumble over when it has changed things already."""
+    if optimizer is not None and not (hasattr(optimizer, "step") and hasattr(optimizer, "zero_grad")):
+        raise ConfigurationError(f"optimizer must be a torch.optim.Optimizer, found {optimizer!r}.")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigurationError(
+            "LBFGS evaluates the losses several times a step, and a multi-task step evaluates them itself: leave the "
+            "optimizer out and call backward(losses) in a closure of your own, optimizer.step(closure)."
+        )
+    if heads is not None and not isinstance(heads, nn.Module):
+        raise ConfigurationError(
+            f"heads must be an nn.Module, found a {type(heads).__name__}: put several into nn.ModuleDict or "
+            f"nn.ModuleList."
+        )
+    if probe is not None and not callable(probe):
+        raise ConfigurationError(
+            f"probe must be a function that returns (losses, features), found a {type(probe).__name__}."
+        )
+
+
 def check_unchanged(trunk: nn.Module, parameters: Sequence[Tensor]) -> None:
     """What replaces a parameter later (weight_norm, an adapter) would be taken for a part of the heads.
 

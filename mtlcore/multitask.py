@@ -63,7 +63,8 @@ class MultiTask:
             between the last weights are used again. Default: at every step.
 
     Raises:
-        UnknownPluginError, ConfigurationError, PluginError: from looking up the plugins.
+        UnknownPluginError, PluginError: from looking up the plugins.
+        ConfigurationError: the same, or an argument that is not what it should be.
         TeleportError: the history of this optimizer cannot be carried across a teleport.
     """
 
@@ -87,11 +88,14 @@ class MultiTask:
     ) -> None:
         self._trunk = trunk if isinstance(trunk, nn.Module) else None
         self._parameters = inputs.trunk_parameters(trunk)
+        inputs.check_helpers(optimizer, heads, probe)
         self.aggregator: Aggregator = inputs.plugin("aggregator", aggregator, Aggregator)
         self.detector: ConflictDetector | None = None
         if detector is not None:
             self.detector = inputs.plugin("detector", detector, ConflictDetector)
         self.brakes = Brakes() if brakes is None else brakes
+        if not isinstance(self.brakes, Brakes):
+            raise ConfigurationError(f"brakes must be mtlcore.Brakes(...), found {brakes!r}.")
         self._teleporter: Teleporter | None = None
         if teleport is not None:
             strategy = inputs.plugin("teleport", teleport, TeleportStrategy)

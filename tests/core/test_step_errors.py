@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from mtlcore import Aggregation, Aggregator, Conflict, ConflictDetector, MultiTask, Needs, aggregate
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
@@ -231,6 +232,40 @@ def test_one_step_for_study_names_what_it_was_given(jacobian, losses, message):
 def test_one_step_for_study_of_what_is_no_method(method, message):
     with pytest.raises(ConfigurationError, match=message):
         aggregate(method, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer must be a torch.optim.Optimizer, found 'adam'"),
+        ({"heads": [nn.Linear(1, 1)]}, "heads must be an nn.Module, found a list: put several into nn.ModuleDict"),
+        ({"probe": 3}, "probe must be a function .* found a int"),
+        ({"brakes": {"cap": 1}}, "brakes must be mtlcore.Brakes"),
+    ],
+)
+def test_arguments_that_are_something_else(work, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        MultiTask(work.trunk, **options)
+
+
+def test_an_optimizer_that_evaluates_by_itself(work):
+    """Refused for step, where it ended in a TypeError after the state was committed; at work around backward."""
+    optimizer = torch.optim.LBFGS(work.trunk.parameters(), lr=0.1, max_iter=5)
+    with pytest.raises(ConfigurationError, match="LBFGS evaluates the losses several times a step"):
+        MultiTask(work.trunk, optimizer=optimizer)
+    mt = MultiTask(work.trunk, "sum")
+    seen = []
+
+    def closure():
+        optimizer.zero_grad()
+        losses, z = work.evaluate()
+        report = mt.backward(losses, features=z)
+        seen.append(float(report.losses.sum()))
+        return report.losses.sum()
+
+    optimizer.step(closure)
+    assert len(seen) == 5
+    assert seen[-1] < seen[0]
 
 
 @pytest.mark.parametrize("seed", [None, 0.5, "3"])
