@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,8 +51,8 @@ class MultiTask:
             "features", "losses").
         seed: of every random choice of the method; the global random state is never touched.
         tasks: the task names, if the first batch may lack some of them. Default: those of the first batch.
-        heads: the task-specific modules. Boundary teleports need them; and in a step that teleports, batch norms in
-            heads that nobody handed over count the batch twice.
+        heads: the task-specific modules. Boundary teleports need them; and in a step that teleports or looks twice,
+            batch norms in heads that nobody handed over count the batch twice.
         brakes: when detection and teleports are allowed.
         probe: closure on a held-out batch, on which a teleport must keep its promise; best with every task, for no
             teleport is made while a task is neither in it nor in the step's batch. Default: the step's own.
@@ -193,8 +192,7 @@ class MultiTask:
                 f"independent batch; got {len(closures)}."
             )
         optimizer.zero_grad()
-        twice = self.aggregator.looks_twice()
-        before = self._before() if self._may_teleport() else None
+        before = self._now() if self._may_teleport() else None
         prepared, noise = self._look(closures)
         conflict = self._detect(prepared)
         teleport = self._teleport(closures[0], prepared, conflict)
@@ -204,25 +202,30 @@ class MultiTask:
             prepared, noise = self._look(closures)
         report = self._finish(prepared, conflict, teleport)
         optimizer.step()
-        if twice:
-            with _same_noise(*noise), torch.no_grad():
-                self._look_again(closures[0])
+        if noise is not None:
+            here = self._now()
+            noise.restore()
+            try:
+                with torch.no_grad():
+                    self._look_again(closures[0])
+            finally:
+                here.restore()
         self._announce(report)
         return report
 
     # --- parts of a step ------------------------------------------------------------------------------------
 
-    def _look(self, closures: Sequence[Closure]) -> tuple[_Prepared, tuple[Tensor, list[Tensor]]]:
-        """Evaluate every batch of the step; and the random state in which the first one was."""
+    def _look(self, closures: Sequence[Closure]) -> tuple[_Prepared, Noise | None]:
+        """Evaluate every batch of the step; and for a second look the noise under which the first batch was."""
         others = [self._other_view(c) for c in closures[1:]]
-        noise = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
+        noise = Noise() if self.aggregator.looks_twice() else None
         return self._prepare(*inputs.evaluated(closures[0]), others=others, inner=self._inner(closures[0])), noise
 
     def _may_teleport(self) -> bool:
         return self._teleporter is not None and self.brakes.allows(self._step, self._teleport_steps)
 
-    def _before(self) -> _Before:
-        return _Before([m for m in (self._trunk, self._heads) if m is not None])
+    def _now(self) -> _Moment:
+        return _Moment([m for m in (self._trunk, self._heads) if m is not None])
 
     def _inner(self, closure: Closure) -> Callable[..., StepView]:
         """The service behind ``view.inner``: inner gradient steps on this step's batch, undone afterwards."""
@@ -484,7 +487,7 @@ class MultiTask:
         )
 
     def _look_again(self, closure: Closure) -> None:
-        """Losses of the same batch, with the same dropout masks, where the optimizer arrived."""
+        """Losses of the same batch where the optimizer arrived."""
         losses = self._by_name(inputs.evaluated(closure)[0])
         assert self._tasks is not None
         assert self._state is not None
@@ -638,9 +641,9 @@ class _Prepared(NamedTuple):
     kept: bool
 
 
-class _Before:
-    """Random streams and buffers before a step: a batch that is evaluated again after :meth:`restore` draws the same
-    masks, and counts once in the statistics of batch norms."""
+class _Moment:
+    """Random streams and buffers as they are now: a batch that is evaluated again after :meth:`restore` draws the
+    same masks, and counts once in the statistics of batch norms."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._noise = Noise()
@@ -650,16 +653,6 @@ class _Before:
         self._noise.restore()
         for buffer, bits in self._buffers:
             put_back(buffer, bits)
-
-
-@contextlib.contextmanager
-def _same_noise(cpu: Tensor, cuda: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, the global random state is the given one: the same batch gets the same dropout masks again."""
-    with torch.random.fork_rng(devices=range(len(cuda))):
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(list(cuda))
-        yield
 
 
 def _checked_gramian(found: TaskGradients, names: Sequence[str]) -> Tensor:
