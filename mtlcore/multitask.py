@@ -557,7 +557,8 @@ class MultiTask:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on as if never interrupted (beside trunk, heads and optimizer): numbers, strings
-        and tensors only, so that ``torch.load(..., weights_only=True)`` reads it."""
+        and tensors only, so that ``torch.load(..., weights_only=True)`` reads it. Between two steps: micro-batches that
+        wait for their :meth:`backward` are not in it, as ``.grad`` is not in an optimizer's."""
         return {
             "version": _STATE_VERSION,
             "aggregator": registry().name_of(self.aggregator),
@@ -597,33 +598,38 @@ class MultiTask:
         mine = registry().name_of(self.aggregator)
         if state["aggregator"] != mine:
             raise StateError(f"this is the state of aggregator {state['aggregator']!r}; this run uses {mine!r}.")
-        tasks = None if state["tasks"] is None else tuple(state["tasks"])
+        try:
+            tasks = None if state["tasks"] is None else tuple(state["tasks"])
+            step, seed = int(state["step"]), int(state["seed"])
+            teleport_steps = [int(s) for s in state["teleport_steps"]]
+            looks, fired = map(int, state["detections"])
+            choices, kept = dict(state["gradient_sources"]), dict(state["refresh"])
+            inner = None if state["state"] is None else {k: v.clone() for k, v in state["state"].items()}
+        except (TypeError, ValueError, AttributeError) as error:
+            raise StateError(f"not the state of a MultiTask, or a damaged one: {error}.") from error
         if self._tasks is not None and tasks is not None and tasks != self._tasks:
             raise StateError(
                 f"this is the state of {len(tasks)} tasks ({', '.join(map(str, tasks))}); this run has "
                 f"{len(self._tasks)} ({', '.join(map(str, self._tasks))})."
             )
-        inner: State | None = None
-        if state["state"] is not None:
-            inner = {k: v.clone() for k, v in state["state"].items()}
-            if tasks is not None:
-                fresh = aggregation.start(self.aggregator, len(tasks))
-                for key, value in fresh.items():
-                    if key not in inner:
-                        raise StateError(f"the state of aggregator {mine!r} lacks {key!r}.")
-                    if value.shape != inner[key].shape and value.numel():
-                        raise StateError(
-                            f"state {key!r} of aggregator {mine!r} has shape {tuple(inner[key].shape)}, expected "
-                            f"{tuple(value.shape)}: were its hyper-parameters the same?"
-                        )
+        if inner is not None and tasks is not None:
+            fresh = aggregation.start(self.aggregator, len(tasks))
+            for key, value in fresh.items():
+                if key not in inner:
+                    raise StateError(f"the state of aggregator {mine!r} lacks {key!r}.")
+                if value.shape != inner[key].shape and value.numel():
+                    raise StateError(
+                        f"state {key!r} of aggregator {mine!r} has shape {tuple(inner[key].shape)}, expected "
+                        f"{tuple(value.shape)}: were its hyper-parameters the same?"
+                    )
         self._tasks = tasks if tasks is not None else self._tasks
-        self._step, self._seed = int(state["step"]), int(state["seed"])
-        self._teleport_steps = [int(s) for s in state["teleport_steps"]]
-        self._looks, self._fired = map(int, state["detections"])
+        self._step, self._seed = step, seed
+        self._teleport_steps = teleport_steps
+        self._looks, self._fired = looks, fired
         self._micro = None
-        self._planner.restore(state["gradient_sources"])
+        self._planner.restore(choices)
         if self._keeper is not None:
-            self._keeper.restore(state["refresh"])
+            self._keeper.restore(kept)
         self._state = inner
 
 

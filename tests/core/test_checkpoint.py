@@ -117,6 +117,29 @@ def test_state_of_other_tasks():
         other.load_state_dict(mt.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", "x"),
+        ("seed", None),
+        ("tasks", 5),
+        ("teleport_steps", 3),
+        ("detections", [1]),
+        ("gradient_sources", None),
+        ("refresh", None),
+        ("state", {"w": 3}),
+    ],
+)
+def test_a_damaged_state_is_refused_before_anything_changes(key, value):
+    work, optimizer, mt = start()
+    train(work, optimizer, mt, 1)
+    other = start(seed=7)[2]
+    before = str(other.state_dict())
+    with pytest.raises(StateError, match="not the state of a MultiTask, or a damaged one"):
+        other.load_state_dict({**mt.state_dict(), key: value})
+    assert str(other.state_dict()) == before
+
+
 def test_something_else_entirely():
     work, optimizer, mt = start()
     with pytest.raises(StateError, match="not the state of a MultiTask"):
