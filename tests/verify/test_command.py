@@ -234,6 +234,8 @@ def test_a_class_of_two_names_has_rows_under_the_name_that_was_asked_for(tmp_pat
         (["honestt"], "honest"),
         (["honest", "--kind", "cat"], "aggregator, detector, teleport"),
         (["honest", "--max-examples", "0"], "max-examples"),
+        (["honest", "--json", "/"], "cannot be written to"),
+        (["honest", "--json", "/dev/null/rows.json"], "cannot be written to"),
         (["honest-too"], "several kinds (aggregator, detector): say which, with kind= or --kind."),
         (["honest", "--kind", "detector"], "there is no detector called 'honest'"),
     ],

@@ -49,6 +49,8 @@ def verify(
         typer.secho(f"mtl verify: {error}", fg="red", err=True)
         raise typer.Exit(2) from error
     to_stdout = str(json_file) == "-"
+    if json_file is not None and not to_stdout:
+        _open(json_file)
     results = [_broken_row(entry, entry.problem or "broken") for entry in broken]
     results += _progress(chosen, max_examples, seed, jobs or _cores(), quiet=to_stdout)
     if json_file is not None:
@@ -56,12 +58,21 @@ def verify(
         if to_stdout:
             typer.echo(text, nl=False)
         else:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(text, encoding="utf-8")
     if not to_stdout:
         _show(results, all_rows)
     if any(r.failed for r in results):
         raise typer.Exit(1)
+
+
+def _open(file: Path) -> None:
+    """Make sure that it can be written to before anything is checked for its sake; what is in it stays."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+    except OSError as error:
+        problem = f"{str(file)!r} cannot be written to: {error.strerror}"
+        raise typer.BadParameter(problem, param_hint="--json") from error
 
 
 def _chosen(names: list[str], kind: str | None) -> tuple[list[Entry], list[Entry]]:
