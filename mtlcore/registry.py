@@ -205,7 +205,8 @@ class Registry:
             if entry.name == name:
                 raise PluginError(f"{kind} {name!r} of distribution {entry.provenance!r} is broken: {entry.problem}")
         names = [e.name for e in entries if e.status == "ok"]
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        # Papers write PCGrad and Nash-MTL.
+        near = difflib.get_close_matches(str(name).lower().replace("_", "-"), names, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else f"Available: {', '.join(names)}."
         broken = "".join(f" (Plugin {p.name!r} of {p.provenance!r} is broken: {p.problem})" for p in self.problems())
         raise UnknownPluginError(f"there is no {kind} called {name!r}. {hint} `mtl list` shows all.{broken}")

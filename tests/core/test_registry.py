@@ -274,6 +274,10 @@ def test_unknown_name_suggests_the_nearest():
     registry = Registry([plugin("aaa", registers(("gradient-vaccine", Fixed), ("other", Fixed)))])
     with pytest.raises(UnknownPluginError, match="Did you mean 'gradient-vaccine'"):
         registry.create("aggregator", "gradient-vacine")
+    with pytest.raises(UnknownPluginError, match="Did you mean 'gradient-vaccine'"):
+        registry.create("aggregator", "Gradient_VACCINE")
+    with pytest.raises(UnknownPluginError, match="there is no aggregator called 3"):
+        registry.create("aggregator", 3)
     with pytest.raises(UnknownPluginError, match="Available: gradient-vaccine, other"):
         registry.create("aggregator", "zzzzzz")
     with pytest.raises(ConfigurationError, match="has no hyper-parameter 'valeus'. Did you mean 'values'"):
