@@ -124,7 +124,9 @@ def task_names(tasks: Sequence[str]) -> tuple[str, ...]:
 
 
 def evaluated(closure: Closure) -> tuple[Losses, Features]:
-    """What a closure returns, as a pair."""
+    """What a closure returns at the parameters' present values, as a pair."""
+    # In a caller's autocast block the cast weights are kept by tensor, whatever value it has by now.
+    torch.clear_autocast_cache()
     value = closure()
     # A pair is (losses, features) unless it is plainly a list of two scalar losses, of which one may be missing.
     if isinstance(value, tuple) and len(value) == 2:

@@ -463,6 +463,7 @@ class _Problem(TeleportProblem):
 
     def evaluate(self) -> Evaluation:
         self._transaction.same_noise()
+        torch.clear_autocast_cache()  # in a caller's autocast block it holds the weights of the last place
         with warnings.catch_warnings():
             # A compiled trunk calls the hook that meets modules a second time: it has nothing left to do then.
             warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
@@ -703,6 +704,7 @@ class _Frozen:
         for module in transaction._modules:
             transaction.thaw(module)
         torch.set_grad_enabled(transaction._enabled)
+        torch.clear_autocast_cache()
         _do_all((transaction.restore_buffers, transaction._noise.restore))
 
 

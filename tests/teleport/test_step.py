@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import random
 from dataclasses import dataclass
 
@@ -158,3 +160,41 @@ def test_a_probe_is_held_to_what_is_asked_of_a_step(kind, name):
     with pytest.raises(LossError, match=message):
         mt.step(made.batch(0))
     assert all(torch.equal(a, b) for a, b in zip(before, made.parameters()))
+
+
+def in_single_precision(around):
+    """What a step of FAMO, which looks twice, sees when the caller has an autocast block around it; a jump as asked."""
+
+    @dataclass(frozen=True)
+    class Far(TeleportStrategy):
+        improves = False
+
+        def propose(self, problem, generator):
+            return Displacement({n: 3.0 * p.detach() for n, p in problem.parameters().items()})
+
+    torch.manual_seed(0)
+    trunk, heads = nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.ModuleList([nn.Linear(8, 1), nn.Linear(8, 1)])
+    optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1)
+    x, held_out = torch.randn(2, 32, 6).unbind()
+
+    def closure(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            z = trunk(x)
+            return {t: (h(z).float() - i).square().mean() for i, (t, h) in enumerate(zip("ab", heads))}, z
+
+    mt = mtlcore.MultiTask(
+        trunk, "famo", optimizer, heads=heads, teleport=Far(), tolerance=1.0, probe=lambda: closure(held_out)
+    )
+    with around:
+        report = mt.step(lambda: closure(x))
+    return report, mt.state_dict()["state"], [p.detach() for p in trunk.parameters()]
+
+
+def test_an_autocast_block_around_the_step_hides_no_move():
+    """Autocast keeps the cast weights until its outermost block ends: every later look would be at the first point."""
+    inside, state, values = in_single_precision(torch.autocast("cpu", torch.bfloat16))
+    alone, expected, others = in_single_precision(contextlib.nullcontext())
+    assert inside.teleport == dataclasses.replace(alone.teleport, seconds=inside.teleport.seconds)
+    assert torch.equal(inside.losses, alone.losses)
+    assert all(torch.equal(state[n], expected[n]) for n in expected), "of the second look"
+    assert all(map(torch.equal, values, others))
