@@ -545,7 +545,7 @@ class _Transaction:
         self._modules: dict[nn.Module, ModuleState] = {}
         self._tensors: dict[Tensor, _TensorState] = {}
         self._noise = Noise()
-        self._enabled = torch.is_grad_enabled()
+        self._switches = (torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled())
         for module in (trunk, *(() if heads is None else (heads,))):
             for part in module.modules():
                 self._remember(part)
@@ -614,6 +614,11 @@ class _Transaction:
         norms = [m for m, s in self._modules.items() if isinstance(m, _Norm) and m.track_running_stats and s.training]
         return _OtherStatistics(norms, self)
 
+    def restore_switches(self) -> None:
+        """Gradient mode, and whether attention may take its inference path."""
+        torch.set_grad_enabled(self._switches[0])
+        torch.backends.mha.set_fastpath_enabled(self._switches[1])
+
     def restore_buffers(self) -> None:
         """Batch norms learn their statistics from every evaluation; take that back."""
         _do_all(s.restore_value for t, s in self._tensors.items() if not isinstance(t, nn.Parameter))
@@ -658,7 +663,7 @@ class _Transaction:
         self._is_frozen = False
         if self.meeting is not None:
             self.meeting.remove()
-        torch.set_grad_enabled(self._enabled)
+        self.restore_switches()
         _do_all((self.undo_search, self._optimizer_state.restore, self._noise.restore))
 
 
@@ -684,6 +689,8 @@ class _Frozen:
         for module in list(transaction._modules):
             transaction.freeze(module)
         torch.set_grad_enabled(True)
+        # Without gradients, torch's encoder layers in evaluation mode leave out padding: other losses than with them.
+        torch.backends.mha.set_fastpath_enabled(False)
 
         # The compiler would trace the hook into a compiled network, and fails at what it does to modules.
         @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -703,7 +710,7 @@ class _Frozen:
         transaction._is_frozen = False
         for module in transaction._modules:
             transaction.thaw(module)
-        torch.set_grad_enabled(transaction._enabled)
+        transaction.restore_switches()
         torch.clear_autocast_cache()
         _do_all((transaction.restore_buffers, transaction._noise.restore))
 

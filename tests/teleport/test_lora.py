@@ -65,6 +65,42 @@ def test_accepted_on_every_kind_of_layer(kind):
         assert torch.linalg.matrix_rank(delta, rtol=1e-9) <= 5, n
 
 
+class Padded(nn.Module):
+    """An encoder over sentences that end in padding (entry 0), read at every position."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 8)
+        self.encode = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = x.clamp_min(1).where(torch.arange(x.shape[1]) < 1 + x[:, :1], 0)
+        return self.last(self.encode(self.embed(x), src_key_padding_mask=x == 0).mean(1))
+
+
+def test_an_encoder_has_the_same_losses_with_and_without_gradients():
+    """torch's inference path gives zeros at padded positions, the ordinary one does not."""
+    made = problem("attention")
+    torch.manual_seed(0)
+    made.trunk = Padded().double()
+    made.train(made.optimizer(), 10)
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Looks(mtlcore.TeleportStrategy):
+        def propose(self, problem, generator):
+            seen.append(problem.evaluate()[0])
+            with torch.no_grad():
+                seen.append(problem.evaluate()[0])
+            return mtlcore.Displacement({})
+
+    teleport(made, Looks())
+    torch.testing.assert_close(*seen, rtol=1e-12, atol=0)
+    result = teleport(made, "lora")
+    assert result.diagnostics["tangent_steps"] > 0, result.reason
+
+
 SEARCHES = [
     {"objective": "conflict"},
     {"objective": "conflict", "estimator": "double-backward"},

@@ -48,6 +48,7 @@ def everything(made, optimizer) -> dict:
     found["python"] = random.getstate()
     found["numpy"] = tuple(np.random.get_state()[1])
     found["grad mode"] = torch.is_grad_enabled()
+    found["fast path"] = torch.backends.mha.get_fastpath_enabled()
     return found
 
 
