@@ -368,7 +368,6 @@ class MultiTask:
         if self.detector is not None and (conflict is None or not conflict.conflicting):
             return None
         assert self._trunk is not None
-        self._teleport_steps.append(self._step)
         probe = self._probe
         result = teleporter.attempt(
             trunk=self._trunk,
@@ -379,6 +378,8 @@ class MultiTask:
             optimizer=self.optimizer,
             generator=torch.Generator().manual_seed(aggregation.step_seed(self._seed + 1, self._step)),
         )
+        # An attempt that an error or Ctrl-C ends has not been: the brakes let the same step try again.
+        self._teleport_steps.append(self._step)
         registry().announce("mtlcore_teleported", result=result)
         return result
 

@@ -198,3 +198,23 @@ def test_an_autocast_block_around_the_step_hides_no_move():
     assert torch.equal(inside.losses, alone.losses)
     assert all(torch.equal(state[n], expected[n]) for n in expected), "of the second look"
     assert all(map(torch.equal, values, others))
+
+
+def test_an_interrupted_attempt_is_none():
+    made = problem("mlp")
+    mt = mtlcore.MultiTask(
+        made.trunk, "ls", made.optimizer(), teleport="random", probe=made.batch(1), brakes=mtlcore.Brakes(cap=1)
+    )
+    before, calls = mt.state_dict(), [0]
+
+    def closure():
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return made.batch(0)()
+
+    with pytest.raises(KeyboardInterrupt):
+        mt.step(closure)
+    assert mt.state_dict() == before, "a run resumed from here goes on as one that was not interrupted"
+    assert mt.step(closure).teleport.accepted
+    assert mt.step(closure).teleport is None
