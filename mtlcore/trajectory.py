@@ -105,6 +105,18 @@ def _memories(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> list
     return found
 
 
+def _base(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, memory: Memory) -> float:
+    """What a memory starts from, which is no gradient's doing: Adagrad's ``initial_accumulator_value``."""
+    if memory is not Memory.SUM_SQUARE:
+        return 0.0
+    return float(_group(optimizer, parameter).get("initial_accumulator_value", 0.0))
+
+
+def _group(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+    """The options of a parameter; empty if the optimizer does not hold it."""
+    return next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), {})
+
+
 # --- exact transport ----------------------------------------------------------------------------------------------
 
 
@@ -119,7 +131,8 @@ def transport(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, map: Ma
     """
     for _, value, memory in _memories(optimizer, parameter):
         if memory.power:
-            value.copy_(_pulled(value, map, memory))
+            base = _base(optimizer, parameter, memory)
+            value.copy_(base + _pulled(value - base, map, memory))
 
 
 def _pulled(value: Tensor, map: Map, memory: Memory) -> Tensor:
@@ -205,6 +218,8 @@ def _blend(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, sigma: flo
             new = gradient.to(value)
         elif gradient is not None and memory in (Memory.MEAN_SQUARE, Memory.MAX_SQUARE):
             new = gradient.to(value).square()
+        elif memory is Memory.SUM_SQUARE:
+            new = _base(optimizer, parameter, memory)
         value.mul_(sigma).add_((1.0 - sigma) * new)
 
 
@@ -212,7 +227,7 @@ def _averaged(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tens
     """What the optimizer is about to average: the gradient turned round if it maximises, plus weight decay where that
     is added to the gradient."""
     gradient = parameter.grad
-    group: dict[str, Any] = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), {})
+    group = _group(optimizer, parameter)
     if gradient is None:
         return None
     if gradient.is_sparse:
@@ -226,11 +241,11 @@ def _averaged(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tens
 
 @torch.no_grad()
 def forget(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], *, counters: bool) -> None:
-    """Zero the history of these parameters, in place; with ``counters`` the step counters too."""
+    """Put the history of these parameters where it starts, in place; with ``counters`` the step counters too."""
     for parameter in parameters:
         for _, value, memory in _memories(optimizer, parameter):
             if memory is not Memory.SCALE_FREE or isinstance(optimizer, torch.optim.RMSprop):
-                value.zero_()
+                value.fill_(_base(optimizer, parameter, memory))
         if counters:
             state = optimizer.state.get(parameter, {})
             for key, start in (("step", 0.0), ("mu_product", 1.0)):

@@ -748,7 +748,7 @@ OPTIMIZERS = [
     (torch.optim.RAdam, {}),
     (torch.optim.Adamax, {"eps": 1e-30}),
     (torch.optim.RMSprop, {"centered": True, "momentum": 0.9, "eps": 1e-30}),
-    (torch.optim.Adagrad, {}),
+    (torch.optim.Adagrad, {"initial_accumulator_value": 0.1}),
 ]
 
 

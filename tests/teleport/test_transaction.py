@@ -628,6 +628,18 @@ def test_a_jump_against_the_gradient_forgets():
     assert turned.diagnostics["history"] == "kept"
 
 
+def test_a_sum_of_squares_is_forgotten_down_to_where_it_starts():
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.Adagrad([p], initial_accumulator_value=0.5)
+    start = bits(optimizer.state[p]["sum"])
+    for sigma, expected in ((0.25, start + 0.25 * 4.0), (0.0, start)):
+        optimizer.state[p]["sum"].copy_(start + 4.0)
+        reuse(optimizer, [p], sigma)
+        p.grad = torch.zeros(3)
+        optimizer.step()
+        assert torch.equal(optimizer.state[p]["sum"], expected)
+
+
 def test_the_sign_is_an_option():
     made = problem("mlp")
     optimizer = made.optimizer()
