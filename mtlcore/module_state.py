@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,21 @@ def put_back(tensor: Tensor, bits: Tensor) -> None:
         same = (tensor == bits) | ((tensor != tensor) & (bits != bits))
         if not bool(same.all()):
             raise
+
+
+@contextlib.contextmanager
+def copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """While open, what the modules learn goes to copies of their buffers. Written to in place, the buffers would
+    be lost to a graph that has saved them, even with their old bits back: autograd counts writes."""
+    tables = [(module._buffers, dict(module._buffers)) for module in modules]
+    copies = {b: b.clone() for _, buffers in tables for b in buffers.values() if b is not None}
+    for table, buffers in tables:
+        table.update({name: copies[b] for name, b in buffers.items() if b is not None})
+    try:
+        yield
+    finally:
+        for table, buffers in tables:
+            table.update(buffers)
 
 
 class ModuleState:

@@ -654,12 +654,14 @@ class _Moment:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._noise = Noise()
-        self._buffers = [(b, b.detach().clone()) for module in modules for b in module.buffers()]
+        homes = [m._buffers for module in modules for m in module.modules()]
+        self._buffers = [(home, n, b, b.detach().clone()) for home in homes for n, b in home.items() if b is not None]
 
     def restore(self) -> None:
         self._noise.restore()
-        for buffer, bits in self._buffers:
+        for home, name, buffer, bits in self._buffers:
             put_back(buffer, bits)
+            home[name] = buffer  # a forward may have put another in its place
 
 
 def _checked_gramian(found: TaskGradients, names: Sequence[str]) -> Tensor:

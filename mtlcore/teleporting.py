@@ -35,7 +35,7 @@ from mtlcore.contracts import (
 )
 from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.hyperparameters import Validated, integer
-from mtlcore.module_state import ModuleState, put_back
+from mtlcore.module_state import ModuleState, copied_buffers, put_back
 from mtlcore.noise import Noise
 from mtlcore.report import TeleportResult
 
@@ -602,7 +602,8 @@ class _Transaction:
         for module in self._modules:
             self.thaw(module)
         try:
-            yield
+            with copied_buffers(list(self._modules)):
+                yield
         finally:
             self._is_frozen = True
             for module in self._modules:

@@ -260,6 +260,46 @@ def test_a_graph_from_before_survives_refusal_and_not_acceptance():
         torch.autograd.grad(sum(losses.values()), made.parameters())
 
 
+class Scaler(nn.Module):
+    """Divides by a scale that it learns in training, in its place or in a new tensor."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("scale", torch.ones(10).double())
+
+    def forward(self, x):
+        if self.training and self.in_place:
+            self.scale.lerp_(x.detach().std(0), 0.5)
+        elif self.training:
+            self.scale = self.scale.lerp(x.detach().std(0), 0.5)
+        return x / self.scale
+
+
+@pytest.mark.parametrize(
+    ("name", "in_place"), [("relu-rescaling", True), ("relu-rescaling", False), ("linear-boundary", True)]
+)
+def test_a_buffer_that_is_learnt_and_used_in_training(name, in_place):
+    """Exact teleports are tried in training, too: the scale is put back each time, and the step's graph, which has saved
+    it, stays good."""
+    for detector in (Rising(), Falling()):
+        made = problem("mlp")
+        made.trunk.insert(1, Scaler(in_place))
+        optimizer = made.optimizer(lr=0.0)
+        mt = mtlcore.MultiTask(
+            made.trunk, "ls", optimizer, heads=made.heads, teleport=name, detector=detector, probe=made.batch(1)
+        )
+        scale = bits(made.trunk[1].scale)
+        result = mt.step(made.batch(0)).teleport
+        assert result.accepted is isinstance(detector, Falling), result.reason
+        if not result.accepted:
+            assert "no improvement" in result.reason
+        learnt = bits(made.trunk[1].scale)
+        made.trunk[1].scale.copy_(scale)
+        made.batch(0)()
+        assert torch.equal(learnt, made.trunk[1].scale), "the step learns once"
+
+
 def test_what_a_forward_leaves_in_containers_is_taken_back():
     made = problem("mlp")
     made.trunk.seen, made.trunk.tables = [1.0], {"nested": [2.0]}

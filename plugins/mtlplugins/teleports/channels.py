@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as _calls
 
-from mtlcore.module_state import ModuleState
+from mtlcore.module_state import ModuleState, copied_buffers
 from mtlcore.noise import Noise
 from mtlplugins.teleports.scaling import Group, Member
 
@@ -531,7 +531,8 @@ def traces(module: nn.Module) -> list[fx.Graph]:
         for mode in (True, False):
             for part in module.modules():
                 part.training = mode
-            graphs.append(trace(module))
+            with copied_buffers(module.modules()):
+                graphs.append(trace(module))
             for state in states:
                 state.restore()
             if not noise.same_as(Noise()):
