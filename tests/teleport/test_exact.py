@@ -681,6 +681,23 @@ def between(made, module):
     return {"closure": batch(0), "probe": batch(1)}
 
 
+@pytest.mark.parametrize("name", ["random", "relu-rescaling"])
+def test_a_closure_that_calls_a_layer_beside_the_trunk(name):
+    """What it makes of the layer need not show on this batch: here, a penalty on units that are larger than any."""
+    made = problem("mlp")
+    x = torch.randn(48, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def closure():
+        losses, z = made.batch(0)()
+        return {**losses, "red": losses["red"] + torch.relu(made.trunk[0](x) - 1e3).sum()}, z
+
+    result = teleport(made, name, closure=closure, detector=Falling())
+    assert result.accepted
+    moved = {n for n, p in problem("mlp").trunk.named_parameters() if not torch.equal(p, made.trunk.get_parameter(n))}
+    assert moved == {"3.weight", "3.bias", "5.weight"}, "the other units are free"
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in made.trunk.modules())
+
+
 def test_noise_between_trunk_and_heads_is_no_boundary():
     """M (mask * z) is not mask * (M z): kept in evaluation only."""
     made = problem("mlp")

@@ -280,7 +280,7 @@ class Scaler(nn.Module):
     ("name", "in_place"), [("relu-rescaling", True), ("relu-rescaling", False), ("linear-boundary", True)]
 )
 def test_a_buffer_that_is_learnt_and_used_in_training(name, in_place):
-    """Exact teleports are tried in training, too: the scale is put back each time, and the step's graph, which has saved
+    """Exact teleports are tried in training, too: the scale is put back each time, and the step's graph, which holds
     it, stays good."""
     for detector in (Rising(), Falling()):
         made = problem("mlp")

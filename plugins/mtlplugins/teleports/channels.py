@@ -15,7 +15,8 @@ What is left, in training and in evaluation mode alike, is a set of :class:`~mtl
 rule is one-sided: an operation that is not known to be safe pins what it touches. A trunk that cannot be traced as a
 whole, or whose forward draws random numbers, is searched child by child; that its own forward does not reach into a
 child is then no longer proved, only seen on the trigger batch (``sound``; by the transaction also in training) and on
-the probe. Hooks on the trunk itself are in no graph: then nothing is searched.
+the probe. Layers that a closure calls beside the trunk's forward are found there too. Hooks on the trunk itself are in
+no graph: then nothing is searched.
 """
 
 from __future__ import annotations
@@ -101,10 +102,11 @@ class _Value:
 
 @dataclass(frozen=True)
 class Found:
-    """Groups, and in words what was searched."""
+    """Groups, in words what was searched, and whether it was the whole forward of the trunk."""
 
     groups: tuple[Group, ...]
     note: str
+    whole: bool = False
 
 
 def find_groups(trunk: nn.Module) -> Found:
@@ -152,7 +154,7 @@ def _search(trunk: nn.Module) -> Found:
         return Found((), "hooks or an own forward of the trunk do what its graph does not show")
     shared = shared_modules(inner)
     try:
-        return Found(_free(inner, prefix, shared), "whole trunk traced")
+        return Found(_free(inner, prefix, shared), "whole trunk traced", whole=True)
     except Exception as error:  # tracing runs the user's forward on proxies: anything can be raised
         groups, traced = _children(inner, prefix, shared)
         note = f"trunk cannot be traced ({type(error).__name__}); {traced} of its parts were traced one by one"

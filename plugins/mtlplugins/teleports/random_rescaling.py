@@ -34,7 +34,7 @@ class RandomRescaling(TeleportStrategy):
     def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
         """A point on the network's symmetry orbit, with its maps."""
         found = find_groups(problem.trunk)
-        groups = sound(problem, found.groups, generator)
+        groups = sound(problem, found.groups, generator, whole=found.whole)
         if not groups:
             return stay(found)
         parameters = dict(problem.trunk.named_parameters())

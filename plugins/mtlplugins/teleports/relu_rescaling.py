@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, integer, number
-from mtlplugins.teleports.channels import Found, find_groups
+from mtlplugins.teleports.channels import Found, find_groups, uncompiled
 from mtlplugins.teleports.scaling import Group, factors, rescale
 
 
@@ -51,7 +54,7 @@ class ReluRescaling(TeleportStrategy):
     def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
         """A point on the network's symmetry orbit, with its maps."""
         found = find_groups(problem.trunk)
-        groups = sound(problem, found.groups, generator)
+        groups = sound(problem, found.groups, generator, whole=found.whole)
         if not groups:
             return stay(found)
         return rescale(
@@ -64,19 +67,63 @@ def stay(found: Found) -> Displacement:
     reason = f"no unit of the trunk can be rescaled: {found.note}"
     if found.groups:
         names = ", ".join(g.name for g in found.groups)
-        reason += f"; the units of {names} look free, but the losses of this batch depend on their scales"
+        reason += (
+            f"; the units of {names} look free, but the losses of this batch depend on their scales, or the closure "
+            f"calls their layers beside the trunk"
+        )
     return Displacement({}, diagnostics={"reason": reason})
 
 
-def sound(problem: TeleportProblem, groups: tuple[Group, ...], generator: torch.Generator) -> tuple[Group, ...]:
+def sound(
+    problem: TeleportProblem, groups: tuple[Group, ...], generator: torch.Generator, *, whole: bool = False
+) -> tuple[Group, ...]:
     """The groups that keep the trigger batch's losses under random scales: a second, independent look.
 
-    The graph search is a proof only as far as the trunk is called through its own ``forward``; a closure that reaches
+    The graph search is a proof only as far as the trunk is called through its own ``forward``: a closure that reaches
     into it, or a part that was traced alone, is caught here. Costs two evaluations.
+
+    Args:
+        whole: the groups are those of the trunk's whole forward; those with a layer that is also called beside it are
+            left out, whatever this batch's losses say.
     """
-    if not groups or _keeps_losses(problem, groups, generator):
+    if not groups:
         return groups
-    return tuple(g for g in groups if _keeps_losses(problem, (g,), generator))
+    with _calls_beside(problem.trunk, groups if whole else ()) as beside:
+        kept = _keeps_losses(problem, groups, generator)
+    if beside:
+        return sound(problem, tuple(g for g in groups if not beside & _layers(g)), generator)
+    return groups if kept else tuple(g for g in groups if _keeps_losses(problem, (g,), generator))
+
+
+def _layers(group: Group) -> set[str]:
+    return {m.parameter.rpartition(".")[0] for m in group.members}
+
+
+@contextlib.contextmanager
+def _calls_beside(trunk: nn.Module, groups: tuple[Group, ...]) -> Iterator[set[str]]:
+    """Names of the layers of these groups that are called, while open, when the trunk's own forward is not running."""
+    beside: set[str] = set()
+    running = [0]
+
+    def watch(name: str) -> Callable[[nn.Module, object], None]:
+        return lambda module, args: None if running[0] else beside.add(name)
+
+    def enter(module: nn.Module, args: object) -> None:
+        running[0] += 1
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        running[0] -= 1
+
+    # Hooks inside a compiled network would compile it anew; it is called as a whole, or not through what is compiled.
+    names = set() if uncompiled(trunk)[1] else {n for g in groups for n in _layers(g)}
+    hooks = [trunk.get_submodule(n).register_forward_pre_hook(watch(n)) for n in sorted(names)]
+    if hooks:
+        hooks += [trunk.register_forward_pre_hook(enter), trunk.register_forward_hook(leave, always_call=True)]
+    try:
+        yield beside
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()
