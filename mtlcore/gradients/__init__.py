@@ -7,7 +7,8 @@
 * :mod:`~mtlcore.gradients.features_only`: Gramian at the shared representation; cheap, a surrogate.
 
 The :mod:`~mtlcore.gradients.planner` picks, by :mod:`~mtlcore.gradients.calibration`. The three exact ones share their
-machinery: :mod:`~mtlcore.gradients.front` differentiates, :mod:`~mtlcore.gradients.rows` knows in which form each
-parameter's share is stored, :mod:`~mtlcore.gradients.jacobian` puts them together. Beside them stand
+machinery: :mod:`~mtlcore.gradients.front` differentiates, :mod:`~mtlcore.gradients.taps` reads cotangents inside the
+trunk, :mod:`~mtlcore.gradients.rows` knows in which form each parameter's share is stored,
+:mod:`~mtlcore.gradients.jacobian` puts them together. Beside them stand
 :mod:`~mtlcore.gradients.accumulation` (micro-batches) and :mod:`~mtlcore.gradients.refresh` (kept weights).
 """

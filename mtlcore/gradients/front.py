@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from mtlcore.errors import ConfigurationError
 from mtlcore.gradients import graph
 from mtlcore.gradients.source import GradientProblem
+from mtlcore.gradients.taps import Taps
 
 
 class Front:
@@ -40,6 +42,11 @@ class Front:
         self._disjoint = reach.disjoint and not keep_graph
         self.size = reach.size
         """Functions in the graph."""
+        self._differentiate: Callable[..., tuple[Tensor | None, ...]] = graph.differentiate
+
+    def tap(self, taps: Taps) -> None:
+        """From now on gradient edges among targets are read there."""
+        self._differentiate = taps.differentiate
 
     def keep_graph(self) -> None:
         """From now on nothing is freed."""
@@ -68,7 +75,7 @@ class Front:
         wanted, n = [*targets, *self._outside], len(targets)
         if not self.separated:
             leaves = list({id(t): t for t in (*self._outside, *self._own[task])}.values())
-            found = graph.differentiate([loss], [*targets, *leaves], retain=retain or self._keep_graph)
+            found = self._differentiate([loss], [*targets, *leaves], retain=retain or self._keep_graph)
             self._keep(task, leaves, found[n:])
             return found[:n]
         pairs = [(f, c) for f, c in zip(self.problem.features, self._cotangents(task)) if c is not None]
@@ -76,7 +83,7 @@ class Front:
             return [None] * n
         features, seeds = [f for f, _ in pairs], [c for _, c in pairs]
         retain = retain or self._keep_graph
-        found = graph.differentiate(features, wanted, seeds, retain=retain)
+        found = self._differentiate(features, wanted, seeds, retain=retain)
         self._keep(task, self._outside, found[n:])
         return found[:n]
 
@@ -95,7 +102,10 @@ class Front:
             for seed, cotangent in zip(seeds, self._cotangents(task)):
                 if cotangent is not None:
                     seed[task - tasks.start] = cotangent
-        found = _Product(features, [*targets, *self._outside], retain or self._keep_graph)(seeds)
+        function = functools.partial(
+            self._differentiate, features, [*targets, *self._outside], retain=retain or self._keep_graph
+        )
+        found = _Product(function)(seeds)
         for task in range(tasks.start, tasks.stop):
             self._keep(task, self._outside, [None if g is None else g[task - tasks.start] for g in found[n:]])
         return found[:n]
@@ -115,23 +125,18 @@ class Front:
 class _Product:
     """vmap of one vector-Jacobian product; vmap cannot return None, so absent results are noted on the side."""
 
-    def __init__(self, features: Sequence[Tensor], targets: Sequence[Any], retain: bool) -> None:
-        self._features = features
-        self._targets = targets
-        self._retain = retain
+    def __init__(self, function: Callable[[Sequence[Tensor]], tuple[Tensor | None, ...]]) -> None:
+        self._function = function
         self._present: list[bool] = []
 
     def __call__(self, seeds: Sequence[Tensor]) -> list[Tensor | None]:
         if seeds[0].shape[0] == 1:  # a lone task needs no vmap, and so none of its restrictions
-            return [None if g is None else g.unsqueeze(0) for g in self._grad([s[0] for s in seeds])]
+            return [None if g is None else g.unsqueeze(0) for g in self._function([s[0] for s in seeds])]
         function: Callable[..., tuple[Tensor, ...]] = self._present_only
         found = iter(torch.vmap(function)(*seeds))
         return [next(found) if present else None for present in self._present]
 
-    def _grad(self, seeds: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        return graph.differentiate(self._features, self._targets, seeds, retain=self._retain)
-
     def _present_only(self, *seeds: Tensor) -> tuple[Tensor, ...]:
-        found = self._grad(seeds)
+        found = self._function(seeds)
         self._present = [g is not None for g in found]
         return tuple(g for g in found if g is not None)

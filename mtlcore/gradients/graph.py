@@ -13,7 +13,6 @@ import gc
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import CodeType
 from typing import Any
 
 import torch
@@ -29,6 +28,8 @@ def edge(tensor: Tensor) -> Edge | None:
     return None if tensor.grad_fn is None else (tensor.grad_fn, tensor.output_nr)
 
 
+_TAPS = "mtlcore.gradients.taps"
+"""Whose functions are known to share nothing between passes."""
 _Leaf: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
 """The type of a leaf's function. (Others may have an attribute ``variable``, too.)"""
 
@@ -311,7 +312,8 @@ def total(numbers: Sequence[Tensor]) -> Tensor:
 @contextlib.contextmanager
 def calls_into_python() -> Iterator[list[str]]:
     """Inside, the names of the Python functions that backward passes on this thread call: hooks, custom Functions,
-    checkpoints that compute activations again, compiled blocks. Empty for a pass that is torch's own from end to end.
+    checkpoints that compute activations again, compiled blocks. Empty for a pass that is torch's own from end to end
+    (but for this package's :class:`Taps`).
 
     Raises:
         ConfigurationError: something else (a profiler) has the interpreter's only place for such a watcher.
@@ -327,52 +329,18 @@ def calls_into_python() -> Iterator[list[str]]:
             running = event == "c_call"
         called = running and event == "call" and frame.f_back is not None and frame.f_back.f_code is _engine.__code__
         # A warning of torch's own is shown by Python, and that is all it does.
-        if called and frame.f_globals.get("__name__") != "warnings":
+        if called and frame.f_globals.get("__name__") not in ("warnings", _TAPS):
             names.append(frame.f_code.co_name)
 
     collecting = gc.isenabled()
-    gc.disable()  # a collection calls finalizers and callbacks, which are not the pass's own
-    sys.setprofile(watch)
     try:
+        gc.disable()  # a collection calls finalizers and callbacks, which are not the pass's own
+        sys.setprofile(watch)
         yield names
     finally:
         sys.setprofile(None)
         if collecting:
             gc.enable()
-
-
-@contextlib.contextmanager
-def hooks_that_change() -> Iterator[list[CodeType]]:
-    """Inside, the hooks that hand back another gradient in backward passes on this thread. torch's own Python
-    (checkpoints, custom Functions, compiled blocks) is none. Stays empty where it cannot be known: on an accelerator,
-    whose passes run on threads of their own, and beside a Python profiler, which has the only place for a watcher."""
-    found: list[CodeType] = []
-    if sys.getprofile() is not None:
-        yield found
-        return
-    running = False
-
-    def watch(frame: Any, event: str, argument: Any) -> None:
-        nonlocal running
-        if frame.f_code is _engine.__code__:
-            running = event == "c_call"
-        elif running and event == "return" and argument is not None:
-            called = frame.f_back is not None and frame.f_back.f_code is _engine.__code__
-            if called and not str(frame.f_globals.get("__name__")).startswith("torch."):
-                found.append(frame.f_code)
-
-    sys.setprofile(watch)
-    try:
-        yield found
-    finally:
-        sys.setprofile(None)
-
-
-def hooks_of(leaves: Iterable[Tensor]) -> set[CodeType]:
-    """Those registered on the leaves themselves, as :func:`hooks_that_change` shows them."""
-    hooks = [h for t in leaves for h in (t._backward_hooks or {}).values()]
-    methods = [getattr(h, "__func__", h if hasattr(h, "__code__") else type(h).__call__) for h in hooks]
-    return {m.__code__ for m in methods if hasattr(m, "__code__")}
 
 
 class _Nothing(torch.autograd.Function):
@@ -389,8 +357,12 @@ class _Nothing(torch.autograd.Function):
 
 def free(outputs: Sequence[Tensor], inputs: Sequence[Any]) -> None:
     """Let go of what the graph between ``inputs`` and ``outputs`` saved, as a backward pass that does not retain it
-    does, without computing anything: undefined gradients pass through every function, and each drops its tensors."""
+    does, without computing anything: undefined gradients pass through every function, and each drops its tensors.
+
+    Hooks meet them as None. One that cannot do with that, or a Function, ends the pass early: nothing is lost by it,
+    for what is left goes with the losses."""
     apply: Callable[[Tensor], Tensor] = _Nothing.apply
     with torch.enable_grad():
         dead = [apply(output) for output in outputs]
-    differentiate(dead, inputs, [d.detach() for d in dead], retain=False)
+    with contextlib.suppress(Exception):
+        differentiate(dead, inputs, [d.detach() for d in dead], retain=False)

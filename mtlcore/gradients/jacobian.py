@@ -17,6 +17,7 @@ from mtlcore.gradients.permit import Permit
 from mtlcore.gradients.rows import Part, Whole, parts
 from mtlcore.gradients.source import GradientProblem, TaskGradients, accumulate, all_or_nothing, write_heads
 from mtlcore.gradients.storage import Storage
+from mtlcore.gradients.taps import Taps
 
 
 def collect(
@@ -47,27 +48,48 @@ def collect(
         ConfigurationError: several tasks at once on a network that does not allow it; names the way out.
     """
     front = Front(problem, keep_graph)
+    with _tapped(front, know_uses, factors) as pieces:
+        width = sum(p.width for p in pieces)
+        if limit is not None and len(problem.losses) * width > limit:
+            return _in_blocks(front, storage, pieces, limit // len(problem.losses))
+        return _in_one(front, storage, pieces, chunk, permit)
+
+
+@contextlib.contextmanager
+def _tapped(front: Front, know_uses: bool, factors: bool) -> Iterator[list[Part]]:
+    """The parts, whose targets are tapped inside."""
+    shared = front.problem.shared
     uses = graph.uses(front.roots) if know_uses or factors else {}
-    with torch.no_grad():
-        pieces = parts(problem.shared, uses, factors)
+    while True:
+        with torch.no_grad():
+            pieces = parts(shared, uses, factors)
+        taps = Taps(n for p in pieces for n in p.nodes)
+        if not taps.hooked:
+            break
+        # What such a function returns is not known here, so that autograd is asked.
+        taps.remove()
+        uses = {k: None if u and any(x.node in taps.hooked for x in u) else u for k, u in uses.items()}
+    front.tap(taps)
+    try:
+        yield pieces
+    finally:
+        taps.remove()
+
+
+def _in_one(front: Front, storage: Storage, parts: Sequence[Part], chunk: int, permit: Permit | None) -> Stored:
     # Whole gradients first: their block of columns is one matrix.
-    order = sorted(pieces, key=lambda p: p.factored)
-    n_tasks, width = len(problem.losses), sum(p.width for p in pieces)
-    if limit is not None and n_tasks * width > limit:
-        return _in_blocks(front, storage, pieces, limit // n_tasks)
+    order = sorted(parts, key=lambda p: p.factored)
+    problem, n_tasks, width = front.problem, len(front.problem.losses), sum(p.width for p in parts)
     stored = storage.take(n_tasks, width, problem.shared[0], linalg.row_dtype(problem.shared))
     targets = [t for p in order for t in p.targets]
 
     def alone(tasks: slice, retain: bool) -> None:
-        with _undisturbed(pieces, front):
-            found = front.pull(tasks.start, targets, retain)
+        found = front.pull(tasks.start, targets, retain)
         _store(order, stored[tasks], [None if g is None else _first(g) for g in found])
 
     def together(tasks: slice, retain: bool) -> None:
         try:
-            with _undisturbed(pieces, front):
-                found = front.pull_together(tasks, targets, retain)
-            _store(order, stored[tasks], found)
+            _store(order, stored[tasks], front.pull_together(tasks, targets, retain))
         except (RuntimeError, NotImplementedError) as error:
             raise ConfigurationError(
                 f"this network cannot be differentiated for several tasks at once (vmap): "
@@ -87,31 +109,6 @@ def collect(
     return Stored(problem, stored, order, front.heads)
 
 
-@contextlib.contextmanager
-def _undisturbed(parts: Sequence[Part], front: Front) -> Iterator[None]:
-    """For a backward pass that asks for more than gradients of leaves.
-
-    Raises:
-        ConfigurationError: a hook changed a gradient on the way. Autograd hands out what it finds between two functions
-            as it was before the hooks there.
-    """
-    if all(isinstance(p, Whole) for p in parts):
-        yield
-        return
-    with graph.hooks_that_change() as found:
-        yield
-    if found:
-        reach = front.problem.reach
-        # A parameter with a hook is stored whole, as autograd hands it out after its hooks.
-        harmless = graph.hooks_of(t for own in (*reach.own, reach.behind) for t in own)
-        names = [code.co_name for code in dict.fromkeys(found) if code not in harmless]
-        if names:
-            raise ConfigurationError(
-                f"a hook in this network changes gradients ({', '.join(names)}), which sources that multiply weight "
-                f'gradients out themselves would not see: use gradients="sequential".'
-            )
-
-
 def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: int) -> Blocks:
     problem = front.problem
     n_tasks = len(problem.losses)
@@ -123,8 +120,7 @@ def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: i
         pieces = [p for p, _, _ in block]
         targets = [t for p in pieces for t in p.targets]
         for i in range(n_tasks):
-            with _undisturbed(parts, front):
-                found = front.pull(i, targets, retain=True)
+            found = front.pull(i, targets, retain=True)
             row = stored.new_empty(1, sum(p.width for p in pieces))
             _store(pieces, row, [None if g is None else _first(g) for g in found])
             cells = row.split([p.width for p in pieces], 1)

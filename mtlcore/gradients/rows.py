@@ -49,6 +49,11 @@ class Part(abc.ABC):
     def targets(self) -> list[Any]:
         """What to differentiate with respect to."""
 
+    @property
+    def nodes(self) -> list[Any]:
+        """The functions among the targets."""
+        return []
+
     @abc.abstractmethod
     def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
         """Write into ``out`` (c, width) what autograd found for c tasks at each target, each (c, ...)."""
@@ -100,6 +105,11 @@ class _Used(Part):
     def targets(self) -> list[Any]:
         """See :class:`Part`."""
         return self._targets
+
+    @property
+    def nodes(self) -> list[Any]:
+        """See :class:`Part`."""
+        return [t.node for t in self._targets]
 
 
 class Matrix(_Used):

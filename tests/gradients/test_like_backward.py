@@ -3,6 +3,10 @@ hooks, parameters that are added up, gradients from before, and errors on the wa
 
 from __future__ import annotations
 
+import functools
+import sys
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -111,7 +115,7 @@ def test_a_hook_on_the_features_runs_once(source):
     z.register_hook(lambda g: 3 * g)
     losses = squares(h(z) for h in hs)
     expected = torch.autograd.grad(sum(losses.values()), list(trunk.parameters()), retain_graph=True)
-    if source not in ("auto", "sequential"):
+    if source in ("threaded", "batched", "features"):
         with pytest.raises(ConfigurationError, match="hook|runs Python code"):
             run(trunk, losses, z, source)
         return
@@ -120,33 +124,69 @@ def test_a_hook_on_the_features_runs_once(source):
         torch.testing.assert_close(p.grad, g)
 
 
+def times_three(gradient):
+    return 3 * gradient
+
+
+def also_on_parameters(trunk, y, z):
+    for t in (trunk[0].bias, trunk[2].weight, y):
+        t.register_hook(times_three)
+
+
 HOOKS = {
-    "activation": lambda y, z: y.register_hook(lambda g: 3 * g),
-    "before a function": lambda y, z: z.grad_fn.register_prehook(lambda gs: tuple(3 * g for g in gs)),
+    "activation": lambda trunk, y, z: y.register_hook(times_three),
+    "activation, no Python": lambda trunk, y, z: y.register_hook(torch.neg),
+    "activation and parameters": also_on_parameters,
+    "parameter, partial": lambda trunk, y, z: trunk[2].weight.register_hook(functools.partial(torch.mul, other=3.0)),
+    "before a function": lambda trunk, y, z: z.grad_fn.register_prehook(lambda gs: tuple(3 * g for g in gs)),
+    "before the last function": lambda trunk, y, z: y.grad_fn.register_prehook(lambda gs: tuple(3 * g for g in gs)),
+    "after a function": lambda trunk, y, z: z.grad_fn.register_hook(tripled),
+    "after the last function": lambda trunk, y, z: y.grad_fn.register_hook(tripled),
 }
+
+
+def tripled(returned, given):
+    return tuple(None if g is None else 3 * g for g in returned)
 
 
 @pytest.mark.parametrize("source", ON_GRADIENTS)
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("budget", [None, 1])
-def test_a_hook_inside_the_trunk_is_obeyed_or_refused(source, hook, budget):
-    """Factors are found between two functions, before the hooks there."""
+@pytest.mark.parametrize("profiler", [False, True])
+def test_a_hook_inside_the_trunk_is_obeyed(source, hook, budget, profiler):
+    """Cotangents are found between two functions, where autograd hands out what was there before the hooks."""
     first, last, hs = nn.Linear(40, 40), nn.Linear(40, 8), heads(8)
     trunk = nn.Sequential(first, nn.Tanh(), last)
     y = first(torch.randn(5, 40))
     z = last(y.tanh())
-    HOOKS[hook](y, z)
+    HOOKS[hook](trunk, y, z)
     losses = squares(h(z) for h in hs)
     expected = torch.autograd.grad(sum(losses.values()), list(trunk.parameters()), retain_graph=True)
     mt = MultiTask(trunk, aggregator=Fixed(ONES), gradients=source, gradient_memory=budget)
-    refused = source in ("threaded", "batched", "streaming") or (source == "auto" and budget)
-    if refused:
-        with pytest.raises(ConfigurationError, match="hook|runs Python code"):
-            mt.backward(losses, features=z)
-        return
-    mt.backward(losses, features=z)
+    sys.setprofile((lambda *a: None) if profiler else None)
+    try:
+        if source == "threaded" and (profiler or hook not in ("activation, no Python", "parameter, partial")):
+            with pytest.raises(ConfigurationError, match="profiler" if profiler else "runs Python code"):
+                mt.backward(losses, features=z)
+            return
+        mt.backward(losses, features=z)
+    finally:
+        sys.setprofile(None)
     for p, g in zip(trunk.parameters(), expected):
         torch.testing.assert_close(p.grad, g)
+
+
+@pytest.mark.parametrize("source", ["streaming", "batched"])
+def test_nothing_of_ours_stays_in_the_graph(source):
+    layer, hs = nn.Linear(40, 8), heads(8)
+    z = layer(torch.randn(5, 40))
+    losses = squares(h(z) for h in hs)
+    z.grad_fn.metadata["lives as long as the function"] = witness = {None}
+    witness = weakref.ref(witness)
+    run(layer, losses, z, source)
+    assert len(z.grad_fn.register_hook(tripled).hooks_dict_ref()) == 1
+    del z, losses
+    assert witness() is None
 
 
 @pytest.mark.parametrize("source", ["streaming", "batched"])
@@ -255,6 +295,42 @@ def test_what_heads_share_is_freed(source):
     run(trunk, losses, z, source)
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(y.sum(), decoder[0].weight)
+
+
+class Doubled(torch.autograd.Function):
+    """Knows no undefined gradients."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.set_materialize_grads(False)
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+@pytest.mark.parametrize("source", ON_GRADIENTS)
+@pytest.mark.parametrize("python", ["hook", "function"])
+def test_hooks_and_functions_in_what_heads_share_are_obeyed(source, python):
+    """Freeing it sends undefined gradients their way."""
+    trunk, decoder, hs = nn.Linear(40, 8), nn.Linear(8, 8), heads(8)
+    z = trunk(torch.randn(5, 40))
+    y = decoder(z)
+    if python == "hook":
+        y.register_hook(lambda g: 3 * g)
+    else:
+        y = Doubled.apply(y)
+    losses = squares(h(y) for h in hs)
+    leaves = [*trunk.parameters(), *decoder.parameters()]
+    expected = torch.autograd.grad(sum(losses.values()), leaves, retain_graph=True)
+    if source == "threaded":
+        with pytest.raises(ConfigurationError, match="runs Python code"):
+            run(trunk, losses, z, source)
+        return
+    run(trunk, losses, z, source)
+    for p, g in zip(leaves, expected):
+        torch.testing.assert_close(p.grad, g)
 
 
 class Keeps(FixedOnRows):
