@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 
@@ -73,14 +73,17 @@ def _round(jobs: Sequence[Job], workers: int, width: int) -> None:
             raise
 
     _dismiss()  # before anybody works
-    others = [_executor().submit(work) for _ in range(workers - 1)]
+    others: list[Future[None]] = []
     try:
+        for _ in range(workers - 1):
+            others.append(_executor().submit(work))
         work()
+        wait(others)
     finally:
         # Also after an error or Ctrl-C here: nobody may still be in the graph when the caller goes on.
+        torch.set_num_threads(before)
         waiting.clear()
         wait(others)
-        torch.set_num_threads(before)
     for other in others:
         other.result()
 

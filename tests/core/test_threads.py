@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -97,6 +98,26 @@ def test_an_error_ends_it_and_waits_for_who_is_still_at_work(fails, error):
     with pytest.raises(error, match="no"):
         threads.side_by_side(jobs)
     assert finished[:1] == ["slow"]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads on this system")
+def test_ctrl_c_while_it_waits_leaves_nobody_at_work():
+    """The caller's own job is done, another's is not."""
+    caller, finished = threading.get_ident(), []
+    begun = threading.Barrier(2, timeout=20)
+
+    def job():
+        begun.wait()
+        if threading.get_ident() != caller:
+            time.sleep(0.1)  # the caller is waiting by then
+            signal.pthread_kill(caller, signal.SIGINT)
+            time.sleep(0.2)
+            finished.append("other")
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.side_by_side([job, job])
+    assert finished == ["other"]
     assert torch.get_num_threads() == 2
 
 
