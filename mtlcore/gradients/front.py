@@ -40,6 +40,9 @@ class Front:
         self._own = [[t for t in own if id(t) not in ids] for own in reach.own]
         self._outside = [t for t in reach.behind if id(t) not in ids]
         self._disjoint = reach.disjoint and not keep_graph
+        self.last_frees = not self.separated or reach.last_to_all
+        """Whether the last task's own pass lets go of the trunk's graph. (Without features that is not known, and not
+        seen to: what only other tasks use goes with their losses.)"""
         self.size = reach.size
         """Functions in the graph."""
         self._differentiate: Callable[..., tuple[Tensor | None, ...]] = graph.differentiate

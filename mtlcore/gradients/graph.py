@@ -88,12 +88,14 @@ class Reach:
             outside the trunk that feeds it: an input that requires gradients, or a shared module left out of it.
         disjoint: whether no two losses share a part of the graph above the features, so that one may be freed
             without the others.
+        last_to_all: whether the last loss depends on every feature, so that its pass frees all of the trunk's graph.
         size: how many functions were met; a graph of another size is another graph.
     """
 
     own: tuple[tuple[Tensor, ...], ...]
     behind: tuple[Tensor, ...]
     disjoint: bool
+    last_to_all: bool
     size: int
 
 
@@ -106,7 +108,7 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
     if not features:
         everything: set[Any] = set()
         union = tuple(leaves(losses, seen=everything)[0].values())
-        return Reach((union,) * len(losses), (), disjoint=False, size=len(everything))
+        return Reach((union,) * len(losses), (), disjoint=False, last_to_all=True, size=len(everything))
     stop: dict[Edge, int] = {}
     for position, feature in enumerate(features):
         where = edge(feature)
@@ -127,6 +129,7 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
     reached: set[Edge] = set()
     everything = set()
     total = 0
+    hit: set[Edge] = set()
     for loss in losses:
         seen: set[Any] = set()
         found, hit = leaves([loss], frozen, seen)
@@ -145,7 +148,8 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
         )
     trunk: set[Any] = set()
     behind = tuple(leaves(features, seen=trunk)[0].values())
-    return Reach(tuple(own), behind, disjoint=total == len(everything), size=len(everything) + len(trunk))
+    disjoint, size = total == len(everything), len(everything) + len(trunk)
+    return Reach(tuple(own), behind, disjoint=disjoint, last_to_all=hit == frozen, size=size)
 
 
 def nested(features: Sequence[Tensor]) -> bool:

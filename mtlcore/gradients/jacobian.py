@@ -98,12 +98,14 @@ def _in_one(front: Front, storage: Storage, parts: Sequence[Part], chunk: int, p
 
     pull = alone if chunk == 1 else together
     rounds = [slice(start, min(start + chunk, n_tasks)) for start in range(0, n_tasks, chunk)]
+    freed = permit is None and (chunk > 1 or front.last_frees)
     if permit is None:
         for tasks in rounds:
-            pull(tasks, tasks.stop < n_tasks)
+            pull(tasks, not freed or tasks.stop < n_tasks)
     else:
         done = permit.watch(front, functools.partial(pull, rounds[0], True))
         threads.side_by_side([functools.partial(pull, tasks, True) for tasks in rounds[done:]])
+    if not freed:
         front.free()
     front.free_heads()
     return Stored(problem, stored, order, front.heads)

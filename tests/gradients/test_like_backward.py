@@ -297,6 +297,19 @@ def test_what_heads_share_is_freed(source):
         torch.autograd.grad(y.sum(), decoder[0].weight)
 
 
+@pytest.mark.parametrize("source", ON_GRADIENTS)
+@pytest.mark.parametrize("features", ["one", "several"])
+def test_the_graph_is_freed_although_the_last_task_does_not_reach_all_of_it(source, features):
+    trunk, hs = nn.Linear(6, 8), heads(8)
+    y = trunk(torch.randn(5, 6))
+    z = [y.exp(), y.sin(), y.cos()] if features == "several" else [y.exp()] * 2 + [torch.ones(5, 8)]
+    losses = squares(h(x) for h, x in zip(hs, z))
+    run(trunk, losses, [x for x in z if x.requires_grad], source)
+    for x in z[:2]:
+        with pytest.raises(RuntimeError, match="second time"):
+            torch.autograd.grad(x.sum(), trunk.weight)
+
+
 class Doubled(torch.autograd.Function):
     """Knows no undefined gradients."""
 
