@@ -30,7 +30,8 @@ class MicroBatches:
         self.count = 0
         self.losses: dict[str, float] = {}
         self._rows: dict[str, Tensor] = {}
-        self._heads: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._heads: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+        """By task and identity of a leaf outside the trunk: the leaf and the sum of its gradients."""
         self._used: set[int] = set()
         self._shared: tuple[Tensor, ...] | None = None
 
@@ -58,14 +59,19 @@ class MicroBatches:
             else:
                 self._rows[name] = rows[i].clone()
                 self.losses[name] = loss
-            self._heads.setdefault(name, []).extend(found.heads[i])
+            heads = self._heads.setdefault(name, {})
+            for leaf, gradient in found.heads[i]:
+                _, before = heads.get(id(leaf), (leaf, None))
+                if before is not None:
+                    gradient = gradient + before if before.is_sparse else before + gradient
+                heads[id(leaf)] = (leaf, gradient)
         self._used |= {id(p) for p in found.used}
         self.count += 1
 
     def result(self, names: Sequence[str], shared: Sequence[Tensor]) -> TaskGradients:
         """Rows of the tasks ``names``, in that order."""
         rows = torch.stack([self._rows.pop(n) for n in names])
-        return _Sum(shared, rows, [id(p) in self._used for p in shared], [self._heads[n] for n in names])
+        return _Sum(shared, rows, [id(p) in self._used for p in shared], [list(self._heads[n].values()) for n in names])
 
 
 class _Sum(TaskGradients):

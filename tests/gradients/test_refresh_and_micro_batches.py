@@ -8,7 +8,9 @@ from torch import nn
 
 from mtlcore import Aggregation, Aggregator, MultiTask
 from mtlcore.errors import ConfigurationError, NonFiniteError
+from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.refresh import Refresh
+from mtlcore.gradients.source import GradientProblem
 from support.jacobians import explicit, make, shared_gradient
 from support.methods import Calls, Fixed, FixedOnLosses, FixedOnRows
 from support.shapes import SHAPES
@@ -245,3 +247,13 @@ def test_a_checkpoint_forgets_the_micro_batches():
     mt.accumulate(*losses_of(trunk, heads, x))
     mt.load_state_dict(mt.state_dict())
     assert "micro" not in mt.backward(*losses_of(trunk, heads, x)).gradient_source
+
+
+def test_micro_batches_keep_one_gradient_per_head_parameter():
+    trunk, head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 100)
+    micro = MicroBatches()
+    for _ in range(3):
+        z = trunk(torch.randn(3, 4))
+        micro.add(GradientProblem(("a",), (head(z).square().mean(),), (z,), tuple(trunk.parameters())))
+    found = micro.result(("a",), tuple(trunk.parameters()))
+    assert [id(p) for p, _ in found._heads[0]] == [id(p) for p in head.parameters()]
