@@ -185,7 +185,7 @@ def train_single_tasks(
             network = Network(task, only=name)
             run = _Run(task_name, task, network, splits, seed, budget)
             own = tuple(m for m in task.metrics if m.task == name)
-            best = _Best(functools.partial(_own_score, own=own))
+            best = _Best(_OwnScore(own))
             losses: list[list[float]] = []
             for step in range(budget.steps):
                 inputs, targets = run.next_batches(1)[0]
@@ -365,9 +365,19 @@ class _Best:
         return evaluate(task, network, split)
 
 
-def _own_score(metrics: Mapping[str, float], own: tuple[Metric, ...]) -> float:
-    """Score of a single-task network: its metrics, turned so that lower is better."""
-    return sum((-1.0 if m.higher_is_better else 1.0) * metrics[m.key] for m in own)
+class _OwnScore:
+    """Score of a single-task network: delta-m of its own metrics against its own first look (the first one for which
+    that exists), since they may have different units. With one metric this is the order of the metric itself."""
+
+    def __init__(self, own: tuple[Metric, ...]) -> None:
+        self._own = own
+        self._first: dict[str, float] = {}
+
+    def __call__(self, metrics: dict[str, float]) -> float | None:
+        score = delta_m(metrics, self._first, self._own)
+        if score is None and delta_m(metrics, metrics, self._own) is not None:
+            self._first, score = metrics, 0.0
+        return score
 
 
 class _ConflictProbe:

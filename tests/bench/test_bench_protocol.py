@@ -127,6 +127,17 @@ def test_selection_keeps_the_best_checkpoint_even_if_training_gets_worse(tiny):
     assert all(torch.equal(v, kept[k]) for k, v in network.state_dict().items())
 
 
+def test_a_single_task_checkpoint_does_not_depend_on_units():
+    def chosen(unit):
+        score = protocol._OwnScore((Metric("a", "error", False, unit), Metric("a", "accuracy", True, "%")))
+        scale = {"m": 1.0, "mm": 1000.0}[unit]
+        looks = [(0.0, 0.0), (2.0, 60.0), (1.6, 52.0), (1.2, 45.0)]
+        return [score({"a/error": scale * e, "a/accuracy": a}) for e, a in looks]
+
+    assert chosen("m") == pytest.approx(chosen("mm"), nan_ok=True)
+    assert chosen("m") == [None, 0.0, pytest.approx(-10 / 3), pytest.approx(-7.5)]
+
+
 @pytest.mark.parametrize("single", [True, False])
 def test_a_metric_that_is_undefined_at_first_does_not_fix_the_checkpoint(tiny, single):
     """A correlation is, while a network predicts a constant."""
