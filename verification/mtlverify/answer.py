@@ -56,12 +56,15 @@ def view_of(
     seed: int | torch.Generator = 0,
     step: int = 0,
     needs: Needs | None = None,
+    present: Tensor | None = None,
 ) -> StepView:
     """The view of one step, limited to what the plugin says it needs. Further batches are this same batch again."""
     limit = plugin.needs if needs is None else needs
 
     def view(others: tuple[StepView, ...] = ()) -> StepView:
-        return StepView(losses=losses, jacobian=jacobian, generator=seed, step=step, others=others, needs=limit)
+        return StepView(
+            losses=losses, jacobian=jacobian, present=present, generator=seed, step=step, others=others, needs=limit
+        )
 
     return view(tuple(view() for _ in range(getattr(plugin, "batches", 1) - 1)))
 

@@ -14,7 +14,7 @@ from mtlverify.answer import Answer
 from mtlverify.example import Example
 from mtlverify.law import law
 from mtlverify.laws.compare import same_direction_and_length
-from mtlverify.laws.runs import STEPS, answers, direction_in, step
+from mtlverify.laws.runs import STEPS, absences, answers, direction_in, step
 from mtlverify.strategies import Draw, jacobians
 from mtlverify.strategies.scales import decade
 
@@ -122,16 +122,22 @@ def linear_under_scaling(plugin: Any, example: Example) -> float:
     )  # fmt: skip
 
 
+def units_and_absences(draw: Draw, k: int, p: int) -> dict[str, Any]:
+    """A factor for each task, and who is away when."""
+    return {**row_factors(draw, k, p), **absences(draw, k, p)}
+
+
 @law(
     "loss-unit-invariant",
     statement="Measuring one task in another unit (loss and gradient times c_i > 0) does not turn the direction, in "
-    "the first step and in those after it.",
+    "the first step and in those after it, whether or not a task is there from the first step on.",
     source="Lin et al. 2023 (2308.12029); Liu et al. 2023 (2306.03792): methods that work on log-losses",
-    examples=lambda: jacobians(more=row_factors),
+    examples=lambda: jacobians(more=units_and_absences),
 )
 def loss_unit_invariant(plugin: Any, example: Example) -> float:
     """Unlike scale-free, the losses are measured in the new unit as well, along a run: what a method remembers (a first
-    loss, logits, a running mean) has a unit, too. Factors are powers of two, so the data are exact."""
+    loss, logits, a running mean) has a unit, too, and what it takes for a task that appears late must not bring one in.
+    Factors are powers of two, so the data are exact."""
     factors = torch.tensor(example.extra["factors"], dtype=torch.float64)
     rows = factors.to(example.jacobian.dtype)[:, None] * example.jacobian
     other = example.with_(jacobian=rows, losses=factors * example.losses)

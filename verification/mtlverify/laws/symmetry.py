@@ -10,7 +10,7 @@ from mtlverify.answer import ask, uses_randomness
 from mtlverify.example import Example
 from mtlverify.law import law
 from mtlverify.laws.compare import same_direction_and_length
-from mtlverify.laws.runs import answers, direction_in
+from mtlverify.laws.runs import absences, answers, direction_in
 from mtlverify.strategies import Draw, jacobians
 
 
@@ -28,16 +28,22 @@ def permutation(draw: Draw, k: int, p: int) -> dict[str, Any]:
     return {"permutation": draw(st.permutations(range(k)))}
 
 
+def permutation_and_absences(draw: Draw, k: int, p: int) -> dict[str, Any]:
+    """A reordering of the tasks, and who is away when."""
+    return {**permutation(draw, k, p), **absences(draw, k, p)}
+
+
 @law(
     "permutation-equivariant",
     statement="Reordering the tasks leaves the direction as it is and reorders the weights with them.",
     source="no task is special by its position",
-    examples=lambda: jacobians(more=permutation),
+    examples=lambda: jacobians(more=permutation_and_absences),
     applies=same_draws,
 )
 def permutation_equivariant(plugin: Any, example: Example) -> float:
     """Judged by the direction: equal tasks may share their weight in any way. Along a run, if the method has a state:
-    what depends on the order may be tied in the first step."""
+    what depends on the order may be tied in the first step. Tasks come and go in it: a method that takes the position
+    among the tasks present for that among all tasks mixes up whose memory is whose."""
     both = zip(answers(plugin, example), answers(plugin, example, example.extra["permutation"]), strict=True)
     return min(
         same_direction_and_length(

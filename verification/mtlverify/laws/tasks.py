@@ -10,13 +10,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtlcore import StepView
-from mtlcore.aggregation import call
-from mtlverify.answer import answered, uses_randomness
+from mtlverify.answer import uses_randomness
 from mtlverify.example import Example
 from mtlverify.law import law
 from mtlverify.laws.compare import same_direction_and_length
-from mtlverify.laws.runs import STEPS, answers, losses_at
+from mtlverify.laws.runs import STEPS, answers, length, step
 from mtlverify.strategies import Draw, jacobians
 
 
@@ -61,19 +59,10 @@ def absent_task(plugin: Any, example: Example) -> float:
 
 def _with_absent(plugin: Any, example: Example, present: Tensor) -> Iterator[Tensor]:
     """The directions of the run; NaN where a task that is absent has a weight."""
+    away = [[number, task] for number in range(STEPS) for task, there in enumerate(present.tolist()) if not there]
+    example = example.with_(extra={"away": away})
     state = plugin.init(example.n_tasks)
-    for number in range(STEPS if state else 1):
-        rows = torch.roll(example.jacobian, number, dims=1) * present[:, None]
-
-        def view(at: int, rows: Tensor = rows, number: int = number) -> StepView:
-            losses = losses_at(example, at).masked_fill(~present, float("nan"))
-            seed = example.seed + number
-            return StepView(losses=losses, jacobian=rows, present=present, generator=seed, step=number)
-
-        returned = call(plugin, view(number), state, rows.shape[1])
-        if returned.weights is not None and bool((returned.weights[~present] != 0).any()):
-            yield torch.full((rows.shape[1],), float("nan"))
-        else:
-            yield answered(returned, rows).direction
-        seen = view(number + 1)
-        state = plugin.observe(seen if plugin.handles_absent else seen.restricted(present), dict(returned.state))
+    for number in range(length(state)):
+        answer, state = step(plugin, example, number, state)
+        stray = answer.weights is not None and bool((answer.weights[~present] != 0).any())
+        yield torch.full_like(answer.direction, float("nan")) if stray else answer.direction

@@ -394,6 +394,28 @@ class ShiftedMemory(Remembering):
 
 
 @frozen
+class PositionAmongThePresent(Remembering):
+    """Takes the position among the tasks present for that among all tasks: with everybody there it does not show."""
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        total, count = state["total"].clone(), state["count"] + 1
+        total[: view.n_tasks] += view.losses.log()
+        weights = torch.softmax(-total[: view.n_tasks] / count, 0)
+        return Aggregation(weights=weights, state={"total": total, "count": count})
+
+
+@frozen
+class UnitForNewcomers(Progress):
+    """Takes 1 for what the loss of a task was before it appeared, unless all appear at once."""
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        before = state["before"]
+        if bool(before.any()):
+            before = torch.where(before > 0, before, 1.0)
+        return super().aggregate(view, {"before": before})
+
+
+@frozen
 class AdjacentOffByOne(Balanced):
     """s_i - s_(i+1) instead of s_i - s_(i-1)."""
 
@@ -503,6 +525,8 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     AbsoluteProgress: ("loss-unit-invariant",),
     Overshoots: ("conic-combination",),
     ShiftedMemory: ("permutation-equivariant",),
+    PositionAmongThePresent: ("permutation-equivariant",),
+    UnitForNewcomers: ("loss-unit-invariant",),
     AdjacentOffByOne: ("coefficient-identity",),
     SortedDraws: ("equivariant-in-distribution",),
     FirstComeFirstServed: ("equivariant-in-distribution",),
