@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from mtlcore import Aggregation
 from mtlcore.linalg import row_dtype
-from mtlverify.answer import Answer, ask, view_of
+from mtlverify.answer import Answer, ask
 from mtlverify.example import Example
 from mtlverify.law import Margin, law
+from mtlverify.laws.runs import answers, length, observed, step, views
 from mtlverify.strategies import jacobians
 
 HOUSE = "contract of mtlcore.Aggregator"
@@ -47,9 +49,20 @@ def tensors(answer: Answer) -> dict[str, Tensor]:
     examples=jacobians,
 )
 def finite(plugin: Any, example: Example) -> float:
-    """Zero rows, equal rows and rows of very different size included."""
-    found = tensors(ask(plugin, example))
-    return unless([f"{n} is not finite" for n, t in found.items() if t.is_floating_point() and not t.isfinite().all()])
+    """Zero rows, equal rows and rows of very different size included. Along a run, if the method has a state: what it
+    remembers of the first step is divided by in the second."""
+    state = plugin.init(example.n_tasks)
+    for number in range(length(state)):
+        answer, state = step(plugin, example, number, state)
+        found = {**tensors(answer), **{f"state[{k!r}] after observe": v for k, v in state.items()}}
+        wrong = [n for n, t in found.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+        if wrong:
+            return unless([f"{n} is not finite{_when(number)}" for n in wrong])
+    return unless([])
+
+
+def _when(number: int) -> str:
+    return f" (step {number})" if number else ""
 
 
 @law(
@@ -61,19 +74,26 @@ def finite(plugin: Any, example: Example) -> float:
     examples=jacobians,
 )
 def pure(plugin: Any, example: Example) -> float:
-    """Everything within reach is compared with a copy taken before."""
-    rows, state = example.jacobian.clone(), plugin.init(example.n_tasks)
-    kept, before = {k: v.clone() for k, v in state.items()}, traces(plugin)
-    view = view_of(plugin, rows, example.losses, seed=example.seed)
-    returned = plugin.aggregate(view, state)
-    faults = side_effects(plugin, before)
-    if not _same(rows, example.jacobian):
-        faults.append("it writes into view.jacobian")
-    if not _same(state, kept):
-        faults.append("it writes into the state it is given")
-    if any(t is rows for t in (returned.direction, returned.weights)):
-        faults.append("it returns view.jacobian itself, which is used again")
-    return unless(faults)
+    """Everything within reach is compared with a copy taken before. Along a run, if the method has a state."""
+    state = plugin.init(example.n_tasks)
+    for number in range(length(state)):
+        rows, view, seen = views(plugin, example, number)
+        untouched, before = rows.clone(), traces(plugin)
+        kept = {k: v.clone() for k, v in state.items()}
+        returned = plugin.aggregate(view, state)
+        faults = [] if _same(state, kept) else ["it writes into the state it is given"]
+        if any(t is rows for t in (returned.direction, returned.weights)):
+            faults.append("it returns view.jacobian itself, which is used again")
+        kept = {k: v.clone() for k, v in returned.state.items()}
+        state = plugin.observe(seen, returned.state)
+        if not _same(returned.state, kept):
+            faults.append("observe writes into the state it is given")
+        if not _same(rows, untouched):
+            faults.append("it writes into view.jacobian")
+        faults = side_effects(plugin, before) + faults
+        if faults:
+            return unless([fault + _when(number) for fault in faults])
+    return unless([])
 
 
 def traces(plugin: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -98,20 +118,28 @@ def side_effects(plugin: Any, before: tuple[dict[str, Any], dict[str, Any]]) -> 
     examples=jacobians,
 )
 def deterministic(plugin: Any, example: Example) -> float:
-    """Asked, asked something else, asked again under other global seeds: hidden memory or randomness shows."""
-    saved = _global_generators()
+    """A new instance is asked, and then this one: after other questions, one to three of them, lest a hidden count come
+    round again; under other global seeds; and with the rows in the memory in which those of the other questions were,
+    because a step reuses its buffer. If the method has a state, then both go on, step by step, side by side."""
+    new, rows, saved = dataclasses.replace(plugin), -2 * example.jacobian.flip(0), _global_generators()
     try:
-        first = ask(plugin, example)
-        ask(plugin, example, jacobian=-2 * example.jacobian.flip(0), losses=3 * example.losses, seed=example.seed + 1)
+        first = ask(new, example)
+        for more in range(1, 2 + example.seed % 3):
+            ask(plugin, example, jacobian=rows, losses=3 * example.losses, seed=example.seed + more)
         torch.manual_seed(example.seed + 12345)
         random.seed(example.seed + 12345)
         np.random.seed(example.seed + 12345)
-        again = ask(plugin, example)
+        faults = differences(tensors(first), tensors(ask(plugin, example, jacobian=rows.copy_(example.jacobian))))
+        if not faults and first.state:
+            for number, (one, other) in enumerate(zip(answers(new, example), answers(plugin, example), strict=True)):
+                faults = [fault + _when(number) for fault in differences(tensors(one), tensors(other))]
+                if faults:
+                    break
     finally:
         torch.set_rng_state(saved[0])
         random.setstate(saved[1])
         np.random.set_state(saved[2])
-    return unless(differences(tensors(first), tensors(again)))
+    return unless(faults)
 
 
 def differences(first: dict[str, Any], again: dict[str, Any]) -> list[str]:
@@ -129,44 +157,66 @@ def differences(first: dict[str, Any], again: dict[str, Any]) -> list[str]:
     examples=jacobians,
 )
 def shape_dtype_device(plugin: Any, example: Example) -> float:
-    """Also for one task, more tasks than parameters, and float32."""
-    k, p = example.jacobian.shape
-    state = plugin.init(k)
-    returned = plugin.aggregate(view_of(plugin, example.jacobian, example.losses, seed=example.seed), state)
-    if not isinstance(returned, Aggregation):
-        return verdict(False, f"aggregate returns {type(returned).__name__}, not an mtlcore.Aggregation")
-    for source, found in (("init", state), ("aggregate", returned.state)):
-        if not isinstance(found, dict) or not all(
-            isinstance(v, Tensor) and isinstance(n, str) for n, v in found.items()
-        ):
-            return verdict(False, f"the state that {source} returns is not a dict of tensors")
-    faults = _state_faults(state, returned.state)
-    device = example.jacobian.device
+    """Also for one task, more tasks than parameters, and float32. Along a run, if the method has a state."""
+    state = plugin.init(example.n_tasks)
+    fault = _no_state("init", state)
+    for number in range(0 if fault else length(state)):
+        rows, view, seen = views(plugin, example, number)
+        returned = plugin.aggregate(view, state)
+        if not isinstance(returned, Aggregation):
+            return verdict(False, f"aggregate returns {type(returned).__name__}, not an mtlcore.Aggregation")
+        fault = _no_state("aggregate", returned.state)
+        if fault:
+            break
+        faults = _state_faults(state, returned.state, "aggregate") + _answer_faults(returned, rows)
+        later = observed(plugin, seen, returned.state)
+        fault = _no_state("observe", later)
+        if fault:
+            break
+        faults += _state_faults(state, later, "observe") if not faults else []
+        if faults:
+            return unless([found + _when(number) for found in faults])
+        state = later
+    return unless([fault] if fault else [])
+
+
+def _no_state(source: str, found: Any) -> str:
+    """What is wrong with something that should be a state, or ""."""
+    if isinstance(found, dict) and all(isinstance(v, Tensor) and isinstance(n, str) for n, v in found.items()):
+        return ""
+    return f"the state that {source} returns is not a dict of tensors"
+
+
+def _answer_faults(returned: Aggregation, rows: Tensor) -> list[str]:
+    k, p = rows.shape
+    faults: list[str] = []
     for name, weights in (("weights", returned.weights), ("head_weights", returned.head_weights)):
         if weights is not None:
-            faults += _vector_faults(name, weights, k, device)
+            faults += _vector_faults(name, weights, k, rows.device)
             if isinstance(weights, Tensor) and not weights.is_floating_point():
                 faults.append(f"{name} are {_dtype(weights)}, not floating numbers")
     if returned.direction is not None:
-        faults += _vector_faults("direction", returned.direction, p, device)
-        expected = row_dtype([example.jacobian])
+        faults += _vector_faults("direction", returned.direction, p, rows.device)
+        expected = row_dtype([rows])
         if isinstance(returned.direction, Tensor) and returned.direction.dtype != expected:
             faults.append(
                 f"direction is {_dtype(returned.direction)}; the rows are {str(expected).removeprefix('torch.')}"
             )
-    return unless(faults)
+    return faults
 
 
-def _state_faults(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
+def _state_faults(before: dict[str, Tensor], after: dict[str, Tensor], source: str) -> list[str]:
     faults = []
     for name in {**before, **after}:
         if name not in after:
-            faults.append(f"state[{name!r}] is in what init returns, but not in what aggregate returns")
+            faults.append(f"state[{name!r}] is in what init returns, but not in what {source} returns")
         elif name not in before:
-            faults.append(f"state[{name!r}] is in what aggregate returns, but not in what init returns")
+            faults.append(f"state[{name!r}] is in what {source} returns, but not in what init returns")
         elif (before[name].shape, before[name].dtype) != (after[name].shape, after[name].dtype):
             was, now = (f"{tuple(t.shape)} {_dtype(t)}" for t in (before[name], after[name]))
-            faults.append(f"state[{name!r}] is {was} in what init returns and {now} in what aggregate returns")
+            faults.append(f"state[{name!r}] is {was} in what init returns and {now} in what {source} returns")
+        elif after[name].requires_grad:
+            faults.append(f"state[{name!r}] still has a graph behind it (requires_grad)")
     return faults
 
 

@@ -179,6 +179,113 @@ class WritesIntoState(Remembering):
 
 
 @frozen
+class KeptFromTheFirst(Mean):
+    """Keeps the weights of the first question on itself, for all that have as many tasks."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        norms = view.jacobian.double().norm(dim=1)
+        kept = vars(self).setdefault("kept", {})
+        found: Tensor = kept.setdefault(view.n_tasks, norms / norms.sum().clamp_min(1e-300))
+        return found.clone()
+
+
+@frozen
+class KnowsRowsByTheirAddress(MinNorm):
+    """Keeps answers by the identity of the rows, whose memory a step uses again."""
+
+    memory: ClassVar[dict[int, Tensor]] = {}
+
+    def weigh(self, view: StepView) -> Tensor:
+        kept = self.memory.get(id(view.jacobian))
+        if kept is None or len(kept) != view.n_tasks:
+            kept = self.memory[id(view.jacobian)] = super().weigh(view)
+        return kept
+
+
+@frozen
+class EverySecond(Mean):
+    """Does something else in every second step, and counts them in the class."""
+
+    steps: ClassVar[list[int]] = [0]
+
+    def weigh(self, view: StepView) -> Tensor:
+        self.steps[0] += 1
+        return super().weigh(view) * (1 + self.steps[0] % 2)
+
+
+@frozen
+class SpoiltLater(Remembering):
+    """As it should be in the first step, and spoilt by ``later`` from the second on."""
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        answer = super().aggregate(view, state)
+        return answer if int(answer.state["count"]) == 1 else self.later(answer, state)
+
+    def later(self, answer: Aggregation, state: State) -> Aggregation:
+        raise NotImplementedError
+
+
+@frozen
+class WritesIntoStateLater(SpoiltLater):
+    """Writes into the state it is given."""
+
+    def later(self, answer: Aggregation, state: State) -> Aggregation:
+        state["total"].zero_()
+        return answer
+
+
+@frozen
+class GlobalGeneratorLater(SpoiltLater):
+    """Draws from torch's global generator."""
+
+    def later(self, answer: Aggregation, state: State) -> Aggregation:
+        return dataclasses.replace(answer, weights=torch.rand_like(answer.state["total"]).softmax(0))
+
+
+@frozen
+class NotANumberLater(SpoiltLater):
+    """Divides by the spread of what it has seen, which two equal numbers do not have."""
+
+    def later(self, answer: Aggregation, state: State) -> Aggregation:
+        spread = answer.state["total"] - answer.state["total"].mean()
+        return dataclasses.replace(answer, weights=spread / spread.abs().max())
+
+
+@frozen
+class OtherDtypeLater(SpoiltLater):
+    """Turns its state into single precision."""
+
+    def later(self, answer: Aggregation, state: State) -> Aggregation:
+        return dataclasses.replace(answer, state={**answer.state, "total": answer.state["total"].float()})
+
+
+@frozen
+class GraphInState(Remembering):
+    """Trains along, and does not cut the graph: it grows with every step."""
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        answer = super().aggregate(view, {name: value.detach() for name, value in state.items()})
+        return dataclasses.replace(answer, state={**answer.state, "total": answer.state["total"].requires_grad_()})
+
+
+@frozen
+class ObservesInPlace(Remembering):
+    """Looks twice, and writes what it sees into the state it is given."""
+
+    def observe(self, view: StepView, state: State) -> State:
+        state["total"].mul_(0.5)
+        return state
+
+
+@frozen
+class ObservesMore(Remembering):
+    """Looks twice, and adds an entry that ``init`` knows nothing of."""
+
+    def observe(self, view: StepView, state: State) -> State:
+        return {**state, "seen": view.losses}
+
+
+@frozen
 class OrderDependent(Twin):
     """Projects the gradients one after another, in the order of the tasks, each against the ones already changed."""
 
@@ -503,6 +610,16 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     GlobalNumpyGenerator: ("pure", "deterministic"),
     WritesIntoRows: ("pure",),
     WritesIntoState: ("pure",),
+    WritesIntoStateLater: ("pure",),
+    ObservesInPlace: ("pure",),
+    KeptFromTheFirst: ("deterministic",),
+    KnowsRowsByTheirAddress: ("deterministic",),
+    EverySecond: ("deterministic",),
+    GlobalGeneratorLater: ("pure", "deterministic", "resume-equivalent"),
+    NotANumberLater: ("finite",),
+    OtherDtypeLater: ("shape-dtype-device",),
+    GraphInState: ("shape-dtype-device",),
+    ObservesMore: ("shape-dtype-device",),
     OrderDependent: ("permutation-equivariant",),
     CoordinateWise: ("parameter-rotation",),
     NotANumber: ("finite",),
