@@ -14,7 +14,7 @@ from mtlcore import Aggregation
 from mtlcore.errors import ConfigurationError, UnknownPluginError
 from mtlcore.registry import create, registry
 from mtlverify import Example, check, replay
-from mtlverify.law import WORST, law
+from mtlverify.law import WORST, Margin, law, worst
 from mtlverify.laws.conflict import non_conflicting
 from mtlverify.laws.scaling import loss_unit_invariant
 from mtlverify.mutants import aggregators, twins
@@ -106,6 +106,24 @@ def test_not_a_number_is_the_worst_violation_and_stays_a_json_number():
     result = examine(twins.Mean(), nan, 5, 0)
     assert result.status == "refuted"
     assert json.loads(json.dumps(result.worst_margin)) == -WORST
+
+
+@pytest.mark.parametrize("law_id", ["simplex-weights", "conic-combination", "permutation-equivariant", "absent-task"])
+def test_not_a_number_in_a_later_step_is_a_violation(law_id):
+    """Python's min and max pass over a NaN that is not the first."""
+
+    def spoilt(self, answer, view, state):
+        return dataclasses.replace(answer, weights=answer.weights * (torch.nan if state["count"] else 1.0))
+
+    result = only(Told(how=spoilt), law_id, 5)
+    assert (result.status, result.worst_margin) == ("refuted", -WORST)
+    assert result.reason.endswith("(step 1)")
+
+
+def test_the_worst_of_several_margins_keeps_its_reason():
+    assert worst([Margin(0.5, "a"), Margin(-1.0, "b"), Margin(0.1, "c")], of="step").reason == "b (step 1)"
+    assert worst([Margin(-1.0, "b"), Margin(0.1, "c")], of="step").reason == "b"
+    assert worst([Margin(-1.0, "b"), Margin(float("nan"), "c")]).reason == "c"
 
 
 def test_a_claim_of_an_unknown_law_is_an_error():

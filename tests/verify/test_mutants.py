@@ -13,6 +13,8 @@ def test_every_mutant_is_killed_by_the_laws_meant_for_it_and_no_law_is_idle():
     assert score.idle == []
     assert score.share == 1.0
     assert len(score.killed) == sum(map(len, CATALOGUE.values()))
+    # Whoever broke a law is told what is wrong, not only which law it was.
+    assert [(r.name, r.law) for r in score.killed if r.status == "refuted" and not r.reason] == []
 
 
 def alarms(results):

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Check = Callable[[Any, Any], float]
@@ -51,6 +51,16 @@ class Margin(float):
         made = super().__new__(cls, value)
         made.reason = reason
         return made
+
+
+def worst(margins: Iterable[float], of: str = "") -> Margin:
+    """The smallest of several margins, NaN before all: Python's ``min`` passes over a NaN that is not the first.
+
+    With ``of``, what they are margins of ("step"), the reason says which one it is, if it is not the first.
+    """
+    number, margin = min(enumerate(margins), key=lambda pair: -math.inf if math.isnan(pair[1]) else pair[1])
+    reason = getattr(margin, "reason", "")
+    return Margin(margin, f"{reason} ({of} {number})" if reason and of and number else reason)
 
 
 @dataclasses.dataclass(frozen=True)

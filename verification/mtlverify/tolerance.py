@@ -8,7 +8,7 @@ are judged alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -107,6 +107,12 @@ def sensitivity(respond: Callable[[Tensor], Tensor], rows: Tensor) -> float:
         moved = respond(last_bits(rows, probe)).double()
         worst = max(worst, float((moved - base).norm()) if bool(moved.isfinite().all()) else float("inf"))
     return AMPLIFY * worst
+
+
+def largest(errors: Iterable[float]) -> float:
+    """The largest of several errors, NaN if one is: Python's ``max`` passes over a NaN that is not the first."""
+    found = list(errors)
+    return float("nan") if any(math.isnan(e) for e in found) else max(found, default=0.0)
 
 
 def share_left(error: float, allowed: float) -> float:

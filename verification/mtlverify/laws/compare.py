@@ -8,11 +8,22 @@ from torch import Tensor
 
 from mtlverify import tolerance
 from mtlverify.answer import Answer
+from mtlverify.law import Margin
+
+
+def agreement(error: float, allowed: float, what: str) -> Margin:
+    """Margin of "no more than ``allowed`` off"; ``what`` is wrong where it is more."""
+    return Margin(tolerance.share_left(error, allowed), f"{what}: off by {error:.2g}, where {allowed:.2g} is allowed")
+
+
+def shown(vector: Tensor) -> str:
+    """A direction or weights in words."""
+    return f"[{', '.join(f'{v:.5g}' for v in vector.tolist())}]"
 
 
 def same_direction_and_length(
     got: Tensor, expected: Tensor, answers: tuple[Answer, ...], respond: Callable[[Tensor], Tensor], rows: Tensor
-) -> float:
+) -> Margin:
     """Margin of got = expected. The strict tolerance decides; only where it fails is conditioning asked about.
 
     ``respond(rows)`` is the method's direction as a function of its data: a law cannot hold more exactly than the
@@ -21,6 +32,6 @@ def same_direction_and_length(
     got, expected = got.double(), expected.double()
     error = float((got - expected).norm())
     allowed = tolerance.equality(*answers)
-    if error <= allowed or error != error:
-        return tolerance.share_left(error, allowed)
-    return tolerance.share_left(error, allowed + tolerance.sensitivity(respond, rows))
+    if error > allowed:
+        allowed += tolerance.sensitivity(respond, rows)
+    return agreement(error, allowed, f"the direction is {shown(got)} and should be {shown(expected)}")

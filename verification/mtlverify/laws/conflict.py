@@ -13,6 +13,7 @@ from mtlverify import tolerance
 from mtlverify.answer import Answer, ask
 from mtlverify.example import Example
 from mtlverify.law import Margin, law
+from mtlverify.laws.compare import agreement, shown
 from mtlverify.strategies import ALIGNED, INDEPENDENT, jacobians
 
 
@@ -103,8 +104,8 @@ def no_conflict_identity(plugin: Any, example: Example) -> float:
     answer = ask(plugin, example)
     total = answer.jacobian.double().sum(dim=0)
     allowed = tolerance.equality(answer)
-    errors = [float((answer.direction.double() - total / n).norm()) for n in (1, example.n_tasks)]
-    return max(tolerance.share_left(error, allowed) for error in errors)
+    error = min(float((answer.direction.double() - total / n).norm()) for n in (1, example.n_tasks))
+    return agreement(error, allowed, f"the direction is {shown(answer.direction)}, the sum {shown(total)}")
 
 
 @law(
@@ -118,5 +119,6 @@ def equal_projections(plugin: Any, example: Example) -> float:
     answer = ask(plugin, example)
     values = cosines(answer)
     if not values:
-        return tolerance.share_left(1.0, 0.0)
-    return tolerance.share_left(max(values) - min(values), tolerance.equality(answer) / answer.length)
+        return Margin(tolerance.share_left(1.0, 0.0), "the direction is zero")
+    apart = max(values) - min(values)
+    return agreement(apart, tolerance.equality(answer) / answer.length, f"the cosines are from {min(values):.5g} on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -31,11 +32,6 @@ def detect(plugin: Any, example: Example, **changes: Any) -> Conflict:
 def named(found: Conflict) -> dict[str, Any]:
     """Everything that a detector says, by name."""
     return {name: getattr(found, name) for name in ("conflicting", "severity", "pairs", "dominated")}
-
-
-def verdicts(found: Conflict) -> list[Any]:
-    """What a detector decided, without the severity, which may be rounded."""
-    return [bool(found.conflicting), found.pairs, found.dominated]
 
 
 @law("finite", kind="detector", statement="The severity is a number, never NaN.", source=HOUSE, universal=True,
@@ -105,7 +101,8 @@ def shape_dtype_device(plugin: Any, example: Example) -> float:
 def symmetric(plugin: Any, example: Example) -> float:
     """Exactly, not up to rounding."""
     pairs = detect(plugin, example).pairs
-    return verdict(torch.equal(pairs, pairs.T))
+    i, j = next(iter((pairs & ~pairs.T).nonzero().tolist()), (0, 0))
+    return verdict(i == j, f"task{i} conflicts with task{j}, but task{j} does not with task{i}")
 
 
 def definition_name(plugin: Any) -> str:
@@ -133,11 +130,12 @@ def matches_reference(plugin: Any, example: Example) -> float:
     definition = conflicts.definition(definition_name(plugin), plugin)
     assert definition is not None
     expected, found = definition(example.jacobian), detect(plugin, example)
-    wrong = [conflicts.disagreement(expected.conflicting, bool(found.conflicting))]
-    wrong += [conflicts.disagreement(e, bool(f)) for e, f in zip(expected.dominated, found.dominated, strict=True)]
-    for expected_row, row in zip(expected.pairs, found.pairs, strict=True):
-        wrong += [conflicts.disagreement(e, bool(f)) for e, f in zip(expected_row, row, strict=True)]
-    return verdict(not any(wrong))
+    asked = [("conflicting", expected.conflicting, bool(found.conflicting))]
+    asked += [(f"dominated[{i}]", e, bool(found.dominated[i])) for i, e in enumerate(expected.dominated)]
+    for i, row in enumerate(expected.pairs):
+        asked += [(f"pairs[{i}, {j}]", e, bool(found.pairs[i, j])) for j, e in enumerate(row)]
+    wrong = [(name, f) for name, e, f in asked if conflicts.disagreement(e, f)]
+    return unless([f"{name} is {f}, by definition {not f}" for name, f in wrong])
 
 
 @law(
@@ -152,7 +150,7 @@ def scale_free(plugin: Any, example: Example) -> float:
     """From 1e-12 to 1e+12; t is a power of two, so the data are exact."""
     plain = detect(plugin, example)
     scaled = detect(plugin, example, jacobian=example.extra["factor"] * example.jacobian)
-    return verdict(_same(verdicts(plain), verdicts(scaled)) and _close(plain.severity, scaled.severity))
+    return unless(_otherwise(plain, scaled))
 
 
 @law(
@@ -169,12 +167,12 @@ def permutation_equivariant(plugin: Any, example: Example) -> float:
     order = torch.tensor(example.extra["permutation"])
     plain = detect(plugin, example)
     moved = detect(plugin, example, jacobian=example.jacobian[order], losses=example.losses[order])
-    expected = [bool(plain.conflicting), plain.pairs[order][:, order], plain.dominated[order]]
-    close = _close(plain.severity, moved.severity)
-    if not (close and _same(verdicts(moved), expected)):
+    there = dataclasses.replace(plain, pairs=plain.pairs[order][:, order], dominated=plain.dominated[order])
+    faults = _otherwise(there, moved)
+    if faults:
         clear = conflicts.weak(example.jacobian)
         assume(None not in clear.dominated and not any(None in row for row in clear.pairs))
-    return verdict(close and _same(verdicts(moved), expected))
+    return unless(faults)
 
 
 @law(
@@ -188,7 +186,21 @@ def permutation_equivariant(plugin: Any, example: Example) -> float:
 def silent_on_aligned(plugin: Any, example: Example) -> float:
     """Exactly orthogonal gradients included: they do not conflict."""
     found = detect(plugin, example)
-    return verdict(not found.conflicting and not bool(found.pairs.any()) and not bool(found.dominated.any()))
+    said = {"conflicting": found.conflicting, "pairs": found.pairs.any(), "dominated": found.dominated.any()}
+    return unless([f"{name} {'is' if name == 'conflicting' else 'has a'} True" for name, v in said.items() if bool(v)])
+
+
+def _otherwise(first: Conflict, second: Conflict) -> list[str]:
+    """What is not the same in two verdicts that should be, up to the rounding of the severity."""
+    faults = (
+        [] if _close(first.severity, second.severity) else [f"severity is {first.severity}, then {second.severity}"]
+    )
+    if bool(first.conflicting) != bool(second.conflicting):
+        faults.append(f"conflicting is {bool(first.conflicting)}, then {bool(second.conflicting)}")
+    masks = {"pairs": (first.pairs, second.pairs), "dominated": (first.dominated, second.dominated)}
+    return faults + [
+        f"{n} are {a.int().tolist()}, then {b.int().tolist()}" for n, (a, b) in masks.items() if not _same(a, b)
+    ]
 
 
 def _close(a: float, b: float) -> bool:

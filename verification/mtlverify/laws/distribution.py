@@ -16,7 +16,7 @@ from mtlcore import Aggregator
 from mtlverify import tolerance
 from mtlverify.answer import answered, stepped, uses_randomness, view_of
 from mtlverify.example import Example
-from mtlverify.law import law
+from mtlverify.law import Margin, law
 from mtlverify.laws.symmetry import permutation
 from mtlverify.strategies import jacobians
 
@@ -67,5 +67,10 @@ def equivariant_in_distribution(plugin: Any, example: Example) -> float:
     straight, here = gains(plugin, example, list(range(example.n_tasks)), 2 * example.seed)
     moved, there = gains(plugin, example, list(example.extra["permutation"]), 2 * example.seed + 1)
     columns = zip(straight.unbind(1), moved.unbind(1), strict=True)
-    apart = [excess(*pair, here + there) for a, b in columns for pair in ((a, b), (b, a))]
-    return tolerance.chance(example.n_tasks) - max(apart)
+    apart = [max(excess(*pair, here + there) for pair in ((a, b), (b, a))) for a, b in columns]
+    task = apart.index(max(apart))
+    explained = tolerance.chance(example.n_tasks)
+    return Margin(
+        explained - apart[task],
+        f"two distribution functions of task{task}'s gain are {apart[task]:.2g} apart; chance explains {explained:.2g}",
+    )

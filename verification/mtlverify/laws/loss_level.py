@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mtlcore import Aggregator, MultiTask, Needs
 from mtlverify import tolerance
 from mtlverify.example import Example
-from mtlverify.law import law
+from mtlverify.law import Margin, law, worst
+from mtlverify.laws.compare import agreement, shown
 from mtlverify.laws.runs import STEPS, losses_at, step
 from mtlverify.laws.universal import VERDICT, verdict
 from mtlverify.references import objectives
@@ -91,15 +92,16 @@ def one_backward_pass(plugin: Any, example: Example) -> float:
 def coefficient_identity(plugin: Any, example: Example) -> float:
     """Each weight to half of its digits, or to the last digit of the largest w_i L_i if that is more."""
     objective = objectives.objective_of(plugin, example.n_tasks)
-    state, worst = plugin.init(example.n_tasks), 1.0
+    state, margins = plugin.init(example.n_tasks), []
     for number in range(STEPS):
         losses = losses_at(example, number)
         expected = objective.weights(losses, number)
         answer, state = step(plugin, example, number, state)
         if answer.weights is None:
-            return float("nan")
+            return Margin(float("nan"), "a direction instead of weights")
         floor = tolerance.EPS64 * float((expected.abs() * losses).max()) / losses
         error = float(((answer.weights - expected).abs() / (expected.abs() + floor)).max())
-        worst = min(worst, tolerance.share_left(error, tolerance.HALF_DIGITS))
+        wrong = f"the weights are {shown(answer.weights)}, the derivatives {shown(expected)}"
+        margins.append(agreement(error, tolerance.HALF_DIGITS, wrong))
         objective.advance(losses, losses_at(example, number + 1), number)
-    return worst
+    return worst(margins, of="step")

@@ -11,6 +11,7 @@ from mtlverify import references, tolerance
 from mtlverify.answer import ask
 from mtlverify.example import Example
 from mtlverify.law import law
+from mtlverify.laws.compare import agreement, shown
 from mtlverify.strategies import jacobians
 
 
@@ -43,8 +44,9 @@ def matches_reference(plugin: Any, example: Example) -> float:
     answer = ask(plugin, example)
     error = float((answer.direction.double() - torch.from_numpy(exact.direction)).norm())
     allowed = tolerance.REFERENCE * exact.size + exact.distance + tolerance.rounding(answer)
-    if error <= allowed or error != error:
-        return tolerance.share_left(error, allowed)
+    wrong = f"the direction is {shown(answer.direction)}, the reference's {shown(torch.from_numpy(exact.direction))}"
+    if not error > allowed:
+        return agreement(error, allowed, wrong)
 
     def respond(moved: torch.Tensor) -> torch.Tensor:
         try:
@@ -52,4 +54,4 @@ def matches_reference(plugin: Any, example: Example) -> float:
         except references.NoUniqueAnswer:
             return torch.full((rows.shape[1],), float("inf"), dtype=torch.float64)
 
-    return tolerance.share_left(error, allowed + tolerance.sensitivity(respond, rows))
+    return agreement(error, allowed + tolerance.sensitivity(respond, rows), wrong)

@@ -12,8 +12,8 @@ from torch import Tensor
 from mtlverify import tolerance
 from mtlverify.answer import Answer
 from mtlverify.example import Example
-from mtlverify.law import law
-from mtlverify.laws.compare import same_direction_and_length
+from mtlverify.law import Margin, law, worst
+from mtlverify.laws.compare import agreement, same_direction_and_length, shown
 from mtlverify.laws.runs import STEPS, absences, answers, direction_in, step
 from mtlverify.strategies import Draw, jacobians
 from mtlverify.strategies.scales import decade
@@ -35,13 +35,14 @@ def positively_homogeneous(plugin: Any, example: Example) -> float:
     has a state: what it remembers of the gradients has a unit, too."""
     t, degree = example.extra["factor"], float(getattr(plugin, "degree", 1.0))
     both = zip(answers(plugin, example), answers(plugin, example.with_(jacobian=t * example.jacobian)), strict=True)
-    return min(
+    margins = (
         same_direction_and_length(
             large.direction.double() * t**-degree, small.direction, (small,),
             direction_in(plugin, example, number), example.jacobian,
         )
         for number, (small, large) in enumerate(both)
     )  # fmt: skip
+    return worst(margins, of="step")
 
 
 def row_factors(draw: Draw, k: int, p: int) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def scale_free(plugin: Any, example: Example) -> float:
     factors = torch.tensor(example.extra["factors"], dtype=example.jacobian.dtype)[:, None]
     other = example.with_(jacobian=factors * example.jacobian)
     both = zip(answers(plugin, example), answers(plugin, other), strict=True)
-    return min(_unturned(plugin, example, other, number, *pair) for number, pair in enumerate(both))
+    return worst((_unturned(plugin, example, other, number, *pair) for number, pair in enumerate(both)), of="step")
 
 
 def _unturned(plugin: Any, example: Example, other: Example, number: int, plain: Answer, scaled: Answer) -> float:
@@ -77,15 +78,13 @@ def _unturned(plugin: Any, example: Example, other: Example, number: int, plain:
         return float("nan")
     error = float((unit(plain) - unit(scaled)).norm())
     allowed = sum(tolerance.equality(a) / a.length if a.length > 0 else 0.0 for a in (plain, scaled))
+    wrong = _turned(unit(plain), unit(scaled))
     if error <= allowed:
-        return tolerance.share_left(error, allowed)
+        return agreement(error, allowed, wrong)
     # An answer of length zero next to one of rounding: compare lengths instead of directions.
     if min(plain.length, scaled.length) == 0 and all(a.length <= tolerance.equality(a) for a in (plain, scaled)):
         return 0.0
-    return tolerance.share_left(
-        error,
-        allowed + sum(tolerance.sensitivity(respond, e.jacobian) for e in (example, other)),
-    )
+    return agreement(error, allowed + sum(tolerance.sensitivity(respond, e.jacobian) for e in (example, other)), wrong)
 
 
 def two_factors(draw: Draw, k: int, p: int) -> dict[str, Any]:
@@ -113,13 +112,14 @@ def linear_under_scaling(plugin: Any, example: Example) -> float:
     def again(number: int, rows: Tensor) -> Tensor:
         return torch.cat([a.direction for a in runs(rows)[number]])
 
-    return min(
+    margins = (
         same_direction_and_length(
             both.direction, first.direction.double() + second.direction.double(), (first, second, both),
             functools.partial(again, number), example.jacobian,
         )
         for number, (first, second, both) in enumerate(runs(example.jacobian))
     )  # fmt: skip
+    return worst(margins, of="step")
 
 
 def units_and_absences(draw: Draw, k: int, p: int) -> dict[str, Any]:
@@ -141,15 +141,21 @@ def loss_unit_invariant(plugin: Any, example: Example) -> float:
     factors = torch.tensor(example.extra["factors"], dtype=torch.float64)
     rows = factors.to(example.jacobian.dtype)[:, None] * example.jacobian
     other = example.with_(jacobian=rows, losses=factors * example.losses)
-    here, there, worst = plugin.init(example.n_tasks), plugin.init(example.n_tasks), 1.0
+    here, there, margins = plugin.init(example.n_tasks), plugin.init(example.n_tasks), []
     for number in range(STEPS):
         plain, here = step(plugin, example, number, here)
         scaled, there = step(plugin, other, number, there)
         if 0 in (plain.length, scaled.length):
             # An answer of length zero beside one of rounding, where the tasks' pulls cancel, has not turned.
             rounding = all(a.length <= tolerance.equality(a) for a in (plain, scaled))
-            worst = min(worst, 1.0 if plain.length == scaled.length else 0.0 if rounding else -1.0)
+            margin = 1.0 if plain.length == scaled.length else 0.0 if rounding else -1.0
+            margins.append(Margin(margin, "the direction is zero in one unit and not in the other"))
             continue
-        error = float((plain.direction.double() / plain.length - scaled.direction.double() / scaled.length).norm())
-        worst = min(worst, tolerance.share_left(error, sum(tolerance.equality(a) / a.length for a in (plain, scaled))))
-    return worst
+        units = [a.direction.double() / a.length for a in (plain, scaled)]
+        allowed = sum(tolerance.equality(a) / a.length for a in (plain, scaled))
+        margins.append(agreement(float((units[0] - units[1]).norm()), allowed, _turned(*units)))
+    return worst(margins, of="step")
+
+
+def _turned(plain: Tensor, scaled: Tensor) -> str:
+    return f"the direction points to {shown(plain)}, and in other units to {shown(scaled)}"

@@ -7,14 +7,16 @@ from typing import Any
 from mtlverify import tolerance
 from mtlverify.answer import Answer, ask
 from mtlverify.example import Example
-from mtlverify.law import law
+from mtlverify.law import Margin, law
+from mtlverify.laws.compare import agreement, shown
 from mtlverify.strategies import NOT_STATIONARY, STRONGLY_STATIONARY, WEAKLY_STATIONARY, jacobians
 
 
 def is_zero(answer: Answer) -> float:
     """Margin of d = 0, relative to the gradients: the largest would be a step, the tolerance is half of the digits."""
     norms = answer.jacobian.double().norm(dim=1)
-    return tolerance.share_left(answer.length, tolerance.equality(answer) + tolerance.HALF_DIGITS * float(norms.max()))
+    allowed = tolerance.equality(answer) + tolerance.HALF_DIGITS * float(norms.max())
+    return agreement(answer.length, allowed, f"the direction is {shown(answer.direction)}")
 
 
 @law(
@@ -49,6 +51,7 @@ def strongly_stationary_zero(plugin: Any, example: Example) -> float:
 def zero_only_if_stationary(plugin: Any, example: Example) -> float:
     """All gradients have a positive component along one coordinate, so a common descent direction exists."""
     answer = ask(plugin, example)
+    stalls = "the direction is zero, or nothing but rounding"
     if answer.size == 0:
-        return -1.0
-    return (answer.length - tolerance.rounding(answer)) / answer.size
+        return Margin(-1.0, stalls)
+    return Margin((answer.length - tolerance.rounding(answer)) / answer.size, stalls)

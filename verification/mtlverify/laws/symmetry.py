@@ -8,7 +8,7 @@ import torch
 
 from mtlverify.answer import ask, uses_randomness
 from mtlverify.example import Example
-from mtlverify.law import law
+from mtlverify.law import law, worst
 from mtlverify.laws.compare import same_direction_and_length
 from mtlverify.laws.runs import absences, answers, direction_in
 from mtlverify.strategies import Draw, jacobians
@@ -45,12 +45,13 @@ def permutation_equivariant(plugin: Any, example: Example) -> float:
     what depends on the order may be tied in the first step. Tasks come and go in it: a method that takes the position
     among the tasks present for that among all tasks mixes up whose memory is whose."""
     both = zip(answers(plugin, example), answers(plugin, example, example.extra["permutation"]), strict=True)
-    return min(
+    margins = (
         same_direction_and_length(
             second.direction, first.direction, (first, second), direction_in(plugin, example, number), example.jacobian
         )
         for number, (first, second) in enumerate(both)
     )
+    return worst(margins, of="step")
 
 
 def plane(draw: Draw, k: int, p: int) -> dict[str, Any]:
@@ -94,9 +95,10 @@ def duplicate_task(plugin: Any, example: Example) -> float:
     """The last task is repeated. Along a run, if the method has a state."""
     again = [*range(example.n_tasks), example.n_tasks - 1]
     both = zip(answers(plugin, example), answers(plugin, example, again), strict=True)
-    return min(
+    margins = (
         same_direction_and_length(
             twice.direction, once.direction, (once, twice), direction_in(plugin, example, number), example.jacobian
         )
         for number, (once, twice) in enumerate(both)
     )
+    return worst(margins, of="step")

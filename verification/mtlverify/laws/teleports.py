@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ from mtlcore.contracts import Map
 from mtlcore.report import TeleportResult
 from mtlcore.teleporting import Teleporter
 from mtlverify import tolerance
-from mtlverify.law import law
+from mtlverify.law import Margin, law, worst
+from mtlverify.laws.compare import agreement
 from mtlverify.laws.universal import VERDICT, _same, differences, side_effects, traces, unless, verdict
 from mtlverify.strategies.networks import Network, NetworkExample, networks
 
@@ -81,14 +83,24 @@ def losses_in_training(made: Network, seeds: range) -> dict[str, float]:
         }
 
 
-def change_by(displacement: Displacement, made: Network, *, training: bool = False) -> float:
-    """Apply it; the largest relative change of a task's loss on batches that no strategy has seen."""
+def change_by(displacement: Displacement, made: Network, *, training: bool = False) -> Margin:
+    """Apply it; how much of half the digits is left by the largest relative change of a task's loss, on batches that no
+    strategy has seen."""
     seeds = range(50, 53)
     looks = (losses_at, losses_in_training) if training else (losses_at,)
     before = [look(made, seeds) for look in looks]
     apply(displacement, made)
     after = [look(made, seeds) for look in looks]
-    return max(abs(now[k] - old) / abs(old) for then, now in zip(before, after) for k, old in then.items())
+    changes = {k: (abs(now[k] - old) / abs(old), old, now[k]) for b, now in zip(before, after) for k, old in b.items()}
+    most = max(changes, key=lambda k: math.inf if math.isnan(changes[k][0]) else changes[k][0])
+    change, old, new = changes[most]
+    return agreement(change, tolerance.HALF_DIGITS, f"the loss of {_batch(most)} goes from {old:.6g} to {new:.6g}")
+
+
+def _batch(key: str) -> str:
+    """The key of a loss in words."""
+    task, seed, *mode = key.split(" ", 2)
+    return f"{task} on the unseen batch {seed} {' '.join(mode) or 'in evaluation'}"
 
 
 @law("finite", kind="teleport", statement="A proposal consists of finite numbers.", source=HOUSE, universal=True,
@@ -185,7 +197,8 @@ def rollback_exact(plugin: Any, example: NetworkExample) -> float:
     made.trunk.train()
     before = _everything(made)
     ask(plugin, made, 0)
-    return verdict(_same(before, _everything(made)))
+    after = _everything(made)
+    return unless([f"{what} not as before" for what in before if not _same(before[what], after[what])])
 
 
 @law(
@@ -203,7 +216,7 @@ def loss_invariant(plugin: Any, example: NetworkExample) -> float:
     made = example.build()
     displacement = ask(plugin, made, 0)
     assume(moves(displacement))
-    return tolerance.share_left(change_by(displacement, made, training=True), tolerance.HALF_DIGITS)
+    return change_by(displacement, made, training=True)
 
 
 @law(
@@ -221,7 +234,7 @@ def maps_tell_the_truth(plugin: Any, example: NetworkExample) -> float:
     made = example.build()
     displacement = ask(plugin, made, 0)
     assume(moves(displacement))
-    error = 0.0
+    margins = [Margin(1.0)]
     for module, values, maps in (
         (made.trunk, displacement.parameters, displacement.maps),
         (made.heads, displacement.head_parameters, displacement.head_maps),
@@ -230,8 +243,9 @@ def maps_tell_the_truth(plugin: Any, example: NetworkExample) -> float:
             found = maps.get(name)
             if name in values and found is not None:
                 size = float(values[name].abs().max().clamp_min(1e-300))
-                error = max(error, float((_mapped(found, old.detach()) - values[name]).abs().max()) / size)
-    return tolerance.share_left(error, tolerance.HALF_DIGITS)
+                error = float((_mapped(found, old.detach()) - values[name]).abs().max()) / size
+                margins.append(agreement(error, tolerance.HALF_DIGITS, f"the map of {name} does not lead to its value"))
+    return worst(margins)
 
 
 def has(option: str, otherwise: str) -> Callable[[Any], str | None]:
@@ -260,7 +274,8 @@ def zero_steps_stay(plugin: Any, example: NetworkExample) -> float:
     made = example.build()
     here = {f"{room}.{n}": p.detach().clone() for room, n, p in _trainable(made)}
     proposed = tensors(ask(dataclasses.replace(plugin, steps=0), made, example.seed))
-    return verdict(all(name in here and torch.equal(value, here[name]) for name, value in proposed.items()))
+    moved = [name for name, value in proposed.items() if name not in here or not torch.equal(value, here[name])]
+    return unless([f"{name} moves" for name in moved])
 
 
 @law(
@@ -281,13 +296,13 @@ def history_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
     maps = {"trunk": asked.maps, "heads": asked.head_maps}
     before = {(room, n): (p.detach().clone(), _moments(made, p)) for room, n, p in _trainable(made)}
     assume(_attempt(plugin, made, example.seed).accepted)
-    error = 0.0
+    margins = [Margin(1.0)]
     for room, name, parameter in _trainable(made):
         old, (first, second) = before[room, name]
         map_, (now, square) = maps[room].get(name), _moments(made, parameter)
         if map_ is None:
             if not torch.equal(old, parameter):
-                return verdict(False)  # it moved, and nothing says how its history follows
+                return verdict(False, f"{room}.{name} moved, and no map says how its history follows")
             map_ = torch.ones_like(old)
         if isinstance(map_, Tensor):
             # D as the parameter shows it, not as the map tells it.
@@ -295,8 +310,9 @@ def history_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
             back = [(now * scale, first), (square * scale**2, second)]
         else:
             back = [(_mapped(dataclasses.replace(map_, matrix=map_.matrix.T), now), first)]
-        error = max(error, *(float((b - a).abs().max() / a.abs().max().clamp_min(1e-300)) for b, a in back))
-    return tolerance.share_left(error, tolerance.HALF_DIGITS)
+        error = tolerance.largest(float((b - a).abs().max() / a.abs().max().clamp_min(1e-300)) for b, a in back)
+        margins.append(agreement(error, tolerance.HALF_DIGITS, f"a moment of {room}.{name} is another one"))
+    return worst(margins)
 
 
 @law(
@@ -323,7 +339,7 @@ def gradients_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
     found = _gramian([[g for _, _, g in row] for row in _gradients(made, 60)])
     norms = expected.diagonal().sqrt().clamp_min(1e-300)
     error = float(((found - expected) / (norms[:, None] * norms[None, :])).abs().max())
-    return tolerance.share_left(error, tolerance.HALF_DIGITS)
+    return agreement(error, tolerance.HALF_DIGITS, "the Gramian is not that of the old gradients in new coordinates")
 
 
 @law(
@@ -340,7 +356,7 @@ def gamma_zero_keeps_losses(plugin: Any, example: NetworkExample) -> float:
     """Nothing proposed is fine, too."""
     made = example.build()
     displacement = ask(dataclasses.replace(plugin, gamma=0.0), made, example.seed)
-    return tolerance.share_left(change_by(displacement, made), tolerance.HALF_DIGITS)
+    return change_by(displacement, made)
 
 
 def _gradients(made: Network, seed: int) -> list[list[tuple[str, str, Tensor]]]:
@@ -407,9 +423,11 @@ def lowers_conflict(plugin: Any, example: NetworkExample) -> float:
     result = _attempt(plugin, made, example.seed)
     assume(result.accepted)
     later = losses_at(made, range(1, 2))
-    moved = max(abs(later[k] - losses[k]) / abs(losses[k]) for k in losses)
-    gain = worst_cosine(made, 1) - before + tolerance.SOLVER
-    return min(tolerance.share_left(moved, Teleporter(plugin, name="asked").tolerance), gain)
+    moved = tolerance.largest(abs(later[k] - losses[k]) / abs(losses[k]) for k in losses)
+    kept = agreement(moved, Teleporter(plugin, name="asked").tolerance, "a task's loss changes")
+    after = worst_cosine(made, 1)
+    worse = f"the smallest cosine of a task with the mean was {before:.4g} and is {after:.4g}"
+    return worst([kept, Margin(after - before + tolerance.SOLVER, worse)])
 
 
 def _attempt(plugin: Any, made: Network, seed: int) -> TeleportResult:

@@ -7,7 +7,8 @@ from typing import Any
 from mtlverify import tolerance
 from mtlverify.answer import Answer, ask
 from mtlverify.example import Example
-from mtlverify.law import law
+from mtlverify.law import Margin, law, worst
+from mtlverify.laws.compare import agreement, shown
 from mtlverify.laws.runs import answers
 from mtlverify.strategies import jacobians
 
@@ -33,7 +34,7 @@ def conic_combination(plugin: Any, example: Example) -> float:
     """Negative weights may still describe a direction inside the cone, if the gradients are dependent; and a method may
     return no weights at all. Then the distance to the cone is found by non-negative least squares. Along a run, if the
     method has a state: what turns a weight negative may be tied in the first step."""
-    return min(map(_in_cone, answers(plugin, example)))
+    return worst(map(_in_cone, answers(plugin, example)), of="step")
 
 
 def _in_cone(answer: Answer) -> float:
@@ -48,9 +49,15 @@ def _in_cone(answer: Answer) -> float:
             return smallest + tolerance.HALF_DIGITS
     from scipy.optimize import nnls
 
+    if not bool(answer.direction.isfinite().all()):
+        return Margin(float("nan"), "the direction is not finite")
     units = answer.jacobian.double()[alive] / norms[alive, None]
     _, distance = nnls(units.T.numpy(), (answer.direction.double() / answer.length).numpy(), maxiter=1000)
-    return noise - float(distance)
+    weights = "" if answer.weights is None else f", whose weights are {shown(answer.weights)}"
+    return Margin(
+        noise - float(distance),
+        f"the direction{weights}, is {distance:.3g} of its length away from the gradients' cone",
+    )
 
 
 @law(
@@ -62,8 +69,10 @@ def _in_cone(answer: Answer) -> float:
 )
 def simplex_weights(plugin: Any, example: Example) -> float:
     """Judged on the weights themselves, which have no unit. Along a run, if the method has a state."""
-    error = 0.0
-    for answer in answers(plugin, example):
-        assert answer.weights is not None
-        error = max(error, float(-answer.weights.min()), abs(float(answer.weights.sum()) - 1.0))
-    return tolerance.share_left(error, tolerance.HALF_DIGITS)
+    return worst(map(_on_simplex, answers(plugin, example)), of="step")
+
+
+def _on_simplex(answer: Answer) -> float:
+    assert answer.weights is not None
+    error = tolerance.largest([float(-answer.weights.min()), abs(float(answer.weights.sum()) - 1.0), 0.0])
+    return agreement(error, tolerance.HALF_DIGITS, f"the weights are {shown(answer.weights)}")
