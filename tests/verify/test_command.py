@@ -142,7 +142,7 @@ def test_kept_promises_exit_0_and_every_law_has_a_row(tmp_path):
 def test_a_broken_promise_exits_1_and_shows_the_counterexample(tmp_path):
     done = verify("boastful", "--max-examples", "34", "--json", str(tmp_path / "rows.json"))
     assert done.exit_code == 1
-    assert "1 promises broken or unchecked." in done.output
+    assert "1 promise broken or unchecked." in done.output
     row = rows_of(tmp_path / "rows.json")["non-conflicting"]
     assert (row["claimed"], row["status"]) == (True, "refuted")
     assert row["worst_margin"] < 0

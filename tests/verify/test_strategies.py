@@ -30,6 +30,14 @@ def test_stationary_families_are_stationary(example):
 
 
 @FEW
+@given(jacobians((degenerate.equal_norms,), scalings=("unit", "common scale")).merged())
+def test_rows_of_equal_norm_are_equally_long_to_the_last_bit_and_the_last_opposes_the_first(example):
+    norms = example.jacobian.double().square().sum(dim=1)
+    assert bool((norms == norms[0]).all())
+    assert torch.equal(example.jacobian[-1], -example.jacobian[0])
+
+
+@FEW
 @given(jacobians((stationary.escapable,)).merged())
 def test_escapable_rows_are_not_stationary(example):
     assert bool((example.jacobian > 0).all(dim=0).any())

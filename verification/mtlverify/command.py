@@ -181,7 +181,8 @@ def _show(results: list[Result], all_rows: bool) -> None:
     for group in _alike(broken):
         console.print(Text("\n" + _in_full(group), style="red"))
     if broken:
-        console.print(Text(f"\n{len(broken)} promises broken or unchecked.", style="bold red"))
+        promises = "1 promise" if len(broken) == 1 else f"{len(broken)} promises"
+        console.print(Text(f"\n{promises} broken or unchecked.", style="bold red"))
     else:
         console.print(Text("Every promise kept.", style="bold green"))
 

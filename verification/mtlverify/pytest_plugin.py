@@ -86,7 +86,7 @@ class _Plugin(pytest.Collector):
         for law in known:
             yield _Law.from_parent(self, name=law.id, law=law, plugin=plugin)
         for claim in sorted(plugin.claims - {law.id for law in known}):
-            raise pytest.UsageError(f"--mtl {name}: it claims {claim!r}, but there is no such law about a {kind}")
+            raise pytest.UsageError(f"--mtl {name}: it claims {claim!r}, but there is no such law about {kind}s")
 
 
 class Refuted(Exception):

@@ -244,7 +244,7 @@ def chosen(kind: str, wanted: Iterable[str] | None = None) -> list[Law]:
 
             near = difflib.get_close_matches(id, by_id, n=3, cutoff=0.5)
             hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Laws: {', '.join(by_id)}."
-            raise UnknownPluginError(f"there is no law called {id!r} about a {kind}. {hint}")
+            raise UnknownPluginError(f"there is no law called {id!r} about {kind}s. {hint}")
         found.append(by_id[id])
     return found
 
@@ -256,7 +256,7 @@ def _claims_of_nothing(plugin: Any, kind: str, wanted: Iterable[str] | None) -> 
         owner = registry().entry_of(plugin)
         yield Result(
             kind, registry().name_of(plugin), "(unregistered)" if owner is None else owner.distribution,
-            id, True, "error", detail=f"claims {id!r}, but no law of that id is registered about a {kind}",
+            id, True, "error", detail=f"claims {id!r}, but no law of that id is registered about {kind}s",
         )  # fmt: skip
 
 

@@ -17,7 +17,18 @@ from mtlverify.example import Example
 from mtlverify.law import law
 from mtlverify.laws.scaling import factor
 from mtlverify.laws.symmetry import permutation
-from mtlverify.laws.universal import HOUSE, VERDICT, _same, differences, side_effects, traces, unless, verdict
+from mtlverify.laws.universal import (
+    HOUSE,
+    VERDICT,
+    _same,
+    differences,
+    generators_restored,
+    reseed,
+    side_effects,
+    traces,
+    unless,
+    verdict,
+)
 from mtlverify.references import conflicts
 from mtlverify.strategies import ALIGNED, jacobians
 
@@ -55,10 +66,15 @@ def pure(plugin: Any, example: Example) -> float:
 @law("deterministic", kind="detector", statement="Asked again, a detector says the same.", source=HOUSE,
      universal=True, margin=VERDICT, examples=jacobians)  # fmt: skip
 def deterministic(plugin: Any, example: Example) -> float:
-    """Asked something else in between."""
-    first = detect(plugin, example)
-    detect(plugin, example, jacobian=-2 * example.jacobian.flip(0))
-    again = detect(plugin, example)
+    """A new instance is asked, and then this one: after other questions, one to three of them, under other global
+    seeds, and with the rows in the memory in which those of the other questions were, because a step reuses it."""
+    rows = -2 * example.jacobian.flip(0)
+    with generators_restored():
+        first = detect(dataclasses.replace(plugin), example)
+        for _ in range(1 + example.seed % 3):
+            detect(plugin, example, jacobian=rows)
+        reseed(example.seed + 12345)
+        again = detect(plugin, example, jacobian=rows.copy_(example.jacobian))
     return unless(differences(named(first), named(again)))
 
 

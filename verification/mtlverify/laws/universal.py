@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,24 +122,18 @@ def deterministic(plugin: Any, example: Example) -> float:
     """A new instance is asked, and then this one: after other questions, one to three of them, lest a hidden count come
     round again; under other global seeds; and with the rows in the memory in which those of the other questions were,
     because a step reuses its buffer. If the method has a state, then both go on, step by step, side by side."""
-    new, rows, saved = dataclasses.replace(plugin), -2 * example.jacobian.flip(0), _global_generators()
-    try:
+    new, rows = dataclasses.replace(plugin), -2 * example.jacobian.flip(0)
+    with generators_restored():
         first = ask(new, example)
         for more in range(1, 2 + example.seed % 3):
             ask(plugin, example, jacobian=rows, losses=3 * example.losses, seed=example.seed + more)
-        torch.manual_seed(example.seed + 12345)
-        random.seed(example.seed + 12345)
-        np.random.seed(example.seed + 12345)
+        reseed(example.seed + 12345)
         faults = differences(tensors(first), tensors(ask(plugin, example, jacobian=rows.copy_(example.jacobian))))
         if not faults and first.state:
             for number, (one, other) in enumerate(zip(answers(new, example), answers(plugin, example), strict=True)):
                 faults = [fault + _when(number) for fault in differences(tensors(one), tensors(other))]
                 if faults:
                     break
-    finally:
-        torch.set_rng_state(saved[0])
-        random.setstate(saved[1])
-        np.random.set_state(saved[2])
     return unless(faults)
 
 
@@ -235,6 +230,25 @@ def _vector_faults(name: str, value: Any, size: int, device: torch.device) -> li
 
 def _dtype(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
+
+
+def reseed(seed: int) -> None:
+    """All global generators, which no answer may depend on."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+@contextlib.contextmanager
+def generators_restored() -> Iterator[None]:
+    """Afterwards the global generators are as they were."""
+    saved = _global_generators()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(saved[0])
+        random.setstate(saved[1])
+        np.random.set_state(saved[2])
 
 
 def _global_generators() -> tuple[Any, Any, Any]:

@@ -84,6 +84,39 @@ class Remembers(WeakConflict):
 
 
 @frozen
+class FirstOfTheSmallest(WeakConflict):
+    """A conflict is what harms the smallest gradient: of several that are as small, the first."""
+
+    def detect(self, view: StepView) -> Conflict:
+        found = super().detect(view)
+        smallest = int(view.jacobian.double().norm(dim=1).argmin())
+        return dataclasses.replace(found, conflicting=bool(found.dominated[smallest]))
+
+
+@frozen
+class CalibratedByTheFirst(WeakConflict):
+    """Measures severity from that of the first question on."""
+
+    def detect(self, view: StepView) -> Conflict:
+        found = super().detect(view)
+        least = vars(self).setdefault("least", found.severity)
+        return dataclasses.replace(found, severity=max(0.0, found.severity - least))
+
+
+@frozen
+class KnowsRowsByTheirAddress(WeakConflict):
+    """Keeps verdicts by the identity of the rows, whose memory a step uses again."""
+
+    memory: ClassVar[dict[int, Conflict]] = {}
+
+    def detect(self, view: StepView) -> Conflict:
+        kept = self.memory.get(id(view.jacobian))
+        if kept is None or len(kept.dominated) != view.n_tasks:
+            kept = self.memory[id(view.jacobian)] = super().detect(view)
+        return kept
+
+
+@frozen
 class TensorVerdict(WeakConflict):
     """Answers with tensors where plain values are promised."""
 
@@ -108,6 +141,9 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     AdjacentOnly: ("permutation-equivariant", "matches-reference"),
     WritesIntoRows: ("pure",),
     Remembers: ("deterministic",),
+    FirstOfTheSmallest: ("permutation-equivariant",),
+    CalibratedByTheFirst: ("deterministic",),
+    KnowsRowsByTheirAddress: ("deterministic",),
     TensorVerdict: ("shape-dtype-device",),
     Blind: ("matches-reference",),
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -91,6 +92,16 @@ class Negative(Rescaling):
 
 
 @frozen
+class TakesAnyActivation(Rescaling):
+    """Takes whatever is between two linear layers for a ReLU."""
+
+    def layers(self, trunk: nn.Module) -> tuple[str, str] | None:
+        if isinstance(trunk, nn.Sequential) and isinstance(trunk[0], nn.Linear) and isinstance(trunk[2], nn.Linear):
+            return "0", "2"
+        return None
+
+
+@frozen
 class EvaluationOnly(Rescaling):
     """Takes a batch norm for the affine map that it is in evaluation, and scales what it normalises in training."""
 
@@ -140,6 +151,14 @@ class GlobalGenerator(Rescaling):
 
     def factors(self, like: Tensor, generator: torch.Generator) -> Tensor:
         return 0.5 + torch.rand(like.shape, dtype=like.dtype)
+
+
+@frozen
+class GlobalNumpyGenerator(Rescaling):
+    """Draws from numpy's global generator, which the transaction puts back: it shows under another seed only."""
+
+    def factors(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.from_numpy(0.5 + np.random.rand(*like.shape))
 
 
 @frozen
@@ -197,10 +216,12 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     ForgetsTheConsumer: ("loss-invariant",),
     ForgetsTheBias: ("loss-invariant",),
     Negative: ("loss-invariant",),
+    TakesAnyActivation: ("loss-invariant",),
     EvaluationOnly: ("loss-invariant",),
     InverseMaps: ("maps-tell-the-truth", "history-in-new-coordinates", "gradients-in-new-coordinates"),
     GammaBlind: ("gamma-zero-keeps-losses",),
     GlobalGenerator: ("deterministic",),
+    GlobalNumpyGenerator: ("deterministic",),
     CountsItsCalls: ("pure",),
     Remembers: ("deterministic",),
     DividesByZero: ("finite",),

@@ -36,6 +36,7 @@ DEGENERATE: tuple[Family, ...] = (
     degenerate.near_collinear,
     degenerate.antiparallel,
     degenerate.duplicate_rows,
+    degenerate.equal_norms,
     degenerate.one_zero_row,
     degenerate.all_zero,
 )

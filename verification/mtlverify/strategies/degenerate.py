@@ -48,6 +48,23 @@ def duplicate_rows(draw: Any) -> list[list[int]]:
     return rows
 
 
+def equal_norms(draw: Any) -> list[list[int]]:
+    """All rows are as long as the first: its entries in another order, with other signs. Sums of squares of integers
+    are exact in every order, so the norms are equal to the last bit: which gradient is the smallest is a tie.
+
+    The last row is minus the first, so that the mean, if it harms one of them, does not harm the other: <-g, g_0> =
+    -<g, g_0>. Whoever takes "the smallest" for one task takes either.
+    """
+    k, p = shape(draw, 3, 2)
+    base = entries(draw, 1, p, 1, 9)[0]
+    rows = [base]
+    for _ in range(k - 1):
+        order, signs = draw(st.permutations(range(p))), draw(st.lists(st.sampled_from([1, -1]), min_size=p, max_size=p))
+        rows.append([sign * base[j] for j, sign in zip(order, signs, strict=True)])
+    rows[-1] = [-x for x in base]
+    return rows
+
+
 def one_zero_row(draw: Any) -> list[list[int]]:
     """One row is zero: a task at its minimum. Stationary with all weight on that row."""
     k, p = shape(draw)

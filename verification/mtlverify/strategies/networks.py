@@ -70,8 +70,15 @@ def convolutional(width: int) -> nn.Module:
     return nn.Sequential(*body, nn.Linear(4 * width, width), nn.ReLU(), nn.Linear(width, width))
 
 
+def smooth(width: int) -> nn.Module:
+    """A GELU layer and a ReLU layer: scaling goes through the second and not through the first."""
+    body = (nn.Linear(4, width), nn.GELU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+    return nn.Sequential(*body)
+
+
 ARCHITECTURES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "mlp": (mlp, (4,)),
+    "smooth": (smooth, (4,)),
     "residual": (Residual, (4,)),
     "convolutional": (convolutional, (1, 6, 6)),
     "attention": (Attention, (5, 4)),
