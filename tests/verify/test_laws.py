@@ -212,6 +212,17 @@ def test_a_law_that_holds_or_not_says_what_is_wrong(law_id, how, reason):
     assert replay(Told(how=how), result.counterexample).reason == result.reason
 
 
+def test_an_input_that_shows_nothing_is_neither_a_counterexample_nor_an_error():
+    """A zero gradient has no unique answer under CAGrad: neither a stored input nor a given one may stumble over it."""
+    zero = Example(torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+    cagrad = create("aggregator", "cagrad")
+    again = replay(cagrad, {"law": "matches-reference", "example": zero.to_json()})
+    assert (again.status, again.examples) == ("not-applicable", 0)
+    assert "preconditions" in again.detail
+    found = examine(cagrad, registry().load("law", "matches-reference"), 20, 0, explicit=[zero])
+    assert (found.status, found.examples) == ("verified", 10)
+
+
 def test_numbers_that_are_not_finite_are_a_violation_not_an_error():
     """Laws measure them, also where a step would refuse them."""
     assert only(aggregators.NotANumber(), "scale-free").status == "refuted"

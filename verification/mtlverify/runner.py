@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -126,7 +127,8 @@ def examine(
 
 
 def replay(plugin: Any, counterexample: Mapping[str, Any]) -> Result:
-    """Measure one stored counterexample again: "refuted" if it still is one, "verified" if it no longer is.
+    """Measure one stored counterexample again: "refuted" if it still is one, "verified" if it no longer is,
+    "not-applicable" if the law says nothing about this plugin on it (a reference without a unique answer, say).
 
     Raises:
         ConfigurationError: it is something else.
@@ -137,11 +139,20 @@ def replay(plugin: Any, counterexample: Mapping[str, Any]) -> Result:
         raise ConfigurationError(
             f"not a counterexample as `check` returns it (Result.counterexample): it has no {' and no '.join(missing)}."
         )
+    require_hypothesis()
+    from hypothesis.errors import UnsatisfiedAssumption
+
     law: Law = registry().load("law", counterexample["law"])
     example = (law.decode or Example.from_json)(counterexample["example"])
     result = _blank(plugin, law)
     try:
-        margin = law.measure(plugin, example)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in a search; and Hypothesis would rather not be asked outside of one
+            margin = law.measure(plugin, example)
+    except UnsatisfiedAssumption:
+        return dataclasses.replace(
+            result, status="not-applicable", detail="this input does not satisfy the law's preconditions"
+        )
     except Exception as error:
         return _judged(plugin, law, Outcome(1, None, example, error, example), result)
     outcome = Outcome(1, margin, example if margin < 0 else None, None, example)

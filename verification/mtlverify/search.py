@@ -145,12 +145,15 @@ def search(
     inputs, because Hypothesis left alone may pass over a family altogether. The first violation ends the search.
     """
     require_hypothesis()
+    from hypothesis.errors import UnsatisfiedAssumption
+
     hunt = _Hunt(law, plugin, shrinks=shrinks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a plugin's warnings on odd inputs are not findings
         with contextlib.suppress(_Violation):
             for example in explicit:
-                hunt.measure(example)
+                with contextlib.suppress(UnsatisfiedAssumption):  # it shows nothing
+                    hunt.measure(example)
         for stratum, count in shares(examples, max_examples):
             if hunt.found is None:
                 hunt.through(stratum, count, seed)
