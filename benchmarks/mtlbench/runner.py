@@ -38,7 +38,7 @@ from mtlbench.data import sources
 from mtlbench.suite import SINGLE_TASK, BudgetChanges, MethodEntry, Suite, TaskEntry, digest
 from mtlbench.tasks.base import BenchmarkTask, Budget
 from mtlcore.errors import ConfigurationError, PluginError, UnknownPluginError
-from mtlcore.registry import registry
+from mtlcore.registry import BUILT_IN, registry
 
 CERTIFICATES = "certificates.json"
 MANIFEST = "suite.json"
@@ -463,6 +463,8 @@ def certify_one(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any]
             answer = {"passed": None, "summary": f"could not be checked: {type(error).__name__}: {error}", "rows": []}
         if answer is None:
             answer = {"passed": None, "summary": "no installed plugin can certify it; trained unverified", "rows": []}
+        elif not isinstance(answer, dict) or not {"passed", "summary", "rows"} <= set(answer):
+            answer = {"passed": None, "summary": f"could not be checked: {answer!r:.60} is no certificate", "rows": []}
         seconds = time.perf_counter() - began
     return {"kind": kind, "name": name, "options": options, "seconds": seconds, **answer}
 
@@ -551,7 +553,7 @@ def _record_of(job: Job) -> dict[str, Any]:
         "delta_m": None,
         "seconds_per_step": None,
         "peak_memory_mb": None,
-        "environment": environment(),
+        "environment": environment() | _others(job),
         "config_hash": job.config_hash,
         "hyperparameters": {
             "budget": dataclasses.asdict(job.budget),
@@ -576,6 +578,13 @@ def environment() -> dict[str, Any]:
         "device": "cpu",
         "dtype": "float32",
     }
+
+
+def _others(job: Job) -> dict[str, str]:
+    """Versions of the third parties' distributions that a run uses: their code is not in the configuration's hash."""
+    used = [("task", job.task.name), *((kind, name) for kind, name, _ in (job.method.plugins() if job.method else ()))]
+    entries = [registry().find(kind, name) for kind, name in used]
+    return {e.distribution: e.version or "?" for e in entries if e.distribution != BUILT_IN}
 
 
 def _processor() -> str:

@@ -234,6 +234,28 @@ def test_without_anybody_who_can_certify_it_goes_on_and_says_so(tiny, tmp_path, 
     assert "unverified" in record["certificate"]["summary"]
 
 
+@pytest.mark.parametrize("answer", ["passed", {"passed": True}, [1]], ids=repr)
+def test_an_answer_that_is_no_certificate_certifies_nothing(monkeypatch, answer):
+    monkeypatch.setattr(runner.registry(), "ask", lambda hook, **arguments: answer)
+    found = runner.certify_one("aggregator", "sum", {})
+    assert found["passed"] is None
+    assert "is no certificate" in found["summary"]
+
+
+def test_a_record_tells_the_versions_of_third_parties(tiny, tmp_path):
+    """The same options under another version of a plugin make the same hash, and the report says that they are mixed."""
+    from mtlbench.report.summary import summarise
+
+    runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, console=tiny.quiet())
+    environments = [r["environment"] for r in _lines(tmp_path)]
+    assert [e["(this process)"] for e in environments] == ["?", "?"]
+    assert not {"mtlplugins", "sum"} & set(environments[0])
+    path = tmp_path / "records.jsonl"
+    first, second = path.read_text().splitlines()
+    path.write_text(first + "\n" + second.replace('"(this process)": "?"', '"(this process)": "2.0"') + "\n")
+    assert summarise(tmp_path)["environment"]["(this process)"] == ["?", "2.0"]
+
+
 def test_methods_that_do_not_exist(tiny, tmp_path):
     with pytest.raises(UnknownPluginError, match="tiny-eqaul"):
         runner.run(tiny.suite("tiny-equal", "tiny-eqaul"), tmp_path, console=tiny.quiet())

@@ -39,6 +39,7 @@ from mtlbench.speed.contenders import (
     TorchJdSequential,
 )
 from mtlbench.speed.workloads import Workload
+from mtlcore.errors import MtlError
 
 _DOCUMENTED = TorchJd.label
 _PEERS = ("TorchJD documented", "TorchJD sequential", "TorchJD autogram")
@@ -105,6 +106,9 @@ def run(names: Sequence[str], rule: Rule, seconds: float, clock: Callable[[], fl
     for name in names:
         make = workloads.WORKLOADS[name]
         ready, refused = prepare(make, rule, CONTENDERS)
+        for needed in (Floor.label, MtlCore.label):  # what everything is told in terms of
+            if needed in refused:
+                raise MtlError(f"{name}: {needed} failed, nothing can be compared: {refused[needed]}")
         times = measure.interleaved({label: c.step for label, c in ready.items()}, seconds, clock=clock)
         work = ready[Floor.label].work
         chosen = ready[MtlCore.label]

@@ -207,7 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--warm-up", type=int, default=60, help="steps before the first point")
     parser.add_argument("--aggregator", default="fairgrad")
-    parser.add_argument("--only", nargs="*", default=list(CONFIGURATIONS), help="configurations")
+    parser.add_argument(
+        "--only", nargs="*", default=list(CONFIGURATIONS), choices=list(CONFIGURATIONS), help="configurations"
+    )
     parser.add_argument("--json", help="write the records here")
     chosen = parser.parse_args(arguments)
     records: list[dict[str, Any]] = []
