@@ -79,8 +79,6 @@ _DETECTOR = """\
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from mtlcore import Conflict, ConflictDetector, number
 from mtlcore.linalg import cosines
 
@@ -102,7 +100,7 @@ class {cls}(ConflictDetector):
             conflicting=severity > self.share,
             severity=severity,
             pairs=pairs,
-            dominated=torch.zeros(k, dtype=torch.bool),
+            dominated=pairs.new_zeros(k),
         )
 """
 

@@ -243,7 +243,7 @@ def test_an_answer_that_is_no_certificate_certifies_nothing(monkeypatch, answer)
 
 
 def test_a_record_tells_the_versions_of_third_parties(tiny, tmp_path):
-    """The same options under another version of a plugin make the same hash, and the report says that they are mixed."""
+    """The hash of a configuration does not know them; the report says that they are mixed."""
     from mtlbench.report.summary import summarise
 
     runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, console=tiny.quiet())
