@@ -60,6 +60,8 @@ class Candidate:
         """Of the steps that count."""
         self.ratio: float | None = None
         """Its time over the reference's."""
+        self.serves: dict[tuple[int, int, bool, int], bool] = {}
+        """By the outline of a graph."""
         self.refused: str | None = None
 
     def turns(self) -> list[float]:
@@ -91,8 +93,6 @@ class Calibration:
         self._why = why
         self._storage = storage
         self._verified = False
-        self._served: dict[tuple[int, int], bool] = {}
-        """Tasks and size of a graph -> whether the candidates can serve it."""
         self._exception = ""
         self._coming: collections.deque[tuple[Candidate, bool]] = collections.deque()
         """Whose steps come next, and whether they count."""
@@ -116,18 +116,17 @@ class Calibration:
         reference = self._candidates[0]
         if candidate is reference:
             return reference.source.collect(problem)
-        graph = (len(problem.losses), problem.reach.size)
-        if graph not in self._served:
+        if problem.outline not in candidate.serves:
             try:
                 found = _collect(candidate, problem, keep_graph=True)
             except _FAILURES as error:
-                self._served[graph] = False
+                candidate.serves[problem.outline] = False
                 self._exception = f"; {reference.label} for another graph, which {candidate.label} cannot serve: "
                 self._exception += " ".join(str(error).split())[:200]
                 return reference.source.collect(problem)
-            self._served[graph] = True
+            candidate.serves[problem.outline] = True
             return found
-        return (candidate if self._served[graph] else reference).source.collect(problem)
+        return (candidate if candidate.serves[problem.outline] else reference).source.collect(problem)
 
     def explain(self) -> str:
         """The state of the contest in words."""
@@ -163,11 +162,11 @@ class Calibration:
                 error = expected.distance(got)
                 if not error <= _tolerance(problem):
                     candidate.refused = f"its gradients differ from the reference (relative error {error:.0e})"
+                candidate.serves[problem.outline] = True
             except _FAILURES as error:
                 candidate.refused = " ".join(str(error).split())[:200]
             candidate.forget()
         self._verified = True
-        self._served[len(problem.losses), problem.reach.size] = True
         alive = self._alive()
         chosen = alive[-1] if not self.timed else reference
         if not self.timed or len(alive) == 1:

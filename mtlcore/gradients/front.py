@@ -30,11 +30,7 @@ class Front:
         self._heads_done = False
         ids = {id(p) for p in problem.shared}
         reach = problem.reach
-        behind = ids | {id(t) for t in reach.behind}
-        tied = any(id(t) in behind for own in reach.own for t in own)
-        hooked = any(f._backward_hooks for f in problem.features)
-        nested = graph.nested(problem.features)
-        self.separated = bool(problem.features) and not (tied or hooked or nested)
+        self.separated = problem.separated
         self.roots: tuple[Tensor, ...] = problem.features if self.separated else problem.losses
         self.heads: list[list[tuple[Tensor, Tensor]]] = [[] for _ in problem.losses]
         self._own = [[t for t in own if id(t) not in ids] for own in reach.own]
@@ -43,8 +39,6 @@ class Front:
         self.last_frees = not self.separated or reach.last_to_all
         """Whether the last task's own pass lets go of the trunk's graph. (Without features that is not known, and not
         seen to: what only other tasks use goes with their losses.)"""
-        self.size = reach.size
-        """Functions in the graph."""
         self._differentiate: Callable[..., tuple[Tensor | None, ...]] = graph.differentiate
 
     def tap(self, taps: Taps) -> None:

@@ -21,7 +21,7 @@ class Permit:
     """Remembers the graphs that were watched and found clean."""
 
     def __init__(self) -> None:
-        self._clean: set[tuple[int, int, int]] = set()
+        self._clean: set[tuple[int, int, bool, int]] = set()
 
     def watch(self, front: Front, first: Callable[[], object]) -> int:
         """Run the ``first`` task alone if the graph is new.
@@ -32,14 +32,13 @@ class Permit:
         Raises:
             ConfigurationError: threads are not to be had here; names the reason and the way out.
         """
-        hooks = sum(len(p._backward_hooks or ()) for p in front.problem.shared)  # they are no part of the graph
-        key = (len(front.problem.losses), front.size, hooks)
+        outline = front.problem.outline
         device = front.problem.shared[0].device.type
         if device != "cpu":
             raise ConfigurationError(_refusal(f"the trunk is on {device}, whose queue is fed by one thread"))
         if torch.is_autocast_enabled(device):
             raise ConfigurationError(_refusal("autocast is on, which other threads do not know"))
-        if key in self._clean:
+        if outline in self._clean:
             return 0
         with graph.calls_into_python() as names:
             first()
@@ -47,7 +46,7 @@ class Permit:
             raise ConfigurationError(
                 _refusal(f"its backward pass runs Python code ({', '.join(dict.fromkeys(names))})")
             )
-        self._clean.add(key)
+        self._clean.add(outline)
         return 1
 
 

@@ -39,6 +39,22 @@ class GradientProblem:
         """Which leaves belong to which task."""
         return graph.reach(self.losses, self.features, self.names)
 
+    @functools.cached_property
+    def separated(self) -> bool:
+        """Whether the features separate heads from trunk: there are some, none is computed from another or has a hook
+        (which would run in both parts), and no head uses again a leaf that is behind them or in the trunk."""
+        behind = {id(p) for p in self.shared} | {id(t) for t in self.reach.behind}
+        tied = any(id(t) in behind for own in self.reach.own for t in own)
+        hooked = any(f._backward_hooks for f in self.features)
+        return bool(self.features) and not (tied or hooked or graph.nested(self.features))
+
+    @functools.cached_property
+    def outline(self) -> tuple[int, int, bool, int]:
+        """Tasks, functions, whether features separate, and hooks on the trunk's parameters: a graph of another outline
+        is another graph. (A hook on a result inside the trunk cannot be seen from outside.)"""
+        hooks = sum([len(p._backward_hooks or ()) for p in self.shared])  # they are no functions
+        return len(self.losses), self.reach.size, self.separated, hooks
+
 
 class TaskGradients(abc.ABC):
     """What a source found in one step. Nothing reaches ``.grad`` before :meth:`write`."""

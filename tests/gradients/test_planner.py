@@ -247,6 +247,31 @@ def test_another_graph_of_the_same_shape_goes_by_the_reference():
 
 
 @pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("odd", ["a head reads a weight of the trunk", "a hook on the features"])
+def test_a_graph_that_some_candidates_can_serve_is_not_forced_on_the_others(odd, monkeypatch):
+    """Every other step, in the contest and after it; the winner of the plain steps is one that cannot."""
+    clock = {"streaming": 1.9, "streaming-together": 1.6, "sequential": 2.0}
+    monkeypatch.setattr(calibration.Calibration, "_note", _noting(clock))
+    torch.manual_seed(0)
+    trunk, hs = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), heads(8)
+    mt = MultiTask(trunk, aggregator=Ones())
+    for step in range(LONG + 4):
+        trunk.zero_grad()
+        z = trunk(torch.randn(5, 6))
+        losses = {f"t{i}": h(z).square().mean() for i, h in enumerate(hs)}
+        if step % 2 and "hook" in odd:
+            z.register_hook(torch.neg)
+        elif step % 2:
+            losses["t0"] = (z @ trunk[0].weight).square().mean()
+        expected = torch.autograd.grad(sum(losses.values()), list(trunk.parameters()), retain_graph=True)
+        report = mt.backward(losses, features=z)
+        for p, g in zip(trunk.parameters(), expected):
+            torch.testing.assert_close(p.grad, g)
+    assert report.gradient_source.startswith("streaming-together: measured step times")
+    assert "sequential for another graph, which streaming-together cannot serve: " in report.gradient_source
+
+
+@pytest.mark.usefixtures("everything_is_large")
 def test_a_first_step_with_an_infinite_gradient_judges_nobody():
     torch.manual_seed(0)
     trunk, hs = nn.Linear(6, 8), heads(8)
