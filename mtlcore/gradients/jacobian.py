@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mtlcore import linalg, threads
+from mtlcore import linalg
 from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.gradients import graph
 from mtlcore.gradients.front import Front
@@ -103,8 +103,7 @@ def _in_one(front: Front, storage: Storage, parts: Sequence[Part], chunk: int, p
         for tasks in rounds:
             pull(tasks, not freed or tasks.stop < n_tasks)
     else:
-        done = permit.watch(front, functools.partial(pull, rounds[0], True))
-        threads.side_by_side([functools.partial(pull, tasks, True) for tasks in rounds[done:]])
+        permit.run(problem, [functools.partial(pull, tasks, True) for tasks in rounds])
     if not freed:
         front.free()
     front.free_heads()

@@ -3,18 +3,20 @@
 Autograd allows it: a function of the graph is locked while it works, and what one pass computes no other pass sees.
 What it cannot allow is Python code in the backward pass that shares something: a hook, a custom Function, a checkpoint
 that computes activations again with the global random state set back. Such code cannot be seen in the graph, but it
-can be caught at work: the first pass through a graph of a new size runs alone and is watched.
+can be caught at work: the first passes through a graph of a new outline run one after the other and are watched, those
+of all tasks, for every head may have such code of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 
+from mtlcore import threads
 from mtlcore.errors import ConfigurationError
 from mtlcore.gradients import graph
-from mtlcore.gradients.front import Front
+from mtlcore.gradients.source import GradientProblem
 
 
 class Permit:
@@ -23,31 +25,30 @@ class Permit:
     def __init__(self) -> None:
         self._clean: set[tuple[int, int, bool, int]] = set()
 
-    def watch(self, front: Front, first: Callable[[], object]) -> int:
-        """Run the ``first`` task alone if the graph is new.
-
-        Returns:
-            how many tasks are done: 0 or 1.
+    def run(self, problem: GradientProblem, passes: Sequence[threads.Job]) -> None:
+        """Run all passes side by side, or one after the other if the graph is new.
 
         Raises:
             ConfigurationError: threads are not to be had here; names the reason and the way out.
         """
-        outline = front.problem.outline
-        device = front.problem.shared[0].device.type
+        device = problem.shared[0].device.type
         if device != "cpu":
             raise ConfigurationError(_refusal(f"the trunk is on {device}, whose queue is fed by one thread"))
         if torch.is_autocast_enabled(device):
             raise ConfigurationError(_refusal("autocast is on, which other threads do not know"))
-        if outline in self._clean:
-            return 0
+        if problem.outline in self._clean:
+            threads.side_by_side(passes)
+            return
         with graph.calls_into_python() as names:
-            first()
+            for one in passes:
+                one()
+                if names:
+                    break
         if names:
             raise ConfigurationError(
                 _refusal(f"its backward pass runs Python code ({', '.join(dict.fromkeys(names))})")
             )
-        self._clean.add(outline)
-        return 1
+        self._clean.add(problem.outline)
 
 
 def _refusal(why: str) -> str:

@@ -102,6 +102,19 @@ def test_a_hook_that_comes_later_is_noticed():
         mt.backward(losses, features=z)
 
 
+def test_every_head_is_watched():
+    """Not the first task's only: one that computes again with the global random state set back disturbs the others."""
+    trunk = nn.Linear(8, 8)
+    heads = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)) for _ in WEIGHTS)
+    for calm in range(3):
+        z = trunk(torch.randn(4, 8))
+        outputs = [h(z) if i == calm else checkpoint(h, z, use_reentrant=False) for i, h in enumerate(heads)]
+        with pytest.raises(ConfigurationError, match="runs Python code"):
+            MultiTask(trunk, aggregator=Fixed(WEIGHTS), gradients="threaded").backward(
+                [y.square().mean() for y in outputs], features=z
+            )
+
+
 def test_autocast_and_profilers_are_refused():
     trunk, evaluate = network()
     losses, z = evaluate()
