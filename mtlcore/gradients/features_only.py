@@ -35,8 +35,8 @@ class FeaturesOnly(GradientSource):
     name: ClassVar[str] = "features"
     provides: ClassVar[Needs] = Needs.GRAMIAN
 
-    def collect(self, problem: GradientProblem) -> TaskGradients:
-        """K passes through the heads only."""
+    def collect(self, problem: GradientProblem, keep_graph: bool = False) -> TaskGradients:
+        """K passes through the heads only, which are freed by their last user unless the graph is to be kept."""
         if not problem.features:
             raise ConfigurationError('gradients="features" needs the features: backward(losses, features=z).')
         if graph.nested(problem.features):
@@ -58,14 +58,14 @@ class FeaturesOnly(GradientSource):
         direct: list[list[tuple[Tensor, Tensor]]] = []
         for i, loss in enumerate(problem.losses):
             leaves = [t for t in own[i] if id(t) not in through]
-            # The graph is kept: heads may share parts, and the trunk's pass is still to come.
-            found = graph.differentiate([loss], features + leaves, retain=True)
+            tied = [t for t in own[i] if id(t) in through]
+            direct.append(list(zip(tied, _past_features(loss, features, tied))) if tied else [])
+            retain = keep_graph or not problem.reach.frees[i]
+            found = graph.differentiate([loss], features + leaves, retain=retain)
             for cell, g in zip(cotangents[i].split(sizes), found):
                 if g is not None:
                     cell.copy_(g.flatten())
             heads.append([(t, g) for t, g in zip(leaves, found[len(features) :]) if g is not None])
-            tied = [t for t in own[i] if id(t) in through]
-            direct.append(list(zip(tied, _past_features(loss, features, tied))) if tied else [])
         return _AtFeatures(problem, cotangents, heads, direct)
 
 
@@ -128,8 +128,4 @@ class _AtFeatures(TaskGradients):
                     "features are finite. Nothing was changed: parameters, method state and .grad are as before. Look "
                     'for sqrt, log or a division at zero in the trunk; gradients="sequential" names the task.'
                 )
-        # The heads' part of the graph was kept for each other's sake.
-        through = set(map(id, leaves))
-        heads = [t for own in self._problem.reach.own for t in own if id(t) not in through]
-        graph.free(self._problem.losses, [*features, *heads])
         write_heads(self._heads, head_weights)

@@ -18,13 +18,18 @@ from mtlcore.gradients.taps import Taps
 class Front:
     """One forward pass, seen from the trunk.
 
-    With features the heads are differentiated once and apart from the trunk, and freed at once; the trunk starts
-    from the features' cotangents. Where the features do not separate heads from trunk (none given, one computed
+    With features the heads are differentiated once and apart from the trunk, and freed by their last user; the trunk
+    starts from the features' cotangents. Where the features do not separate heads from trunk (none given, one computed
     from another, a leaf behind them that a head uses again, a hook on them, which would run in both parts) every task
     starts from its loss.
+
+    Args:
+        problem: the forward pass.
+        keep_graph: whether nothing is to be freed.
+        side_by_side: whether tasks are pulled in any order and at the same time, instead of in order.
     """
 
-    def __init__(self, problem: GradientProblem, keep_graph: bool = False) -> None:
+    def __init__(self, problem: GradientProblem, keep_graph: bool = False, side_by_side: bool = False) -> None:
         self.problem = problem
         self._keep_graph = keep_graph
         self._heads_done = False
@@ -35,7 +40,9 @@ class Front:
         self.heads: list[list[tuple[Tensor, Tensor]]] = [[] for _ in problem.losses]
         self._own = [[t for t in own if id(t) not in ids] for own in reach.own]
         self._outside = [t for t in reach.behind if id(t) not in ids]
-        self._disjoint = reach.disjoint and not keep_graph
+        self._frees = reach.frees
+        if keep_graph or (side_by_side and not all(reach.frees)):
+            self._frees = (False,) * len(reach.frees)
         self.last_frees = not self.separated or reach.last_to_all
         """Whether the last task's own pass lets go of the trunk's graph. (Without features that is not known, and not
         seen to: what only other tasks use goes with their losses.)"""
@@ -48,19 +55,19 @@ class Front:
     def keep_graph(self) -> None:
         """From now on nothing is freed."""
         self._keep_graph = True
-        self._disjoint = False
+        self._frees = (False,) * len(self._frees)
 
     def free(self) -> None:
         """Let go of the graph, unless it is to be kept; for passes that all had to retain it."""
-        if not self._keep_graph:
-            own = [] if self.separated else [t for leaves in self._own for t in leaves]
-            graph.free(self.roots, [*self.problem.shared, *self._outside, *own])
-
-    def free_heads(self) -> None:
-        """The same for what heads share, which no task alone could free."""
-        if self.separated and not self._disjoint and not self._keep_graph:
-            own = {id(t): t for leaves in self._own for t in leaves}
-            graph.free(self.problem.losses, [*self.problem.features, *own.values()])
+        if self._keep_graph:
+            return
+        # A hook need not know undefined gradients; those on parameters can be seen, and passed by.
+        behind = [t for t in (*self.problem.shared, *self._outside) if not t._backward_hooks]
+        if self.separated and any(self._frees):  # the heads are gone already
+            graph.free(self.roots, behind)
+        else:
+            own = {id(t): t for leaves in self._own for t in leaves if not t._backward_hooks}
+            graph.free(self.problem.losses, [*behind, *own.values()])
 
     def heads_are_done(self) -> None:
         """From now on the heads' own gradients are known: further pulls do not add to them."""
@@ -109,7 +116,7 @@ class Front:
 
     def _cotangents(self, task: int) -> Sequence[Tensor | None]:
         features, leaves = self.problem.features, self._own[task]
-        found = graph.differentiate([self.problem.losses[task]], [*features, *leaves], retain=not self._disjoint)
+        found = graph.differentiate([self.problem.losses[task]], [*features, *leaves], retain=not self._frees[task])
         self._keep(task, leaves, found[len(features) :])
         return found[: len(features)]
 

@@ -12,6 +12,7 @@ import dataclasses
 import gc
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -86,15 +87,15 @@ class Reach:
             but a few None results.
         behind: the leaves behind the features; () without features. They are the trunk's parameters, and any leaf
             outside the trunk that feeds it: an input that requires gradients, or a shared module left out of it.
-        disjoint: whether no two losses share a part of the graph above the features, so that one may be freed
-            without the others.
+        frees: for each loss whether no later one shares a part of its graph above the features, so that its pass may
+            free it.
         last_to_all: whether the last loss depends on every feature, so that its pass frees all of the trunk's graph.
         size: how many functions were met; a graph of another size is another graph.
     """
 
     own: tuple[tuple[Tensor, ...], ...]
     behind: tuple[Tensor, ...]
-    disjoint: bool
+    frees: tuple[bool, ...]
     last_to_all: bool
     size: int
 
@@ -108,7 +109,7 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
     if not features:
         everything: set[Any] = set()
         union = tuple(leaves(losses, seen=everything)[0].values())
-        return Reach((union,) * len(losses), (), disjoint=False, last_to_all=True, size=len(everything))
+        return Reach((union,) * len(losses), (), (False,) * len(losses), last_to_all=True, size=len(everything))
     stop: dict[Edge, int] = {}
     for position, feature in enumerate(features):
         where = edge(feature)
@@ -127,8 +128,7 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
     frozen = frozenset(stop)
     own: list[tuple[Tensor, ...]] = []
     reached: set[Edge] = set()
-    everything = set()
-    total = 0
+    above: list[set[Any]] = []
     hit: set[Edge] = set()
     for loss in losses:
         seen: set[Any] = set()
@@ -136,9 +136,7 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
         own.append(tuple(found.values()))
         reached |= hit
         # A parameter's own node holds no buffers: two heads may share parameters and still be freed one by one.
-        inner = {f for f in seen if type(f) is not _Leaf}
-        everything |= inner
-        total += len(inner)
+        above.append({f for f in seen if type(f) is not _Leaf})
     for where in stop.keys() - reached:
         feature = features[stop[where]]
         raise FeaturesError(
@@ -148,8 +146,12 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
         )
     trunk: set[Any] = set()
     behind = tuple(leaves(features, seen=trunk)[0].values())
-    disjoint, size = total == len(everything), len(everything) + len(trunk)
-    return Reach(tuple(own), behind, disjoint=disjoint, last_to_all=hit == frozen, size=size)
+    everything, frees = set(), []
+    for inner in reversed(above):
+        frees.append(inner.isdisjoint(everything))
+        everything |= inner
+    size = len(everything) + len(trunk)
+    return Reach(tuple(own), behind, tuple(reversed(frees)), last_to_all=hit == frozen, size=size)
 
 
 def nested(features: Sequence[Tensor]) -> bool:
@@ -363,10 +365,17 @@ def free(outputs: Sequence[Tensor], inputs: Sequence[Any]) -> None:
     """Let go of what the graph between ``inputs`` and ``outputs`` saved, as a backward pass that does not retain it
     does, without computing anything: undefined gradients pass through every function, and each drops its tensors.
 
-    Hooks meet them as None. One that cannot do with that, or a Function, ends the pass early: nothing is lost by it,
-    for what is left goes with the losses."""
+    Hooks meet them as None. One that cannot do with that, or a Function, ends the pass early, with a warning: nothing
+    but memory is lost, and what is left goes with the losses."""
     apply: Callable[[Tensor], Tensor] = _Nothing.apply
     with torch.enable_grad():
         dead = [apply(output) for output in outputs]
-    with contextlib.suppress(Exception):
+    try:
         differentiate(dead, inputs, [d.detach() for d in dead], retain=False)
+    except Exception as error:  # the network's own, of any kind
+        warnings.warn(
+            f"the graph of this step is let go of with its losses only, for a hook or custom Function in the network "
+            f"cannot do with an undefined gradient ({type(error).__name__}: {error}). The gradients are right. To save "
+            f"the memory, return None where the gradient is None.",
+            stacklevel=2,
+        )

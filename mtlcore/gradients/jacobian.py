@@ -47,7 +47,7 @@ def collect(
     Raises:
         ConfigurationError: several tasks at once on a network that does not allow it; names the way out.
     """
-    front = Front(problem, keep_graph)
+    front = Front(problem, keep_graph, side_by_side=permit is not None)
     with _tapped(front, know_uses, factors) as pieces:
         width = sum(p.width for p in pieces)
         if limit is not None and len(problem.losses) * width > limit:
@@ -106,7 +106,6 @@ def _in_one(front: Front, storage: Storage, parts: Sequence[Part], chunk: int, p
         permit.run(problem, [functools.partial(pull, tasks, True) for tasks in rounds])
     if not freed:
         front.free()
-    front.free_heads()
     return Stored(problem, stored, order, front.heads)
 
 

@@ -67,7 +67,8 @@ class Keeper:
         due = self._weights is None or not same or self._age >= self.policy.every
         if due and self.policy.drift is None:
             return None
-        found = self._source.collect(problem)
+        # A drift may ask for the task gradients after all.
+        found = self._source.collect(problem, keep_graph=self.policy.drift is not None)
         if self.policy.drift is not None:
             self._now = found.gramian().clone()
             if due or self.drift() > self.policy.drift:
