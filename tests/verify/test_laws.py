@@ -14,13 +14,13 @@ from mtlcore import Aggregation
 from mtlcore.errors import ConfigurationError, UnknownPluginError
 from mtlcore.registry import create, registry
 from mtlverify import Example, check, replay
-from mtlverify.law import WORST, Margin, law, worst
+from mtlverify.law import WORST, Margin, OutsideLaw, given, law, worst
 from mtlverify.laws.conflict import non_conflicting
 from mtlverify.laws.scaling import loss_unit_invariant
 from mtlverify.mutants import aggregators, twins
 from mtlverify.runner import examine
 from mtlverify.strategies import jacobians
-from mtlverify.strategies.generic import small
+from mtlverify.strategies.generic import single_task, small
 
 
 def only(plugin, law_id, max_examples=100, seed=0):
@@ -218,9 +218,26 @@ def test_an_input_that_shows_nothing_is_neither_a_counterexample_nor_an_error():
     cagrad = create("aggregator", "cagrad")
     again = replay(cagrad, {"law": "matches-reference", "example": zero.to_json()})
     assert (again.status, again.examples) == ("not-applicable", 0)
-    assert "preconditions" in again.detail
+    assert "zero gradient" in again.detail
     found = examine(cagrad, registry().load("law", "matches-reference"), 20, 0, explicit=[zero])
     assert (found.status, found.examples) == ("verified", 10)
+
+
+def test_a_check_that_turns_inputs_down_is_not_counted_and_needs_no_hypothesis_around_it():
+    """Hypothesis deprecates its own ``assume`` outside of a search, where replay and given inputs ask."""
+
+    @law("first-gains", statement="", source="", examples=jacobians)
+    def first_gains(plugin, example):
+        given(example.n_tasks > 1, "there are two tasks")
+        return 1.0
+
+    alone, two = (Example(torch.ones(k, 1, dtype=torch.float64), torch.ones(k, dtype=torch.float64)) for k in (1, 2))
+    with pytest.raises(OutsideLaw, match="not met: there are two tasks"):
+        first_gains.measure(twins.Mean(), alone)
+    result = examine(twins.Mean(), first_gains, 1, 0, explicit=[alone, two])
+    assert (result.status, result.examples) == ("verified", 2)
+    never = dataclasses.replace(first_gains, examples=lambda: jacobians((single_task,)))
+    assert "vacuous" in examine(twins.Mean(), never, 5, 0).detail
 
 
 def test_numbers_that_are_not_finite_are_a_violation_not_an_error():

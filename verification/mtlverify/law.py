@@ -36,6 +36,22 @@ WORST = 1e300
 """Margins are clamped to +-WORST, so that a NaN or an infinity in an answer is still a number in JSON."""
 
 
+class OutsideLaw(Exception):
+    """An input that does not meet the law's preconditions: it shows nothing about the plugin, and does not count."""
+
+
+def given(met: bool, precondition: str) -> None:
+    """Ends a check unless ``met``. For what shows only in the check; all else belongs into the law's ``examples``.
+
+    Unlike ``hypothesis.assume``, it also works outside of a search: in a replay, or on inputs given explicitly.
+
+    Raises:
+        OutsideLaw: not met. A search draws another input, a replay says "not-applicable".
+    """
+    if not met:
+        raise OutsideLaw(f"a precondition of the law is not met: {precondition}")
+
+
 def always(plugin: Any) -> str | None:
     """Applicability of a law that speaks about every plugin of its kind."""
     return None
@@ -100,7 +116,11 @@ class Law:
         return self.id if self.kind == "aggregator" else f"{self.kind}.{self.id}"
 
     def measure(self, plugin: Any, example: Any) -> Margin:
-        """The margin on one example, a finite number. NaN counts as the worst violation."""
+        """The margin on one example, a finite number. NaN counts as the worst violation.
+
+        Raises:
+            OutsideLaw: the law says nothing about the example.
+        """
         margin = self.check(plugin, example)
         reason = getattr(margin, "reason", "")
         return Margin(-WORST if math.isnan(margin) else max(-WORST, min(WORST, float(margin))), reason)

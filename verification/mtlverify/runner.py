@@ -11,7 +11,7 @@ from typing import Any
 from mtlcore.errors import ConfigurationError, UnknownPluginError
 from mtlcore.registry import declared_fault, registry
 from mtlverify.example import Example
-from mtlverify.law import DEPTH, KINDS, Law
+from mtlverify.law import DEPTH, KINDS, Law, OutsideLaw
 from mtlverify.search import SHRINKS, Outcome, require_hypothesis, search
 
 
@@ -140,19 +140,15 @@ def replay(plugin: Any, counterexample: Mapping[str, Any]) -> Result:
             f"not a counterexample as `check` returns it (Result.counterexample): it has no {' and no '.join(missing)}."
         )
     require_hypothesis()
-    from hypothesis.errors import UnsatisfiedAssumption
-
     law: Law = registry().load("law", counterexample["law"])
     example = (law.decode or Example.from_json)(counterexample["example"])
     result = _blank(plugin, law)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as in a search; and Hypothesis would rather not be asked outside of one
+            warnings.simplefilter("ignore")  # as in a search
             margin = law.measure(plugin, example)
-    except UnsatisfiedAssumption:
-        return dataclasses.replace(
-            result, status="not-applicable", detail="this input does not satisfy the law's preconditions"
-        )
+    except OutsideLaw as outside:
+        return dataclasses.replace(result, status="not-applicable", detail=str(outside))
     except Exception as error:
         return _judged(plugin, law, Outcome(1, None, example, error, example), result)
     outcome = Outcome(1, margin, example if margin < 0 else None, None, example)

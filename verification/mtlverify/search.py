@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from mtlcore.errors import MissingExtraError
-from mtlverify.law import Law
+from mtlverify.law import Law, OutsideLaw
 
 SHRINKS = 600
 """Evaluations spent on shrinking the counterexample to a promise. A count, not a clock: the seed decides the result."""
@@ -80,7 +80,7 @@ class _Hunt:
     found: tuple[float, Any, BaseException | None] | None = None
 
     def measure(self, example: Any) -> None:
-        """Measure one input; raise :class:`_Violation` if it violates the law."""
+        """Measure one input; raise :class:`_Violation` if it violates the law, OutsideLaw if it shows nothing."""
         from hypothesis.errors import UnsatisfiedAssumption
 
         if self.found is not None:
@@ -90,7 +90,7 @@ class _Hunt:
         error: BaseException | None = None
         try:
             margin: float = self.law.measure(self.plugin, example)
-        except UnsatisfiedAssumption:
+        except (OutsideLaw, UnsatisfiedAssumption):  # the second, from ``hypothesis.assume``, works in a search only
             raise
         except (Exception, SystemExit) as raised:  # a plugin that ends the process has raised, too
             margin, error = float("-inf"), raised
@@ -119,6 +119,12 @@ class _Hunt:
                 raise _Enough
             return draw(stratum)
 
+        def tell(example: Any) -> None:
+            try:
+                self.measure(example)
+            except OutsideLaw:
+                hypothesis.reject()
+
         run = hypothesis.settings(
             max_examples=count,
             database=None,
@@ -129,7 +135,7 @@ class _Hunt:
             report_multiple_bugs=False,
             print_blob=False,
             derandomize=False,
-        )(hypothesis.given(limited())(lambda example: self.measure(example)))
+        )(hypothesis.given(limited())(tell))
         # A flaky violation is a violation all the same; nothing drawn at all is seen from ``tried``.
         errors = hypothesis.errors
         with contextlib.suppress(_Violation, _Enough, errors.Flaky, errors.FlakyFailure, errors.Unsatisfiable):
@@ -145,14 +151,12 @@ def search(
     inputs, because Hypothesis left alone may pass over a family altogether. The first violation ends the search.
     """
     require_hypothesis()
-    from hypothesis.errors import UnsatisfiedAssumption
-
     hunt = _Hunt(law, plugin, shrinks=shrinks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a plugin's warnings on odd inputs are not findings
         with contextlib.suppress(_Violation):
             for example in explicit:
-                with contextlib.suppress(UnsatisfiedAssumption):  # it shows nothing
+                with contextlib.suppress(OutsideLaw):
                     hunt.measure(example)
         for stratum, count in shares(examples, max_examples):
             if hunt.found is None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hypothesis import assume
 from torch import Tensor, nn
 
 from mtlcore import Displacement, StepView, TeleportProblem, TeleportStrategy
@@ -17,7 +16,7 @@ from mtlcore.contracts import Map
 from mtlcore.report import TeleportResult
 from mtlcore.teleporting import Teleporter
 from mtlverify import tolerance
-from mtlverify.law import Margin, law, worst
+from mtlverify.law import Margin, given, law, worst
 from mtlverify.laws.compare import agreement
 from mtlverify.laws.universal import (
     VERDICT,
@@ -35,6 +34,9 @@ from mtlverify.strategies.networks import Network, NetworkExample, networks
 HOUSE = "contract of mtlcore.TeleportStrategy"
 FEW = 0.25
 """A proposal is an optimisation of its own, so a quarter of the usual inputs is tried: four of every architecture."""
+
+MOVES = "the strategy proposes to move"
+ACCEPTED = "the transaction accepts the proposal"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +227,7 @@ def loss_invariant(plugin: Any, example: NetworkExample) -> float:
     """Relative to the losses; half of the digits, because rescaling moves rounding through the whole network."""
     made = example.build()
     displacement = ask(plugin, made, 0)
-    assume(moves(displacement))
+    given(moves(displacement), MOVES)
     return change_by(displacement, made, training=True)
 
 
@@ -243,7 +245,7 @@ def maps_tell_the_truth(plugin: Any, example: NetworkExample) -> float:
     """Both kinds of map: a factor for each entry, and a matrix along one dimension."""
     made = example.build()
     displacement = ask(plugin, made, 0)
-    assume(moves(displacement))
+    given(moves(displacement), MOVES)
     margins = [Margin(1.0)]
     for module, values, maps in (
         (made.trunk, displacement.parameters, displacement.maps),
@@ -305,7 +307,7 @@ def history_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
     asked = ask(plugin, made, example.seed)
     maps = {"trunk": asked.maps, "heads": asked.head_maps}
     before = {(room, n): (p.detach().clone(), _moments(made, p)) for room, n, p in _trainable(made)}
-    assume(_attempt(plugin, made, example.seed).accepted)
+    given(_attempt(plugin, made, example.seed).accepted, ACCEPTED)
     margins = [Margin(1.0)]
     for room, name, parameter in _trainable(made):
         old, (first, second) = before[room, name]
@@ -342,7 +344,7 @@ def gradients_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
     """Error relative to the product of the norms, of all the trunk's and heads' own parameters together."""
     made = example.build()
     displacement = ask(plugin, made, example.seed)
-    assume(moves(displacement))
+    given(moves(displacement), MOVES)
     maps = {"trunk": displacement.maps, "heads": displacement.head_maps}
     expected = _gramian([[_pulled(maps[r].get(n), g) for r, n, g in row] for row in _gradients(made, 60)])
     apply(displacement, made)
@@ -431,7 +433,7 @@ def lowers_conflict(plugin: Any, example: NetworkExample) -> float:
     made = example.build()
     losses, before = losses_at(made, range(1, 2)), worst_cosine(made, 1)
     result = _attempt(plugin, made, example.seed)
-    assume(result.accepted)
+    given(result.accepted, ACCEPTED)
     later = losses_at(made, range(1, 2))
     moved = tolerance.largest(abs(later[k] - losses[k]) / abs(losses[k]) for k in losses)
     kept = agreement(moved, Teleporter(plugin, name="asked").tolerance, "a task's loss changes")
