@@ -245,6 +245,27 @@ def test_numbers_that_are_not_finite_are_a_violation_not_an_error():
     assert only(aggregators.NotANumber(), "scale-free").status == "refuted"
 
 
+@dataclasses.dataclass(frozen=True)
+class Single(twins.InverseLoss):
+    """Computes in float32: a correct method may, and says so by the dtype of what it returns."""
+
+    def weigh(self, view):
+        return super().weigh(view).float()
+
+
+@dataclasses.dataclass(frozen=True)
+class SingleShares(twins.Shuffled):
+    """Random shares in torch's default dtype."""
+
+    def weigh(self, view):
+        return torch.softmax(torch.randn(view.n_tasks, generator=view.generator), 0)
+
+
+@pytest.mark.parametrize(("method", "law_id"), [(Single(), "coefficient-identity"), (SingleShares(), "simplex-weights")])
+def test_weights_are_held_to_the_digits_of_their_own_dtype(method, law_id):
+    assert only(method, law_id).status == "verified"
+
+
 def test_a_random_method_is_not_held_to_an_order_of_its_draws():
     result = only(twins.Shuffled(), "permutation-equivariant")
     assert result.status == "not-applicable"

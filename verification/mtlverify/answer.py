@@ -22,6 +22,7 @@ class Answer:
     Args:
         direction: (P,) in the dtype of the rows.
         weights: (K,) float64, or None if the method gave a direction.
+        dtype: in which the method gave its weights or its direction.
         state: the next state.
         jacobian: (K, P) the rows it was asked about.
     """
@@ -30,6 +31,7 @@ class Answer:
     weights: Tensor | None
     state: dict[str, Tensor]
     jacobian: Tensor
+    dtype: torch.dtype
 
     @property
     def length(self) -> float:
@@ -98,13 +100,12 @@ def stepped(plugin: Aggregator, view: StepView, state: dict[str, Tensor], jacobi
 
 def answered(aggregation: Aggregation, jacobian: Tensor) -> Answer:
     """The answer in one form, whichever form the method chose."""
-    weights = None if aggregation.weights is None else aggregation.weights.detach().to(torch.float64)
-    if weights is not None:
-        direction = combine(jacobian, weights)
-    else:
-        assert aggregation.direction is not None  # the constructor of Aggregation asks for exactly one of the two
-        direction = aggregation.direction.detach()
-    return Answer(direction, weights, dict(aggregation.state), jacobian)
+    if aggregation.weights is not None:
+        weights = aggregation.weights.detach().to(torch.float64)
+        return Answer(combine(jacobian, weights), weights, dict(aggregation.state), jacobian, aggregation.weights.dtype)
+    assert aggregation.direction is not None  # the constructor of Aggregation asks for exactly one of the two
+    direction = aggregation.direction.detach()
+    return Answer(direction, None, dict(aggregation.state), jacobian, direction.dtype)
 
 
 def uses_randomness(plugin: Aggregator) -> bool:

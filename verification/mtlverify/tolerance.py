@@ -16,7 +16,7 @@ from torch import Tensor
 from mtlverify.answer import Answer
 
 EPS64 = torch.finfo(torch.float64).eps
-"""Weights, Gramian and losses are float64 by contract."""
+"""Gramian and losses are float64 by contract, and weights unless a method gives them in another dtype."""
 
 HALF_DIGITS = EPS64**0.5
 """1.5e-8. A method that sees gradients through their Gramian squares the condition number, so of the 16 digits of
@@ -65,6 +65,12 @@ def eps(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).eps)
 
 
+def half_digits(answer: Answer) -> float:
+    """Half of the digits of what the method gave: HALF_DIGITS, unless it computes in less than float64, and says so by
+    the dtype of its weights or its direction."""
+    return math.sqrt(eps(answer.dtype))
+
+
 def rounding(answer: Answer) -> float:
     """What rounding alone may have done to d, as a length.
 
@@ -84,8 +90,7 @@ def cosine_noise(answer: Answer) -> float:
 
 def equality(*answers: Answer) -> float:
     """The distance, as a length, below which answers count as equal: half of the digits, never less than rounding."""
-    roots = [HALF_DIGITS if a.weights is not None else math.sqrt(eps(a.direction.dtype)) for a in answers]
-    half: float = max(root * a.size for root, a in zip(roots, answers, strict=True))
+    half: float = max(half_digits(a) * a.size for a in answers)
     return half + sum(rounding(a) for a in answers)
 
 

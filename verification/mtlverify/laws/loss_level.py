@@ -102,6 +102,6 @@ def coefficient_identity(plugin: Any, example: Example) -> float:
         floor = tolerance.EPS64 * float((expected.abs() * losses).max()) / losses
         error = float(((answer.weights - expected).abs() / (expected.abs() + floor)).max())
         wrong = f"the weights are {shown(answer.weights)}, the derivatives {shown(expected)}"
-        margins.append(agreement(error, tolerance.HALF_DIGITS, wrong))
+        margins.append(agreement(error, tolerance.half_digits(answer), wrong))
         objective.advance(losses, losses_at(example, number + 1), number)
     return worst(margins, of="step")

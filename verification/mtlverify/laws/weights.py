@@ -45,8 +45,8 @@ def _in_cone(answer: Answer) -> float:
     noise = tolerance.equality(answer) / answer.length
     if answer.weights is not None:
         smallest = float((answer.weights * norms)[alive].min()) / answer.size
-        if smallest >= -tolerance.HALF_DIGITS:
-            return smallest + tolerance.HALF_DIGITS
+        if smallest >= -tolerance.half_digits(answer):
+            return smallest + tolerance.half_digits(answer)
     from scipy.optimize import nnls
 
     if not bool(answer.direction.isfinite().all()):
@@ -75,4 +75,4 @@ def simplex_weights(plugin: Any, example: Example) -> float:
 def _on_simplex(answer: Answer) -> float:
     assert answer.weights is not None
     error = tolerance.largest([float(-answer.weights.min()), abs(float(answer.weights.sum()) - 1.0), 0.0])
-    return agreement(error, tolerance.HALF_DIGITS, f"the weights are {shown(answer.weights)}")
+    return agreement(error, tolerance.half_digits(answer), f"the weights are {shown(answer.weights)}")
