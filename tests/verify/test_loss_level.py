@@ -45,6 +45,13 @@ def test_bilb4mtl_follows_autograd_of_its_objective_whatever_the_options(options
     assert verdict(plugin, "coefficient-identity") == "verified"
 
 
+def test_a_router_that_has_gone_to_zero_may_do_so_in_either_way():
+    """sigmoid(-7e9) is 0 in torch and 1e-304 in the method: both have left the range of float64."""
+    plugin = mtlcore.create("aggregator", "bilb4mtl", divide_by="one", router_optimizer="sgd", router_lr=0.1)
+    huge = Example(torch.zeros(1, 1, dtype=torch.float64), torch.full((1,), 2.0**37, dtype=torch.float64))
+    assert coefficient_identity.measure(plugin, huge) >= 0.0
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

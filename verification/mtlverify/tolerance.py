@@ -22,6 +22,9 @@ HALF_DIGITS = EPS64**0.5
 """1.5e-8. A method that sees gradients through their Gramian squares the condition number, so of the 16 digits of
 the data half survive in the answer. Used where two answers have to be equal."""
 
+VANISHED = 1e-300
+"""A weight below it has left the range of float64, and one library's exp says 0 where another's says 1e-304."""
+
 ROUNDINGS = 2.0**6
 """How many roundings of the row dtype may pile up in an answer: a sum over a few dozen entries, some divisions."""
 

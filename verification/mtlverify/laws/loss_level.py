@@ -90,7 +90,7 @@ def one_backward_pass(plugin: Any, example: Example) -> float:
     effort=0.5,
 )
 def coefficient_identity(plugin: Any, example: Example) -> float:
-    """Each weight to half of its digits, or to the last digit of the largest w_i L_i if that is more."""
+    """Each weight to half of its digits, or to the last digit of the largest w_i L_i if that is more; or vanished."""
     objective = objectives.objective_of(plugin, example.n_tasks)
     state, margins = plugin.init(example.n_tasks), []
     for number in range(STEPS):
@@ -100,7 +100,9 @@ def coefficient_identity(plugin: Any, example: Example) -> float:
         if answer.weights is None:
             return Margin(float("nan"), "a direction instead of weights")
         floor = tolerance.EPS64 * float((expected.abs() * losses).max()) / losses
-        error = float(((answer.weights - expected).abs() / (expected.abs() + floor)).max())
+        apart = (answer.weights - expected).abs()
+        apart = torch.where(apart < tolerance.VANISHED, 0.0, apart / (expected.abs() + floor))
+        error = float(apart.max())
         wrong = f"the weights are {shown(answer.weights)}, the derivatives {shown(expected)}"
         margins.append(agreement(error, tolerance.half_digits(answer), wrong))
         objective.advance(losses, losses_at(example, number + 1), number)
