@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from mtlcore import Aggregation
 from mtlcore.errors import ConfigurationError, UnknownPluginError
@@ -19,7 +20,7 @@ from mtlverify.laws.conflict import non_conflicting
 from mtlverify.laws.scaling import loss_unit_invariant
 from mtlverify.mutants import aggregators, twins
 from mtlverify.runner import examine
-from mtlverify.strategies import jacobians
+from mtlverify.strategies import ALL, Strata, jacobians
 from mtlverify.strategies.generic import single_task, small
 
 
@@ -80,6 +81,35 @@ def test_a_vacuous_search_is_an_error():
     result = examine(twins.Mean(), impossible, 20, 0)
     assert (result.status, result.examples) == ("error", 0)
     assert "vacuous" in result.detail
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_few_inputs_are_of_every_family_and_every_number_of_tasks(seed):
+    """Also 50 of them, as matches-reference has: Hypothesis alone passed over a dozen of 19 families."""
+    seen = []
+
+    @law("looks", statement="", source="", examples=jacobians)
+    def looks(plugin, example):
+        seen.append(example)
+        return 1.0
+
+    result = examine(twins.Mean(), looks, 50, seed)
+    assert result.examples == len(seen) == 50
+    assert {e.family.partition(" (")[0] for e in seen} == {family.__name__ for family in ALL}
+    assert {e.n_tasks for e in seen} >= {1, 2, 3, 4, 5, 6}
+    seen.clear()
+    examine(twins.Mean(), looks, 10, seed)
+    assert len({e.family.partition(" (")[0] for e in seen}) == 10
+
+
+def test_a_family_with_one_member_is_not_passed_over_where_inputs_are_few():
+    """The simplest input comes last there, if nothing else is left."""
+    one = Example(torch.ones(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    alone = dataclasses.replace(non_conflicting, examples=lambda: Strata((st.just(one),)))
+    assert examine(twins.Mean(), alone, 3, 0).examples == 1
+    harmed = dataclasses.replace(alone, check=lambda plugin, example: -1.0)
+    result = examine(twins.Mean(), harmed, 3, 0)
+    assert (result.status, result.examples) == ("refuted", 1)
 
 
 def test_a_method_that_raises_is_an_error_with_the_input_that_did_it():
@@ -261,7 +291,9 @@ class SingleShares(twins.Shuffled):
         return torch.softmax(torch.randn(view.n_tasks, generator=view.generator), 0)
 
 
-@pytest.mark.parametrize(("method", "law_id"), [(Single(), "coefficient-identity"), (SingleShares(), "simplex-weights")])
+@pytest.mark.parametrize(
+    ("method", "law_id"), [(Single(), "coefficient-identity"), (SingleShares(), "simplex-weights")]
+)
 def test_weights_are_held_to_the_digits_of_their_own_dtype(method, law_id):
     assert only(method, law_id).status == "verified"
 

@@ -33,7 +33,7 @@ from mtlverify.strategies.networks import Network, NetworkExample, networks
 
 HOUSE = "contract of mtlcore.TeleportStrategy"
 FEW = 0.25
-"""A proposal is an optimisation of its own, so a quarter of the usual inputs is tried: four of every architecture."""
+"""A proposal is an optimisation of its own, so a quarter of the usual inputs is tried: 3 or 4 of every architecture."""
 
 MOVES = "the strategy proposes to move"
 ACCEPTED = "the transaction accepts the proposal"
