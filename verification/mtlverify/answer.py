@@ -71,10 +71,16 @@ def view_of(
     return view(tuple(view() for _ in range(getattr(plugin, "batches", 1) - 1)))
 
 
+def start(plugin: Aggregator, example: Example) -> int:
+    """Number of the step with which a run starts: 0, but for a method without a state any: it knows no first step."""
+    return 0 if plugin.init(example.n_tasks) else example.seed
+
+
 def ask(plugin: Aggregator, example: Example, *, state: dict[str, Tensor] | None = None, **changes: Any) -> Answer:
     """One step of a method on ``example`` (with ``changes`` to it); a fresh state unless one is given."""
+    at = start(plugin, example)
     example = example.with_(**changes) if changes else example
-    view = view_of(plugin, example.jacobian, example.losses, seed=example.seed)
+    view = view_of(plugin, example.jacobian, example.losses, seed=example.seed, step=at)
     state = plugin.init(example.n_tasks) if state is None else state
     return answered(stepped(plugin, view, state, example.jacobian), example.jacobian)
 

@@ -17,7 +17,7 @@ class Example:
     Args:
         jacobian: (K, P) task gradients, float64 or float32.
         losses: (K,) float64 task losses.
-        seed: seed of the generator that the method receives.
+        seed: seed of the generator that the method receives; for a method without a state also the number of the step.
         family: which construction the Jacobian came from; its properties are proved in the strategy's docstring.
         extra: JSON-able values that the law drew for itself (a permutation, scale factors, ...).
     """

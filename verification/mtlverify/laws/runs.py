@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtlcore import Aggregator, StepView
-from mtlverify.answer import Answer, answered, stepped, view_of
+from mtlverify.answer import Answer, answered, start, stepped, view_of
 from mtlverify.example import Example
 from mtlverify.strategies import Draw
 
@@ -47,10 +47,11 @@ def views(
     present = torch.tensor([task not in away for task in listed])
     rows = torch.roll(example.jacobian, number, dims=1)[listed] * present[:, None]
     shown = None if bool(present.all()) else present
+    late = start(plugin, example)
 
     def view(at: int) -> StepView:
         losses = losses_at(example, at)[listed].masked_fill(~present, float("nan"))
-        return view_of(plugin, rows, losses, seed=example.seed + number, step=number, present=shown)
+        return view_of(plugin, rows, losses, seed=example.seed + number, step=late + number, present=shown)
 
     return rows, view(number), view(number + 1)
 

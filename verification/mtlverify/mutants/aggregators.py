@@ -493,6 +493,16 @@ class Overshoots(Progress):
 
 
 @frozen
+class WarmsUp(Mean):
+    """Is itself in the first two steps, and favours the first task from then on: nothing but view.step tells it."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        weights = super().weigh(view)
+        weights[0] *= 1.0 + float(view.step >= 2)
+        return weights
+
+
+@frozen
 class ShiftedMemory(Remembering):
     """Reads its memory one place off: with nothing remembered, in the first step, it does not show."""
 
@@ -641,6 +651,7 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     LooksAtGradients: ("one-backward-pass",),
     AbsoluteProgress: ("loss-unit-invariant",),
     Overshoots: ("conic-combination",),
+    WarmsUp: ("permutation-equivariant", "simplex-weights", "no-conflict-identity", "matches-reference"),
     ShiftedMemory: ("permutation-equivariant",),
     PositionAmongThePresent: ("permutation-equivariant",),
     UnitForNewcomers: ("loss-unit-invariant",),
