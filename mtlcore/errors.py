@@ -50,6 +50,11 @@ class MissingExtraError(MtlError, ImportError):
             f"{why} needs the package {package!r}, which is not installed. "
             f"Install it with: pip install 'mtlcore[{extra}]'"
         )
+        self._made_of = package, extra, why
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        """Worker processes hand it over: without this, unpickling it breaks their pool."""
+        return type(self), self._made_of
 
 
 class PluginWarning(UserWarning):

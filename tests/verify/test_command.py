@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import re
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from mtlcore import hookimpl
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, MissingExtraError
 from mtlcore.registry import registry
 from mtlverify import runner
 from mtlverify.command import app
@@ -244,3 +245,9 @@ def test_bad_usage_exits_2(arguments, message):
     done = verify(*arguments)
     assert done.exit_code == 2
     assert message in " ".join(done.output.replace("│", " ").split())
+
+
+def test_a_missing_extra_survives_the_way_out_of_a_worker():
+    """Unpickling it raised, and the pool of `mtl verify` broke with a traceback instead of the line to install."""
+    error = MissingExtraError("hypothesis", "verify", "Searching for counterexamples")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mtlcore import hookimpl
+from mtlcore.errors import MissingExtraError
 from mtlcore.registry import registry
 from mtlverify.mutants.aggregators import SlightlyConflicting
 from mtlverify.mutants.twins import Mean
@@ -35,6 +36,17 @@ def plugins():
 def run(pytester, *arguments, ini=""):
     pytester.makeini("[pytest]\n" + ini)
     return pytester.inline_run("--mtl-examples", "17", "-p", "no:cacheprovider", *arguments)
+
+
+def test_without_hypothesis_the_extra_to_install_is_named(pytester, monkeypatch):
+    """And not an internal error of pytest's, from laws that cannot be imported."""
+
+    def missing():
+        raise MissingExtraError("hypothesis", "verify", "Searching for counterexamples")
+
+    monkeypatch.setattr("mtlverify.search.require_hypothesis", missing)
+    record = run(pytester, "--mtl", "plain-mean")
+    assert record.ret == pytest.ExitCode.USAGE_ERROR
 
 
 def outcomes(record):

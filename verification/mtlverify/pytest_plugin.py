@@ -75,9 +75,11 @@ class _Plugin(pytest.Collector):
         from mtlcore.errors import MtlError
         from mtlcore.registry import registry
         from mtlverify.runner import kind_of_name, laws
+        from mtlverify.search import require_hypothesis
 
         name = self.name.removeprefix("mtl:")
         try:
+            require_hypothesis()
             kind = kind_of_name(name)
             plugin = registry().create(kind, name)
         except MtlError as error:
