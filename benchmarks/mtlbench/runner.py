@@ -23,7 +23,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from joblib import Parallel, delayed, parallel_config
@@ -194,24 +194,41 @@ def _alone_in(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     try:
         with records.writing(path):
-            file = path.open("x", encoding="utf-8")
+            file: TextIO = path.open("x", encoding="utf-8")
     except ConfigurationError as error:
         if not isinstance(error.__cause__, FileExistsError):
             raise
-        if _is_held(path):
-            raise ConfigurationError(
-                f"another run is at work in {str(folder)!r} (process and machine: {path.read_text().strip() or '?'}). "
-                f"Wait for it, or give another --out; if there is none, delete {path}."
-            ) from None
-        with records.writing(path):  # another run may be quicker
-            path.unlink(missing_ok=True)
-            file = path.open("x", encoding="utf-8")
+        file = _taken_over(path)
     with file:
         file.write(f"{os.getpid()} {platform.node()}")
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def _taken_over(path: Path) -> TextIO:
+    """The lock of a run that is no more, emptied. Of several runs that find it, one gets it.
+
+    Raises:
+        ConfigurationError: the lock is another run's.
+    """
+    held = ConfigurationError(
+        f"another run is at work in {str(path.parent)!r} (process and machine: {path.read_text().strip() or '?'}). "
+        f"Wait for it, or give another --out; if there is none, delete {path}."
+    )
+    if _is_held(path):
+        raise held from None
+    import fcntl  # not on every system; where it is not, every lock is held
+
+    with records.writing(path):
+        file = path.open("r+", encoding="utf-8")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_held(path):  # by one who was quicker
+            file.close()
+            raise held from None
+        file.truncate()
+    return file
 
 
 def _is_held(path: Path) -> bool:

@@ -124,6 +124,24 @@ def test_a_lock_that_a_killed_run_left_is_taken_over(tiny, tmp_path):
         assert not (tmp_path / runner.LOCK).exists()
 
 
+def test_of_two_that_find_the_same_dead_lock_one_gets_it(tiny, tmp_path, monkeypatch):
+    path, looked = tmp_path / runner.LOCK, []
+    path.write_text(f"{os.getpid()} {platform.node()}")
+
+    def looks(lock):
+        looked.append(held(lock))
+        if len(looked) == 1:
+            path.write_text(f"{os.getppid()} {platform.node()}")  # the other is quicker
+        return looked[-1]
+
+    held = runner._is_held
+    monkeypatch.setattr(runner, "_is_held", looks)
+    with pytest.raises(ConfigurationError, match="another run is at work"):
+        runner.run(tiny.suite("tiny-equal"), tmp_path, console=tiny.quiet())
+    assert looked == [False, True]
+    assert path.read_text() == f"{os.getppid()} {platform.node()}"
+
+
 def test_a_run_holds_the_lock_until_it_ends_even_badly(tiny, tmp_path, monkeypatch):
     seen = []
 
