@@ -213,15 +213,15 @@ def _taken_over(path: Path) -> TextIO:
     Raises:
         ConfigurationError: the lock is another run's.
     """
-    held = ConfigurationError(
-        f"another run is at work in {str(path.parent)!r} (process and machine: {path.read_text().strip() or '?'}). "
-        f"Wait for it, or give another --out; if there is none, delete {path}."
-    )
-    if _is_held(path):
-        raise held from None
-    import fcntl  # not on every system; where it is not, every lock is held
-
     with records.writing(path):
+        held = ConfigurationError(
+            f"another run is at work in {str(path.parent)!r} (process and machine: {path.read_text().strip() or '?'}). "
+            f"Wait for it, or give another --out; if there is none, delete {path}."
+        )
+        if _is_held(path):
+            raise held from None
+        import fcntl  # not on every system; where it is not, every lock is held
+
         file = path.open("r+", encoding="utf-8")
         fcntl.flock(file, fcntl.LOCK_EX)
         if _is_held(path):  # by one who was quicker
