@@ -2,13 +2,14 @@
 # Only python3 with pip and venv is assumed; both are quick the second time.
 
 PYTHON ?= python3
+DEVICE ?= cuda
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # One thread per process: the work is many small steps, and the processes run side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-nightly check format bench-speed bench-systems verify verify-nightly docs clean
+.PHONY: demo test test-nightly test-device check format bench-speed bench-systems verify verify-nightly docs clean
 
 demo: $(READY)  ## verify the methods, train them on real images, write the report
 	$(BIN)/mtl bench run demo --out out/demo --jobs 2
@@ -19,6 +20,9 @@ test: $(READY)  ## the fast tests
 
 test-nightly: $(READY)  ## everything, with deeper property search
 	MTLCORE_HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --slow
+
+test-device: $(READY)  ## what depends on the device, on an accelerator (DEVICE=cuda)
+	$(BIN)/python -m pytest -n 0 tests/devices --device $(DEVICE)
 
 check: $(READY)  ## style, types, and the one rule of the house
 	$(BIN)/ruff check .

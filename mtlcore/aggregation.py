@@ -67,10 +67,11 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
         raise PluginError(f"aggregator {_who(method)} returned diagnostics that are no dict but a {found}.")
     k = shown.n_tasks
     weights, heads, direction = answer.weights, answer.head_weights, answer.direction
+    # Weights that were made of rows may be where the rows are.
     if weights is not None:
-        weights = _vector(method, "weights", weights, k)
+        weights = _vector(method, "weights", weights, k).cpu()
     if heads is not None:
-        heads = _vector(method, "head_weights", heads, k)
+        heads = _vector(method, "head_weights", heads, k).cpu()
     if direction is not None:
         expected = n_parameters if rows is None else rows.shape[1]
         direction = _vector(method, "direction", direction, expected)
@@ -80,7 +81,7 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
     elif partial:
         off = view.present.logical_not()
         if weights is not None:
-            weights = weights.masked_fill(off.to(weights.device), 0.0)
+            weights = weights.masked_fill(off, 0.0)
     if weights is answer.weights and direction is answer.direction and heads is answer.head_weights:
         return answer
     return dataclasses.replace(answer, weights=weights, direction=direction, head_weights=heads)
@@ -151,7 +152,7 @@ def _short(value: Tensor) -> str:
 def _spread(value: Tensor | None, index: Tensor, n: int) -> Tensor | None:
     if value is None:
         return None
-    return value.new_zeros(n).index_copy(0, index.to(value.device), value)
+    return value.new_zeros(n).index_copy(0, index, value)
 
 
 def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | None = None, seed: int = 0) -> Tensor:
@@ -180,7 +181,7 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
     if k == 0:
         raise ConfigurationError("jacobian has no rows: at least one task is needed.")
     if losses is None:
-        losses = torch.ones(k, dtype=torch.float64, device=jacobian.device)
+        losses = torch.ones(k, dtype=torch.float64)
     if not isinstance(losses, Tensor) or tuple(losses.shape) != (k,):
         found = str(tuple(losses.shape)) if isinstance(losses, Tensor) else type(losses).__name__
         raise ConfigurationError(f"losses must be a tensor of shape ({k},), one per row of jacobian; found {found}.")
@@ -193,4 +194,4 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
     if answer.direction is not None:
         return answer.direction.to(jacobian)
     assert answer.weights is not None
-    return linalg.combine(jacobian.detach(), answer.weights.to(jacobian.device))
+    return linalg.combine(jacobian.detach(), answer.weights)

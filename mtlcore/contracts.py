@@ -26,7 +26,6 @@ from mtlcore.errors import PluginError
 from mtlcore.hyperparameters import Validated
 
 State = dict[str, Tensor]
-_CPU = torch.device("cpu")
 
 
 class Needs(enum.IntEnum):
@@ -43,6 +42,10 @@ class Needs(enum.IntEnum):
 @final
 class StepView:
     """What a method may look at in one step. Immutable.
+
+    What has one number per task or pair of tasks is on the processor, whatever device the network is on: ``losses``,
+    ``gramian`` and ``present`` here, and so the weights and states that methods make of them. Rows and features stay
+    where the network is.
 
     ``losses``, ``gramian`` and ``present`` are handed out as copies, so writing into them changes nothing.
     ``jacobian`` is too large to copy: it is shared, and a method that wrote into it is refused by the step
@@ -62,14 +65,11 @@ class StepView:
         features: detached tensors between trunk and heads, or () if the caller did not hand them over.
         others: views of further independent batches, for a method with ``batches > 1``.
         inner: the service behind :attr:`inner`; offered by ``MultiTask.step``.
-        device: of the tensors handed out, for losses that are plain numbers. Default: the losses' own, else the
-            processor.
         needs: the most that may be read; reading beyond it is an error that names the remedy.
     """
 
     __slots__ = (
         "_complete",
-        "_device",
         "_features",
         "_generator",
         "_gramian",
@@ -86,7 +86,6 @@ class StepView:
     )
 
     _losses: tuple[float, ...]
-    _device: torch.device
     _features: tuple[Tensor, ...]
     _gramian: Tensor | Callable[[], Tensor] | None
     _jacobian: Tensor | Callable[[], Tensor] | None
@@ -115,18 +114,16 @@ class StepView:
         features: Sequence[Tensor] = (),
         others: Sequence[StepView] = (),
         inner: Callable[[StepView, Callable[[StepView], Tensor], int, float], StepView] | None = None,
-        device: torch.device | None = None,
         needs: Needs = Needs.JACOBIAN,
     ) -> None:
         put = object.__setattr__
         if isinstance(losses, Tensor):
-            device, losses = losses.device, losses.tolist()
+            losses = losses.tolist()
         n = len(losses)
         put(self, "_losses", tuple(map(float, losses)))
-        put(self, "_device", _CPU if device is None else device)
         put(self, "_gramian", gramian)
         put(self, "_jacobian", jacobian)
-        put(self, "_present", present)
+        put(self, "_present", None if present is None else present.cpu())
         put(self, "_complete", present is None or bool(present.all()))
         put(self, "_seed", generator)
         put(self, "_generator", None)
@@ -152,7 +149,7 @@ class StepView:
     @property
     def losses(self) -> Tensor:
         """(K,) float64 copy; NaN for a task that is not present."""
-        return linalg.vector(self._losses, self._device)
+        return linalg.vector(self._losses)
 
     @property
     def loss_values(self) -> tuple[float, ...]:
@@ -169,18 +166,13 @@ class StepView:
         """(K,) bool copy."""
         present = self._present
         if present is None:
-            return torch.ones(self.n_tasks, dtype=torch.bool, device=self._device)
+            return torch.ones(self.n_tasks, dtype=torch.bool)
         return present.clone()
 
     @property
     def complete(self) -> bool:
         """Whether every task is present."""
         return self._complete
-
-    @property
-    def device(self) -> torch.device:
-        """Where losses, Gramian and weights live."""
-        return self._device
 
     @property
     def gramian(self) -> Tensor:
@@ -227,7 +219,8 @@ class StepView:
         gramian = self._gramian
         if not isinstance(gramian, Tensor):
             gramian = linalg.gramian(self._shared_jacobian()) if gramian is None else gramian()
-            object.__setattr__(self, "_gramian", gramian)
+        gramian = gramian.cpu()
+        object.__setattr__(self, "_gramian", gramian)
         return gramian
 
     def _shared_jacobian(self) -> Tensor:
@@ -247,13 +240,13 @@ class StepView:
 
     def restricted(self, keep: Tensor) -> StepView:
         """The sub-problem of the tasks where ``keep`` (K,) is True; ``task_index`` says which they are."""
-        index = keep.nonzero().flatten()
+        index = keep.cpu().nonzero().flatten()
         positions = index.tolist()
         jacobian = self._jacobian
         return self._replaced(
             losses=[self._losses[i] for i in positions],
             gramian=None if self._gramian is None else lambda: self._shared_gramian()[index][:, index],
-            jacobian=None if jacobian is None else lambda: self._shared_jacobian()[index],
+            jacobian=None if jacobian is None else lambda: _rows(self._shared_jacobian(), index),
             present=None if self._complete else self.present[index],
             task_names=[self.task_names[i] for i in positions],
             task_index=[self.task_index[i] for i in positions],
@@ -273,10 +266,13 @@ class StepView:
             "features": self._features,
             "others": self.others,
             "inner": self._inner,
-            "device": self._device,
             "needs": self._needs,
         }
         return StepView(**{**fields, **changes})
+
+
+def _rows(jacobian: Tensor, index: Tensor) -> Tensor:
+    return jacobian[index.to(jacobian.device)]
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,8 +14,9 @@ from mtlcore.errors import PluginError
 from mtlcore.registry import registry
 
 
-def check(detector: ConflictDetector, conflict: Any, k: int) -> None:
+def checked(detector: ConflictDetector, conflict: Any, k: int) -> Conflict:
     """Pairs (k, k) and dominated (k,) are masks, the first symmetric without its diagonal; severity is a number.
+    Masks that were made of rows, and are where the rows are, come to the processor.
 
     Raises:
         PluginError: the detector broke its contract; names it, its distribution, and what is wrong.
@@ -30,7 +32,7 @@ def check(detector: ConflictDetector, conflict: Any, k: int) -> None:
     elif not isinstance(conflict.severity, (int, float)) or math.isnan(conflict.severity):
         wrong = f"must return severity as a number; found {conflict.severity!r}"
     else:
-        return
+        return dataclasses.replace(conflict, pairs=conflict.pairs.cpu(), dominated=conflict.dominated.cpu())
     raise PluginError(f"detector {registry().identify(detector)} {wrong}.")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtlcore import linalg
 from mtlcore.contracts import Needs, StepView
 from mtlcore.errors import LossError, NonFiniteError
 
@@ -59,7 +60,7 @@ def descend(
                 losses, point = _look(view, evaluate)
                 with torch.no_grad():
                     weights = weigh(point)
-                factors = [w.to(loss) for w, loss in zip(weights, losses)]
+                factors = [linalg.placed(w, loss) for w, loss in zip(weights, losses)]
                 gradients = torch.autograd.grad(losses, moving, factors, allow_unused=True)
             for parameter, gradient in zip(moving, gradients):
                 if gradient is not None:

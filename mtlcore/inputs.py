@@ -163,16 +163,27 @@ def stack(losses: Sequence[Tensor]) -> Tensor | None:
     return torch.stack(tuple(losses))
 
 
+def numbers(losses: Sequence[Tensor], stacked: Tensor | None = None) -> list[float]:
+    """(K,) values of scalars, read at once where they can be: on an accelerator every reading is a wait."""
+    stacked = stack(losses) if stacked is None and losses else stacked
+    out: list[float] = [loss.item() for loss in losses] if stacked is None else stacked.tolist()
+    return out
+
+
 def values_of(losses: Sequence[Tensor], stacked: Tensor | None, names: Sequence[str]) -> list[float]:
-    """(K,), checked to be finite. The one wait for an accelerator before the weights.
+    """(K,), as :func:`finite`."""
+    return finite(numbers(losses, stacked), names)
+
+
+def finite(values: list[float], names: Sequence[str]) -> list[float]:
+    """The values of the losses, if they are finite.
 
     Raises:
         NonFiniteError: NaN or infinity; names tasks and values.
     """
-    numbers: list[float] = [loss.item() for loss in losses] if stacked is None else stacked.tolist()
-    if all(map(math.isfinite, numbers)):
-        return numbers
-    bad = [f"{n!r} ({v})" for n, v in zip(names, numbers) if not math.isfinite(v)]
+    if all(map(math.isfinite, values)):
+        return values
+    bad = [f"{n!r} ({v})" for n, v in zip(names, values) if not math.isfinite(v)]
     raise NonFiniteError(f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched.")
 
 

@@ -17,6 +17,10 @@ from torch import Tensor
 # Numbers per block of float64: 2 MB, so that the conversion costs no extra trip to memory (nor memory to speak of), and
 # enough for several threads to share.
 _BLOCK = 1 << 18
+_QUEUED_BLOCK = 1 << 22
+"""The same on an accelerator, where a call takes its time however small the block, and 32 MB are little ..."""
+_PARTS = 24
+"""... and for more rows so many blocks: a twelfth of the memory of float32 rows."""
 _RUN = 1024
 """Columns per product. One product of a few very long rows runs far below the speed of a batch of shorter ones."""
 _SHORT = 512
@@ -25,9 +29,15 @@ _SQUARE = 1e-24
 """A sum of squares in float32 that loses no digit if each of 1e8 terms is off by the smallest normal number, 1e-38."""
 
 
-def _columns(n_rows: int) -> int:
-    """Columns per block for matrices of ``n_rows`` rows."""
-    return max(256, _BLOCK // max(1, n_rows))
+def _queued(tensor: Tensor) -> bool:
+    """Whether its operations wait in an accelerator's queue, and reading a number means to wait for them."""
+    return tensor.device.type != "cpu"
+
+
+def _columns(rows: Tensor) -> int:
+    """Columns per block of a matrix (K, P)."""
+    numbers = max(_QUEUED_BLOCK, rows.numel() // _PARTS) if _queued(rows) else _BLOCK
+    return max(256, numbers // max(1, rows.shape[0]))
 
 
 def row_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
@@ -37,13 +47,18 @@ def row_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
 
 def gramian(rows: Tensor) -> Tensor:
     """G = J J^T, (K, P) -> (K, K), float64, exactly symmetric, on the device of ``rows``."""
+    return symmetric(products(rows))
+
+
+def products(rows: Tensor) -> Tensor:
+    """The same, symmetric but for rounding: for sums of several, made exactly so once."""
     k, p = rows.shape
     if p < 4 * _RUN and k * p <= _BLOCK:  # a few biases, say: one call instead of many
         exact = rows.to(torch.float64)
-        return _symmetric(exact @ exact.T)
+        return exact @ exact.T
     out = torch.zeros(k, k, dtype=torch.float64, device=rows.device)
     even = p - p % _RUN
-    step = max(_RUN, _columns(k) // _RUN * _RUN)
+    step = max(_RUN, _columns(rows) // _RUN * _RUN)
     memory = rows.new_empty(k * min(step, even), dtype=torch.float64)
     for start in range(0, even, step):
         block = rows[:, start : min(start + step, even)]
@@ -52,30 +67,35 @@ def gramian(rows: Tensor) -> Tensor:
     if even < p:
         rest = rows[:, even:].to(torch.float64)
         out.addmm_(rest, rest.T)
-    return _symmetric(out)
+    return out
 
 
-def _symmetric(matrix: Tensor) -> Tensor:
-    # BLAS may round (i, j) and (j, i) differently; the solvers rely on exact symmetry.
+def symmetric(matrix: Tensor) -> Tensor:
+    """The upper triangle, mirrored: BLAS may round (i, j) and (j, i) differently, and solvers rely on symmetry."""
     return torch.triu(matrix) + torch.triu(matrix, 1).T
 
 
 def cross_gramian(left: Tensor, right: Tensor) -> Tensor:
     """J_1 J_2^T, (K, P) x (K', P) -> (K, K') in float64."""
     out = torch.zeros(left.shape[0], right.shape[0], dtype=torch.float64, device=left.device)
-    step = _columns(max(left.shape[0], right.shape[0]))
+    step = min(_columns(left), _columns(right))
     for start in range(0, left.shape[1], step):
         a = left[:, start : start + step].to(torch.float64)
         out.addmm_(a, right[:, start : start + step].to(torch.float64).T)
     return out
 
 
-def vector(numbers: Sequence[float], device: torch.device | None = None) -> Tensor:
-    """(K,) float64 of the numbers, on the processor unless said otherwise. Half of the overhead of ``torch.tensor``."""
+def vector(numbers: Sequence[float]) -> Tensor:
+    """(K,) float64 of the numbers, on the processor. Half of the overhead of ``torch.tensor``."""
     memory = array("d", numbers)
     # An empty buffer is an error for frombuffer.
-    out = torch.frombuffer(memory, dtype=torch.float64) if memory else torch.empty(0, dtype=torch.float64)
-    return out if device is None or device.type == "cpu" else out.to(device)
+    return torch.frombuffer(memory, dtype=torch.float64) if memory else torch.empty(0, dtype=torch.float64)
+
+
+def placed(weights: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """``weights`` on the device of ``like`` and in its dtype, or the given one. Sent along with the work that waits in
+    an accelerator's queue: nobody waits for it."""
+    return weights.to(like.device, dtype or like.dtype, non_blocking=True)
 
 
 def combine(rows: Tensor, weights: Tensor) -> Tensor:
@@ -85,9 +105,9 @@ def combine(rows: Tensor, weights: Tensor) -> Tensor:
     opposing tasks does not leave a direction made of rounding.
     """
     if rows.dtype == torch.float64:
-        return rows.T @ weights.to(rows.dtype)
+        return rows.T @ placed(weights, rows)
     out = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device)
-    exact = weights.to(torch.float64)
+    exact = placed(weights, rows, torch.float64)
     start = 0
     for block in _doubles(rows):
         stop = start + block.shape[1]
@@ -98,7 +118,7 @@ def combine(rows: Tensor, weights: Tensor) -> Tensor:
 
 def _doubles(rows: Tensor) -> Iterator[Tensor]:
     """Blocks of columns in float64, one after the other in the same memory."""
-    step = _columns(rows.shape[0])
+    step = _columns(rows)
     exact = rows.dtype == torch.float64
     memory = rows.new_empty(0 if exact else rows.shape[0] * min(step, rows.shape[1]), dtype=torch.float64)
     for start in range(0, rows.shape[1], step):
@@ -117,6 +137,10 @@ def factored_gramian(cotangents: Tensor, inputs: Tensor, bias: bool = False) -> 
 
     Gradients whose squares that dtype cannot hold (float32: norms below 1e-12 or above 1e19) are taken in float64.
 
+    On an accelerator all of float32 is taken in float64, the shorter way: a triangle takes many small kernels there,
+    and a look at the squares a wait. Its rounding, 1e-16 (|D| |A|)^2, is below the other's wherever the cancellation
+    leaves a gradient at all (|g| > 1e-8 |D| |A|).
+
     Args:
         cotangents: D, (K, N, out).
         inputs: A, (N, in), N <= in.
@@ -125,12 +149,19 @@ def factored_gramian(cotangents: Tensor, inputs: Tensor, bias: bool = False) -> 
     Returns:
         (K, K) float64, exactly symmetric.
     """
+    return symmetric(factored_products(cotangents, inputs, bias))
+
+
+def factored_products(cotangents: Tensor, inputs: Tensor, bias: bool = False) -> Tensor:
+    """The same, symmetric but for rounding."""
+    if _queued(cotangents) and cotangents.dtype != torch.float64:
+        return _squared(cotangents, inputs, bias)
     triangle = _triangle(inputs, bias)
     out = _run_by_run(triangle, cotangents)
     poor = [i for i, square in enumerate(out.diagonal().tolist()) if not _SQUARE <= square < math.inf]
     if poor and cotangents.dtype != torch.float64 and bool(cotangents[poor].any()):
         out = _run_by_run(triangle.to(torch.float64), cotangents)
-    return _symmetric(out)
+    return out
 
 
 def _run_by_run(triangle: Tensor, cotangents: Tensor) -> Tensor:
@@ -145,11 +176,27 @@ def _run_by_run(triangle: Tensor, cotangents: Tensor) -> Tensor:
     return out
 
 
+def _squared(cotangents: Tensor, inputs: Tensor, ones: bool) -> Tensor:
+    """<D_i, (A A^T) D_j>, (K, K), in float64 throughout. ``ones``: with one more column, of ones, in A."""
+    k, n, width = cotangents.shape
+    exact = inputs.to(torch.float64)
+    square = exact @ exact.T
+    if ones:
+        square += 1.0
+    step = max(1, _columns(cotangents.view(k, -1)) // max(1, n))
+    shares = []
+    for start in range(0, max(1, width), step):
+        runs = cotangents[:, :, start : start + step].to(torch.float64).transpose(0, 1)
+        moved = torch.matmul(square, runs.reshape(n, -1)).view(runs.shape)
+        shares.append(torch.bmm(runs, moved.transpose(1, 2)).sum(0))
+    return shares[0] if len(shares) == 1 else torch.stack(shares).sum(0)
+
+
 def _triangle(inputs: Tensor, ones: bool) -> Tensor:
     """R, (N, N) upper triangular, with A A^T = R^T R for A, (N, in), to about eps |A|^2, however dependent the rows.
     ``ones``: with one more column, of ones, in A."""
     triangle: Tensor
-    if inputs.dtype == torch.float32 and inputs.device.type == "cpu":
+    if inputs.dtype == torch.float32:
         # Forming A A^T costs half of the digits, and half of float64's are float32's. A Cholesky that runs to its end
         # is as accurate for dependent rows as for others; two thirds of the time of a QR in float32 for 64 rows.
         exact = inputs.to(torch.float64)

@@ -163,8 +163,8 @@ class MultiTask:
             As :meth:`backward`; after an error the micro-batches so far are forgotten.
         """
         micro, self._micro = self._micro or MicroBatches(), None
-        problem, _, _ = self._problem(losses, features)
-        micro.add(problem)
+        problem, _ = self._problem(losses, features)
+        micro.add(problem, inputs.values_of(problem.losses, problem.stacked, problem.names))
         self._micro = micro
 
     def step(self, closure: Closure | Sequence[Closure]) -> StepReport:
@@ -246,29 +246,30 @@ class MultiTask:
     ) -> _Prepared:
         """Check what the user handed over, pick a gradient source, make the view. Changes nothing."""
         micro, self._micro = self._micro, None
-        problem, values, names = self._problem(losses, features)
+        problem, names = self._problem(losses, features)
         needs = self.aggregator.needs
         detecting = self._looks_for_conflict()
         if detecting and self.detector is not None:
             needs = max(needs, self.detector.needs)
         kept = False
         if micro is not None:
-            micro.add(problem)
+            micro.add(problem, inputs.values_of(problem.losses, problem.stacked, problem.names))
             names = self._tasks or tuple(dict.fromkeys([*micro.losses, *names]))
             present = tuple(n for n in names if n in micro.losses)
             values = [micro.losses[n] for n in present]
             found = micro.result(present, problem.shared)
-            gram: Tensor | None = _checked_gramian(found, present)
+            gram: Tensor | None = _checked(found.gramian().cpu(), present)
             reason = f"sequential: the rows of {micro.count} micro-batches, added up"
         else:
             present = problem.names
             found, gram, reason, kept = self._collect(problem, needs, names)
-        k, device = len(names), problem.shared[0].device
+            values, gram = _read(problem, gram)
+        k = len(names)
         full_gram, mask, index = gram, None, None
         if len(present) != k:
             by_name = dict(zip(present, values))
             values = [by_name.get(n, math.nan) for n in names]
-            mask = torch.tensor([n in by_name for n in names], device=device)
+            mask = torch.tensor([n in by_name for n in names])
             index = mask.nonzero().flatten()
             if gram is not None:
                 full_gram = gram.new_full((k, k), float("nan"))
@@ -284,7 +285,6 @@ class MultiTask:
             features=problem.features,
             others=others,
             inner=inner,
-            device=device,
             needs=needs,
         )
         return _Prepared(view, problem, found, full_gram, index, reason, detecting, kept)
@@ -300,11 +300,11 @@ class MultiTask:
         training = self._trunk is None or self._trunk.training
         source, reason = self._planner.pick(needs, problem, training)
         found = source.collect(problem)
-        gram = _checked_gramian(found, problem.names) if source.provides >= Needs.GRAMIAN else None
+        gram = found.gramian() if source.provides >= Needs.GRAMIAN else None
         return found, gram, reason, False
 
-    def _problem(self, losses: Losses, features: Features) -> tuple[GradientProblem, list[float], tuple[str, ...]]:
-        """What is to be differentiated, the values of the losses, and the names of all tasks."""
+    def _problem(self, losses: Losses, features: Features) -> tuple[GradientProblem, tuple[str, ...]]:
+        """What is to be differentiated, and the names of all tasks."""
         by_name = self._by_name(losses)
         names = self._tasks or tuple(by_name)
         present = tuple([n for n in names if by_name.get(n) is not None])
@@ -317,9 +317,7 @@ class MultiTask:
         shared = tuple([p for p in self._parameters if p.requires_grad])
         if not shared:
             raise ConfigurationError("no parameter of the trunk requires gradients: everything is frozen.")
-        stacked = inputs.stack(scalars)
-        values = inputs.values_of(scalars, stacked, present)
-        return GradientProblem(present, scalars, inputs.flat(features), shared, stacked), values, names
+        return GradientProblem(present, scalars, inputs.flat(features), shared, inputs.stack(scalars)), names
 
     def _looks_for_conflict(self) -> bool:
         """Whether the detector is asked in this step. Where that costs task gradients which the method does not need,
@@ -348,7 +346,7 @@ class MultiTask:
         if rows is not None and rows._version != version:
             who = registry().identify(self.detector)
             raise PluginError(f"detector {who} wrote into view.jacobian, which is read-only: clone it first.")
-        detection.check(self.detector, conflict, part.n_tasks)
+        conflict = detection.checked(self.detector, conflict, part.n_tasks)
         if index is not None:
             pairs = conflict.pairs.new_zeros(k, k)
             pairs[index[:, None], index[None, :]] = conflict.pairs
@@ -442,7 +440,7 @@ class MultiTask:
             size = sum([p.numel() for p in prepared.problem.shared])
         answer = aggregation.call(self.aggregator, view, state, size)
         if keeper is not None and prepared.gramian is not None:
-            notes = keeper.renew(answer.weights, answer.head_weights, view.present.cpu(), prepared.gramian)
+            notes = keeper.renew(answer.weights, answer.head_weights, view.present, prepared.gramian)
             answer = dataclasses.replace(answer, diagnostics={**answer.diagnostics, **notes})
         return answer
 
@@ -492,19 +490,18 @@ class MultiTask:
         losses = self._by_name(inputs.evaluated(closure)[0])
         assert self._tasks is not None
         assert self._state is not None
-        present = [n for n in self._tasks if losses.get(n) is not None]
-        values = [math.nan if (loss := losses.get(n)) is None else loss.item() for n in self._tasks]
-        for name, value in zip(self._tasks, values):
-            if name in present and not math.isfinite(value):
+        present = {n: loss for n in self._tasks if (loss := losses.get(n)) is not None}
+        found = dict(zip(present, inputs.numbers(list(present.values()))))
+        for name, value in found.items():
+            if not math.isfinite(value):
                 raise NonFiniteError(f"after the step the loss of task {name!r} is {value}: lower the step size.")
-        device = self._parameters[0].device
+        values = [found.get(n, math.nan) for n in self._tasks]
         view = StepView(
             losses=values,
-            present=torch.tensor([n in present for n in self._tasks], device=device),
+            present=torch.tensor([n in present for n in self._tasks]),
             task_names=self._tasks,
             step=self._step - 1,
             generator=aggregation.step_seed(self._seed, self._step - 1),
-            device=device,
             needs=Needs.LOSSES,
         )
         if len(present) != len(self._tasks) and not self.aggregator.handles_absent:
@@ -664,8 +661,18 @@ class _Moment:
             home[name] = buffer  # a forward may have put another in its place
 
 
-def _checked_gramian(found: TaskGradients, names: Sequence[str]) -> Tensor:
-    gram = found.gramian()
+def _read(problem: GradientProblem, gram: Tensor | None) -> tuple[list[float], Tensor | None]:
+    """Losses and Gramian on the processor, and finite: the one wait for an accelerator before the weights."""
+    names, stacked = problem.names, problem.stacked
+    if gram is None or stacked is None or gram.device != stacked.device or gram.device.type == "cpu":
+        values = inputs.values_of(problem.losses, stacked, names)
+        return values, None if gram is None else _checked(gram.cpu(), names)
+    both = torch.cat([stacked.detach().to(gram.dtype), gram.flatten()]).cpu()
+    values = inputs.finite(both[: len(names)].tolist(), names)
+    return values, _checked(both[len(names) :].view(gram.shape), names)
+
+
+def _checked(gram: Tensor, names: Sequence[str]) -> Tensor:
     # A NaN or an infinity survives the sum; a finite Gramian whose sum overflows is looked at entry by entry.
     if not math.isfinite(gram.sum().item()) and not bool(torch.isfinite(gram).all()):
         squares = gram.diagonal()
@@ -685,4 +692,4 @@ def _full_rows(rows: Tensor, index: Tensor | None, k: int) -> Tensor:
 
 
 def _pick(values: Tensor | None, index: Tensor) -> Tensor | None:
-    return None if values is None else values[index.to(values.device)]
+    return None if values is None else values[index]

@@ -19,14 +19,17 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--device", default="cpu", help="where tests/devices puts its networks, e.g. cuda")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--slow"):
-        slow = [i for i in items if i.get_closest_marker("slow")]
-        if slow:
-            config.hook.pytest_deselected(items=slow)
-            items[:] = [i for i in items if not i.get_closest_marker("slow")]
+    unwanted = set() if config.getoption("--slow") else {"slow"}
+    if config.getoption("--device") == "cpu":
+        unwanted.add("accelerator")
+    left_out = [i for i in items if any(i.get_closest_marker(name) for name in unwanted)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [i for i in items if i not in left_out]
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ class MicroBatches:
         self._used: set[int] = set()
         self._shared: tuple[Tensor, ...] | None = None
 
-    def add(self, problem: GradientProblem) -> None:
-        """One more micro-batch; tasks may be missing from it. Its graph is freed.
+    def add(self, problem: GradientProblem, values: Sequence[float]) -> None:
+        """One more micro-batch with its losses' values; tasks may be missing from it. Its graph is freed.
 
         Raises:
             ConfigurationError: other parameters than in the micro-batches before require gradients.
@@ -51,8 +51,7 @@ class MicroBatches:
         found = self._source.collect(problem)
         assert isinstance(found, Stored)
         rows = found.rows()
-        for i, name in enumerate(problem.names):
-            loss = float(problem.losses[i].item())
+        for i, (name, loss) in enumerate(zip(problem.names, values)):
             if name in self._rows:
                 self._rows[name] += rows[i]
                 self.losses[name] = self.losses[name] + loss
@@ -111,7 +110,7 @@ class _Sum(TaskGradients):
                 assert weights is not None
                 direction = linalg.combine(self._rows, weights)
             else:
-                direction = direction.clone()  # the method may hold on to it
+                direction = direction.to(self._rows.device, copy=True)  # the method may hold on to it
             parts = direction.split([p.numel() for p in self._shared])
             for p, used, part in zip(self._shared, self._used, parts):
                 if used:

@@ -130,9 +130,9 @@ def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: i
         at = 0
         for piece, a, b in block:
             part_of = stored[:, at : at + b - a]
-            total += piece.gramian(part_of) if piece.factored else linalg.gramian(part_of)
+            total += piece.products(part_of) if piece.factored else linalg.products(part_of)
             at += b - a
-    return Blocks(problem, total, front.heads)
+    return Blocks(problem, linalg.symmetric(total), front.heads)
 
 
 Slice = tuple[Part, int, int]
@@ -165,17 +165,19 @@ def _blocks(parts: Sequence[Part], columns: int) -> list[list[Slice]]:
 
 def _gramian(parts: Sequence[Part], stored: Tensor) -> Tensor:
     """(K, K) of parts in any order; neighbours that are stored as they are make one matrix."""
-    total = torch.zeros(len(stored), len(stored), dtype=torch.float64, device=stored.device)
+    shares = []
     start = end = 0
     for piece in (*parts, None):
         if piece is None or piece.factored:
             if end > start:
-                total += linalg.gramian(stored[:, start:end])
+                shares.append(linalg.products(stored[:, start:end]))
             if piece is not None:
-                total += piece.gramian(stored[:, end : end + piece.width])
+                shares.append(piece.products(stored[:, end : end + piece.width]))
                 start = end + piece.width
         end += 0 if piece is None else piece.width
-    return total
+    if not shares:
+        return torch.zeros(len(stored), len(stored), dtype=torch.float64, device=stored.device)
+    return linalg.symmetric(functools.reduce(Tensor.add_, shares))
 
 
 def _short(error: Exception) -> str:
@@ -277,7 +279,7 @@ class Stored(TaskGradients):
             if direction is not None:
                 shared = self._problem.shared
                 # A copy: the method may hold on to its direction, or have handed out a row.
-                pieces = direction.clone().split([p.numel() for p in shared])
+                pieces = direction.to(self._stored.device, copy=True).split([p.numel() for p in shared])
                 gradients = [(p, d.view(p.shape)) for p, d in zip(shared, pieces)]
             else:
                 assert weights is not None
@@ -295,7 +297,7 @@ class Stored(TaskGradients):
         # Apart, because a .grad that is a view keeps all of its block alive.
         whole = linalg.combine(self._stored[:, : self._whole], weights)
         # Factors are multiplied out in their own dtype, so that a sum of them in float64 would gain nothing.
-        rest = torch.mv(self._stored[:, self._whole :].T, weights.to(self._stored))
+        rest = torch.mv(self._stored[:, self._whole :].T, linalg.placed(weights, self._stored))
         n = sum(not p.factored for p in self._parts)
         blocks = [*_cut(self._parts[:n], whole), *_cut(self._parts[n:], rest)]
         return [pair for piece, block in blocks for pair in piece.gradients(block)]
@@ -335,7 +337,7 @@ class Blocks(TaskGradients):
         if weights is None:
             raise PluginError('a method that returns a direction cannot use gradients="streaming".')
         losses, shared = self._problem.losses, self._problem.shared
-        seeds = [w.to(t) for w, t in zip(weights.unbind(), losses)]
+        seeds = [w.to(t) for w, t in zip(linalg.placed(weights, losses[0], weights.dtype).unbind(), losses)]
         with all_or_nothing(shared):
             graph.backward(losses, seeds, shared)
         write_heads(self._heads, head_weights)

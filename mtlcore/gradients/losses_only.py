@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mtlcore import linalg
 from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
 from mtlcore.gradients import graph
@@ -60,9 +61,10 @@ class _Weighted(TaskGradients):
         # The losses as roots with cotangents w_i: for w = 1 bit for bit what sum(losses).backward() does. One stacked
         # root where there is one, for a root costs as much as a small head.
         if problem.stacked is not None:
-            roots, seeds = [problem.stacked], [weights.to(problem.stacked)]
+            roots, seeds = [problem.stacked], [linalg.placed(weights, problem.stacked)]
         else:
-            roots, seeds = list(problem.losses), [w.to(loss) for w, loss in zip(weights.unbind(), problem.losses)]
+            roots = list(problem.losses)
+            seeds = [linalg.placed(w, loss) for w, loss in zip(weights.unbind(), problem.losses)]
         if feature_gradient:
             roots += problem.features
             seeds += [g.to(f) for g, f in zip(feature_gradient, problem.features)]

@@ -70,7 +70,7 @@ class Keeper:
         # A drift may ask for the task gradients after all.
         found = self._source.collect(problem, keep_graph=self.policy.drift is not None)
         if self.policy.drift is not None:
-            self._now = found.gramian().clone()
+            self._now = found.gramian().cpu()
             if due or self.drift() > self.policy.drift:
                 return None
         return found

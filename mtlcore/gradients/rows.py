@@ -58,8 +58,8 @@ class Part(abc.ABC):
     def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
         """Write into ``out`` (c, width) what autograd found for c tasks at each target, each (c, ...)."""
 
-    def gramian(self, stored: Tensor) -> Tensor:
-        """(K, K) float64, of a factored part."""
+    def products(self, stored: Tensor) -> Tensor:
+        """Inner products of the gradients, (K, K) float64, of a factored part; symmetric but for rounding."""
         raise NotImplementedError
 
     def gradients(self, stored: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -160,10 +160,10 @@ class Factors(_Used):
             place[:, start : start + g.shape[1]].copy_(g)
             start += g.shape[1]
 
-    def gramian(self, stored: Tensor) -> Tensor:
+    def products(self, stored: Tensor) -> Tensor:
         """See :class:`Part`."""
         cotangents = stored.view(len(stored), -1, self._out)
-        return linalg.factored_gramian(cotangents, self._inputs, bias=self.bias is not None)
+        return linalg.factored_products(cotangents, self._inputs, bias=self.bias is not None)
 
     def gradients(self, stored: Tensor) -> list[tuple[Tensor, Tensor]]:
         """See :class:`Part`."""

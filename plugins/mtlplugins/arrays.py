@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from mtlcore.contracts import State, StepView
 
@@ -26,11 +25,6 @@ Arrays = dict[str, Array]
 def losses_of(view: StepView) -> Array:
     """(K,) float64."""
     return np.array(view.loss_values)
-
-
-def tensor(values: Array, view: StepView) -> Tensor:
-    """The same numbers on the view's device."""
-    return torch.from_numpy(values).to(view.device)
 
 
 def arrays(state: State) -> Arrays:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlcore import Needs, StepView
+from mtlcore import StepView
 
 
 def test_losses_as_a_tensor_or_as_plain_numbers() -> None:
@@ -21,9 +21,7 @@ def test_losses_as_a_tensor_or_as_plain_numbers() -> None:
         assert view.losses.tolist() == [3.0, 4.0], "the view was written to"
 
 
-def test_a_device_for_plain_numbers() -> None:
-    view = StepView(losses=[1.0, 2.0, 3.0], device=torch.device("meta"), needs=Needs.LOSSES)
-    assert view.device.type == view.losses.device.type == "meta"
+def test_the_view_of_some_tasks() -> None:
     part = StepView(losses=[1.0, 2.0, 3.0]).restricted(torch.tensor([True, False, True]))
     assert part.loss_values == (1.0, 3.0)
     assert part.task_index == (0, 2)
@@ -39,7 +37,7 @@ def test_features_come_without_a_graph() -> None:
     assert StepView(losses=[1.0]).features == ()
 
 
-@pytest.mark.parametrize("name", ["losses", "loss_values", "features", "device"])
+@pytest.mark.parametrize("name", ["losses", "loss_values", "features"])
 def test_a_view_is_immutable(name: str) -> None:
     with pytest.raises(AttributeError):
         setattr(StepView(losses=[1.0]), name, None)

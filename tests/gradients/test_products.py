@@ -10,6 +10,13 @@ from mtlcore import linalg
 SIZES = [(1, 7), (3, 2000), (300, 2000), (3, 100_003), (16, 9000), (17, 9001), (40, 20_000), (300, 700)]
 
 
+@pytest.fixture(params=["processor", "accelerator"], autouse=True)
+def where(request, monkeypatch):
+    """The way of an accelerator, too, which need not be there for that."""
+    monkeypatch.setattr(linalg, "_queued", lambda tensor: request.param == "accelerator")
+    return request.param
+
+
 def draw(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 

@@ -254,6 +254,7 @@ def test_micro_batches_keep_one_gradient_per_head_parameter():
     micro = MicroBatches()
     for _ in range(3):
         z = trunk(torch.randn(3, 4))
-        micro.add(GradientProblem(("a",), (head(z).square().mean(),), (z,), tuple(trunk.parameters())))
+        loss = head(z).square().mean()
+        micro.add(GradientProblem(("a",), (loss,), (z,), tuple(trunk.parameters())), [loss.item()])
     found = micro.result(("a",), tuple(trunk.parameters()))
     assert [id(p) for p, _ in found._heads[0]] == [id(p) for p in head.parameters()]

@@ -33,8 +33,9 @@ class FixedOnRows(Fixed):
     needs: ClassVar[Needs] = Needs.JACOBIAN
 
     def aggregate(self, view, state):
-        weights = torch.tensor(self.values, dtype=view.jacobian.dtype)
-        return Aggregation(direction=view.jacobian.T @ weights, state=state)
+        rows = view.jacobian
+        weights = torch.tensor(self.values, dtype=rows.dtype, device=rows.device)
+        return Aggregation(direction=rows.T @ weights, state=state)
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,13 @@ class Problem:
     def batch(self, seed: int, n: int = 48):
         """A closure on its own batch; the targets depend on the input only through a fixed random teacher."""
         x = self.inputs(torch.Generator().manual_seed(seed), n)
+        device = next(self.trunk.parameters()).device
         flat = x.double().flatten(1)
         teacher = torch.randn(
             flat.shape[1], len(TASKS), generator=torch.Generator().manual_seed(99), dtype=torch.float64
         )
-        y = torch.sin(flat @ teacher / flat.shape[1] ** 0.5)
+        y = torch.sin(flat @ teacher / flat.shape[1] ** 0.5).to(device)
+        x = x.to(device)
 
         def closure():
             z = self.trunk(x)

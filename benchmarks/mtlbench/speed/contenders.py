@@ -51,12 +51,13 @@ class Rule:
         assert answer is not None
         return answer
 
-    def torchjd(self, k: int) -> Any:
+    def torchjd(self, work: Workload) -> Any:
         """For TorchJD: its own method of that name."""
         from torchjd import aggregation
 
         if self.name == "fixed":
-            return aggregation.Constant(torch.tensor([(i + 1) / k for i in range(k)]))
+            k, device = work.n_tasks, work.inputs[0].device
+            return aggregation.Constant(torch.tensor([(i + 1) / k for i in range(k)], device=device))
         return getattr(aggregation, {"upgrad": "UPGrad", "mgda": "MGDA"}[self.name])()
 
 
@@ -150,7 +151,7 @@ class LibMtlForm(Contender):
     def backward(self, losses: list[Tensor], z: Tensor) -> None:
         """Heads get their own gradients with weight 1, as everywhere in this comparison."""
         sizes = [p.numel() for p in self.shared]
-        jacobian = torch.zeros(len(losses), sum(sizes))
+        jacobian = z.new_zeros(len(losses), sum(sizes))
         for i, loss in enumerate(losses):
             found = torch.autograd.grad(loss, self.shared, retain_graph=True)
             jacobian[i] = torch.cat([g.flatten() for g in found])
@@ -169,7 +170,7 @@ class TorchJd(Contender):
 
     def __init__(self, work: Workload, rule: Rule) -> None:
         super().__init__(work, rule)
-        self.aggregator = rule.torchjd(work.n_tasks)
+        self.aggregator = rule.torchjd(work)
 
     def backward(self, losses: list[Tensor], z: Tensor) -> None:
         """As in TorchJD's multi-task example."""
@@ -195,11 +196,8 @@ class TorchJdAutogram(Contender):
         super().__init__(work, rule)
         from torchjd.autogram import Engine
 
-        self.weighting = (
-            rule.torchjd(work.n_tasks).weighting
-            if rule.name == "fixed"
-            else rule.torchjd(work.n_tasks).gramian_weighting
-        )
+        aggregator = rule.torchjd(work)
+        self.weighting = aggregator.weighting if rule.name == "fixed" else aggregator.gramian_weighting
         self.engine = Engine(work.trunk, batch_dim=None)
 
     def backward(self, losses: list[Tensor], z: Tensor) -> None:

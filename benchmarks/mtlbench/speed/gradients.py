@@ -1,7 +1,7 @@
 """What task gradients cost: mtlcore against the floor, TorchJD, LibMTL's form and hand-written loops.
 
     python -m mtlbench.speed.gradients --out build/speed [--seconds 10] [--only mlp40 gru5] [--no-curves]
-        [--threads 1 --processor-time]
+        [--threads 1 --processor-time] [--device cuda]
 
 Prints a table of ratios and writes gradients.json and gradients.png. All contenders do the same job; before the
 timing each is compared with the explicit Jacobian on fixed weights, and a contender that errs is reported, not timed.
@@ -9,6 +9,7 @@ timing each is compared with the explicit Jacobian on fixed weights, and a conte
 * time: median over interleaved rounds of (contender / reference) in the same round.
 * memory: peak bytes allocated between the end of the forward pass and the end of the first step, in units of K x P
   numbers; kept buffers are counted, for the contender is new.
+* waits (on CUDA): how often the processor waits for the accelerator in a step.
 """
 
 from __future__ import annotations
@@ -46,28 +47,28 @@ _PEERS = ("TorchJD documented", "TorchJD sequential", "TorchJD autogram")
 
 
 def prepare(
-    make: Callable[[], Workload], rule: Rule, kinds: Sequence[type[Contender]]
+    make: Callable[[], Workload], rule: Rule, kinds: Sequence[type[Contender]], device: torch.device = measure.CPU
 ) -> tuple[dict[str, Contender], dict[str, str]]:
     """Contenders that do the right job on this workload, each with a network of its own, warmed up.
 
     Returns:
         (label -> contender, label -> why it is left out).
     """
-    reference = HandWritten(workloads.build(make), Rule("fixed"))
+    reference = HandWritten(workloads.build(make, device), Rule("fixed"))
     reference.step()
     expected = reference.work.gradients()
     ready: dict[str, Contender] = {}
     refused: dict[str, str] = {}
     for kind in kinds:
         try:
-            trial = kind(workloads.build(make), Rule("fixed"))
+            trial = kind(workloads.build(make, device), Rule("fixed"))
             trial.step()
             if kind.complete:
                 error = float((trial.work.gradients() - expected).norm() / expected.norm())
                 if not error < 1e-4:
                     refused[kind.label] = f"wrong gradients: relative error {error:.1e}"
                     continue
-            contender = kind(workloads.build(make), rule)
+            contender = kind(workloads.build(make, device), rule)
             for i in range(200):
                 contender.step()
                 if i >= 2 and contender.ready():
@@ -78,7 +79,13 @@ def prepare(
     return ready, refused
 
 
-def memory(make: Callable[[], Workload], rule: Rule, kind: type[Contender], like: Contender) -> float:
+def memory(
+    make: Callable[[], Workload],
+    rule: Rule,
+    kind: type[Contender],
+    like: Contender,
+    device: torch.device = measure.CPU,
+) -> float:
     """Peak of a new contender's first backward, in units of K x P numbers.
 
     Args:
@@ -87,8 +94,9 @@ def memory(make: Callable[[], Workload], rule: Rule, kind: type[Contender], like
         kind: the contender's class.
         like: a warmed-up one: "auto" takes over what it settled on. It compares that with the reference in one more
             step, which is not measured, and begins the next without memory, as everybody does.
+        device: where the network is.
     """
-    contender = kind(workloads.build(make), rule)
+    contender = kind(workloads.build(make, device), rule)
     if isinstance(contender, MtlCore) and isinstance(like, MtlCore):
         state = contender.mt.state_dict()
         contender.mt.load_state_dict({**state, "gradient_sources": like.mt.state_dict()["gradient_sources"]})
@@ -97,15 +105,21 @@ def memory(make: Callable[[], Workload], rule: Rule, kind: type[Contender], like
     contender.work.zero_grad()
     losses, z = contender.work.forward()
     size = contender.work.n_tasks * contender.work.n_parameters * 4
-    return measure.peak_bytes(lambda: contender.backward(losses, z)) / size
+    return measure.peak_bytes(lambda: contender.backward(losses, z), device) / size
 
 
-def run(names: Sequence[str], rule: Rule, seconds: float, clock: Callable[[], float]) -> list[dict[str, Any]]:
+def run(
+    names: Sequence[str],
+    rule: Rule,
+    seconds: float,
+    clock: Callable[[], float],
+    device: torch.device = measure.CPU,
+) -> list[dict[str, Any]]:
     """One record per workload."""
     records = []
     for name in names:
         make = workloads.WORKLOADS[name]
-        ready, refused = prepare(make, rule, CONTENDERS)
+        ready, refused = prepare(make, rule, CONTENDERS, device)
         for needed in (Floor.label, MtlCore.label):  # what everything is told in terms of
             if needed in refused:
                 raise MtlError(f"{name}: {needed} failed, nothing can be compared: {refused[needed]}")
@@ -118,7 +132,7 @@ def run(names: Sequence[str], rule: Rule, seconds: float, clock: Callable[[], fl
         for label, contender in ready.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                peaks[label] = memory(make, rule, kinds[label], contender)
+                peaks[label] = memory(make, rule, kinds[label], contender, device)
         record = {
             "workload": work.name,
             "tasks": work.n_tasks,
@@ -127,6 +141,7 @@ def run(names: Sequence[str], rule: Rule, seconds: float, clock: Callable[[], fl
             "ratio_to_floor": {n: measure.ratio(times, n, Floor.label) for n in times},
             "ratio_to_torchjd": {n: measure.ratio(times, n, _DOCUMENTED) for n in times if _DOCUMENTED in times},
             "memory_in_rows": peaks,
+            "waits": {n: measure.waits(c.step, device) for n, c in ready.items()},
             "left_out": refused,
             "source": chosen.reason,
         }
@@ -142,11 +157,13 @@ def run(names: Sequence[str], rule: Rule, seconds: float, clock: Callable[[], fl
 def table(record: dict[str, Any]) -> str:
     """One workload in words."""
     lines = [f"\n{record['workload']}  (P = {record['parameters']:,}, {record['rounds']} rounds)  [{record['source']}]"]
-    lines.append(f"  {'':24}{'/ floor':>9}{'/ TorchJD':>11}{'memory/KP':>11}")
+    counted = any(n is not None for n in record["waits"].values())
+    lines.append(f"  {'':24}{'/ floor':>9}{'/ TorchJD':>11}{'memory/KP':>11}{'waits' if counted else '':>7}")
     for name in record["ratio_to_floor"]:
         jd = record["ratio_to_torchjd"].get(name, float("nan"))
         held = record["memory_in_rows"].get(name, float("nan"))
-        lines.append(f"  {name:24}{record['ratio_to_floor'][name]:9.2f}{jd:11.2f}{held:11.2f}")
+        waits = f"{record['waits'][name]:7d}" if counted else ""
+        lines.append(f"  {name:24}{record['ratio_to_floor'][name]:9.2f}{jd:11.2f}{held:11.2f}{waits}")
     lines += [f"  {name:24}left out: {why}" for name, why in record["left_out"].items()]
     return "\n".join(lines)
 
@@ -168,7 +185,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     return out
 
 
-def curves(seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
+def curves(seconds: float, clock: Callable[[], float], device: torch.device = measure.CPU) -> dict[str, Any]:
     """Step time against K (2 .. 100) and against P, with fitted lines; against K in forward passes of the trunk.
 
     With given weights instead of UPGrad, whose K projections, up to order K^4 in all, would bend the line.
@@ -185,7 +202,7 @@ def curves(seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
         xs: list[float] = []
         ys: dict[str, list[float]] = {k.label: [] for k in kinds}
         for x, make in series:
-            ready, _ = prepare(make, rule, kinds)
+            ready, _ = prepare(make, rule, kinds, device)
             forward = ready[Floor.label].work.trunk_forward
             steps = {"forward": forward, **{n: c.step for n, c in ready.items()}}
             times = measure.interleaved(steps, seconds / len(series), clock=clock)
@@ -259,23 +276,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=None, help="torch threads; default: torch's own")
     parser.add_argument("--processor-time", action="store_true", help="this process's own time; with --threads 1 only")
     parser.add_argument("--no-curves", action="store_true", help="leave out cost against K and P")
+    parser.add_argument("--device", type=torch.device, default=measure.CPU, help="where the networks are; default: cpu")
     options = parser.parse_args(arguments)
     if options.processor_time and options.threads != 1:
         parser.error("--processor-time counts threads that wait for each other: use it with --threads 1")
-    clock = time.process_time if options.processor_time else time.perf_counter
+    clock = time.process_time if options.processor_time else measure.wall_clock(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    torch.backends.cudnn.allow_tf32 = False  # in ten bits, contenders that do the same job could not be told to
     rule = Rule(options.method)
-    records = run(options.only, rule, options.seconds, clock)
+    records = run(options.only, rule, options.seconds, clock, options.device)
     result: dict[str, Any] = {
         "method": rule.name,
         "torch": torch.__version__,
         "threads": measure.threads(),
         "clock": "processor time" if options.processor_time else "wall time",
         "machine": platform.machine(),
+        "device": measure.name_of(options.device),
         "summary": summary(records),
         "records": records,
-        "curves": {} if options.no_curves else curves(3 * options.seconds, clock),
+        "curves": {} if options.no_curves else curves(3 * options.seconds, clock, options.device),
     }
     print("\nsummary")
     for name, value in result["summary"].items():

@@ -1,12 +1,14 @@
 """What loss-level methods cost: a whole training step against a plain summed-loss step, at K = 2, 11, 40, 100.
 
     python -m mtlbench.speed.loss_level [--out build/speed] [--seconds 20] [--tasks 2 11] [--methods bilb4mtl uw]
+        [--device cuda]
 
 A step is zero_grad, forward, backward, SGD. The reference does ``sum(losses).backward()``; a method goes through
 ``MultiTask.backward`` (``MultiTask.step`` if it looks at the losses twice) with its default options.
 
 * time: median over interleaved rounds of (method / reference) in the same round, on one thread, in processor time of
-  this process: a difference of a few percent would drown in what else runs on the machine.
+  this process: a difference of a few percent would drown in what else runs on the machine. (On an accelerator in wall
+  time, its queue drained.)
 * memory: peak bytes allocated during a step, forward pass included, method / reference.
 
 Prints a table and writes loss_level.json. Targets: time <= 1.05, memory <= 1.02 (methods with one forward pass).
@@ -75,10 +77,12 @@ def _sgd(workload: Workload) -> torch.optim.Optimizer:
     return torch.optim.SGD([*workload.trunk.parameters(), *workload.heads.parameters()], lr=1e-6)
 
 
-def compare(make: Callable[[], Workload], labels: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:
+def compare(
+    make: Callable[[], Workload], labels: Sequence[str], seconds: float, device: torch.device = measure.CPU
+) -> dict[str, dict[str, float]]:
     """For each label its time and memory relative to the plain step on one network."""
     # One network for all: where its tensors happen to lie in memory is the same for everybody.
-    network = build(make)
+    network = build(make, device)
     steps = {label: plain(network) if label == PLAIN else method(network, label) for label in (PLAIN, *labels)}
     peaks: dict[str, int] = {}
     for label, step in steps.items():
@@ -86,9 +90,10 @@ def compare(make: Callable[[], Workload], labels: Sequence[str], seconds: float)
             step()
             # Without old gradients: releasing what was allocated before would hide the new ones.
             network.zero_grad()
-            found = measure.peak_bytes(step)
+            found = measure.peak_bytes(step, device)
             peaks[label] = min(found, peaks.get(label, found))
-    times = measure.interleaved(steps, seconds, least=15, clock=time.process_time)
+    clock = time.process_time if device.type == "cpu" else measure.wall_clock(device)
+    times = measure.interleaved(steps, seconds, least=15, clock=clock)
     return {
         label: {
             "time": measure.ratio(times, label, PLAIN),
@@ -123,17 +128,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 11, 40, 100], help="numbers of tasks")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--device", type=torch.device, default=measure.CPU, help="where the networks are; default: cpu")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     measure.keep_memory()
-    environment = {"torch": torch.__version__, "threads": measure.threads(), "machine": platform.platform()}
+    environment = {
+        "torch": torch.__version__,
+        "threads": measure.threads(),
+        "machine": platform.platform(),
+        "device": measure.name_of(chosen.device),
+    }
     chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / "loss_level.json"
     results = {}
     for network in chosen.networks:
         for k in chosen.tasks:
             name = f"{network} K={k}"
-            results[name] = compare(functools.partial(NETWORKS[network], k), chosen.methods, chosen.seconds)
+            results[name] = compare(
+                functools.partial(NETWORKS[network], k), chosen.methods, chosen.seconds, chosen.device
+            )
             # After each column, so that a run cut short leaves what it found.
             path.write_text(json.dumps({"environment": environment, "results": results}, indent=1) + "\n")
             print(table({name: results[name]}) + "\n", flush=True)

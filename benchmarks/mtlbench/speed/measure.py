@@ -7,10 +7,13 @@ import gc
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.autograd.profiler import profile
+
+CPU = torch.device("cpu")
 
 _TRIM, _TOP_PAD, _MMAP = -1, -2, -3
 """Numbers of mallopt's parameters; 32 MB is the most that the last one takes."""
@@ -63,14 +66,50 @@ def geometric_mean(values: Sequence[float]) -> float:
     return statistics.geometric_mean(values)
 
 
-def peak_bytes(function: Callable[[], object]) -> int:
-    """Most bytes that torch's CPU allocator held at once during ``function``, above what it held before.
+def wall_clock(device: torch.device = CPU) -> Callable[[], float]:
+    """Seconds; on an accelerator when its queue is empty."""
+    if device.type == "cpu":
+        return time.perf_counter
+
+    def clock() -> float:
+        torch.get_device_module(device).synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
+def waits(function: Callable[[], object], device: torch.device) -> int | None:
+    """How often the processor waits for the accelerator in ``function``; None where torch does not tell."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            function()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return sum("synchronizing CUDA operation" in str(w.message) for w in caught)
+
+
+def peak_bytes(function: Callable[[], object], device: torch.device = CPU) -> int:
+    """Most bytes that torch's allocator held at once during ``function``, above what it held before.
 
     Every allocation and release of tensor memory is in the profiler's trace; their running sum is exact and knows
     nothing of caches, page sizes or other processes, unlike the resident set size. It sees this thread:
-    each further thread of a threaded source holds the intermediates of one more task.
+    each further thread of a threaded source holds the intermediates of one more task. On an accelerator the allocator
+    itself keeps count.
     """
     gc.collect()
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        module.reset_peak_memory_stats()
+        before = module.memory_allocated()
+        kept = function()
+        del kept
+        return int(module.max_memory_allocated() - before)
     with profile(profile_memory=True, use_kineto=True) as trace:
         kept = function()
     del kept
@@ -95,6 +134,11 @@ def keep_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((_TRIM, 2**31 - 1), (_TOP_PAD, 1 << 26), (_MMAP, 1 << 25)):
             mallopt(parameter, value)
+
+
+def name_of(device: torch.device) -> str:
+    """For records: the accelerator's model, or "cpu"."""
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
 
 
 def threads() -> int:

@@ -155,6 +155,7 @@ class _MessagePassing(nn.Module):
         self.message = nn.ModuleList(nn.Linear(2 * width, width, bias=False) for _ in range(layers))
         self.register_buffer("edges", edges)
         self.register_buffer("graph", graph)
+        self.graphs = int(graph.max()) + 1
 
     def forward(self, atoms: Tensor) -> Tensor:
         h = self.embed(atoms)
@@ -162,7 +163,8 @@ class _MessagePassing(nn.Module):
         for own, message in zip(self.own, self.message):
             sent = torch.relu(message(torch.cat([h[source], h[target]], 1)))
             h = torch.relu(own(h) + torch.zeros_like(h).index_add(0, target, sent) / 4)
-        return torch.zeros(int(self.graph.max()) + 1, h.shape[1]).index_add(0, self.graph, h) / 16
+        pooled: Tensor = h.new_zeros(self.graphs, h.shape[1]).index_add(0, self.graph, h) / 16
+        return pooled
 
 
 def gnn() -> Workload:
@@ -188,8 +190,8 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
 """The eight workloads of the suite."""
 
 
-def build(make: Callable[[], Workload], seed: int = 0) -> Workload:
+def build(make: Callable[[], Workload], device: torch.device | str = "cpu", seed: int = 0) -> Workload:
     """A workload, identically initialised each time; the global random state is left alone."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
         return make()

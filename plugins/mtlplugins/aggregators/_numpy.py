@@ -12,7 +12,7 @@ from mtlplugins.solvers.cosines import Array, Cosines, cosines
 
 def read(view: StepView) -> Cosines:
     """The view's Gramian, row-normalised."""
-    return cosines(view.gramian.cpu().numpy())
+    return cosines(view.gramian.numpy())
 
 
 def losses(view: StepView) -> Array:
@@ -20,6 +20,6 @@ def losses(view: StepView) -> Array:
     return np.array(view.loss_values)
 
 
-def tensor(values: Array, view: StepView) -> Tensor:
-    """(K,) float64 weights on the view's device."""
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(view.device)
+def tensor(values: Array) -> Tensor:
+    """(K,) float64 weights."""
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))

@@ -51,7 +51,7 @@ class AlignedMTL(Aggregator):
         k = len(rows.norms)
         one = 1.0 / view.n_tasks if self.reduction == "mean" else 1.0
         if not k:
-            return Aggregation(weights=_numpy.tensor(np.full(view.n_tasks, one), view), state=state)
+            return Aggregation(weights=_numpy.tensor(np.full(view.n_tasks, one)), state=state)
         # A factor F with F^T F = G, from the cosines: its singular values keep the digits that those of G, whose
         # entries spread twice as far as the norms, would lose.
         values, vectors = np.linalg.eigh(rows.matrix)
@@ -65,4 +65,4 @@ class AlignedMTL(Aggregator):
         ]
         weights = ((sigma / values) * (basis @ np.full(k, one))) @ basis
         diagnostics = {"rank": int(keep.sum()), "condition": float(values[0] / values[-1])}
-        return Aggregation(weights=_numpy.tensor(rows.scatter(weights), view), state=state, diagnostics=diagnostics)
+        return Aggregation(weights=_numpy.tensor(rows.scatter(weights)), state=state, diagnostics=diagnostics)

@@ -64,7 +64,7 @@ class CAGrad(Aggregator):
         rows = _numpy.read(view)
         uniform = 1.0 / view.n_tasks
         if not len(rows.norms):
-            return Aggregation(weights=_numpy.tensor(np.full(view.n_tasks, uniform), view), state=state)
+            return Aggregation(weights=_numpy.tensor(np.full(view.n_tasks, uniform)), state=state)
         b0 = rows.norms * uniform
         y, certificate = cagrad(rows.matrix, 1.0 / rows.norms, b0, self.c)
         diagnostics = certificate.diagnostics()
@@ -74,4 +74,4 @@ class CAGrad(Aggregator):
             diagnostics.update(checked)
         scale = {"none": 1.0, "1+c^2": 1.0 + self.c**2, "1+c": 1.0 + self.c}[self.rescale]
         weights = rows.scatter(b / rows.norms, dead=uniform) / scale
-        return Aggregation(weights=_numpy.tensor(weights, view), state=state, diagnostics=diagnostics)
+        return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=diagnostics)

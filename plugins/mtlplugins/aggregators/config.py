@@ -44,18 +44,16 @@ class ConFIG(Aggregator):
         """weights = (sum_i |g_i| (C y)_i / y'Cy) y / |g|."""
         rows = _numpy.read(view)
         if not len(rows.norms):
-            return Aggregation(weights=_numpy.tensor(np.zeros(view.n_tasks), view), state=state)
+            return Aggregation(weights=_numpy.tensor(np.zeros(view.n_tasks)), state=state)
         y, rank = minimum_norm(rows.matrix, np.ones(len(rows.norms)))
         cosines = rows.matrix @ y
         square = float(y @ cosines)
         diagnostics: dict[str, object] = {"rank": rank}
         if square <= 16.0 * len(y) * EPS * float(np.abs(y).sum()) ** 2:
             diagnostics["undefined"] = "no direction has a positive cosine with the gradients"
-            return Aggregation(
-                weights=_numpy.tensor(np.zeros(view.n_tasks), view), state=state, diagnostics=diagnostics
-            )
+            return Aggregation(weights=_numpy.tensor(np.zeros(view.n_tasks)), state=state, diagnostics=diagnostics)
         length = float(rows.norms @ cosines)
         # d points against u where the projections sum to less than zero, which dependent rows allow.
         diagnostics["min_cosine"] = float((cosines if length >= 0.0 else -cosines).min()) / square**0.5
         weights = (length / square) * y / rows.norms
-        return Aggregation(weights=_numpy.tensor(rows.scatter(weights), view), state=state, diagnostics=diagnostics)
+        return Aggregation(weights=_numpy.tensor(rows.scatter(weights)), state=state, diagnostics=diagnostics)

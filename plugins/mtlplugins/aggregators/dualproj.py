@@ -47,9 +47,9 @@ class DualProj(Aggregator):
         rows = _numpy.read(view)
         uniform = 1.0 / view.n_tasks
         if not len(rows.norms):
-            return Aggregation(weights=_numpy.tensor(np.full(view.n_tasks, uniform), view), state=state)
+            return Aggregation(weights=_numpy.tensor(np.full(view.n_tasks, uniform)), state=state)
         b, certificate = project(rows.matrix, rows.norms * uniform)
         b, checked = without_conflict(rows.matrix, b)
         weights = rows.scatter(b / rows.norms, dead=uniform)
         diagnostics = {**certificate.diagnostics(), **checked}
-        return Aggregation(weights=_numpy.tensor(weights, view), state=state, diagnostics=diagnostics)
+        return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=diagnostics)

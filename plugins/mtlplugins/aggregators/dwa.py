@@ -9,7 +9,7 @@ import torch
 
 from mtlcore import integer, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlplugins.arrays import Array, arrays, losses_of, put, softmax, take, tensor, tensors
+from mtlplugins.arrays import Array, arrays, losses_of, put, softmax, take, tensors
 from mtlplugins.positive import positive
 
 _LARGEST = 1e150
@@ -61,7 +61,7 @@ class DWA(Aggregator):
         total, count = put(total, view, take(total, view) + losses), put(count, view, take(count, view) + 1.0)
         new = {"sum": total, "count": count, "last": last, "before": before, "window": np.array(number)}
         return Aggregation(
-            weights=tensor(weights, view), state=tensors(new), diagnostics={"ratio": torch.from_numpy(ratio)}
+            weights=torch.from_numpy(weights), state=tensors(new), diagnostics={"ratio": torch.from_numpy(ratio)}
         )
 
 

@@ -71,12 +71,12 @@ class FairGrad(Aggregator):
         """w = b / |g|."""
         rows = _numpy.read(view)
         if not len(rows.norms):
-            zero = _numpy.tensor(np.zeros(view.n_tasks), view)
+            zero = _numpy.tensor(np.zeros(view.n_tasks))
             return Aggregation(weights=zero, state=state, head_weights=torch.ones_like(zero))
         b, certificate = barrier(rows.matrix, rows.norms, self.alpha)
         b, checked = without_conflict(rows.matrix, b)
         w = b / rows.norms
-        weights = _numpy.tensor(rows.scatter(w), view)
-        heads = weights if rows.live is None else _numpy.tensor(rows.scatter(w, dead=float(w.mean())), view)
+        weights = _numpy.tensor(rows.scatter(w))
+        heads = weights if rows.live is None else _numpy.tensor(rows.scatter(w, dead=float(w.mean())))
         diagnostics = {**certificate.diagnostics(), **checked}
         return Aggregation(weights=weights, state=state, diagnostics=diagnostics, head_weights=heads)

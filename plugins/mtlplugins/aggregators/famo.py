@@ -10,7 +10,7 @@ import torch
 from mtlcore import number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins import adam
-from mtlplugins.arrays import arrays, log_quotient, losses_of, put, softmax, take, tensor, tensors, touched
+from mtlplugins.arrays import arrays, log_quotient, losses_of, put, softmax, take, tensors, touched
 from mtlplugins.positive import positive, solve_part
 
 
@@ -69,7 +69,7 @@ class FAMO(Aggregator):
         weights = z / losses
         new = {**forgotten, "before": torch.from_numpy(put(old["before"], view, losses))}
         return Aggregation(
-            weights=tensor(weights / weights.sum(), view), state=new, diagnostics={"z": torch.from_numpy(z)}
+            weights=torch.from_numpy(weights / weights.sum()), state=new, diagnostics={"z": torch.from_numpy(z)}
         )
 
     def observe(self, view: StepView, state: State) -> State:
@@ -81,7 +81,7 @@ class FAMO(Aggregator):
         if not both.any():
             return state
         if not both.all():
-            return self.observe(view.restricted(torch.from_numpy(both).to(view.device)), state)
+            return self.observe(view.restricted(torch.from_numpy(both)), state)
         u = old["logits"]
         z, delta = softmax(take(u, view)), log_quotient(before, after)
         gradient = put(np.zeros_like(u), view, z * (delta - z @ delta))

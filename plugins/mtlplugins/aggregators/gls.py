@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import torch
 
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlplugins.arrays import losses_of, tensor
+from mtlplugins.arrays import losses_of
 from mtlplugins.positive import positive, solve_part
 
 
@@ -44,5 +45,5 @@ class GLS(Aggregator):
         # Through logarithms: a product of 40 losses of 1e-12 would underflow.
         logs = np.log(losses)
         mean = logs.mean()
-        weights = tensor(np.exp(mean - logs) / view.n_tasks, view)
+        weights = torch.from_numpy(np.exp(mean - logs) / view.n_tasks)
         return Aggregation(weights=weights, state=state, diagnostics={"geometric_mean": float(np.exp(mean))})

@@ -108,18 +108,18 @@ class GradOPS(Aggregator):
         rows = _numpy.read(view)
         chosen = rows.gather(self._factors(view))
         if not len(rows.norms):
-            return Aggregation(weights=_numpy.tensor(np.ones(view.n_tasks), view), state=state)
+            return Aggregation(weights=_numpy.tensor(np.ones(view.n_tasks)), state=state)
         basis, diagnostics = self._projected(rows, chosen)
         w = chosen * self._trade_off(rows, basis)
         b, checked = without_conflict(rows.matrix, (w * rows.norms) @ basis)
         if self.rescale:
             b = b * _ratio_to_mean(rows, b)
-        diagnostics |= {**checked, "task_weights": _numpy.tensor(rows.scatter(w), view)}
+        diagnostics |= {**checked, "task_weights": _numpy.tensor(rows.scatter(w))}
         if self.fallback:
             count = int(state.get("fallbacks", 0)) + ("fallback" in diagnostics)
             state, diagnostics["fallbacks"] = {"fallbacks": torch.tensor(count)}, count
         weights = rows.scatter(b / rows.norms, dead=1.0)
-        return Aggregation(weights=_numpy.tensor(weights, view), state=state, diagnostics=diagnostics)
+        return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=diagnostics)
 
     def _factors(self, view: StepView) -> Array:
         """The explicit weights of the tasks present."""

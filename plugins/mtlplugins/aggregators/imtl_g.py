@@ -44,7 +44,7 @@ class IMTLG(Aggregator):
         """a = v / sum v."""
         rows = _numpy.read(view)
         if not len(rows.norms):
-            return Aggregation(weights=_numpy.tensor(np.full(view.n_tasks, 1.0 / view.n_tasks), view), state=state)
+            return Aggregation(weights=_numpy.tensor(np.full(view.n_tasks, 1.0 / view.n_tasks)), state=state)
         x, rank = minimum_norm(rows.matrix, np.ones(len(rows.norms)))
         # Relative to the largest, so that v of rows of size 1e-200 stays finite.
         v = x * (float(rows.norms.min()) / rows.norms)
@@ -55,4 +55,4 @@ class IMTLG(Aggregator):
             x, v, total = np.zeros_like(x), np.zeros_like(v), 1.0
         # Independent rows have C x = 1, and then the sign of the sum decides alone.
         diagnostics["conflicts_with_all"] = bool(((rows.matrix @ x) * np.sign(total) < 0.0).all())
-        return Aggregation(weights=_numpy.tensor(rows.scatter(v / total), view), state=state, diagnostics=diagnostics)
+        return Aggregation(weights=_numpy.tensor(rows.scatter(v / total)), state=state, diagnostics=diagnostics)

@@ -10,7 +10,7 @@ import torch
 from mtlcore import number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins import adam
-from mtlplugins.arrays import arrays, losses_of, put, take, tensor, tensors, touched
+from mtlplugins.arrays import arrays, losses_of, put, take, tensors, touched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class IMTLL(Aggregator):
         gradient = put(np.zeros_like(s), view, np.clip(scaled - 1.0, -adam.LARGEST, adam.LARGEST))
         moved, moments = adam.step(s, gradient, old[adam.KEY], lr=self.lr, touched=touched(s, view))
         return Aggregation(
-            weights=tensor(weights, view),
+            weights=torch.from_numpy(weights),
             state=tensors({"log_scale": moved, adam.KEY: moments}),
             diagnostics={"scaled_losses": torch.from_numpy(scaled)},
         )

@@ -56,8 +56,8 @@ class LS(Aggregator):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Constant weights."""
-        n, device = view.n_tasks, view.device
+        n = view.n_tasks
         if self.weights is None:
-            return Aggregation(weights=torch.full((n,), 1.0 / n, dtype=torch.float64, device=device), state=state)
-        chosen = torch.tensor(weights_present("ls", self.weights, view), dtype=torch.float64, device=device)
+            return Aggregation(weights=torch.full((n,), 1.0 / n, dtype=torch.float64), state=state)
+        chosen = torch.tensor(weights_present("ls", self.weights, view), dtype=torch.float64)
         return Aggregation(weights=chosen / chosen.sum(), state=state)

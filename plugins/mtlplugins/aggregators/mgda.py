@@ -78,7 +78,7 @@ class MGDA(Aggregator):
             weights = np.ones(view.n_tasks)
             weights[rows.live] = 0.0
             weights = weights / weights.sum() if weights.any() else weights
-            answer = _numpy.tensor(weights, view)
+            answer = _numpy.tensor(weights)
             return Aggregation(weights=answer, state=state, diagnostics={"solver": "stationary: zero gradient"})
         inverse = self._inverse_lengths(view, rows)
         b, square, certificate = min_norm(rows.matrix, inverse)
@@ -86,9 +86,7 @@ class MGDA(Aggregator):
         if "polished" in checked:
             b = b / float(inverse @ b)  # back onto the simplex
         diagnostics = {**certificate.diagnostics(), **checked, "squared_norm": square}
-        return Aggregation(
-            weights=_numpy.tensor(rows.scatter(b / rows.norms), view), state=state, diagnostics=diagnostics
-        )
+        return Aggregation(weights=_numpy.tensor(rows.scatter(b / rows.norms)), state=state, diagnostics=diagnostics)
 
     def _inverse_lengths(self, view: StepView, rows: Cosines) -> Array:
         """1 / length of each rescaled gradient."""

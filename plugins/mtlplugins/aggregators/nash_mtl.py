@@ -73,7 +73,7 @@ class NashMTL(Aggregator):
         """a = b / |g|."""
         index = list(view.task_index)
         if self.update_every > 1 and int(state["age"]) % self.update_every:
-            held = state["weights"][index].to(view.device)
+            held = state["weights"][index]
             return Aggregation(
                 weights=held, state={**state, "age": state["age"] + 1}, diagnostics={"reused": True}, head_weights=held
             )
@@ -88,10 +88,10 @@ class NashMTL(Aggregator):
             weights, heads = rows.scatter(a), rows.scatter(a, dead=float(a.mean()))
         else:
             weights, heads, diagnostics = np.zeros(view.n_tasks), np.ones(view.n_tasks), {}
-        out, outer = _numpy.tensor(weights, view), _numpy.tensor(heads, view)
+        out, outer = _numpy.tensor(weights), _numpy.tensor(heads)
         # Without a gradient there is nothing to hold, and the next step tries again.
         if self.update_every > 1 and len(rows.norms):
             held = state["weights"].clone()
-            held[index] = outer.to(held.device)
+            held[index] = outer
             state = {"weights": held, "age": state["age"] + 1}
         return Aggregation(weights=out, state=state, diagnostics=diagnostics, head_weights=outer)

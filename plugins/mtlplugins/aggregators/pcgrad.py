@@ -64,4 +64,4 @@ class PCGrad(Aggregator):
         weights = rows.scatter((rows.norms @ coefficients) / rows.norms, dead=1.0)
         if self.reduction == "mean":
             weights = weights / view.n_tasks
-        return Aggregation(weights=_numpy.tensor(weights, view), state=state, diagnostics={"projections": projections})
+        return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics={"projections": projections})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlplugins.arrays import losses_of, tensor
+from mtlplugins.arrays import losses_of
 from mtlplugins.positive import positive, solve_part
 
 
@@ -39,4 +41,4 @@ class SI(Aggregator):
         keep = positive(view, "si takes its logarithm: shift the loss, or use a method without logarithms.")
         if keep is not None:
             return solve_part(view, keep, state, lambda part: self.aggregate(part, state))
-        return Aggregation(weights=tensor(1.0 / losses, view), state=state)
+        return Aggregation(weights=torch.from_numpy(1.0 / losses), state=state)

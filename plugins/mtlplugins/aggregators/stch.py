@@ -10,7 +10,7 @@ import torch
 
 from mtlcore import choice, integer, number, vector
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlplugins.arrays import Array, arrays, log_quotient, losses_of, put, softmax, take, tensor, tensors
+from mtlplugins.arrays import Array, arrays, log_quotient, losses_of, put, softmax, take, tensors
 from mtlplugins.per_task import check_length
 from mtlplugins.positive import positive, solve_part
 
@@ -96,7 +96,7 @@ class STCH(Aggregator):
         return self._answer(weights, view, new, {"phase": "smooth maximum", "x": torch.from_numpy(x)})
 
     def _answer(self, weights: Array, view: StepView, state: State, diagnostics: dict[str, Any]) -> Aggregation:
-        return Aggregation(weights=tensor(weights, view), state=state, diagnostics=diagnostics)
+        return Aggregation(weights=torch.from_numpy(weights), state=state, diagnostics=diagnostics)
 
     def _vector(self, values: tuple[float, ...] | None, default: float, view: StepView) -> Array:
         return np.full(view.n_tasks, default) if values is None else take(np.array(values), view)

@@ -38,4 +38,4 @@ class Sum(Aggregator):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Ones."""
-        return Aggregation(weights=linalg.vector([1.0] * view.n_tasks, view.device), state=state)
+        return Aggregation(weights=linalg.vector([1.0] * view.n_tasks), state=state)

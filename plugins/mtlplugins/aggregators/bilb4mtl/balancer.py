@@ -208,7 +208,7 @@ class Balancer(Aggregator):
         if references is not old:
             new |= references.state()
         return Aggregation(
-            weights=tensor(weights, view.device),
+            weights=tensor(weights),
             state=new,
             diagnostics=diagnostics,
             feature_gradient=feature_gradient,
@@ -288,7 +288,7 @@ class _LowerLevel(NamedTuple):
     def weights(self, view: StepView) -> Tensor:
         """Weights of the raw losses in grad_z g."""
         point = self.inside(view)
-        return tensor(list(map(operator.mul, point.coefficients, point.slope)), view.device)
+        return tensor(list(map(operator.mul, point.coefficients, point.slope)))
 
     def to_router(self, point: _Point, by_sigma: Vector) -> tuple[Any, Array | None]:
         """Cotangents of the router's parameters and of its input."""
