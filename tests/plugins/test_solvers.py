@@ -351,6 +351,17 @@ def test_barrier_of_orthogonal_rows_in_closed_form(alpha):
     np.testing.assert_allclose(b / norms, norms ** (-2.0 * alpha / (1.0 + alpha)), rtol=1e-12)
 
 
+@pytest.mark.parametrize("ratio", [1e38, 1e80, 1e150])
+def test_barrier_of_a_weight_that_is_no_float(ratio):
+    """Nearly max-min: the short row decides alone, and the long one's weight is ratio^(-10 / 1.1) beside it."""
+    norms = np.array([1.0, 1.0 / ratio])
+    b, certificate = barrier(np.array([[1.0, 0.6], [0.6, 1.0]]), norms, 10.0)
+    assert certificate.status == "optimal"
+    w = b / norms
+    assert w[0] < 1e-300
+    assert w[1] == pytest.approx(norms[1] ** (-2.0 / 1.1), rel=1e-12)
+
+
 def test_barrier_of_two_rows_agrees_with_the_iteration():
     for cosine in (-0.999999, -0.3, 0.0, 0.8):
         c = np.array([[1.0, cosine], [cosine, 1.0]])

@@ -30,6 +30,7 @@ _LIMIT = 100
 _WAYPOINTS = 4
 """Steps from alpha = 1 to the alpha asked for."""
 _LOWEST, _HIGHEST = 0.01, 1e3
+_TINY = 1e-150
 
 
 def barrier(matrix: Array, norms: Array, alpha: float) -> tuple[Array, Certificate]:
@@ -75,10 +76,12 @@ def _newton(c: Array, logs: Array, p: float, u: Array) -> tuple[Array, float, in
         count += 1
         b, s = np.exp(u), np.exp(log_a - p * u)
         residual = s - c @ b
-        curvature = p * s / b
+        # b may underflow where s_i decides; the unit of that unknown drops out of the relative change.
+        unit = np.maximum(b, _TINY)
+        curvature = p * s / unit
         system = c.copy()
         system.flat[diagonal] += curvature
-        x = np.linalg.solve(system, residual) / b
+        x = np.linalg.solve(system, residual) / unit
         # A relative change x of b_i is one of -p x in s_i.
         rate = np.where(curvature < 1.0, 1.0, -p)
         move = np.log(np.minimum(np.maximum(1.0 + rate * x, _LOWEST), _HIGHEST)) / rate
