@@ -101,6 +101,17 @@ def test_stall_is_repaired_and_reported():
     assert "fallback" not in silent.diagnostics
 
 
+@pytest.mark.parametrize("project", ["conflict-only", "always"])
+def test_stall_is_seen_where_two_gradients_are_nearly_one(project):
+    """The third depends on the first two through coefficients of 1e5, whose rounding looked like a remainder."""
+    for angle in np.geomspace(1e-6, 1e-4, 50):
+        for third in (110.0, 130.0, 150.0):
+            rows = plane(0.0, np.rad2deg(angle), third)
+            d, answer = ask(rows, project=project)
+            assert "stall" in answer.diagnostics["fallback"]
+            assert (rows @ d > 0.05).all()
+
+
 def test_fallback_keeps_every_single_promise():
     parts = projected(STALL)
     assert (parts @ STALL.T).min() >= -1e-14

@@ -427,6 +427,30 @@ def test_remainders_see_duplicates_among_the_others():
     np.testing.assert_array_equal(lengths[1:], 0.0)
 
 
+def test_remainders_of_many_rows_with_a_duplicate_take_one_decomposition(monkeypatch):
+    u = unit(rows(40, 100, 0))
+    u[-1] = -u[0]
+    alone = []
+    one_by_one = orthogonal._one_by_one
+    monkeypatch.setattr(orthogonal, "_one_by_one", lambda c, some: alone.extend(some) or one_by_one(c, some))
+    found, lengths = orthogonal.remainders(cosines(u @ u.T).matrix)
+    assert not alone
+    for i in range(40):
+        np.testing.assert_allclose(found[i] @ u, by_basis(u, i), atol=1e-12)
+        assert (lengths[i] == 0.0) == (i in (0, 39))
+
+
+@pytest.mark.parametrize("along", [0.3, 0.7])
+@pytest.mark.parametrize("angle", [1e-2, 1e-3, 1e-4, 1e-5, 3e-6, 1e-6])
+def test_remainders_of_rows_that_depend_on_others_through_large_coefficients(angle, along):
+    """The third is a combination of two that are nearly one: its part in the null vector is as small as their angle."""
+    u = unit(np.array([[1.0, 0.0, 0.0], [1.0, angle, 0.0], [along, 0.5, 0.0], [0.2, 0.1, 1.0]]))
+    found, lengths = orthogonal.remainders(cosines(u @ u.T).matrix)
+    np.testing.assert_array_equal(lengths[:3], 0.0)
+    np.testing.assert_array_equal(found[:3], 0.0)
+    np.testing.assert_allclose(found[3] @ u, by_basis(u, 3), atol=1e-8)
+
+
 @pytest.mark.parametrize(("k", "p", "seed"), CASES)
 def test_minimum_norm_is_the_pseudo_inverse(k, p, seed):
     u = unit(rows(k, p, seed))
