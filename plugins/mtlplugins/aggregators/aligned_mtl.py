@@ -23,7 +23,8 @@ class AlignedMTL(Aggregator):
     Proved (full rank): the aligned rows have condition number 1 and |d| = sigma |u|; if the rows are orthogonal
     and equally long already, d = J^T u. It may conflict with the original gradients.
 
-    Eigenvalues below 8K eps max(l) are dropped (the paper: K eps max(l)): with dependent rows d jumps there.
+    Eigenvalues below 8K eps max(l) are dropped (the paper: K eps max(l)): d jumps where rows become dependent, and
+    where one becomes some 1e7 times shorter than another and no longer counts.
     Cost: the Gramian and one eigendecomposition.
 
     Args:

@@ -28,6 +28,9 @@ class CAGrad(Aggregator):
     For c < 1 conflicts may remain; c = 0 is the mean. Where no common descent direction exists the maximiser is not
     unique; the one nearest to g_0 is taken [choice].
 
+    Rows closer than 1e-5 to opposite: the Gramian resolves them poorly, and the edge of the ball is missed (by up to a
+    relative 4e-2 at 1e-7, where they may count as stationary).
+
     Cost: the Gramian, then a few K x K systems.
 
     Args:

@@ -57,6 +57,9 @@ class GradOPS(Aggregator):
     dominated; creating the method with a range of alpha traces a front. Tasks with g_i' = 0 take no share: mean, sum
     and K are those of the others [choice].
 
+    **It jumps** where a conflict begins (K >= 3, mode "conflict-only": off the span of all others at once), at the
+    bound ``stall``, and where a remainder falls below a sine of 1e-6, which the Gramian does not resolve.
+
     Args:
         project: "conflict-only", or "always".
         alpha: exponent of the trade-off; 0 gives w = 1.
