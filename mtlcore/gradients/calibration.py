@@ -22,7 +22,7 @@ from torch import Tensor
 from mtlcore.contracts import Needs
 from mtlcore.gradients import graph
 from mtlcore.gradients.jacobian import Stored
-from mtlcore.gradients.source import GradientProblem, GradientSource, TaskGradients
+from mtlcore.gradients.source import GradientProblem, GradientSource, Outline, TaskGradients
 from mtlcore.gradients.storage import Storage
 
 _HEATS = 2
@@ -61,8 +61,8 @@ class Candidate:
         """Of the steps that count."""
         self.ratio: float | None = None
         """Its time over the reference's."""
-        self.serves: dict[tuple[int, int, bool, int], bool] = {}
-        """By the outline of a graph."""
+        self.serves: dict[Outline, bool] = {}
+        """By the outline of a task in a graph."""
         self.refused: str | None = None
 
     def turns(self) -> list[float]:
@@ -117,17 +117,20 @@ class Calibration:
         reference = self._candidates[0]
         if candidate is reference:
             return reference.source.collect(problem)
-        if problem.outline not in candidate.serves:
+        serves = {outline: candidate.serves.get(outline) for outline in problem.outlines}
+        if False in serves.values():
+            return reference.source.collect(problem)
+        if None in serves.values():
             try:
                 found = _collect(candidate, problem, keep_graph=True)
             except _FAILURES as error:
-                candidate.serves[problem.outline] = False
+                candidate.serves |= {outline: bool(known) for outline, known in serves.items()}
                 self._exception = f"; {reference.label} for another graph, which {candidate.label} cannot serve: "
                 self._exception += " ".join(str(error).split())[:200]
                 return reference.source.collect(problem)
-            candidate.serves[problem.outline] = True
+            candidate.serves |= dict.fromkeys(serves, True)
             return found
-        return (candidate if candidate.serves[problem.outline] else reference).source.collect(problem)
+        return candidate.source.collect(problem)
 
     def explain(self) -> str:
         """The state of the contest in words."""
@@ -163,7 +166,7 @@ class Calibration:
                 error = expected.distance(got)
                 if not error <= _tolerance(problem):
                     candidate.refused = f"its gradients differ from the reference (relative error {error:.0e})"
-                candidate.serves[problem.outline] = True
+                candidate.serves |= dict.fromkeys(problem.outlines, True)
             except _FAILURES as error:
                 candidate.refused = " ".join(str(error).split())[:200]
             candidate.forget()

@@ -4,7 +4,7 @@ Autograd allows it: a function of the graph is locked while it works, and what o
 What it cannot allow is Python code in the backward pass that shares something: a hook, a custom Function, a checkpoint
 that computes activations again with the global random state set back. Such code cannot be seen in the graph, but it
 can be caught at work: the first passes through a graph of a new outline run one after the other and are watched, those
-of all tasks, for every head may have such code of its own.
+of all tasks, for every head may have such code of its own. A task that was absent then is watched when it comes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from mtlcore import threads
 from mtlcore.errors import ConfigurationError
 from mtlcore.gradients import graph
-from mtlcore.gradients.source import GradientProblem
+from mtlcore.gradients.source import GradientProblem, Outline
 
 
 class Permit:
-    """Remembers the graphs that were watched and found clean."""
+    """Remembers the graphs that were watched and found clean, task by task."""
 
     def __init__(self) -> None:
-        self._clean: set[tuple[int, int, bool, int]] = set()
+        self._clean: set[Outline] = set()
 
     def run(self, problem: GradientProblem, passes: Sequence[threads.Job]) -> None:
         """Run all passes side by side, or one after the other if the graph is new.
@@ -36,7 +36,7 @@ class Permit:
             raise ConfigurationError(_refusal(f"the trunk is on {device}, whose queue is fed by one thread"))
         if torch.is_autocast_enabled(device):
             raise ConfigurationError(_refusal("autocast is on, which other threads do not know"))
-        if problem.outline in self._clean:
+        if problem.outlines <= self._clean:
             threads.side_by_side(passes)
             return
         with graph.calls_into_python() as names:
@@ -48,7 +48,7 @@ class Permit:
             raise ConfigurationError(
                 _refusal(f"its backward pass runs Python code ({', '.join(dict.fromkeys(names))})")
             )
-        self._clean.add(problem.outline)
+        self._clean |= problem.outlines
 
 
 def _refusal(why: str) -> str:

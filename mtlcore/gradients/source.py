@@ -15,6 +15,10 @@ from torch import Tensor
 from mtlcore.contracts import Needs
 from mtlcore.gradients import graph
 
+Outline = tuple[str, int, bool, int]
+"""Of a task in a graph: its name, how many functions the graph has, whether features separate, and how many hooks are
+on the trunk's parameters."""
+
 
 @dataclasses.dataclass(frozen=True)
 class GradientProblem:
@@ -49,11 +53,11 @@ class GradientProblem:
         return bool(self.features) and not (tied or hooked or graph.nested(self.features))
 
     @functools.cached_property
-    def outline(self) -> tuple[int, int, bool, int]:
-        """Tasks, functions, whether features separate, and hooks on the trunk's parameters: a graph of another outline
-        is another graph. (A hook on a result inside the trunk cannot be seen from outside.)"""
+    def outlines(self) -> frozenset[Outline]:
+        """One per task present. A task with an outline that it did not have before is in another graph. (A hook on a
+        result inside the trunk cannot be seen from outside.)"""
         hooks = sum([len(p._backward_hooks or ()) for p in self.shared])  # they are no functions
-        return len(self.losses), self.reach.size, self.separated, hooks
+        return frozenset((name, self.reach.size, self.separated, hooks) for name in self.names)
 
 
 class TaskGradients(abc.ABC):

@@ -115,6 +115,32 @@ def test_every_head_is_watched():
             )
 
 
+@pytest.mark.parametrize("source", ["threaded", "auto"])
+def test_a_task_that_was_absent_is_watched_when_it_comes(source):
+    """A graph of the same size, with other heads in it."""
+    trunk = nn.Linear(8, 8)
+    heads = {n: nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)) for n in "abcd"}
+    mt = MultiTask(trunk, aggregator=FixedOnRows((1.0, -0.5)), gradients=source, tasks=list("abcd"))
+
+    def step(present):
+        z = trunk(torch.randn(4, 8))
+        y = {n: checkpoint(heads[n], z, use_reentrant=False) if n in "cd" else heads[n](z) for n in present}
+        return mt.backward({n: v.square().mean() for n, v in y.items()}, features=z)
+
+    step("ab")
+    mt.load_state_dict({**mt.state_dict(), "gradient_sources": dict.fromkeys(mt._planner._calibrations, "threaded")})
+    step("ab")
+    assert step("ab").gradient_source.startswith("threaded")
+    for present in ("cd", "ac", "cd"):
+        if source == "threaded":
+            with pytest.raises(ConfigurationError, match="runs Python code"):
+                step(present)
+        else:
+            report = step(present)
+    if source == "auto":
+        assert "sequential for another graph, which threaded cannot serve" in report.gradient_source
+
+
 def test_autocast_and_profilers_are_refused():
     trunk, evaluate = network()
     losses, z = evaluate()
