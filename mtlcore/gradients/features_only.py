@@ -49,6 +49,11 @@ class FeaturesOnly(GradientSource):
                 'gradients="features" cannot serve features with a hook (register_hook), which would run on the way to '
                 'them and again behind them: put the hook elsewhere, or use gradients="sequential".'
             )
+        if any(f.is_complex() for f in problem.features):
+            raise ConfigurationError(
+                'gradients="features" and refresh take inner products over real numbers, and the features are complex: '
+                'give the heads torch.view_as_real(z), and pass that, or use gradients="sequential".'
+            )
         features, own = list(problem.features), problem.reach.own
         through = {id(t) for t in problem.reach.behind} | {id(p) for p in problem.shared}
         sizes = [f.numel() for f in features]

@@ -298,6 +298,7 @@ def finite(tensors: Sequence[Tensor]) -> bool:
     do; a finite sum that overflows is looked at again."""
     if not tensors:
         return True
+    tensors = [t._values() if t.is_sparse else t for t in tensors]  # torch.isfinite knows no sparse ones
     if tensors[0].device.type == "cpu":
         found = 0.0
         for t in tensors:

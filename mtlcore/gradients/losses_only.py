@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from mtlcore import linalg
@@ -91,7 +90,7 @@ class _Weighted(TaskGradients):
         for i, (name, leaves) in enumerate(zip(problem.names, own)):
             others = set().union(*(o.keys() for j, o in enumerate(own) if j != i)) if len(own) > 1 else set()
             bad = [t for k, t in leaves.items() if k not in others]
-            if any(t.grad is not None and not bool(torch.isfinite(t.grad).all()) for t in bad):
+            if not graph.finite([t.grad for t in bad if t.grad is not None]):
                 guilty.append(name)
         if guilty:
             who = f"of task {' and '.join(repr(g) for g in guilty)}"

@@ -270,6 +270,40 @@ def test_a_pass_that_fails_leaves_no_trace(source, gradients_before, how):
         assert g is None or torch.equal(p.grad, g)
 
 
+@pytest.mark.parametrize("source", ["losses", "features", "sequential", "streaming"])
+def test_infinity_in_a_sparse_gradient_is_named_as_in_any_other(source):
+    trunk, own, hs = nn.Embedding(9, 8, sparse=True), nn.Embedding(9, 8, sparse=True), heads(8)
+    index = torch.tensor([1, 2, 1])
+    z = trunk(index)
+    if source == "features":  # behind them, where one pass serves all tasks
+        z = Broken.apply(z, "infinite")
+    outputs = [h(z) for h in hs]
+    if source != "features":
+        outputs[1] = hs[1](Broken.apply(z + own(index), "infinite"))
+    method = (FixedOnLosses if source == "losses" else Fixed)(ONES)
+    with pytest.raises(NonFiniteError, match="the trunk's weighted" if source == "features" else "of task 't1' is"):
+        run(trunk, squares(outputs), z, source, method)
+    assert trunk.weight.grad is None
+    assert own.weight.grad is None
+
+
+def test_features_only_refuses_complex_features():
+    """Half of a cotangent was dropped, with torch's warning of a cast only."""
+    trunk, hs = nn.Linear(6, 8), heads(8)
+    for options in ({"gradients": "features"}, {"refresh": 2}):
+        mt = MultiTask(trunk, aggregator="upgrad", **options)
+        for step in range(2):
+            z = torch.fft.fft(trunk(torch.randn(2, 6)))
+            losses = squares(h(z.real) + h(z.imag) for h in hs)
+            if "refresh" in options and not step:
+                mt.backward(losses, features=z)
+                continue
+            with pytest.raises(ConfigurationError, match="view_as_real"):
+                mt.backward(losses, features=z)
+            real = torch.view_as_real(z)
+            mt.backward(squares(h(real[..., 0]) + h(real[..., 1]) for h in hs), features=real)
+
+
 def test_kept_weights_are_checked_too():
     trunk, hs = nn.Linear(6, 8), heads(8)
     mt = MultiTask(trunk, aggregator="upgrad", refresh=3)
