@@ -58,4 +58,4 @@ class MissingExtraError(MtlError, ImportError):
 
 
 class PluginWarning(UserWarning):
-    """A plugin was set aside. Training goes on without it; `mtl list` shows why."""
+    """A plugin was set aside (training goes on without it, `mtl list` shows why), or is not set as in a checkpoint."""

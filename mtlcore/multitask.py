@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mtlcore import aggregation, detection, inner_loop, inputs, trajectory
+from mtlcore import aggregation, configuration, detection, inner_loop, inputs, trajectory
 from mtlcore.contracts import (
     Aggregation,
     Aggregator,
@@ -22,7 +23,15 @@ from mtlcore.contracts import (
     StepView,
     TeleportStrategy,
 )
-from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError, StateError
+from mtlcore.errors import (
+    ConfigurationError,
+    FeaturesError,
+    LossError,
+    NonFiniteError,
+    PluginError,
+    PluginWarning,
+    StateError,
+)
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper, Refresh
@@ -560,6 +569,7 @@ class MultiTask:
         return {
             "version": _STATE_VERSION,
             "aggregator": registry().name_of(self.aggregator),
+            "methods": self._methods(),
             "tasks": None if self._tasks is None else list(self._tasks),
             "step": self._step,
             "seed": self._seed,
@@ -570,8 +580,16 @@ class MultiTask:
             "state": None if self._state is None else {k: v.clone() for k, v in self._state.items()},
         }
 
+    def _methods(self) -> dict[str, dict[str, Any] | None]:
+        """The plugins of this run, as a checkpoint names them."""
+        strategy = None if self._teleporter is None else self._teleporter.strategy
+        plugins = {"aggregator": self.aggregator, "detector": self.detector, "teleport": strategy}
+        return {role: configuration.describe(plugin) for role, plugin in plugins.items()}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`. Nothing is changed if the state does not fit.
+        """Go on from :meth:`state_dict`. Nothing is changed if the state does not fit. Where it was saved with another
+        detector or teleport, another version of a plugin, or other hyper-parameters, a ``PluginWarning`` gives both
+        values, and the run goes on with its own.
 
         Raises:
             StateError: the state of another method, of other tasks, or not such a state at all.
@@ -579,6 +597,7 @@ class MultiTask:
         expected = {
             "version",
             "aggregator",
+            "methods",
             "tasks",
             "step",
             "seed",
@@ -588,7 +607,8 @@ class MultiTask:
             "refresh",
             "state",
         }
-        if not isinstance(state, Mapping) or set(state) != expected:
+        # Checkpoints made before methods were named have no such entry.
+        if not isinstance(state, Mapping) or set(state) | {"methods"} != expected:
             found = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
             raise StateError(f"not the state of a MultiTask: expected the keys {sorted(expected)}, found {found}.")
         if state["version"] != _STATE_VERSION:
@@ -597,13 +617,14 @@ class MultiTask:
         if state["aggregator"] != mine:
             raise StateError(f"this is the state of aggregator {state['aggregator']!r}; this run uses {mine!r}.")
         try:
+            changed = configuration.differences(state["methods"], self._methods()) if "methods" in state else []
             tasks = None if state["tasks"] is None else tuple(state["tasks"])
             step, seed = int(state["step"]), int(state["seed"])
             teleport_steps = [int(s) for s in state["teleport_steps"]]
             looks, fired = map(int, state["detections"])
             choices, kept = dict(state["gradient_sources"]), dict(state["refresh"])
             inner = None if state["state"] is None else {k: v.clone() for k, v in state["state"].items()}
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise StateError(f"not the state of a MultiTask, or a damaged one: {error}.") from error
         if self._tasks is not None and tasks is not None and tasks != self._tasks:
             raise StateError(
@@ -612,14 +633,23 @@ class MultiTask:
             )
         if inner is not None and tasks is not None:
             fresh = aggregation.start(self.aggregator, len(tasks))
+            cause = f"{'; '.join(changed)}." if changed else "were its hyper-parameters the same?"
             for key, value in fresh.items():
                 if key not in inner:
-                    raise StateError(f"the state of aggregator {mine!r} lacks {key!r}.")
+                    raise StateError(f"the state of aggregator {mine!r} lacks {key!r}: {cause}")
                 if value.shape != inner[key].shape and value.numel():
                     raise StateError(
                         f"state {key!r} of aggregator {mine!r} has shape {tuple(inner[key].shape)}, expected "
-                        f"{tuple(value.shape)}: were its hyper-parameters the same?"
+                        f"{tuple(value.shape)}: {cause}"
                     )
+        if changed:
+            warnings.warn(
+                f"this state was saved with other methods, versions or hyper-parameters: {'; '.join(changed)}. The run "
+                f"goes on with those that it has now, which is not the run that was saved; if that is not meant, make "
+                f"the MultiTask with the former ones.",
+                PluginWarning,
+                stacklevel=2,
+            )
         self._tasks = tasks if tasks is not None else self._tasks
         self._step, self._seed = step, seed
         self._teleport_steps = teleport_steps

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
 
-from mtlcore import Aggregation, Aggregator, MultiTask
-from mtlcore.errors import StateError
+from mtlcore import Aggregation, Aggregator, MultiTask, create
+from mtlcore.errors import PluginWarning, StateError
 from support.architectures import build
 from support.methods import Fixed
 
@@ -127,6 +129,8 @@ def test_state_of_other_tasks():
         ("detections", [1]),
         ("gradient_sources", None),
         ("refresh", None),
+        ("methods", 5),
+        ("methods", {"aggregator": {"name": "Momentum"}}),
         ("state", {"w": 3}),
     ],
 )
@@ -152,3 +156,120 @@ def test_something_else_entirely():
     del broken["state"]["w"]
     with pytest.raises(StateError, match="lacks 'w'"):
         mt.load_state_dict(broken)
+
+
+# --- hyper-parameters ---------------------------------------------------------------------------------------------
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def saved_by(**arguments):
+    work = build("mlp")
+    mt = MultiTask(work.trunk, **arguments)
+    mt.backward(*work.evaluate())
+    return through_a_file(mt.state_dict())
+
+
+def loaded_into(state, **arguments):
+    """The differences that loading tells of."""
+    mt = MultiTask(build("mlp").trunk, **arguments)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        mt.load_state_dict(state)
+    assert mt.state_dict()["step"] == state["step"]
+    assert all(w.category is PluginWarning and w.filename == __file__ for w in told)
+    return [str(w.message) for w in told]
+
+
+def test_other_hyper_parameters_are_named_with_both_values():
+    state = saved_by(aggregator=create("aggregator", "cagrad", c=0.1))
+    assert loaded_into(state, aggregator=create("aggregator", "cagrad", c=np.float64(0.1))) == []
+    (told,) = loaded_into(state, aggregator=create("aggregator", "cagrad", c=0.9))
+    assert "saved with other methods, versions or hyper-parameters: aggregator.c was 0.1, is 0.9. The run" in told
+
+
+def test_hyper_parameters_of_numpy_are_the_same_numbers_and_can_be_saved():
+    options = {"c": np.float64(0.25)}
+    state = saved_by(aggregator=create("aggregator", "cagrad", **options))
+    assert loaded_into(state, aggregator=create("aggregator", "cagrad", c=0.25)) == []
+
+
+def test_another_detector_or_teleport_is_named_without_its_options():
+    state = saved_by(aggregator="ls", detector=create("detector", "cosine"))
+    assert loaded_into(state, aggregator="ls", detector="cosine") == []
+    (told,) = loaded_into(state, aggregator="ls")
+    assert ": detector was 'cosine', is None. The run" in told
+    (told,) = loaded_into(state, aggregator="ls", detector="dominated", teleport="lora")
+    assert ": detector was 'cosine', is 'dominated'; teleport was None, is 'lora'. The run" in told
+
+
+def test_another_version_is_named():
+    state = saved_by(aggregator="ls")
+    state["methods"]["aggregator"]["distribution"] = "mtlcore 0.0.1"
+    (told,) = loaded_into(state, aggregator="ls")
+    assert "aggregator (distribution) was 'mtlcore 0.0.1', is 'mtlcore " in told
+
+
+def test_a_hyper_parameter_that_one_version_lacks():
+    state = saved_by(aggregator=create("aggregator", "cagrad", c=0.1))
+    options = state["methods"]["aggregator"]["options"]
+    options["old"] = options.pop("c")
+    (told,) = loaded_into(state, aggregator=create("aggregator", "cagrad", c=0.1))
+    assert ": aggregator.c was not there, is 0.1; aggregator.old was 0.1, is not there. The run" in told
+
+
+@dataclass(frozen=True)
+class Around(Aggregator):
+    """A method around another one."""
+
+    inner: Aggregator = field(default_factory=Momentum)
+    scales: tuple[float, ...] = ()
+    function: Callable = len
+
+    def aggregate(self, view, state):
+        return self.inner.aggregate(view, state)
+
+
+def test_hyper_parameters_of_a_method_inside_another_and_sequences():
+    cagrad = create("aggregator", "cagrad", c=0.1)
+    state = saved_by(aggregator=Around(cagrad, (1.0, 2.0)))
+    assert loaded_into(state, aggregator=Around(cagrad, [1.0, 2.0])) == []
+    (told,) = loaded_into(state, aggregator=Around(create("aggregator", "cagrad", c=0.2), (1.0, 3.0)))
+    assert ": aggregator.inner.c was 0.1, is 0.2; aggregator.scales was [1.0, 2.0], is [1.0, 3.0]. The run" in told
+    (told,) = loaded_into(state, aggregator=Around(create("aggregator", "ls"), (1.0, 2.0)))
+    assert ": aggregator.inner was 'cagrad', is 'ls'. The run" in told
+
+
+def test_what_has_no_plain_form_is_not_compared():
+    """A function is another object in every process."""
+    state = saved_by(aggregator=Around(create("aggregator", "ls"), function=lambda: None))
+    assert "function" not in state["methods"]["aggregator"]["options"]
+    assert loaded_into(state, aggregator=Around(create("aggregator", "ls"))) == []
+
+
+def test_a_checkpoint_made_before_methods_were_named():
+    state = saved_by(aggregator=create("aggregator", "cagrad", c=0.1))
+    del state["methods"]
+    assert loaded_into(state, aggregator=create("aggregator", "cagrad", c=0.9)) == []
+
+
+def test_a_state_that_does_not_fit_says_which_hyper_parameter_changed():
+    state = saved_by(aggregator=create("aggregator", "bilb4mtl", router_optimizer="adam"))
+    other = MultiTask(build("mlp").trunk, aggregator=create("aggregator", "bilb4mtl", router_optimizer="sgd"))
+    with pytest.raises(StateError, match=r"expected \(1, 3\): aggregator.router_optimizer was 'adam', is 'sgd'\.$"):
+        other.load_state_dict(state)
+
+
+def test_a_warning_that_is_an_error_comes_before_anything_changes():
+    other = MultiTask(build("mlp").trunk, aggregator=create("aggregator", "cagrad", c=0.9), seed=7)
+    before = str(other.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(PluginWarning, match=r"aggregator\.c was 0\.1, is 0\.9"):
+            other.load_state_dict(saved_by(aggregator=create("aggregator", "cagrad", c=0.1)))
+    assert str(other.state_dict()) == before
