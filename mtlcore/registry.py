@@ -36,6 +36,7 @@ from mtlcore.hookspecs import KINDS, PROJECT
 
 BUILT_IN = "mtlcore"
 """Name of the distribution whose plugins are the built-in ones."""
+_HOOKS = {name: function for name, function in vars(hookspecs).items() if name.startswith("mtlcore_")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,11 @@ class Registry:
                 trial = _new_manager()
                 trial.register(module, name=plugin.name)
                 trial.check_pending()
-                for caller in trial.get_hookcallers(module) or ():
+                callers = trial.get_hookcallers(module) or ()
+                forgotten = [] if callers else [name for name in _HOOKS if hasattr(module, name)]
+                if forgotten:
+                    raise PluginError(f"it has no hooks: mark {', '.join(forgotten)} with @mtlcore.hookimpl")
+                for caller in callers:
                     for impl in caller.get_hookimpls():
                         if impl.wrapper or impl.hookwrapper:
                             raise PluginError(
@@ -337,7 +342,17 @@ def _discover() -> Iterator[_Plugin]:
     for point in importlib.metadata.entry_points(group=PROJECT):
         distribution, version = _provenance(point.dist)
         if allowed is None or distribution == BUILT_IN or allowed & {point.name, distribution}:
-            yield _Plugin(point.name, distribution, version, point.load)
+            yield _Plugin(point.name, distribution, version, functools.partial(_load, point))
+
+
+def _load(point: importlib.metadata.EntryPoint) -> Any:
+    """What the entry point names. One that is malformed is said to be: Python itself stumbles over it."""
+    if point.pattern.match(point.value) is None:
+        raise PluginError(
+            f"its entry point {point.name} = {point.value!r} is not of the form 'module' or 'module:attribute': "
+            f"correct it in the table project.entry-points.{PROJECT} of its pyproject.toml, and install it again"
+        )
+    return point.load()
 
 
 def _provenance(distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
@@ -386,20 +401,19 @@ def _located(error: BaseException) -> str:
 
 def _hook_problem(error: pluggy.PluginValidationError) -> str:
     """What is wrong with the hooks, in one line; pluggy's own words where it is neither a name nor an argument."""
-    known = {name: function for name, function in vars(hookspecs).items() if name.startswith("mtlcore_")}
     for name in dir(error.plugin):
         function = _bare_hook(error.plugin, name)
         if function is None:
             continue
         options = getattr(function, f"{PROJECT}_impl")
         hook = options.get("specname") or name
-        if hook in known:
-            allowed = inspect.signature(known[hook]).parameters
+        if hook in _HOOKS:
+            allowed = inspect.signature(_HOOKS[hook]).parameters
             required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
             if not allowed.keys() >= set(required):
                 return f"{name}({', '.join(required)}): the hook takes only: {', '.join(allowed)}"
         elif not options.get("optionalhook"):
-            near = difflib.get_close_matches(hook, known, n=1)
+            near = difflib.get_close_matches(hook, _HOOKS, n=1)
             return f"unknown hook {hook!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     return " ".join(str(error).split())
 

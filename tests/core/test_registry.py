@@ -94,6 +94,12 @@ def event_wrapper():
     return module
 
 
+def unmarked_hook():
+    module = types.ModuleType("unmarked")
+    module.mtlcore_register_aggregators = lambda register: register("odd", Fixed)
+    return module
+
+
 BROKEN = {
     "import-error": (fails(ImportError("no module named nothing")), "ImportError: no module named nothing"),
     "exit": (fails(SystemExit(3)), r"called sys.exit\(3\)"),
@@ -103,6 +109,7 @@ BROKEN = {
         "unknown hook 'mtlcore_register_agregators'; did you mean 'mtlcore_register_aggregators'",
     ),
     "wrong-signature": (wrong_signature, r"aggregators\(registrar\): the hook takes only: register$"),
+    "unmarked": (unmarked_hook, "it has no hooks: mark mtlcore_register_aggregators with @mtlcore.hookimpl"),
     "wrapper": (hook_wrapper, "mtlcore_register_aggregators is a hook wrapper"),
     "event-wrapper": (event_wrapper, "mtlcore_step_finished is a hook wrapper"),
     "raising": (raising_hook, "ValueError: in the middle"),
@@ -315,6 +322,23 @@ def test_a_distribution_without_metadata_harms_nobody(tmp_path, monkeypatch):
         registry = Registry()
     left = {p.name: p for p in registry.problems()}
     assert [left[n].provenance for n in ("left-over", "another", "whole")] == ["?", "?", "whole 1.0"]
+    assert registry.find("aggregator", "gradops").distribution == "mtlcore"
+
+
+@pytest.mark.parametrize("value", ["not a module:!", "", ":x", "json:", "json;x"])
+def test_a_malformed_entry_point_is_quoted(tmp_path, monkeypatch, value):
+    """It used to be "'NoneType' object has no attribute 'group'", whatever Python made of it."""
+    folder = tmp_path / "bad-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text(f"[mtlcore]\nfoo = {value}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    says = (
+        f"plugin 'foo' of distribution 'bad 1.0' is set aside: PluginError: its entry point foo = {value!r} is not of"
+    )
+    with pytest.warns(PluginWarning, match=re.escape(says)) as told:
+        registry = Registry()
+    assert "correct it in the table project.entry-points.mtlcore" in str(told[0].message)
     assert registry.find("aggregator", "gradops").distribution == "mtlcore"
 
 
