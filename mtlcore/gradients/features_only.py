@@ -30,24 +30,33 @@ from mtlcore.gradients.source import (
 
 
 class FeaturesOnly(GradientSource):
-    """Gramian at the features; for methods that return weights."""
+    """Gramian at the features; for methods that return weights.
+
+    Args:
+        wish: what the user asked for that led here, for errors.
+        otherwise: what to do without it.
+    """
 
     name: ClassVar[str] = "features"
     provides: ClassVar[Needs] = Needs.GRAMIAN
 
+    def __init__(self, wish: str = 'gradients="features"', otherwise: str = 'use gradients="sequential"') -> None:
+        self._wish = wish
+        self._otherwise = otherwise
+
     def collect(self, problem: GradientProblem, keep_graph: bool = False) -> TaskGradients:
         """K passes through the heads only, which are freed by their last user unless the graph is to be kept."""
         if not problem.features:
-            raise ConfigurationError('gradients="features" needs the features: backward(losses, features=z).')
+            raise ConfigurationError(f"{self._wish} needs the features: backward(losses, features=z).")
         if graph.nested(problem.features):
             raise ConfigurationError(
-                'gradients="features" needs features of which none is computed from another; '
-                'pass the outermost ones only, or use gradients="sequential".'
+                f"{self._wish} needs features of which none is computed from another; pass the outermost ones only, or "
+                f"{self._otherwise}."
             )
         if any(f._backward_hooks for f in problem.features):
             raise ConfigurationError(
-                'gradients="features" cannot serve features with a hook (register_hook), which would run on the way to '
-                'them and again behind them: put the hook elsewhere, or use gradients="sequential".'
+                f"{self._wish} cannot serve features with a hook (register_hook), which would run on the way to them "
+                f"and again behind them: put the hook elsewhere, or {self._otherwise}."
             )
         if any(f.is_complex() for f in problem.features):
             raise ConfigurationError(
@@ -71,7 +80,7 @@ class FeaturesOnly(GradientSource):
                 if g is not None:
                     cell.copy_(g.flatten())
             heads.append([(t, g) for t, g in zip(leaves, found[len(features) :]) if g is not None])
-        return _AtFeatures(problem, cotangents, heads, direct)
+        return _AtFeatures(problem, cotangents, heads, direct, self._otherwise)
 
 
 def _past_features(loss: Tensor, features: Sequence[Tensor], tied: Sequence[Tensor]) -> list[Tensor]:
@@ -92,11 +101,13 @@ class _AtFeatures(TaskGradients):
         cotangents: Tensor,
         heads: Sequence[list[tuple[Tensor, Tensor]]],
         direct: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        otherwise: str,
     ) -> None:
         self._problem = problem
         self._cotangents = cotangents
         self._heads = heads
         self._direct = direct
+        self._otherwise = otherwise
 
     def gramian(self) -> Tensor:
         return linalg.gramian(self._cotangents)
@@ -129,8 +140,8 @@ class _AtFeatures(TaskGradients):
             gradients = [p.grad for p in leaves if p.grad is not None]
             if not graph.finite(gradients):
                 raise NonFiniteError(
-                    "the trunk's weighted gradient is NaN or infinite although the losses and their gradients at the "
-                    "features are finite. Nothing was changed: parameters, method state and .grad are as before. Look "
-                    'for sqrt, log or a division at zero in the trunk; gradients="sequential" names the task.'
+                    f"the trunk's weighted gradient is NaN or infinite although the losses and their gradients at the "
+                    f"features are finite. Nothing was changed: parameters, method state and .grad are as before. Look "
+                    f"for sqrt, log or a division at zero in the trunk; to learn which task it is, {self._otherwise}."
                 )
         write_heads(self._heads, head_weights)

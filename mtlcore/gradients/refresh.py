@@ -50,7 +50,7 @@ class Keeper:
 
     def __init__(self, policy: Refresh) -> None:
         self.policy = policy
-        self._source = FeaturesOnly()
+        self._source = FeaturesOnly("refresh", otherwise="leave refresh out")
         self._weights: Tensor | None = None
         self._heads: Tensor | None = None
         self._present: Tensor | None = None

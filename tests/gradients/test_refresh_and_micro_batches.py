@@ -229,6 +229,23 @@ def test_feature_gradients_need_one_batch():
         mt.backward(*losses_of(trunk, heads, x))
 
 
+@pytest.mark.parametrize("odd", ["hooked", "nested"])
+def test_features_that_kept_weights_cannot_serve_are_refused_with_the_way_out(odd):
+    """The advice was about gradients="features", and taking it changed nothing."""
+    trunk, heads, x = network()
+    mt = MultiTask(trunk, aggregator=Inverse(), refresh=3)
+    mt.backward(*losses_of(trunk, heads, x))
+    losses, z = losses_of(trunk, heads, x)
+    features = [z]
+    if odd == "hooked":
+        z.register_hook(lambda g: g)
+    else:
+        outer = z * 1.0
+        losses, features = {n: v + outer.mean() for n, v in losses.items()}, [z, outer]
+    with pytest.raises(ConfigurationError, match=r"^refresh (cannot serve|needs) .*, or leave refresh out\.$"):
+        mt.backward(losses, features)
+
+
 def test_freezing_between_micro_batches_is_refused():
     """Rows of one layer would be added to those of another."""
     trunk, heads, x = network()
