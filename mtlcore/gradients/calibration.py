@@ -94,6 +94,8 @@ class Calibration:
         self._why = why
         self._storage = storage
         self._verified = False
+        self.inseparable = False
+        """Whether the candidates were judged in a step whose features do not separate heads from trunk."""
         self._exception = ""
         self._coming: collections.deque[tuple[Candidate, bool]] = collections.deque()
         """Whose steps come next, and whether they count."""
@@ -170,7 +172,7 @@ class Calibration:
             except _FAILURES as error:
                 candidate.refused = " ".join(str(error).split())[:200]
             candidate.forget()
-        self._verified = True
+        self._verified, self.inseparable = True, bool(problem.features) and not problem.separated
         alive = self._alive()
         chosen = alive[-1] if not self.timed else reference
         if not self.timed or len(alive) == 1:

@@ -99,9 +99,10 @@ class Planner:
         if needs == Needs.LOSSES:
             return self._get("losses"), "losses: the method needs no task gradients, one backward pass"
         key = _signature(needs, problem, training)
-        if key not in self._calibrations:
-            self._calibrations[key] = self._contest(key, needs, problem)
-        calibration = self._calibrations[key]
+        calibration = self._calibrations.get(key)
+        # Who differentiates tasks together was ruled out by an odd first step: this one is the second chance.
+        if calibration is None or (calibration.inseparable and problem.separated):
+            calibration = self._calibrations[key] = self._contest(key, needs, problem)
         reason = calibration.explain()
         if not problem.features:
             reason += "; no features were given, so every task goes through the whole graph (slower)"

@@ -271,6 +271,30 @@ def test_a_graph_that_some_candidates_can_serve_is_not_forced_on_the_others(odd,
     assert "sequential for another graph, which streaming-together cannot serve: " in report.gradient_source
 
 
+@pytest.mark.parametrize("odd", ["a head reads a weight of the trunk", "a hook on the features"])
+def test_an_odd_first_step_does_not_rule_out_for_good_what_it_cannot_use(odd):
+    torch.manual_seed(0)
+    trunk, hs = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), heads(8, 8)
+    mt = MultiTask(trunk, aggregator=Ones())
+    sources = []
+    for step in range(4):
+        trunk.zero_grad()
+        z = trunk(torch.randn(5, 6))
+        losses = {f"t{i}": h(z).square().mean() for i, h in enumerate(hs)}
+        if step < 2 and "hook" in odd:
+            z.register_hook(torch.neg)
+        elif step < 2:
+            losses["t0"] = (z @ trunk[0].weight).square().mean()
+        expected = torch.autograd.grad(sum(losses.values()), list(trunk.parameters()), retain_graph=True)
+        sources.append(mt.backward(losses, features=z).gradient_source)
+        for p, g in zip(trunk.parameters(), expected):
+            torch.testing.assert_close(p.grad, g)
+    assert "streaming-together refused" in sources[1]
+    assert sources[2].startswith("streaming-together: a small step")
+    assert sources[2].endswith("in this step compared with sequential")
+    assert sources[3].endswith("not by the clock")
+
+
 @pytest.mark.usefixtures("everything_is_large")
 def test_a_first_step_with_an_infinite_gradient_judges_nobody():
     torch.manual_seed(0)
