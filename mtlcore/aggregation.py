@@ -181,7 +181,7 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
     if k == 0:
         raise ConfigurationError("jacobian has no rows: at least one task is needed.")
     if losses is None:
-        losses = torch.ones(k, dtype=torch.float64)
+        losses = torch.ones(k, dtype=torch.float64, device="cpu")
     if not isinstance(losses, Tensor) or tuple(losses.shape) != (k,):
         found = str(tuple(losses.shape)) if isinstance(losses, Tensor) else type(losses).__name__
         raise ConfigurationError(f"losses must be a tensor of shape ({k},), one per row of jacobian; found {found}.")

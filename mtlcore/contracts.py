@@ -166,7 +166,7 @@ class StepView:
         """(K,) bool copy."""
         present = self._present
         if present is None:
-            return torch.ones(self.n_tasks, dtype=torch.bool)
+            return torch.ones(self.n_tasks, dtype=torch.bool, device="cpu")
         return present.clone()
 
     @property

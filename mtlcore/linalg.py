@@ -89,7 +89,9 @@ def vector(numbers: Sequence[float]) -> Tensor:
     """(K,) float64 of the numbers, on the processor. Half of the overhead of ``torch.tensor``."""
     memory = array("d", numbers)
     # An empty buffer is an error for frombuffer.
-    return torch.frombuffer(memory, dtype=torch.float64) if memory else torch.empty(0, dtype=torch.float64)
+    return (
+        torch.frombuffer(memory, dtype=torch.float64) if memory else torch.empty(0, dtype=torch.float64, device="cpu")
+    )
 
 
 def placed(weights: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

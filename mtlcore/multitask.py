@@ -278,7 +278,7 @@ class MultiTask:
         if len(present) != k:
             by_name = dict(zip(present, values))
             values = [by_name.get(n, math.nan) for n in names]
-            mask = torch.tensor([n in by_name for n in names])
+            mask = torch.tensor([n in by_name for n in names], device="cpu")
             index = mask.nonzero().flatten()
             if gram is not None:
                 full_gram = gram.new_full((k, k), float("nan"))
@@ -303,7 +303,7 @@ class MultiTask:
     ) -> tuple[TaskGradients, Tensor | None, str, bool]:
         """Task gradients, Gramian, the reason, and whether the last weights are to be used again."""
         if self._keeper is not None and needs > Needs.LOSSES:
-            again = self._keeper.reuse(problem, torch.tensor([n in problem.names for n in names]))
+            again = self._keeper.reuse(problem, torch.tensor([n in problem.names for n in names], device="cpu"))
             if again is not None:
                 return again, None, "features: the weights of an earlier step, one pass through the trunk", True
         training = self._trunk is None or self._trunk.training
@@ -507,7 +507,7 @@ class MultiTask:
         values = [found.get(n, math.nan) for n in self._tasks]
         view = StepView(
             losses=values,
-            present=torch.tensor([n in present for n in self._tasks]),
+            present=torch.tensor([n in present for n in self._tasks], device="cpu"),
             task_names=self._tasks,
             step=self._step - 1,
             generator=aggregation.step_seed(self._seed, self._step - 1),

@@ -129,7 +129,7 @@ class {cls}(TeleportStrategy):
     def propose(self, problem, generator):
         moved = {{}}
         for name, parameter in problem.parameters().items():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu")
             step = self.size * noise / noise.norm()
             moved[name] = parameter.detach() + step.to(parameter) * parameter.detach().norm()
         return Displacement(parameters=moved)

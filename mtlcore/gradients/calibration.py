@@ -247,7 +247,7 @@ class _Fingerprint:
 
     def __init__(self, found: Stored) -> None:
         self._gramian = found.gramian().cpu()
-        weights = 1.0 / torch.arange(1, len(self._gramian) + 1, dtype=torch.float64)
+        weights = 1.0 / torch.arange(1, len(self._gramian) + 1, dtype=torch.float64, device="cpu")
         self._scale = float((weights * self._gramian.diagonal().sqrt()).sum())
         self._direction = {id(p): d.detach().clone() for p, d in found.combined(weights)}
 

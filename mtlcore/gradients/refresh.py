@@ -131,7 +131,11 @@ class Keeper:
         """For a checkpoint."""
         if self._weights is None or self._present is None:
             return {}
-        out = {"weights": self._weights.clone(), "present": self._present.clone(), "age": torch.tensor(self._age)}
+        out = {
+            "weights": self._weights.clone(),
+            "present": self._present.clone(),
+            "age": torch.tensor(self._age, device="cpu"),
+        }
         if self._heads is not None:
             out["heads"] = self._heads.clone()
         if self._reference is not None:

@@ -56,8 +56,8 @@ def solve_part(
 ) -> Aggregation:
     """``solve`` on the tasks where ``keep`` (K,) holds; the others get weight 0 and are named in the diagnostics."""
     left_out = ", ".join(name for name, kept in zip(view.task_names, keep) if not kept)
-    mask = torch.tensor(keep)
-    weights = torch.zeros(view.n_tasks, dtype=torch.float64)
+    mask = torch.tensor(keep, device="cpu")
+    weights = torch.zeros(view.n_tasks, dtype=torch.float64, device="cpu")
     note = {"left_out": f"{left_out}: loss is exactly zero"}
     if not any(keep):
         return Aggregation(weights=weights, state=state, diagnostics=note)

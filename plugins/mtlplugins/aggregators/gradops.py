@@ -104,7 +104,7 @@ class GradOPS(Aggregator):
     def init(self, n_tasks: int) -> State:
         """How many steps of this run needed the fallback; nothing that the direction depends on."""
         check_length("gradops", "weights", self.weights, n_tasks)
-        return {"fallbacks": torch.zeros((), dtype=torch.int64)} if self.fallback else {}
+        return {"fallbacks": torch.zeros((), dtype=torch.int64, device="cpu")} if self.fallback else {}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Project, weigh, combine, and look once more at the result."""
@@ -120,7 +120,7 @@ class GradOPS(Aggregator):
         diagnostics |= {**checked, "task_weights": _numpy.tensor(rows.scatter(w))}
         if self.fallback:
             count = int(state.get("fallbacks", 0)) + ("fallback" in diagnostics)
-            state, diagnostics["fallbacks"] = {"fallbacks": torch.tensor(count)}, count
+            state, diagnostics["fallbacks"] = {"fallbacks": torch.tensor(count, device="cpu")}, count
         weights = rows.scatter(b / rows.norms, dead=1.0)
         return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=diagnostics)
 

@@ -58,6 +58,6 @@ class LS(Aggregator):
         """Constant weights."""
         n = view.n_tasks
         if self.weights is None:
-            return Aggregation(weights=torch.full((n,), 1.0 / n, dtype=torch.float64), state=state)
-        chosen = torch.tensor(weights_present("ls", self.weights, view), dtype=torch.float64)
+            return Aggregation(weights=torch.full((n,), 1.0 / n, dtype=torch.float64, device="cpu"), state=state)
+        chosen = torch.tensor(weights_present("ls", self.weights, view), dtype=torch.float64, device="cpu")
         return Aggregation(weights=chosen / chosen.sum(), state=state)

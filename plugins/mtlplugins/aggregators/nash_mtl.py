@@ -67,7 +67,10 @@ class NashMTL(Aggregator):
         """The weights in use and their age, if they are reused."""
         if self.update_every == 1:
             return {}
-        return {"weights": torch.ones(n_tasks, dtype=torch.float64), "age": torch.zeros((), dtype=torch.int64)}
+        return {
+            "weights": torch.ones(n_tasks, dtype=torch.float64, device="cpu"),
+            "age": torch.zeros((), dtype=torch.int64, device="cpu"),
+        }
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """a = b / |g|."""

@@ -51,7 +51,8 @@ class PCGrad(Aggregator):
         rows = _numpy.read(view)
         c = rows.matrix
         k = len(c)
-        orders = torch.rand(k, k, generator=view.generator, dtype=torch.float64).argsort(dim=1).numpy()
+        draws = torch.rand(k, k, generator=view.generator, dtype=torch.float64, device="cpu")
+        orders = draws.argsort(dim=1).numpy()
         task = np.arange(k)
         coefficients, inner = np.eye(k), c.copy()  # inner[i, j] = <g_i', unit row j> / |g_i|
         projections = 0

@@ -36,6 +36,6 @@ class RLW(Aggregator):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights (K,) that sum to one or to K."""
-        noise = torch.randn(view.n_tasks, generator=view.generator, dtype=torch.float64)
+        noise = torch.randn(view.n_tasks, generator=view.generator, dtype=torch.float64, device="cpu")
         weights = torch.softmax(noise, 0)
         return Aggregation(weights=weights * view.n_tasks if self.total == "n-tasks" else weights, state=state)

@@ -113,7 +113,9 @@ class AttentionQK(TeleportStrategy):
             for member in group.members:
                 parameter, dim = parameters[member.parameter], _dim(member)
                 if member.parameter not in maps:
-                    maps[member.parameter] = MatrixMap(torch.eye(parameter.shape[dim]).to(matrix), dim)
+                    maps[member.parameter] = MatrixMap(
+                        torch.eye(parameter.shape[dim], dtype=matrix.dtype, device=matrix.device), dim
+                    )
                 at = slice(first := _position(member, parameter, start), first + width)
                 maps[member.parameter].matrix[at, at] = matrix if member.produces else dual
         moved = {n: apply_along(m.matrix, parameters[n].detach(), m.dim) for n, m in maps.items()}
@@ -129,7 +131,7 @@ def _groups(attention: nn.MultiheadAttention, path: str, values: bool) -> list[G
         groups.append(Group(f"{path}query-key", width, tuple(members)))
     if values and attention.bias_v is None:
         out = attention.out_proj.weight
-        columns = torch.arange(out.numel()).view(out.shape).T.contiguous()
+        columns = torch.arange(out.numel(), device="cpu").view(out.shape).T.contiguous()
         members = [Member(n, e, True) for n, e in value]
         groups.append(Group(f"{path}value-output", width, (*members, Member(f"{path}out_proj.weight", columns, False))))
     return groups
@@ -142,13 +144,13 @@ def _projection(attention: nn.MultiheadAttention, path: str, which: int) -> list
     found = []
     if attention.in_proj_weight is not None:
         packed = attention.in_proj_weight
-        found.append((f"{path}in_proj_weight", torch.arange(packed.numel()).view(packed.shape)[rows]))
+        found.append((f"{path}in_proj_weight", torch.arange(packed.numel(), device="cpu").view(packed.shape)[rows]))
     else:
         name = ("q_proj_weight", "k_proj_weight", "v_proj_weight")[which]
         own = getattr(attention, name)
-        found.append((f"{path}{name}", torch.arange(own.numel()).view(own.shape)))
+        found.append((f"{path}{name}", torch.arange(own.numel(), device="cpu").view(own.shape)))
     if attention.in_proj_bias is not None:
-        found.append((f"{path}in_proj_bias", torch.arange(3 * width).view(-1, 1)[rows]))
+        found.append((f"{path}in_proj_bias", torch.arange(3 * width, device="cpu").view(-1, 1)[rows]))
     return found
 
 

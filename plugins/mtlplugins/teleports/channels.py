@@ -245,7 +245,7 @@ def shared_modules(trunk: nn.Module) -> set[nn.Module]:
 
 
 def _indices(parameter: Tensor) -> Tensor:
-    return torch.arange(parameter.numel()).view(parameter.shape)
+    return torch.arange(parameter.numel(), device="cpu").view(parameter.shape)
 
 
 def _rows(parameter: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class LowRank:
         for name, p in weights.items():
             rows, columns = p.shape[0], p.numel() // p.shape[0]
             bound = columns**-0.5  # kaiming_uniform_(a=sqrt(5)), PEFT's choice for A
-            a = (2.0 * torch.rand(rank, columns, generator=generator) - 1.0) * bound
+            a = (2.0 * torch.rand(rank, columns, generator=generator, device="cpu") - 1.0) * bound
             self._pairs[name] = (nn.Parameter(a.to(p)), nn.Parameter(p.new_zeros(rows, rank)))
         self.factors = [f for pair in self._pairs.values() for f in pair]
 
@@ -102,7 +102,7 @@ class PeftAdapter:
             stand_in.add_module(f"w{i}", linear)
         # PEFT draws the factors from the global stream: lend it one that starts from our generator.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
             adapted = peft.inject_adapter_in_model(configs[kind](), stand_in)  # type: ignore[no-untyped-call]
         self._shapes = {n: p.shape for n, p in weights.items()}
         self._layers = [getattr(adapted, f"w{i}") for i in range(len(weights))]

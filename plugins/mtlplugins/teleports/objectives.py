@@ -73,7 +73,7 @@ class Sharpness:
         return value, combine(terms)
 
     def _noise(self, like: Vector, generator: torch.Generator) -> Vector:
-        raw = [torch.randn(p.shape, generator=generator).to(p) for p in like]
+        raw = [torch.randn(p.shape, generator=generator, device="cpu").to(p) for p in like]
         if self.per_tensor:
             return [self.delta * r / r.norm() if r.numel() else r for r in raw]
         length = norm(raw)

@@ -40,7 +40,8 @@ class RandomRescaling(TeleportStrategy):
         parameters = dict(problem.trunk.named_parameters())
         device = next(iter(parameters.values())).device
         logs = [
-            self.bound * (2.0 * torch.rand(g.units, generator=generator, dtype=torch.float64) - 1.0).to(device)
+            self.bound
+            * (2.0 * torch.rand(g.units, generator=generator, dtype=torch.float64, device="cpu") - 1.0).to(device)
             for g in groups
         ]
         scales = factors(groups, logs, {n: p.shape for n, p in parameters.items()})

@@ -130,7 +130,9 @@ def _calls_beside(trunk: nn.Module, groups: tuple[Group, ...]) -> Iterator[set[s
 def _keeps_losses(problem: TeleportProblem, groups: tuple[Group, ...], generator: torch.Generator) -> bool:
     parameters = dict(problem.trunk.named_parameters())
     device = next(iter(parameters.values())).device
-    logs = [(torch.rand(g.units, generator=generator, dtype=torch.float64) - 0.5).to(device) for g in groups]
+    logs = [
+        (torch.rand(g.units, generator=generator, dtype=torch.float64, device="cpu") - 0.5).to(device) for g in groups
+    ]
     scales = factors(groups, logs, {n: p.shape for n, p in parameters.items()})
     before = problem.evaluate()[0]
     saved = {n: parameters[n].detach().clone() for n in scales}

@@ -68,7 +68,7 @@ def rounds(groups: Sequence[Group], sizes: Mapping[str, int]) -> list[list[Group
     """Split groups into rounds within which no element is touched twice; greedy, in the given order."""
     waiting, out = list(groups), []
     while waiting:
-        taken = {name: torch.zeros(n, dtype=torch.bool) for name, n in sizes.items()}
+        taken = {name: torch.zeros(n, dtype=torch.bool, device="cpu") for name, n in sizes.items()}
         now, later = [], []
         for group in waiting:
             if any(bool(taken[m.parameter][m.elements].any()) for m in group.members):

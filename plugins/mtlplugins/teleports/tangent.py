@@ -164,7 +164,7 @@ def _leading_rows(matrix: Tensor, rank: int, generator: torch.Generator) -> Tens
     """(r, columns), orthonormal: the leading right singular vectors, by two rounds of randomised subspace iteration."""
     rank = min(rank, *matrix.shape)
     exact = matrix.double()
-    probe = torch.randn(exact.shape[0], rank, generator=generator, dtype=torch.float64).to(exact.device)
+    probe = torch.randn(exact.shape[0], rank, generator=generator, dtype=torch.float64, device="cpu").to(exact.device)
     basis = torch.linalg.qr(exact.T @ probe)[0]
     for _ in range(2):
         basis = torch.linalg.qr(exact.T @ (exact @ basis))[0]

@@ -146,11 +146,11 @@ class Balancer(Aggregator):
         """References and router. A router whose first values are random, or whose size depends on the features, is
         drawn in the first step; until then it is NaN, or empty."""
         rows = 4 if self.router_optimizer == "adam" else 1
-        router = torch.zeros(rows, n_tasks if self.router == "free" else 0, dtype=torch.float64)
+        router = torch.zeros(rows, n_tasks if self.router == "free" else 0, dtype=torch.float64, device="cpu")
         router[0] = self.init_low if self.init_low == self.init_high else math.nan
         references = normalisations.fresh(self.normalisation, n_tasks)
         # K itself, for a first batch that lacks some tasks.
-        return {"n_tasks": torch.tensor(n_tasks), "router": router, **references.state()}
+        return {"n_tasks": torch.tensor(n_tasks, device="cpu"), "router": router, **references.state()}
 
     def _step(self, view: StepView, state: State, solve: Solve | None = None) -> Aggregation:
         """One step. ``solve`` takes the view at x and the weights of g as a function of a view, and returns the view

@@ -59,7 +59,7 @@ class Layout:
 
     def draw(self, generator: torch.Generator) -> Array:
         """First parameters, as nn.Linear draws its own. [code]"""
-        unit: Array = torch.rand(self.size, generator=generator, dtype=torch.float64).numpy()
+        unit: Array = torch.rand(self.size, generator=generator, dtype=torch.float64, device="cpu").numpy()
         # Weights and bias of a layer are uniform within 1 / sqrt(its inputs).
         inputs = [self.hidden] * 2 + [self.n_features] * 2 if self.kind == "mlp" else [self.n_features] * 2
         return np.concatenate([((2.0 * u - 1.0) / math.sqrt(n)).ravel() for u, n in zip(self.split(unit), inputs)])

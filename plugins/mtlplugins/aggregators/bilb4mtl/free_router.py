@@ -29,7 +29,7 @@ class FreeRouter(NamedTuple):
     def drawn(cls, view: StepView, state: State, low: float, high: float) -> FreeRouter:
         """In the first step: scores uniform in [low, high]."""
         _, *moments = state["router"].tolist()
-        unit = torch.rand(state["router"].shape[1], generator=view.generator, dtype=torch.float64)
+        unit = torch.rand(state["router"].shape[1], generator=view.generator, dtype=torch.float64, device="cpu")
         return cls.of(view, [[u * (high - low) + low for u in unit.tolist()], *moments])
 
     @classmethod
