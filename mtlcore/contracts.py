@@ -141,6 +141,12 @@ class StepView:
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"StepView is immutable: a method cannot delete view.{name}.")
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a StepView belongs to its step and cannot be copied or pickled: keep what you need of it, such as "
+            "view.losses, view.gramian (copies already) or view.jacobian.clone()."
+        )
+
     @property
     def n_tasks(self) -> int:
         """K."""

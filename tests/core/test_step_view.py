@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -41,3 +44,10 @@ def test_features_come_without_a_graph() -> None:
 def test_a_view_is_immutable(name: str) -> None:
     with pytest.raises(AttributeError):
         setattr(StepView(losses=[1.0]), name, None)
+
+
+@pytest.mark.parametrize("take", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_view_says_that_it_cannot_be_copied(take) -> None:
+    """It used to say that a method cannot set view._complete."""
+    with pytest.raises(TypeError, match=r"cannot be copied or pickled: keep what you need of it, such as view\.losses"):
+        take(StepView(losses=[1.0, 2.0], gramian=torch.eye(2)))
