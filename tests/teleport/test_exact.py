@@ -326,6 +326,34 @@ class Peeking(nn.Module):
         return self.two(torch.relu(self.one(x))) + torch.relu(self.one.weight.sum() - 1e3)
 
 
+class CalledOtherwise(nn.Module):
+    """Calls one of its layers a second time, in a way that the search does not follow."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.one, self.two = what, nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 1)
+        self.norm, self.spread = nn.BatchNorm1d(4), nn.ConvTranspose1d(4, 4, 3, stride=2)
+
+    def forward(self, x):
+        if self.what == "producer by keyword":
+            return self.two(torch.relu(self.one(x))) + self.one(input=x)
+        if self.what == "consumer by keyword":
+            return self.two(torch.relu(self.one(x))) + self.two(input=x)
+        if self.what == "norm on an input of unknown shape":
+            return self.two(torch.relu(self.norm(self.one(x)))) + torch.relu(self.norm(x))
+        return self.two(torch.relu(self.spread(x))).sum(-1) + self.spread(x, [12]).sum(-1)
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["producer by keyword", "consumer by keyword", "norm on an input of unknown shape", "output size given"],
+)
+def test_a_layer_that_is_also_called_in_a_way_nobody_follows(what):
+    net = CalledOtherwise(what)
+    assert net(torch.randn(2, 4, 5)).shape[1] == 4
+    assert find_groups(net).groups == ()
+
+
 class Uses(nn.Module):
     """A ReLU layer whose units a function of the forward also uses otherwise."""
 
@@ -608,6 +636,28 @@ def test_every_layer_of_an_encoder_has_a_feed_forward_to_rescale():
     layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
     net = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 5))
     assert [g.name for g in find_groups(net).groups] == ["0.layers.0.linear1", "0.layers.1.linear1"]
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 12, batch_first=True)
+        self.body, self.top = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), copy.deepcopy(layer)
+
+    def forward(self, x):
+        h = self.body(x, src_key_padding_mask=x[..., 0] > 0.5)
+        return self.top(h, None, x[..., 0] > 0.5).mean(1)
+
+
+def test_masks_do_not_reach_the_feed_forward_of_an_encoder():
+    made = problem("mlp")
+    made.trunk, made.inputs = Masked().double(), lambda g, n: torch.randn(n, 4, 6, generator=g, dtype=torch.float64)
+    made.heads = nn.ModuleDict({t: nn.Linear(6, 1) for t in TASKS}).double()
+    assert [g.name for g in find_groups(made.trunk).groups] == ["body.layers.0.linear1", "top.linear1"]
+    made.trunk.eval()
+    before = made.losses(50)
+    assert teleport(made, "random").accepted
+    assert made.losses(50) == pytest.approx(before, rel=1e-9)
 
 
 @pytest.mark.parametrize("mode", [True, False])

@@ -281,11 +281,17 @@ class _Walk:
         self._spaces: list[_Space] = []
         self._inputs: dict[nn.Module, _Value | None] = {}
         self._outputs: dict[nn.Module, _Space] = {}
+        self._unknown: set[nn.Module] = set()  # modules with a call that was not understood
         self._extra: dict[str, Group] = {}
 
     def groups(self) -> tuple[Group, ...]:
         for node in self._graph.nodes:
             self._values[node] = self._visit(node)
+        # Whatever such a call does with the module's weights, its other calls must find them as they were.
+        for module in self._unknown:
+            self._pin_value(self._inputs.get(module))
+            if module in self._outputs:
+                self._outputs[module].root().pinned = True
         found = [
             Group(s.name, s.units, tuple(s.members))
             for s in self._spaces
@@ -298,7 +304,10 @@ class _Walk:
     def _visit(self, node: fx.Node) -> _Value | None:
         if node.op == "call_module":
             module = self._module.get_submodule(str(node.target))
-            return self._call_module(node, module, f"{self._prefix}{node.target}")
+            value = self._call_module(node, module, f"{self._prefix}{node.target}")
+            if value is None:
+                self._unknown.add(module)
+            return value
         if node.op == "call_function":
             return self._call_function(node)
         if node.op == "call_method":
@@ -324,7 +333,16 @@ class _Walk:
     def _call_module(self, node: fx.Node, module: nn.Module, path: str) -> _Value | None:
         kind = type(module)
         value = self._only_input(node)
-        if module in self._unsafe or len(node.args) != 1 or node.kwargs:
+        if module in self._unsafe:
+            return self._pin(node)
+        if kind is nn.TransformerEncoderLayer or kind is nn.TransformerEncoder:  # masks do not reach what is found
+            for name, layer in module.named_modules(prefix=path):
+                # Parts that are also called on their own do more than the layer's call tells.
+                if type(layer) is nn.TransformerEncoderLayer and not self._called & {*layer.modules()} - {layer}:
+                    for group in _feed_forward(layer, f"{name}.", self._unsafe):
+                        self._extra[group.name] = group
+            return self._pin(node)
+        if len(node.args) != 1 or node.kwargs:
             return self._pin(node)
         if kind in _UNITWISE:
             return value
@@ -334,13 +352,6 @@ class _Walk:
             return self._flatten(node, module.start_dim, module.end_dim)
         if kind is nn.Upsample and value is not None and value.dim == 1:
             return value
-        if kind is nn.TransformerEncoderLayer or kind is nn.TransformerEncoder:
-            for name, layer in module.named_modules(prefix=path):
-                # Parts that are also called on their own do more than the layer's call tells.
-                if type(layer) is nn.TransformerEncoderLayer and not self._called & {*layer.modules()} - {layer}:
-                    for group in _feed_forward(layer, f"{name}.", self._unsafe):
-                        self._extra[group.name] = group
-            return self._pin(node)
         if kind is nn.Embedding and module.max_norm is None:
             return self._produce(module, path, -1, None, _indices(module.weight).T.contiguous())
         if kind is nn.Linear:

@@ -11,7 +11,9 @@ A_u[i, k] = the part of <g_i, g_k> over the elements that produce unit u, B_u ov
 A, B, C come from one pass of task gradients; after that, any conflict measure can be optimised over log lambda without
 touching the network again. The formula needs elements to be touched by one group only, but a weight between two
 groups is produced by one and consumed by the other; so groups are optimised in rounds of disjoint ones, and between
-rounds the gradients are carried along, g <- g / D, which is exact.
+rounds the gradients are carried along, g <- g / D, which is exact. A weight from a group to itself, where a residual
+branch is a single layer, is lambda_j^2 / lambda_i^2 in truth and lambda_j^2 + lambda_i^{-2} in the tables: the slope at
+the identity is right, the value is not, and there the form only guides the search. [choice]
 """
 
 from __future__ import annotations
