@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 import mtlcore
+from mtlcore.teleporting import Teleporter
 from mtlplugins.teleports import channels
 from mtlplugins.teleports.channels import find_groups
 from mtlplugins.teleports.general_maps import Block, optimise
 from mtlplugins.teleports.scaling import factors, rounds, tables
 from mtlplugins.teleports.worst_cosine import worst_cosine
-from support.teleport_nets import TASKS, Falling, problem, teleport
+from support.teleport_nets import TASKS, Falling, problem, teleport, view
 
 MOVES = [
     ("relu-rescaling", "mlp"),
@@ -209,6 +210,59 @@ def test_closed_form_gramian_equals_recomputation(kind):
         with torch.no_grad():
             for n, d in scales.items():
                 parameters[n].div_(d)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_powers_of_two_keep_every_bit_where_rounding_is_coarse(autocast):
+    """In bfloat16 other scales move most losses by more than rounding is allowed to."""
+    accepted = {False: 0, True: 0}
+    x = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(0))
+    for seed in range(6):
+        for powers in (False, True):
+            torch.manual_seed(seed)
+            trunk = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+            heads = nn.ModuleList(nn.Linear(8, 1) for _ in range(3))
+            if not autocast:
+                trunk, heads = trunk.bfloat16(), heads.bfloat16()
+
+            def losses(batch, trunk=trunk, heads=heads):
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    z = trunk(batch.to(trunk[0].weight.dtype))
+                    found = [h(z).squeeze(-1) for h in heads]
+                return {
+                    t: (v.float() - 0.1 * batch[:, i]).square().mean() for i, (t, v) in enumerate(zip(TASKS, found))
+                }
+
+            before = losses(x[1])
+            strategy = mtlcore.create("teleport", "relu-rescaling", powers_of_two=powers)
+            result = Teleporter(strategy, name="relu-rescaling", detector=Falling()).attempt(
+                trunk=trunk,
+                heads=heads,
+                closure=lambda losses=losses: (losses(x[0]), ()),
+                probe=None,
+                view=view(),
+                optimizer=None,
+                generator=torch.Generator().manual_seed(0),
+            )
+            accepted[powers] += result.accepted
+            if powers:
+                assert losses(x[1]) == before, "to the last bit, on unseen data"
+    assert accepted[True] == 6
+    assert accepted[False] < 3
+
+
+@pytest.mark.parametrize("bound", [0.7, 3.0])
+def test_powers_of_two_are_within_the_bound(bound):
+    made = problem("residual")
+    start = {n: p.detach().clone() for n, p in made.trunk.named_parameters()}
+    assert teleport(made, "relu-rescaling", {"powers_of_two": True, "bound": bound}, detector=Falling()).accepted
+    moved = torch.cat([(p.detach() / start[n]).flatten() for n, p in made.trunk.named_parameters()])
+    moved = moved[moved.isfinite()]
+    assert bool((moved.frexp().mantissa == 0.5).all())
+    assert bool((moved != 1.0).any())
+    assert float(moved.log().abs().max()) <= 2 * bound, "an element is touched by two groups at most"
+    with pytest.raises(mtlcore.errors.ConfigurationError, match=r"bound=0\.5.*at least log 2"):
+        mtlcore.create("teleport", "relu-rescaling", powers_of_two=True, bound=0.5)
 
 
 def test_residual_streams_are_rescaled_together_and_their_insides_alone():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, integer, number
+from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number
+from mtlcore.errors import ConfigurationError
 from mtlplugins.teleports.channels import Found, find_groups, uncompiled
 from mtlplugins.teleports.scaling import Group, factors, rescale
 
@@ -32,6 +34,10 @@ class ReluRescaling(TeleportStrategy):
         bound: largest \\|log lambda\\|. [choice]
         stiffness: mu of the penalty mu mean(log lambda^2) that keeps idle units where they are. [choice]
         steps: of the optimisation on the K x K tables.
+        powers_of_two: round every lambda to a power of two, by which all floating-point types multiply without
+            rounding, short of overflow and underflow: losses are kept to the last bit. For bfloat16, half and autocast,
+            where other scales move the losses by more than rounding is allowed to and are mostly refused. Needs
+            bound >= log 2. [choice]
     """
 
     exact = True
@@ -50,6 +56,15 @@ class ReluRescaling(TeleportStrategy):
     bound: float = number(0.7, low=0.0, open_low=True)
     stiffness: float = number(0.01, low=0.0)
     steps: int = integer(60, low=0)
+    powers_of_two: bool = flag(False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.powers_of_two and self.bound < math.log(2.0):
+            raise ConfigurationError(
+                f"ReluRescaling(bound={self.bound!r}, powers_of_two=True): no power of two but 1 is within the bound; "
+                f"use a bound of at least log 2 = 0.6931..., like the default."
+            )
 
     def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
         """A point on the network's symmetry orbit, with its maps."""
@@ -58,7 +73,13 @@ class ReluRescaling(TeleportStrategy):
         if not groups:
             return stay(found)
         return rescale(
-            problem, groups, measure=self.objective, bound=self.bound, stiffness=self.stiffness, steps=self.steps
+            problem,
+            groups,
+            measure=self.objective,
+            bound=self.bound,
+            stiffness=self.stiffness,
+            steps=self.steps,
+            powers_of_two=self.powers_of_two,
         )
 
 

@@ -18,6 +18,7 @@ the identity is right, the value is not, and there the form only guides the sear
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -148,9 +149,17 @@ def optimise(form: Tables, measure: str, *, bound: float, stiffness: float, step
 
 
 def rescale(
-    problem: TeleportProblem, groups: Sequence[Group], *, measure: str, bound: float, stiffness: float, steps: int
+    problem: TeleportProblem,
+    groups: Sequence[Group],
+    *,
+    measure: str,
+    bound: float,
+    stiffness: float,
+    steps: int,
+    powers_of_two: bool = False,
 ) -> Displacement:
-    """The displacement that optimises the worst cosine over all groups, from one pass of task gradients."""
+    """The displacement that optimises the worst cosine over all groups, from one pass of task gradients; with
+    ``powers_of_two``, each lambda is the nearest one within the bound, to the last bit."""
     parameters = dict(problem.trunk.named_parameters())
     losses, blocks = problem.rows()
     rows = dict(zip(problem.parameters(), blocks))
@@ -161,7 +170,12 @@ def rescale(
     waiting = rounds(groups, {n: p.numel() for n, p in parameters.items()})
     for i, groups_now in enumerate(waiting):
         logs = optimise(tables(groups_now, rows), measure, bound=bound, stiffness=stiffness, steps=steps)
+        if powers_of_two:
+            most = math.floor(bound / math.log(2.0))
+            logs = (logs / math.log(2.0)).round().clamp(-most, most) * math.log(2.0)
         scales = factors(groups_now, logs.split([g.units for g in groups_now]), shapes)
+        if powers_of_two:
+            scales = {name: d.log2().round().exp2() for name, d in scales.items()}
         for name, d in scales.items():
             if name in rows and i + 1 < len(waiting):
                 rows[name] = (rows[name] / d.flatten()).to(rows[name].dtype)
