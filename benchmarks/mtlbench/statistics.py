@@ -4,9 +4,11 @@ With three seeds, resampling is of little use: a bootstrap of three values only 
 is too narrow), and a sign-flip test of three pairs cannot give a two-sided p below 2/8 = 0.25. So differences of
 fewer than SMALL pairs are judged by Student's t, which assumes roughly normal differences and says so in its width
 (a factor of 4.3 for n = 3 where a large sample has 1.96); from SMALL pairs on by the exact sign-flip test and
-bootstrap. Runs pooled over several tasks are resampled within each task (stratified), as Agarwal et al. (2021) do:
-what differs between tasks is not noise. The plain percentile bootstrap is too narrow for strata of a few runs (its 95 %
-covers 83 % with three tasks of three seeds); its percentiles are expanded by what Student's t adds (Hesterberg 2015).
+bootstrap. SMALL is where the smallest p of the exact test stays below 5 % after correction for 25 comparisons: with
+eight pairs and eight comparisons no difference, however large, would be significant. Runs pooled over several tasks are
+resampled within each task (stratified), as Agarwal et al. (2021) do: what differs between tasks is not noise. The plain
+percentile bootstrap is too narrow for strata of a few runs (its 95 % covers 83 % with three tasks of three seeds); its
+percentiles are expanded by what Student's t adds (Hesterberg 2015).
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-SMALL = 8
+SMALL = 10
 """Fewer pairs than this: Student's t. From here on: resampling."""
 LEVEL = 0.95
 _RESAMPLES = 4000
+_EXACT = 14
+"""Up to so many pairs all signs are tried; with more of them, so many draws:"""
+_FLIPS = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +50,12 @@ class Comparison:
         p: two-sided p-value; None with fewer than two pairs.
         p_holm: the same, corrected for all comparisons of the family (filled in by :func:`corrected`).
         test: which test gave p.
-        detectable: the difference that this experiment could just have called significant, before correction.
+        detectable: the difference that would just have been called significant, with this spread, after the same
+            correction as the p beside it; infinite where none would have been (too few pairs for an exact test).
+            Student's t, in sign-flip tests as an approximation [choice].
         verdict: "better", "worse", "no significant difference" or "not enough runs".
+        error: standard error of the mean difference.
+        freedom: its degrees of freedom.
     """
 
     difference: Interval
@@ -55,6 +64,8 @@ class Comparison:
     test: str
     detectable: float | None
     verdict: str
+    error: float | None = None
+    freedom: int = 0
 
 
 def t_interval(values: Sequence[float]) -> Interval:
@@ -68,7 +79,7 @@ def _student(strata: Sequence[Sequence[float]]) -> Interval:
     pooled = np.concatenate([*parts, []])
     if not _freedom(parts):
         return Interval(float(pooled.mean()) if len(pooled) else math.nan, None, None, len(pooled), "none")
-    mean, half = float(pooled.mean()), _quantile(parts) * _standard_error(parts)
+    mean, half = float(pooled.mean()), _quantile(_freedom(parts)) * _standard_error(parts)
     return Interval(mean, mean - half, mean + half, len(pooled), "Student's t")
 
 
@@ -81,8 +92,9 @@ def _freedom(parts: Sequence[np.ndarray]) -> int:
     return sum(len(p) - 1 for p in parts)
 
 
-def _quantile(parts: Sequence[np.ndarray]) -> float:
-    return float(stats.t.ppf((1 + LEVEL) / 2, _freedom(parts)))
+def _quantile(freedom: int, level: float = 1 - LEVEL) -> float:
+    """How many standard errors from zero Student's t is significant at ``level``, two-sided."""
+    return float(stats.t.isf(level / 2, freedom))
 
 
 def _standard_error(parts: Sequence[np.ndarray]) -> float:
@@ -121,7 +133,7 @@ def stratified_bootstrap(strata: Sequence[Sequence[float]], trimmed: bool = Fals
         return Interval(float(statistic(pooled)) if len(pooled) else math.nan, None, None, len(pooled), "none")
     generator = np.random.default_rng(seed)
     draws = statistic(np.concatenate([p[generator.integers(len(p), size=(_RESAMPLES, len(p)))] for p in parts], axis=1))
-    outside = float(stats.norm.sf(_quantile(parts) * math.sqrt(len(pooled) / _freedom(parts))))
+    outside = float(stats.norm.sf(_quantile(_freedom(parts)) * math.sqrt(len(pooled) / _freedom(parts))))
     low, high = np.quantile(draws, [outside, 1 - outside])
     return Interval(float(statistic(pooled)), float(low), float(high), len(pooled), "stratified bootstrap")
 
@@ -136,13 +148,18 @@ def sign_flip_test(differences: Sequence[float], seed: int = 0) -> float:
     """Two-sided permutation p-value of "the differences are symmetric about 0"; exact up to 14 pairs."""
     d = np.asarray(differences, dtype=float)
     observed = abs(d.mean())
-    if len(d) <= 14:
+    if len(d) <= _EXACT:
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(d))))
         means = np.abs(signs @ d) / len(d)
         return float(np.mean(means >= observed * (1 - 1e-12)))
     generator = np.random.default_rng(seed)
-    means = np.abs(generator.choice((-1.0, 1.0), size=(20_000, len(d))) @ d) / len(d)
-    return float((1 + np.sum(means >= observed * (1 - 1e-12))) / 20_001)
+    means = np.abs(generator.choice((-1.0, 1.0), size=(_FLIPS, len(d))) @ d) / len(d)
+    return float((1 + np.sum(means >= observed * (1 - 1e-12))) / (_FLIPS + 1))
+
+
+def smallest_sign_flip_p(pairs: int) -> float:
+    """What the test gives at best: that of differences which all have one sign."""
+    return 2.0 ** (1 - pairs) if pairs <= _EXACT else 1 / (_FLIPS + 1)
 
 
 def paired(strata: Sequence[Sequence[float]]) -> Comparison:
@@ -152,30 +169,27 @@ def paired(strata: Sequence[Sequence[float]]) -> Comparison:
     difference = interval(strata)
     if not _freedom(parts):
         return Comparison(difference, None, None, "none", None, "not enough runs")
-    detectable: float | None
+    error, freedom = _standard_error(parts), _freedom(parts)
     if len(d) < SMALL:
-        error = _standard_error(parts)
+        test = "paired t-test"
         # Differences that are equal up to rounding have no spread: certain, one way or the other.
         if error <= 1e-12 * float(np.abs(d).max()):
             p = 1.0 if abs(d.mean()) <= 1e-12 * float(np.abs(d).max()) else 0.0
         else:
-            p = 2.0 * float(stats.t.sf(abs(d.mean()) / error, _freedom(parts)))
-        test = "paired t-test"
-        detectable = _quantile(parts) * error
+            p = 2.0 * float(stats.t.sf(abs(d.mean()) / error, freedom))
     else:
-        p = sign_flip_test(d.tolist())
         test = "sign-flip permutation test"
-        low, high = difference.low, difference.high
-        detectable = None if low is None or high is None else (high - low) / 2
-    return _judged(Comparison(difference, p, p, test, detectable, ""))
+        p = sign_flip_test(d.tolist())
+    return _judged(Comparison(difference, p, p, test, None, "", error, freedom), 1 - LEVEL)
 
 
 def corrected(family: dict[str, Comparison]) -> dict[str, Comparison]:
-    """Holm's correction over a family of comparisons; verdicts follow the corrected p-values."""
+    """Holm's correction over a family of comparisons; verdicts and detectable differences follow it."""
     tested = {name: c.p for name, c in family.items() if c.p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values()))))
+    levels = {name: holm_level([p for other, p in tested.items() if other != name]) for name in tested}
     return {
-        name: _judged(dataclasses.replace(c, p_holm=adjusted[name])) if name in adjusted else c
+        name: _judged(dataclasses.replace(c, p_holm=adjusted[name]), levels[name]) if name in adjusted else c
         for name, c in family.items()
     }
 
@@ -189,13 +203,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(v) for v in adjusted]
 
 
-def _judged(comparison: Comparison) -> Comparison:
+def holm_level(others: Sequence[float]) -> float:
+    """Holm rejects one more hypothesis, beside others with these p-values, if and only if its p is below this level.
+
+    With m hypotheses in all, Holm holds the j-th smallest p against alpha / (m - j + 1) and stops at the first that
+    fails. If the r smallest of the others pass and the next one does not, ours is either among the first r + 1 or comes
+    too late: it is rejected below alpha / (m - r), which is Bonferroni's alpha / m where nothing else is significant.
+    """
+    m, alpha = len(others) + 1, 1 - LEVEL
+    passed = itertools.takewhile(lambda step: step[1] * (m - step[0]) < alpha, enumerate(sorted(others)))
+    return alpha / (m - len(list(passed)))
+
+
+def _judged(comparison: Comparison, level: float) -> Comparison:
     assert comparison.p_holm is not None
+    assert comparison.error is not None
     if comparison.p_holm >= 1 - LEVEL:
         verdict = "no significant difference"
     else:
         verdict = "better" if comparison.difference.estimate < 0 else "worse"
-    return dataclasses.replace(comparison, verdict=verdict)
+    n = comparison.difference.n
+    out_of_reach = n >= SMALL and smallest_sign_flip_p(n) >= level
+    detectable = math.inf if out_of_reach else _quantile(comparison.freedom, level) * comparison.error
+    return dataclasses.replace(comparison, verdict=verdict, detectable=detectable)
 
 
 def probability_of_improvement(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float | None:

@@ -95,6 +95,25 @@ def test_no_difference_is_a_verdict_with_its_reach(tmp_path):
     assert "no significant difference" in first
     assert "does not show that they are equal" in first
     assert re.search(r"below about \d\.\d points", first)
+    assert "Holm" not in first
+
+
+def test_the_reach_is_that_after_correction(tmp_path):
+    """What a p-value beside it had to pass, the difference that would go unseen has to pass, too."""
+    rows = [("single-task", lambda s: 0.0), ("sum", lambda s: 0.0)]
+    rows += [(f"m{i}", lambda s: float(s % 2)) for i in range(4)]
+    folder = _folder_of(tmp_path, [_record(m, s, of(s)) for s in range(3) for m, of in rows])
+    first = summarise(folder)["verdict"][0]
+    # Differences 0, 1, 0: standard error 1/3; t of 0.05 / 4 / 2 with two degrees of freedom is 8.860.
+    assert "below about 3.0 points would typically have gone unseen, with Holm's correction for 4 comparisons" in first
+
+
+def test_a_test_that_cannot_show_anything_says_so(tmp_path):
+    rows = [("single-task", 0.0), ("sum", 0.0), *((f"m{i}", 5.0) for i in range(26))]
+    folder = _folder_of(tmp_path, [_record(m, s, d + 0.1 * (s if d else 0)) for s in range(10) for m, d in rows])
+    first = summarise(folder)["verdict"][0]
+    assert "cannot show any difference, however large, with Holm's correction for 26 comparisons; add seeds" in first
+    assert "exact sign flips from 10 on" in _page(folder)
 
 
 def _three_seeds(*rows, seeds=range(3)):

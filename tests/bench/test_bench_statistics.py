@@ -60,6 +60,47 @@ def test_detectable_difference_is_the_half_width():
     assert found.detectable == pytest.approx(found.difference.high - found.difference.estimate)
 
 
+def test_the_level_of_holms_step_is_that_of_the_step_it_stops_at():
+    assert stats.holm_level([]) == pytest.approx(0.05)
+    assert stats.holm_level([0.9, 0.04, 0.9]) == pytest.approx(0.05 / 4)  # nothing else passes: Bonferroni
+    assert stats.holm_level([0.9, 0.01, 0.9]) == pytest.approx(0.05 / 3)
+    assert stats.holm_level([0.9, 0.01, 0.016]) == pytest.approx(0.05 / 2)
+    assert stats.holm_level([0.001, 0.01, 0.016]) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("others", [[], [0.3], [0.9, 0.01, 0.016], [0.02, 0.02, 0.02], [0.0, 0.012, 0.016, 0.5]])
+def test_holm_rejects_exactly_below_its_level(others):
+    level = stats.holm_level(others)
+    assert stats.holm([*others, level * (1 - 1e-9)])[-1] < 0.05
+    assert stats.holm([*others, level * (1 + 1e-9)])[-1] >= 0.05
+
+
+def test_a_difference_as_large_as_the_detectable_one_is_just_significant_after_correction():
+    spread = np.array([0.3, -0.2, -0.1])
+    others = {f"b{i}": stats.paired([[0.1, -0.1, 0.05]]) for i in range(4)} | {
+        "c": stats.paired([[1.0, 1.0001, 0.9999]])
+    }
+    found = stats.corrected({"a": stats.paired([spread]), **others})["a"]
+    # Six comparisons, of which one is significant: 0.05 / 5, and t of 0.005 with two degrees of freedom is 9.9248.
+    assert found.detectable == pytest.approx(9.9248 * np.std(spread, ddof=1) / 3**0.5, rel=1e-4)
+    for factor, verdict in ((0.999, "no significant difference"), (1.001, "worse")):
+        moved = stats.paired([spread + factor * found.detectable])
+        assert stats.corrected({"a": moved, **others})["a"].verdict == verdict
+
+
+def test_enough_pairs_for_resampling_are_enough_for_many_comparisons():
+    def family(pairs, size):
+        return stats.corrected({f"m{i}": stats.paired([np.linspace(0.9, 1.1, pairs)]) for i in range(size)})
+
+    assert {c.verdict for c in family(stats.SMALL, 25).values()} == {"worse"}
+    assert {c.verdict for c in family(stats.SMALL - 1, 25).values()} == {"worse"}
+    assert {c.verdict for c in family(20, 25).values()} == {"worse"}
+    assert family(stats.SMALL, 26)["m0"].detectable == float("inf")
+    assert family(stats.SMALL, 26)["m0"].verdict == "no significant difference"
+    assert stats.sign_flip_test(np.ones(stats.SMALL).tolist()) == stats.smallest_sign_flip_p(stats.SMALL)
+    assert stats.sign_flip_test(np.ones(40).tolist()) == stats.smallest_sign_flip_p(40)
+
+
 def test_equal_runs_are_no_difference_and_not_an_error():
     assert stats.paired([[0.0, 0.0, 0.0]]).verdict == "no significant difference"
     assert stats.paired([[-1.0, -1.0, -1.0]]).verdict == "better"
@@ -119,7 +160,7 @@ def test_nothing_at_all_is_not_an_error():
 
 def test_few_runs_get_students_t_and_many_the_bootstrap():
     assert stats.interval([[1.0, 2.0, 3.0]]).kind == "Student's t"
-    assert stats.interval([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]).kind == "stratified bootstrap"
+    assert stats.interval([[1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0]]).kind == "stratified bootstrap"
 
 
 def test_probability_of_improvement_counts_ties_half_and_averages_tasks():

@@ -14,6 +14,7 @@ import jinja2
 from mtlbench.records import writing
 from mtlbench.report import figures
 from mtlbench.report.summary import summarise
+from mtlbench.statistics import SMALL
 from mtlbench.suite import SINGLE_TASK
 
 
@@ -55,6 +56,7 @@ def render(summary: Mapping[str, Any], folder: Path) -> str:
         written=datetime.datetime.now(datetime.timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
         folder=str(folder),
         single=SINGLE_TASK,
+        small=SMALL,
         drawn=[_figures(task) for task in summary["tasks"]],
         overall_drawn=_overall_figures(summary["overall"]) if summary["overall"] else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import statistics as plain_statistics
 from collections.abc import Mapping, Sequence
@@ -361,13 +362,10 @@ def _verdict(summary: Mapping[str, Any]) -> list[str]:
                 "difference; add seeds."
             )
         elif judged and not better and not worse:
-            # Runs that are equal to the last bit (two names of one method) say nothing about how far one can see.
-            reach = plain_statistics.median([c["detectable"] for c in judged if c["detectable"]] or [0.0])
             whom = "the other method" if len(judged) == 1 else f"any of the other {len(judged)} methods"
             lines.append(
                 f"{task['name']}: no significant difference in delta-m between {reference} and {whom} ({seeds} paired "
-                f"seeds). This does not show that they are equal: a difference below about {reach:.1f} points would "
-                f"typically have gone unseen{', even without correction' if len(judged) > 1 else ''}."
+                f"seeds). This does not show that they are equal: {_reach(judged)}."
             )
         elif judged:
             parts = []
@@ -411,6 +409,16 @@ def _verdict(summary: Mapping[str, Any]) -> list[str]:
         good = sum(c["passed"] for c in known)
         lines.append(f"{good} of {len(known)} verified plugins keep every law they claim.")
     return lines
+
+
+def _reach(judged: Sequence[Mapping[str, Any]]) -> str:
+    """How far these comparisons, none of them significant, could see."""
+    correction = f", with Holm's correction for {len(judged)} comparisons" if len(judged) > 1 else ""
+    # Runs that are equal to the last bit (two names of one method) say nothing about it.
+    reach = plain_statistics.median([c["detectable"] for c in judged if c["detectable"]] or [0.0])
+    if math.isinf(reach):
+        return f"so few pairs cannot show any difference, however large{correction}; add seeds"
+    return f"a difference below about {reach:.1f} points would typically have gone unseen{correction}"
 
 
 def _span(counts: Sequence[int]) -> str:
