@@ -354,6 +354,55 @@ def test_methods_of_a_front_are_joined_in_a_figure(tiny, tmp_path):
     assert "a: MAE in m (lower is better)" in html
 
 
+def _front(tmp_path, points, task="multimnist", seeds=2):
+    """A folder in which methods of one front have these accuracies, and the single-task networks 80 and 50."""
+    methods = [{"name": m, "aggregator": "sum", "front": "g"} for m in points]
+    suite = Suite(name="s", title="t", tasks=[task], reference="sum", methods=[{"name": "sum"}, *methods])
+    (tmp_path / "suite.json").write_text(json.dumps({"suite": suite.model_dump(mode="json")}))
+    for m, metrics in {"single-task": (80.0, 50.0), "sum": (80.0, 50.0), **points}.items():
+        for seed in range(seeds):
+            given = dict(zip(KEYS, metrics(seed) if callable(metrics) else metrics))
+            records.append(tmp_path / "records.jsonl", _record(m, seed, 0.0, task=task, metrics=given))
+    return tmp_path
+
+
+def test_a_front_has_its_hypervolume_and_spread_against_the_single_task_networks(tmp_path):
+    # Relative worsenings: (0.1, 0), (0, 0.2), and (0.2, 0.3), which is dominated.
+    folder = _front(tmp_path, {"one": (72.0, 50.0), "two": (80.0, 40.0), "three": (64.0, 35.0)})
+    (front,) = summarise(folder)["tasks"][0]["fronts"]
+    assert (front["name"], front["methods"]) == ("g", ["one", "two", "three"])
+    assert front["hypervolume"]["estimate"] == pytest.approx(100 * (0.9 * 1.0 + 1.0 * 0.8 - 0.9 * 0.8))
+    assert (front["hypervolume"]["n"], front["not_dominated"]) == (2, 2.0)
+    assert front["best"]["name"] == "one"
+    assert front["best"]["hypervolume"]["estimate"] == pytest.approx(90.0)
+    assert front["spread"]["estimate"] == pytest.approx((10.0 + 20.0) / 2)
+    assert re.search(r"<td class=.n.>98\.0</td>.*<td class=.n.>90\.0 .*one.*<td class=.n.>15\.0</td>", _page(folder))
+
+
+def test_fronts_are_made_seed_by_seed_of_seeds_in_which_all_points_are_there(tmp_path):
+    folder = _front(tmp_path, {"one": lambda s: (72.0 + 4.0 * s, 50.0), "two": lambda s: (80.0, 40.0 if s else None)})
+    (front,) = summarise(folder)["tasks"][0]["fronts"]
+    assert front["hypervolume"]["n"] == 1
+    assert front["hypervolume"]["estimate"] == pytest.approx(100 * (0.95 + 0.8 - 0.95 * 0.8))
+
+
+def test_a_front_with_a_point_that_has_no_metrics_is_drawn_without_it(tmp_path):
+    folder = _front(tmp_path, {"one": (72.0, 50.0), "two": (80.0, 40.0), "gone": (None, 40.0)})
+    assert summarise(folder)["tasks"][0]["fronts"][0]["hypervolume"]["n"] == 0
+    (drawn,) = re.findall(r'<svg[^>]*aria-label="front: .*?</svg>', _page(folder))
+    assert re.search(r'class="own own-0" d="M[^L"]*L[^L"]*"', drawn), "a line through two points"
+
+
+def test_without_the_task_directions_are_unknown_and_nothing_is_said_of_fronts(tmp_path):
+    folder = _front(tmp_path, {"one": (72.0, 50.0), "two": (80.0, 40.0)}, task="not-installed")
+    (task,) = summarise(folder)["tasks"]
+    assert task["fronts"] == []
+    page = _page(folder)
+    assert "directions and units of its metrics are unknown" in page
+    assert "Trade-off" not in page
+    assert not re.search("accuracy [↑↓]", page)
+
+
 def test_teleporting_is_compared_with_the_same_method_without(tmp_path):
     path = tmp_path / "records.jsonl"
     for seed in range(3):

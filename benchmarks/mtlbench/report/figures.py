@@ -245,8 +245,9 @@ def front(
         f"{escape(y_title)}</text>"
     )
     for i, group in enumerate(joined):
-        path = "L".join(f"{x(points[name][0]):.1f} {y(points[name][1]):.1f}" for name in group)
-        parts.append(f'<path class="own own-{i}" d="M{path}"/>')
+        if len(group) > 1:
+            path = "L".join(f"{x(points[name][0]):.1f} {y(points[name][1]):.1f}" for name in group)
+            parts.append(f'<path class="own own-{i}" d="M{path}"/>')
     parts += _labelled({name: (x(px), y(py)) for name, (px, py) in points.items()}, width)
     return _svg(width, height, parts, label, "wide")
 

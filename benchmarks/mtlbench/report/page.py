@@ -95,14 +95,9 @@ def _figures(task: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fronts(task: Mapping[str, Any]) -> list[Any]:
     """The first metric of each pair of sub-tasks against one another, if some methods form a front."""
-    rows = {m["name"]: m for m in task["methods"]}
-    groups: dict[str, list[str]] = {}
-    for name, row in rows.items():
-        if row["front"]:
-            groups.setdefault(row["front"], []).append(name)
-    joined = [group for group in groups.values() if len(group) > 1]
-    if not joined:
+    if not task["fronts"]:
         return []
+    rows = {m["name"]: m for m in task["methods"]}
     firsts = list({metric["task"]: metric for metric in reversed(task["metrics"])}.values())[::-1][:3]
     drawn = []
     for i, one in enumerate(firsts):
@@ -117,6 +112,7 @@ def _fronts(task: Mapping[str, Any]) -> list[Any]:
                 f"({'higher' if m['higher_is_better'] else 'lower'} is better)"
                 for m in (one, other)
             )
+            joined = [[name for name in front["methods"] if name in points] for front in task["fronts"]]
             drawn.append(figures.front(points, joined, x, y, f"front: {x} against {y}"))
     return drawn
 

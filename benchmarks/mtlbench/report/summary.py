@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -11,10 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import rankdata
 
+from mtlbench import pareto
 from mtlbench import records as raw
 from mtlbench import statistics as stats
+from mtlbench.protocol import delta_m
 from mtlbench.runner import CERTIFICATES, MANIFEST, make_task
 from mtlbench.suite import SINGLE_TASK, Suite, TaskEntry
 from mtlbench.tasks.base import Metric
@@ -157,6 +161,7 @@ def _task(
         **declared,
         "budget": budget,
         "teleporting": teleporting,
+        "fronts": _fronts(by_method, fronts, declared["metrics"]),
         "methods": methods,
         "splits": records[0].get("splits") if records else None,
     }
@@ -203,6 +208,46 @@ def _with_and_without(
     return found
 
 
+def _fronts(
+    by_method: Mapping[str, Mapping[int, Record]], fronts: Mapping[str, str], metrics: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Hypervolume and spread in %, seed by seed, of each front of which two methods or more have runs."""
+    if any(v["higher_is_better"] is None for v in metrics):
+        return []
+    members: dict[str, list[str]] = {}
+    for m in by_method:
+        if fronts.get(m):
+            members.setdefault(fronts[m], []).append(m)
+    declared = [Metric(v["task"], v["name"], v["higher_is_better"]) for v in metrics]
+    by_task = [[v for v in declared if v.task == t] for t in dict.fromkeys(v.task for v in declared)]
+    baselines = by_method.get(SINGLE_TASK, {})
+
+    def point(record: Record, baseline: Record) -> list[float | None]:
+        changes = [delta_m(record["metrics"], baseline["metrics"], tuple(own)) for own in by_task]
+        return [None if change is None else change / 100.0 for change in changes]
+
+    found = []
+    for name, names in members.items():
+        if len(names) < 2:
+            continue
+        seeds = [s for s in baselines if all(s in by_method[m] for m in names)]
+        points = {s: [point(by_method[m][s], baselines[s]) for m in names] for s in seeds}
+        whole = [np.array(p) for p in points.values() if None not in itertools.chain(*p)]
+        alone = {m: [100 * pareto.hypervolume(p[[i]]) for p in whole] for i, m in enumerate(names)}
+        best = max(names, key=lambda m: sum(alone[m]))
+        found.append(
+            {
+                "name": name,
+                "methods": names,
+                "hypervolume": dataclasses.asdict(stats.interval([[100 * pareto.hypervolume(p) for p in whole]])),
+                "best": {"name": best, "hypervolume": dataclasses.asdict(stats.interval([alone[best]]))},
+                "spread": dataclasses.asdict(stats.interval([[100 * pareto.spread(p) for p in whole]])),
+                "not_dominated": _mean(len(pareto.nondominated(p)) for p in whole),
+            }
+        )
+    return found
+
+
 def _declared(name: str, records: Sequence[Record], suite: Suite | None) -> dict[str, Any]:
     """Title and metrics as the task declares them; from the records alone if the task is no longer installed."""
     entry = next((t for t in suite.tasks if t.name == name), TaskEntry(name=name)) if suite else TaskEntry(name=name)
@@ -212,7 +257,8 @@ def _declared(name: str, records: Sequence[Record], suite: Suite | None) -> dict
         keys = list(records[0]["metrics"]) if records else []
         metrics = [Metric(k.partition("/")[0], k.partition("/")[2], False) for k in keys]
         note = "This task is not installed here: directions and units of its metrics are unknown."
-        return {"title": name, "about": note, "metrics": [{**dataclasses.asdict(m), "key": m.key} for m in metrics]}
+        rows = [{**dataclasses.asdict(m), "higher_is_better": None, "key": m.key} for m in metrics]
+        return {"title": name, "about": note, "metrics": rows}
     return {
         "title": task.title,
         "about": task.about,
