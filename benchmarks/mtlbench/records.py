@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from mtlbench.formats import Certificate, Manifest, Record, mistakes
 from mtlcore.errors import ConfigurationError
 
 RECORDS = "records.jsonl"
@@ -50,58 +53,52 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """All records, in the order written, and how many lines are none: torn, or without what every record has."""
+def read(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """All records, in the order written, and of each line that is none where it is and why."""
     if not path.is_file():
-        return [], 0
+        return [], []
     found: list[dict[str, Any]] = []
-    torn = 0
-    for line in path.read_bytes().split(b"\n"):
+    unreadable: list[str] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line, parse_constant=lambda name: None)  # other writers than plain() write NaN
+            Record.model_validate(record)
+        except ValidationError as error:
+            unreadable.append(f"line {number}: {mistakes(error)}")
         except ValueError:
-            torn += 1
-            continue
-        if _is_record(record):
-            found.append(record)
+            unreadable.append(f"line {number}: torn, or no JSON")
         else:
-            torn += 1
-    return found, torn
+            found.append(record)
+    return found, unreadable
 
 
-def _is_record(line: Any) -> bool:
-    """Whether it says what it is a record of, in a form that the rest can rely on. Anybody may write records."""
-    return (
-        isinstance(line, dict)
-        and all(isinstance(line.get(k), str) for k in ("task", "method", "status"))
-        and isinstance(line.get("seed"), int)
-        and all(isinstance(line.get(k) or {}, dict) for k in ("metrics", "environment", "hyperparameters"))
-    )
-
-
-def content(path: Path) -> dict[str, Any]:
-    """What is in one of the other files of a folder, each one JSON object; {} if it is not there.
+def manifest(path: Path) -> Manifest:
+    """What is in a folder's suite.json; an empty one if it is not there.
 
     Raises:
-        ConfigurationError: it is damaged.
+        ConfigurationError: it is damaged, or not what such a file has.
     """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigurationError(_DAMAGED.format(path=path, why=error)) from error
-    if not isinstance(found, dict):
-        raise ConfigurationError(_DAMAGED.format(path=path, why="not a JSON object"))
+    found: Manifest = _content(path, Manifest)
     return found
 
 
-_DAMAGED = (
-    "{path} is damaged ({why}). Delete it and run `mtl bench run` again with this folder: it is written anew, and no "
-    "record is lost."
-)
+def certificates(path: Path) -> dict[str, Certificate]:
+    """What is in a folder's certificates.json, as :func:`manifest`."""
+    found: dict[str, Certificate] = _content(path, dict[str, Certificate])
+    return found
+
+
+def _content(path: Path, shape: Any) -> Any:
+    try:
+        return TypeAdapter(shape).validate_python(json.loads(path.read_bytes()) if path.is_file() else {})
+    except ValueError as error:  # a ValidationError is one
+        why = mistakes(error) if isinstance(error, ValidationError) else error
+        raise ConfigurationError(
+            f"{path} is damaged ({why}). Delete it and run `mtl bench run` again with this folder: it is written anew, "
+            "and no record is lost."
+        ) from error
 
 
 def key(record: Mapping[str, Any]) -> tuple[str, str, int, str]:

@@ -28,6 +28,7 @@ from typing import Any, TextIO
 import torch
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -35,6 +36,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 import mtlcore
 from mtlbench import protocol, records, tuning
 from mtlbench.data import sources
+from mtlbench.formats import Answer, mistakes
 from mtlbench.suite import SINGLE_TASK, BudgetChanges, MethodEntry, Suite, TaskEntry, digest
 from mtlbench.tasks.base import BenchmarkTask, Budget
 from mtlcore.errors import ConfigurationError, PluginError, UnknownPluginError
@@ -152,7 +154,7 @@ def run(
     except OSError as error:
         raise ConfigurationError(f"{str(folder)!r} cannot be the folder of the records: {error.strerror}.") from error
     with _alone_in(folder):
-        records.content(folder / MANIFEST)  # better now than after an hour of tuning
+        records.manifest(folder / MANIFEST)  # better now than after an hour of tuning
         runner = _Runner(suite, folder, jobs, console, summary, {"source": source or suite.name, "seeds": seeds})
         _run_in(runner, certify, allow_refuted, suite.seeds if seeds is None else seeds)
     return summary
@@ -412,9 +414,9 @@ class _Runner:
         """What the records in this folder are meant to be: the suite, which configurations are current, what tuning
         chose."""
         path = self.folder / MANIFEST
-        old = records.content(path)
+        old = records.manifest(path).model_dump(mode="json", include={"current", "tuned"})
         wanted = {task.name for task in self.suite.tasks}  # a task that has left the suite takes its results along
-        kept = {name: {t: v for t, v in old.get(name, {}).items() if t in wanted} for name in ("current", "tuned")}
+        kept = {name: {t: v for t, v in old[name].items() if t in wanted} for name in ("current", "tuned")}
         current = {**kept["current"], entry.name: sorted(set(hashes))}
         tuned = {**kept["tuned"], entry.name: {name: dataclasses.asdict(c) for name, c in chosen.items()}}
         manifest = {"suite": self.suite.model_dump(mode="json"), **self.call, "current": current, "tuned": tuned}
@@ -480,10 +482,14 @@ def certify_one(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any]
             answer = {"passed": None, "summary": f"could not be checked: {type(error).__name__}: {error}", "rows": []}
         if answer is None:
             answer = {"passed": None, "summary": "no installed plugin can certify it; trained unverified", "rows": []}
-        elif not isinstance(answer, dict) or not {"passed", "summary", "rows"} <= set(answer):
-            answer = {"passed": None, "summary": f"could not be checked: {answer!r:.60} is no certificate", "rows": []}
+        else:
+            try:
+                Answer.model_validate(answer)
+            except ValidationError as error:
+                why = f"could not be checked: {answer!r:.60} is no certificate ({mistakes(error)})"
+                answer = {"passed": None, "summary": why, "rows": []}
         seconds = time.perf_counter() - began
-    return {"kind": kind, "name": name, "options": options, "seconds": seconds, **answer}
+    return {**answer, "kind": kind, "name": name, "options": options, "seconds": seconds}
 
 
 def _with_options(name: str, options: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from mtlbench import records
+from mtlbench import records, runner
 from mtlbench.report import figures
 from mtlbench.report.page import write
 from mtlbench.report.summary import summarise
@@ -252,13 +252,68 @@ def test_records_of_another_writer_need_only_what_the_design_promises(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": "x"}, {"seed": None}, {"task": None}, {"method": 3}, {"metrics": [1]}, {"environment": "mine"}],
+    [
+        {"seed": "x"}, {"seed": None}, {"task": None}, {"method": 3}, {"metrics": [1]}, {"environment": "mine"},
+        {"metrics": {KEYS[0]: "90"}}, {"delta_m": "5"}, {"ratio_to_sum": "1.5"}, {"curves": [1]},
+        {"curves": {"loss": 1}}, {"conflict": [0.1]}, {"diagnostics": {"a": "b"}}, {"teleports": {"tried": 1}},
+        {"splits": ["a"]}, {"hyperparameters": {"budget": [3]}}, {"hyperparameters": {"method": "sum"}},
+        {"config_hash": 7},
+    ],
     ids=repr,
-)
+)  # fmt: skip
 def test_what_is_no_record_is_counted_and_left_out(tmp_path, change):
     _folder_of(tmp_path, _three_seeds(("single-task", 0.0), ("sum", 5.0)), [{**_record("sum", 9, 1.0), **change}])
     found = summarise(tmp_path)
     assert (found["state"]["torn_lines"], found["state"]["finished"]) == (1, 6)
+    (where,) = found["state"]["unreadable"]
+    assert where.startswith(f"line 7: {next(iter(change))}")
+    assert where.partition(". Input")[0][:20] in _page(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"current": ["a"]}, "current: "),
+        ({"current": {"multimnist": "a"}}, "current.multimnist: "),
+        ({"tuned": {"multimnist": {"sum": {"learning_rate": 1.0}}}}, "tuned.multimnist.sum.trial: "),
+        ({"seeds": "3"}, "seeds: "),
+        ({"left_out": 3}, "left_out: "),
+        ({"refused": [3]}, "refused.0: "),
+        ({"suite": {"name": "s"}}, "suite.title: "),
+        ({"suite": [1]}, "suite: "),
+    ],
+    ids=repr,
+)
+def test_a_suite_json_of_another_shape_is_an_error_that_names_the_file_the_key_and_the_way_out(folder, change, place):
+    (folder / "suite.json").write_text(json.dumps(change))
+    with pytest.raises(ConfigurationError, match=rf"suite.json is damaged \({place}.*\)\. Delete it") as caught:
+        _page(folder)
+    with pytest.raises(ConfigurationError, match=re.escape(place)):
+        runner.run(Suite(name="s", title="t", tasks=["multimnist"], methods=["sum"]), folder)
+    assert "no record is lost" in str(caught.value)
+    (folder / "suite.json").unlink()
+    assert "better than sum: mgda" in _page(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ([1], "Input should be a valid dictionary"),
+        ({"a": 1}, "a: "),
+        ({"a": {"kind": "aggregator", "name": "sum", "passed": "yes", "summary": ""}}, "a.passed: "),
+        ({"a": {"kind": "aggregator", "name": "sum", "passed": True, "summary": "", "rows": [3]}}, "a.rows.0: "),
+    ],
+    ids=repr,
+)
+def test_a_certificates_json_of_another_shape_too(folder, content, place):
+    (folder / "certificates.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match=rf"certificates.json is damaged \(.*{place}"):
+        _page(folder)
+
+
+def test_a_record_need_not_say_everything_about_its_method(folder):
+    records.append(folder / "records.jsonl", _record("own", 0, 1.0, hyperparameters={"method": {"options": {"x": 1}}}))
+    assert "<code>?</code> {&#39;x&#39;: 1}" in _page(folder)
 
 
 def test_nan_that_another_writer_wrote_is_a_missing_number(tmp_path):
@@ -302,8 +357,6 @@ def test_partial_records_baselines_only_one_seed_failures_and_torn_lines(tmp_pat
 
 
 def test_runs_of_an_earlier_configuration_are_not_mixed_in(tiny, tmp_path):
-    from mtlbench import runner
-
     runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, console=tiny.quiet())
     runner.run(tiny.suite("tiny-equal", budget={"steps": 24}), tmp_path, seeds=1, console=tiny.quiet())
     summary = summarise(tmp_path)
@@ -314,8 +367,6 @@ def test_runs_of_an_earlier_configuration_are_not_mixed_in(tiny, tmp_path):
 
 def test_a_run_in_progress_is_not_outdated(tiny, tmp_path, monkeypatch):
     """The manifest is there before the first record of a task."""
-    from mtlbench import runner
-
     real = runner.do_job
 
     def stops(job, progress):
@@ -344,8 +395,6 @@ def test_several_tasks_are_pooled_by_stratified_bootstrap(folder):
 
 
 def test_methods_of_a_front_are_joined_in_a_figure(tiny, tmp_path):
-    from mtlbench import runner
-
     line = [{"name": n, "aggregator": "tiny-equal", "front": "g"} for n in ("one", "two")]
     suite = tiny.suite("tiny-slow", *line, reference="one")
     runner.run(suite, tmp_path, seeds=1, certify=False, console=tiny.quiet())

@@ -96,7 +96,7 @@ def test_killed_in_the_middle_and_resumed_equals_uninterrupted(tiny, tmp_path):
     assert summary.already == survived
     assert summary.finished == 6 - survived
     assert _results(killed) == _results(whole)
-    assert records.read(killed / "records.jsonl")[1] == 1
+    assert len(records.read(killed / "records.jsonl")[1]) == 1
 
 
 @pytest.mark.parametrize(
@@ -252,12 +252,26 @@ def test_without_anybody_who_can_certify_it_goes_on_and_says_so(tiny, tmp_path, 
     assert "unverified" in record["certificate"]["summary"]
 
 
-@pytest.mark.parametrize("answer", ["passed", {"passed": True}, [1]], ids=repr)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "passed", {"passed": True}, [1], {"passed": "yes", "summary": "", "rows": []},
+        {"passed": True, "summary": "", "rows": None}, {"passed": True, "summary": "", "rows": [{"law": "finite"}]},
+    ],
+    ids=repr,
+)  # fmt: skip
 def test_an_answer_that_is_no_certificate_certifies_nothing(monkeypatch, answer):
     monkeypatch.setattr(runner.registry(), "ask", lambda hook, **arguments: answer)
     found = runner.certify_one("aggregator", "sum", {})
     assert found["passed"] is None
     assert "is no certificate" in found["summary"]
+
+
+def test_an_answer_cannot_be_about_another_plugin(monkeypatch):
+    answer = {"passed": True, "summary": "", "rows": [], "name": "mine", "options": {"x": 1}}
+    monkeypatch.setattr(runner.registry(), "ask", lambda hook, **arguments: answer)
+    found = runner.certify_one("aggregator", "sum", {})
+    assert (found["name"], found["options"], found["passed"]) == ("sum", {}, True)
 
 
 def test_a_record_tells_the_versions_of_third_parties(tiny, tmp_path):
@@ -322,7 +336,7 @@ def test_appending_after_a_torn_line_keeps_both_neighbours(tmp_path):
     records.append(path, {**base, "seed": 1, "delta_m": float("nan")})
     found, torn = records.read(path)
     assert [r["seed"] for r in found] == [0, 1]
-    assert torn == 1
+    assert torn == ["line 2: torn, or no JSON"]
     assert found[1]["delta_m"] is None
 
 
@@ -343,7 +357,7 @@ def test_a_full_disk_is_an_error_of_ours_and_loses_nothing(tiny, tmp_path, monke
         runner.run(tiny.suite(), tmp_path, console=tiny.quiet())
     monkeypatch.setattr(os, "write", write)
     survived, torn = records.read(tmp_path / "records.jsonl")
-    assert (len(survived) > 0, torn) == (True, 1)
+    assert (len(survived) > 0, len(torn)) == (True, 1)
     summary = runner.run(tiny.suite(), tmp_path, console=tiny.quiet())
     assert (summary.finished, summary.already) == (6 - len(survived), len(survived))
 

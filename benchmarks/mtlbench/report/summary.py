@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 from mtlbench import pareto
 from mtlbench import records as raw
 from mtlbench import statistics as stats
+from mtlbench.formats import Manifest, Row
 from mtlbench.protocol import delta_m
 from mtlbench.runner import CERTIFICATES, MANIFEST, make_task
 from mtlbench.suite import SINGLE_TASK, Suite, TaskEntry
@@ -31,15 +32,15 @@ def summarise(folder: Path) -> dict[str, Any]:
     """All numbers of the report over a folder, which may be empty or half finished.
 
     Raises:
-        ConfigurationError: the folder does not exist, or a file in it is damaged.
+        ConfigurationError: the folder does not exist, or suite.json or certificates.json in it is damaged.
     """
     if not folder.is_dir():
         raise ConfigurationError(f"there is no folder {str(folder)!r}; run `mtl bench run SUITE --out {folder}` first.")
-    everything, torn = raw.read(folder / raw.RECORDS)
-    manifest = raw.content(folder / MANIFEST)
-    certificates = raw.content(folder / CERTIFICATES)
-    suite = _suite(manifest)
-    current = {h for hashes in manifest.get("current", {}).values() for h in hashes}
+    everything, unreadable = raw.read(folder / raw.RECORDS)
+    manifest = raw.manifest(folder / MANIFEST)
+    certificates = raw.certificates(folder / CERTIFICATES)
+    suite = manifest.suite
+    current = {h for hashes in manifest.current.values() for h in hashes}
     shown = raw.latest(everything)
     outdated = [r for r in shown if current and r.get("config_hash") not in current]
     shown = [r for r in shown if r not in outdated]
@@ -57,10 +58,10 @@ def summarise(folder: Path) -> dict[str, Any]:
             "tuning_trials": suite.tuning.trials if suite else 0,
             "learning_rates": len(suite.tuning.learning_rate_factors) if suite else 0,
             # How it was called; folders of an earlier version know only the name.
-            "source": manifest.get("source") or (suite.name if suite else "SUITE"),
-            "seeds": manifest.get("seeds"),
-            "left_out": manifest.get("left_out", []),
-            "refused": manifest.get("refused", []),
+            "source": manifest.source or (suite.name if suite else "SUITE"),
+            "seeds": manifest.seeds,
+            "left_out": manifest.left_out,
+            "refused": manifest.refused,
         },
         "state": {
             "finished": len(ok),
@@ -71,15 +72,15 @@ def summarise(folder: Path) -> dict[str, Any]:
                 for r in ok
                 if r["method"] != SINGLE_TASK and r["delta_m"] is None
             ],
-            "torn_lines": torn,
+            "torn_lines": len(unreadable),
+            "unreadable": unreadable,
             "outdated": len(outdated),
         },
         "tasks": tasks,
         "tuned": _tuned(manifest, suite),
         "overall": _overall(tasks, names, reference) if len(tasks) > 1 else None,
         "certificates": [
-            {k: c.get(k) for k in ("kind", "name", "options", "passed", "summary", "seconds")}
-            | {"laws": _laws(c.get("rows", []))}
+            c.model_dump(include={"kind", "name", "options", "passed", "summary", "seconds"}) | {"laws": _laws(c.rows)}
             for c in certificates.values()
         ],
         "environment": _environment(ok),
@@ -498,27 +499,28 @@ def _complete(record: Record) -> Record:
     blank: Record = {"suite": "", "metrics": {}, "delta_m": None, "environment": {}, "curves": {}}
     given = {k: v for k, v in record.items() if v is not None}
     hyperparameters = {"budget": None, "method": None} | (record.get("hyperparameters") or {})
+    if hyperparameters["method"]:
+        hyperparameters["method"] = _NO_METHOD | hyperparameters["method"]
     return blank | given | {"hyperparameters": hyperparameters}
 
 
-def _suite(manifest: Mapping[str, Any]) -> Suite | None:
-    try:
-        return Suite.model_validate(manifest["suite"])
-    except (KeyError, ValueError):
-        return None
+_NO_METHOD: dict[str, Any] = {
+    "aggregator": "?", "options": {}, "detector": None, "detector_options": {}, "teleport": None,
+    "teleport_options": {}, "brakes": {},
+}  # fmt: skip
 
 
-def _tuned(manifest: Mapping[str, Any], suite: Suite | None) -> list[dict[str, Any]]:
+def _tuned(manifest: Manifest, suite: Suite | None) -> list[dict[str, Any]]:
     """What tuning chose, one row per task and method; options as far as they differ from the suite's."""
     given = {m.name: m.options for m in suite.methods} if suite else {}
     return [
         {
             "task": task,
             "method": method,
-            **{k: choice.get(k) for k in ("learning_rate", "trial", "score", "at_the_edge")},
-            "options": {k: v for k, v in choice["options"].items() if given.get(method, {}).get(k) != v},
+            **choice.model_dump(include={"learning_rate", "trial", "score", "at_the_edge"}),
+            "options": {k: v for k, v in choice.options.items() if given.get(method, {}).get(k) != v},
         }
-        for task, choices in manifest.get("tuned", {}).items()
+        for task, choices in manifest.tuned.items()
         for method, choice in choices.items()
     ]
 
@@ -536,13 +538,13 @@ def _in_order(records: Sequence[Record], suite: Suite | None) -> list[str]:
     return [m for m in wanted if m in present] + [m for m in present if m not in wanted]
 
 
-def _missing(records: Sequence[Record], suite: Suite | None, manifest: Mapping[str, Any]) -> list[str]:
+def _missing(records: Sequence[Record], suite: Suite | None, manifest: Manifest) -> list[str]:
     """What the same command would still do: what the suite wants, as it was called, and no record has."""
     if suite is None:
         return []
     have = {(r["task"], r["method"], r["seed"]) for r in records}
-    seeds = {r["seed"] for r in records} | set(range(manifest.get("seeds") or suite.seeds))
-    not_run = {*manifest.get("left_out", []), *manifest.get("refused", [])}
+    seeds = {r["seed"] for r in records} | set(range(manifest.seeds or suite.seeds))
+    not_run = {*manifest.left_out, *manifest.refused}
     wanted = [SINGLE_TASK, *(m.name for m in suite.methods if m.name not in not_run)]
     return [
         f"{m} on {t.name}, seed {s}"
@@ -563,8 +565,8 @@ def _environment(records: Sequence[Record]) -> dict[str, Any]:
     return out
 
 
-def _laws(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: r.get(k) for k in ("law", "claimed", "status", "examples", "worst_margin")} for r in rows]
+def _laws(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [r.model_dump(include={"law", "claimed", "status", "examples", "worst_margin"}) for r in rows]
 
 
 def _by_seed(records: Any) -> dict[int, Record]:
