@@ -365,6 +365,16 @@ def test_runs_of_an_earlier_configuration_are_not_mixed_in(tiny, tmp_path):
     assert "earlier version of the suite" in _page(tmp_path)
 
 
+def test_without_a_suite_the_newest_of_several_configurations_is_shown(tmp_path):
+    rows = _three_seeds(("single-task", 0.0), ("sum", 5.0))
+    _folder_of(tmp_path, [{**r, "config_hash": "old"} for r in rows])
+    _folder_of(tmp_path, [{**r, "config_hash": "new", "delta_m": r["delta_m"] + 1.0} for r in rows])
+    found = summarise(tmp_path)
+    assert (found["state"]["finished"], found["state"]["outdated"]) == (6, 6)
+    (row,) = [m for m in found["tasks"][0]["methods"] if m["name"] == "sum"]
+    assert row["delta_m"]["values"] == pytest.approx({"0": 6.0, "1": 6.1, "2": 6.2})
+
+
 def test_a_run_in_progress_is_not_outdated(tiny, tmp_path, monkeypatch):
     """The manifest is there before the first record of a task."""
     real = runner.do_job

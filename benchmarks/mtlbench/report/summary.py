@@ -42,7 +42,13 @@ def summarise(folder: Path) -> dict[str, Any]:
     suite = manifest.suite
     current = {h for hashes in manifest.current.values() for h in hashes}
     shown = raw.latest(everything)
-    outdated = [r for r in shown if current and r.get("config_hash") not in current]
+    newest = {(r["task"], r["method"], r["seed"]): r for r in shown}  # where suite.json does not say which is meant
+    outdated = [
+        r
+        for r in shown
+        if (current and r.get("config_hash") not in current)
+        or (not current and r is not newest[r["task"], r["method"], r["seed"]])
+    ]
     shown = [r for r in shown if r not in outdated]
     ok = [_complete(r) for r in shown if r["status"] == "ok"]
     failed = [r for r in shown if r["status"] != "ok"]
