@@ -46,7 +46,8 @@ class Comparison:
     """A paired comparison of method A with method B on a lower-is-better score.
 
     Args:
-        difference: mean of A - B over the pairs, with interval; negative means that A is better.
+        difference: mean of A - B over the pairs (over tasks, if there are several), with interval; negative means that
+            A is better.
         p: two-sided p-value; None with fewer than two pairs.
         p_holm: the same, corrected for all comparisons of the family (filled in by :func:`corrected`).
         test: which test gave p.
@@ -74,9 +75,9 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def _student(strata: Sequence[Sequence[float]]) -> Interval:
-    """Mean of all runs with Student's t interval, from the spread within each stratum (task)."""
+    """Mean over strata (tasks) with Student's t interval, from the spread within each of them."""
     parts = _parts(strata)
-    pooled = np.concatenate([*parts, []])
+    pooled = np.concatenate([*_weighted(parts), []])
     if not _freedom(parts):
         return Interval(float(pooled.mean()) if len(pooled) else math.nan, None, None, len(pooled), "none")
     mean, half = float(pooled.mean()), _quantile(_freedom(parts)) * _standard_error(parts)
@@ -85,6 +86,13 @@ def _student(strata: Sequence[Sequence[float]]) -> Interval:
 
 def _parts(strata: Sequence[Sequence[float]]) -> list[np.ndarray]:
     return [np.asarray(s, dtype=float) for s in strata if len(s)]
+
+
+def _weighted(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The runs, scaled so that their mean is the mean over strata, however many runs each has: a stratum in which some
+    are missing, or have diverged, counts like the others."""
+    n = sum(map(len, parts))
+    return [p * (n / (len(parts) * len(p))) for p in parts]
 
 
 def _freedom(parts: Sequence[np.ndarray]) -> int:
@@ -98,9 +106,9 @@ def _quantile(freedom: int, level: float = 1 - LEVEL) -> float:
 
 
 def _standard_error(parts: Sequence[np.ndarray]) -> float:
-    """Of the mean of all runs, if the spread is the same in each stratum (the mean of their variances if not)."""
+    """Of the mean over strata, if the spread is the same in each (the mean of their variances if not)."""
     squares = sum(float(((p - p.mean()) ** 2).sum()) for p in parts)
-    return math.sqrt(squares / _freedom(parts) / sum(map(len, parts)))
+    return math.sqrt(squares / _freedom(parts) * sum(1 / len(p) for p in parts)) / len(parts)
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
@@ -120,20 +128,22 @@ def _mean(runs: np.ndarray) -> np.ndarray:
 
 
 def stratified_bootstrap(strata: Sequence[Sequence[float]], trimmed: bool = False, seed: int = 0) -> Interval:
-    """Percentile bootstrap of the mean (or interquartile mean) of all runs, resampled within each stratum (task).
+    """Percentile bootstrap of the mean over strata (tasks), or of the interquartile mean of all runs, resampled within
+    each stratum.
 
     Resampling n runs gives a spread that is too small by sqrt((n - 1) / n), and percentiles are those of a normal
     distribution: both are made good by taking percentiles further out [paper: Hesterberg 2015, section 4.3]. With runs
     in every stratum by the dozen nothing changes.
     """
     statistic = _trimmed if trimmed else _mean
-    parts = _parts(strata)
+    parts = _parts(strata) if trimmed else _weighted(_parts(strata))
     pooled = np.concatenate([*parts, []])
     if not _freedom(parts):
         return Interval(float(statistic(pooled)) if len(pooled) else math.nan, None, None, len(pooled), "none")
     generator = np.random.default_rng(seed)
     draws = statistic(np.concatenate([p[generator.integers(len(p), size=(_RESAMPLES, len(p)))] for p in parts], axis=1))
-    outside = float(stats.norm.sf(_quantile(_freedom(parts)) * math.sqrt(len(pooled) / _freedom(parts))))
+    too_small = sum((len(p) - 1) / len(p) ** 2 for p in parts) / sum(1 / len(p) for p in parts)
+    outside = float(stats.norm.sf(_quantile(_freedom(parts)) / math.sqrt(too_small)))
     low, high = np.quantile(draws, [outside, 1 - outside])
     return Interval(float(statistic(pooled)), float(low), float(high), len(pooled), "stratified bootstrap")
 
@@ -165,7 +175,7 @@ def smallest_sign_flip_p(pairs: int) -> float:
 def paired(strata: Sequence[Sequence[float]]) -> Comparison:
     """Compare from the differences A - B of paired runs, one list per task. Call :func:`corrected` on the family."""
     parts = _parts(strata)
-    d = np.concatenate([*parts, []])
+    d = np.concatenate([*_weighted(parts), []])
     difference = interval(strata)
     if not _freedom(parts):
         return Comparison(difference, None, None, "none", None, "not enough runs")

@@ -129,13 +129,13 @@ def test_stratified_bootstrap_covers_about_95_percent():
     assert 88 <= hits <= 99
 
 
-@pytest.mark.parametrize("runs", [[8], [3, 3], [3, 3, 3], [3, 3, 3, 3], [5, 5]])
+@pytest.mark.parametrize("runs", [[8], [3, 3], [3, 3, 3], [3, 3, 3, 3], [5, 5], [2, 5], [9, 3], [6, 3, 3]])
 def test_intervals_of_a_few_runs_a_task_cover_about_95_percent(runs):
     rng = np.random.default_rng(4)
     hits = 0
     for _ in range(300):
         found = stats.interval([rng.normal(10.0 * i, 1.0, n) for i, n in enumerate(runs)])
-        hits += found.low <= np.mean(np.repeat(10.0 * np.arange(len(runs)), runs)) <= found.high
+        hits += found.low <= np.mean(10.0 * np.arange(len(runs))) <= found.high
     assert 0.89 <= hits / 300 <= 0.985
 
 
@@ -143,6 +143,18 @@ def test_a_difference_between_tasks_is_not_noise():
     # The same gain in every seed of a task, small on one task and large on the other: that is a gain.
     assert stats.paired([[-1.0, -1.1, -0.9], [-9.0, -9.1, -8.9]]).verdict == "better"
     assert stats.paired([[-1.0, -1.0], [1.0, 1.0]]).verdict == "no significant difference"
+
+
+@pytest.mark.parametrize("runs", [3, 12])
+def test_a_task_with_fewer_runs_counts_like_the_others(runs):
+    # Tasks at 1 and at 5: whatever their numbers of runs, the mean over tasks is 3.
+    strata = [np.linspace(0.9, 1.1, runs).tolist(), [4.9, 5.1]]
+    assert stats.interval(strata).estimate == pytest.approx(3.0)
+    assert stats.stratified_bootstrap(strata).estimate == pytest.approx(3.0)
+    assert stats.paired(strata).difference.estimate == pytest.approx(3.0)
+    # A gain on one task and an equal loss on the other, with five times the runs, are no difference.
+    level = stats.paired([[-1.0, -1.1, -0.9] * (runs // 3 * 5), [1.0, 1.1, 0.9] * (runs // 3)])
+    assert level.p > 0.5
 
 
 @pytest.mark.parametrize("tasks", [2, 9])
