@@ -93,6 +93,7 @@ class Record(_Open):
     diagnostics: dict[str, Number] | None = None
     teleports: Teleports | None = None
     gradient_source: str | None = None
+    certificate: dict[str, Any] | None = None
     splits: dict[str, str] | None = None
 
 

@@ -341,7 +341,8 @@ class _Runner:
         """Both stages of tuning for all of ``methods``, one stage after the other, so that processes stay busy.
 
         Args:
-            against: validation metrics that delta-m is relative to. Default: those of the method's own first trial.
+            against: validation metrics that delta-m is relative to. Default: those of the method's own first trial that
+                has a score.
         """
         metrics, plan = make_task(entry).metrics, self.suite.tuning
         trials: dict[str, list[Job]] = {_name(method): [] for method in methods}
@@ -351,7 +352,8 @@ class _Runner:
             jobs = trials[name]
             done = {i: results[job.config_hash] for i, job in enumerate(jobs) if job.config_hash in results}
             found = {i: record["validation"] for i, record in done.items()}
-            reference = found.get(0, {}) if against is None else against
+            scorable = (v for v in found.values() if protocol.delta_m(v, v, metrics) is not None)
+            reference = next(scorable, {}) if against is None else against
             scores = {i: s for i, v in found.items() if (s := protocol.delta_m(v, reference, metrics)) is not None}
             if not scores:
                 return None

@@ -365,6 +365,14 @@ def test_runs_of_an_earlier_configuration_are_not_mixed_in(tiny, tmp_path):
     assert "earlier version of the suite" in _page(tmp_path)
 
 
+def test_runs_that_nobody_was_asked_about_are_named_beside_the_certificates(tiny, tmp_path):
+    """Certificates of an earlier run in the folder are not theirs."""
+    runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, console=tiny.quiet())
+    assert "made without asking" not in _page(tmp_path)
+    runner.run(tiny.suite("tiny-equal", "tiny-slow"), tmp_path, seeds=1, certify=False, console=tiny.quiet())
+    assert "Runs of tiny-slow in this folder were made without asking" in _page(tmp_path)
+
+
 def test_without_a_suite_the_newest_of_several_configurations_is_shown(tmp_path):
     rows = _three_seeds(("single-task", 0.0), ("sum", 5.0))
     _folder_of(tmp_path, [{**r, "config_hash": "old"} for r in rows])

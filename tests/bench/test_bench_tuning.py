@@ -208,6 +208,15 @@ def test_a_trial_that_fails_is_named_and_the_others_decide(tiny, tmp_path, train
     assert tuned["gradops"]["learning_rate"] == pytest.approx(1e-2)
 
 
+def test_a_default_rate_that_fails_does_not_end_the_tuning(tiny, tmp_path, trainer):
+    """The baseline's own first trial is what its others are held against, if there is one."""
+    trainer["error"] = lambda rate, options: None if rate == 1e-2 else 1.0 - 10 * rate
+    summary, tuned, _ = _tuned(tiny, tmp_path)
+    assert f"{SINGLE_TASK} on tiny, trial 0" in summary.failed
+    assert tuned.keys() == {SINGLE_TASK, "ls", "gradops"}
+    assert all(c["learning_rate"] >= 3e-2 for c in tuned.values())
+
+
 def test_without_any_score_the_defaults_are_used_and_it_is_said(tiny, tmp_path, trainer):
     trainer["error"] = lambda rate, options: None
     console = tiny.quiet()

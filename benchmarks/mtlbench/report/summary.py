@@ -89,6 +89,7 @@ def summarise(folder: Path) -> dict[str, Any]:
             c.model_dump(include={"kind", "name", "options", "passed", "summary", "seconds"}) | {"laws": _laws(c.rows)}
             for c in certificates.values()
         ],
+        "uncertified": [m for m in names if m != SINGLE_TASK and any(_uncertified(r) for r in ok if r["method"] == m)],
         "environment": _environment(ok),
         "files": {
             "records": str(raw.RECORDS),
@@ -559,6 +560,11 @@ def _missing(records: Sequence[Record], suite: Suite | None, manifest: Manifest)
         for s in sorted(seeds)
         if (t.name, m, s) not in have
     ]
+
+
+def _uncertified(record: Record) -> bool:
+    """Trained without having been asked for what it claims, whatever is in the folder about its plugins."""
+    return record.get("certificate") is None
 
 
 def _environment(records: Sequence[Record]) -> dict[str, Any]:
