@@ -153,7 +153,7 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"{str(folder)!r} cannot be the folder of the records: {error.strerror}.") from error
-    with _alone_in(folder):
+    with _alone_in(folder, console):
         records.manifest(folder / MANIFEST)  # better now than after an hour of tuning
         runner = _Runner(suite, folder, jobs, console, summary, {"source": source or suite.name, "seeds": seeds})
         _run_in(runner, certify, allow_refuted, suite.seeds if seeds is None else seeds)
@@ -191,7 +191,7 @@ def _run_in(runner: _Runner, certify: bool, allow_refuted: bool, n_seeds: int) -
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _alone_in(folder: Path, console: Console) -> Iterator[None]:
     """Two runs at once would repeat each other's work and mix their records. What a killed run left is taken over."""
     path = folder / LOCK
     try:
@@ -201,6 +201,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
         if not isinstance(error.__cause__, FileExistsError):
             raise
         file = _taken_over(path)
+        console.print(
+            "[yellow]taken over[/] from a run that was killed, or that a method took down; --jobs 2 goes on where a "
+            "method does that, and says which"
+        )
     with file:
         file.write(f"{os.getpid()} {platform.node()}")
     try:

@@ -120,8 +120,11 @@ def test_a_lock_that_a_killed_run_left_is_taken_over(tiny, tmp_path):
     gone.wait()
     for process in (gone.pid, os.getpid()):
         (tmp_path / runner.LOCK).write_text(f"{process} {platform.node()}")
-        assert runner.run(tiny.suite("tiny-equal"), tmp_path, console=tiny.quiet()).ok
+        console = tiny.quiet()
+        assert runner.run(tiny.suite("tiny-equal"), tmp_path, console=console).ok
         assert not (tmp_path / runner.LOCK).exists()
+        assert "taken over from a run" in console.file.getvalue()
+        assert "--jobs 2" in console.file.getvalue()
 
 
 def test_of_two_that_find_the_same_dead_lock_one_gets_it(tiny, tmp_path, monkeypatch):
