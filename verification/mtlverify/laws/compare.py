@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from mtlverify import tolerance
@@ -35,3 +38,19 @@ def same_direction_and_length(
     if error > allowed:
         allowed += tolerance.sensitivity(respond, rows)
     return agreement(error, allowed, f"the direction is {shown(got)} and should be {shown(expected)}")
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality bit for bit of nested containers of tensors, arrays and plain values; NaN equals NaN."""
+    if isinstance(a, Tensor):
+        return (
+            isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.isnan(), b.isnan())
+            and torch.equal(a.nan_to_num(), b.nan_to_num())
+        )  # fmt: skip
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and np.array_equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)

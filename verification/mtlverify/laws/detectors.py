@@ -14,12 +14,12 @@ from mtlcore.registry import registry
 from mtlverify.answer import view_of
 from mtlverify.example import Example
 from mtlverify.law import given, law
+from mtlverify.laws.compare import same
 from mtlverify.laws.scaling import factor
 from mtlverify.laws.symmetry import permutation
 from mtlverify.laws.universal import (
     HOUSE,
     VERDICT,
-    _same,
     differences,
     generators_restored,
     reseed,
@@ -59,7 +59,7 @@ def pure(plugin: Any, example: Example) -> float:
     rows, before = example.jacobian.clone(), traces(plugin)
     plugin.detect(view_of(plugin, rows, example.losses, seed=example.seed))
     faults = side_effects(plugin, before)
-    return unless(faults if _same(rows, example.jacobian) else [*faults, "it writes into view.jacobian"])
+    return unless(faults if same(rows, example.jacobian) else [*faults, "it writes into view.jacobian"])
 
 
 @law("deterministic", kind="detector", statement="Asked again, a detector says the same.", source=HOUSE,
@@ -215,7 +215,7 @@ def _otherwise(first: Conflict, second: Conflict) -> list[str]:
         faults.append(f"conflicting is {bool(first.conflicting)}, then {bool(second.conflicting)}")
     masks = {"pairs": (first.pairs, second.pairs), "dominated": (first.dominated, second.dominated)}
     return faults + [
-        f"{n} are {a.int().tolist()}, then {b.int().tolist()}" for n, (a, b) in masks.items() if not _same(a, b)
+        f"{n} are {a.int().tolist()}, then {b.int().tolist()}" for n, (a, b) in masks.items() if not same(a, b)
     ]
 
 

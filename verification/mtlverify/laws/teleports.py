@@ -17,10 +17,9 @@ from mtlcore.report import TeleportResult
 from mtlcore.teleporting import Teleporter
 from mtlverify import tolerance
 from mtlverify.law import Margin, given, law, worst
-from mtlverify.laws.compare import agreement
+from mtlverify.laws.compare import agreement, same
 from mtlverify.laws.universal import (
     VERDICT,
-    _same,
     differences,
     generators_restored,
     reseed,
@@ -210,7 +209,7 @@ def rollback_exact(plugin: Any, example: NetworkExample) -> float:
     before = _everything(made)
     ask(plugin, made, 0)
     after = _everything(made)
-    return unless([f"{what} not as before" for what in before if not _same(before[what], after[what])])
+    return unless([f"{what} not as before" for what in before if not same(before[what], after[what])])
 
 
 @law(

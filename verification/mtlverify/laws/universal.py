@@ -18,6 +18,7 @@ from mtlcore.linalg import row_dtype
 from mtlverify.answer import Answer, ask
 from mtlverify.example import Example
 from mtlverify.law import Margin, law
+from mtlverify.laws.compare import same
 from mtlverify.laws.runs import answers, length, observed, step, views
 from mtlverify.strategies import jacobians
 
@@ -82,14 +83,14 @@ def pure(plugin: Any, example: Example) -> float:
         untouched, before = rows.clone(), traces(plugin)
         kept = {k: v.clone() for k, v in state.items()}
         returned = plugin.aggregate(view, state)
-        faults = [] if _same(state, kept) else ["it writes into the state it is given"]
+        faults = [] if same(state, kept) else ["it writes into the state it is given"]
         if any(t is rows for t in (returned.direction, returned.weights)):
             faults.append("it returns view.jacobian itself, which is used again")
         kept = {k: v.clone() for k, v in returned.state.items()}
         state = plugin.observe(seen, returned.state)
-        if not _same(returned.state, kept):
+        if not same(returned.state, kept):
             faults.append("observe writes into the state it is given")
-        if not _same(rows, untouched):
+        if not same(rows, untouched):
             faults.append("it writes into view.jacobian")
         faults = side_effects(plugin, before) + faults
         if faults:
@@ -105,9 +106,9 @@ def traces(plugin: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def side_effects(plugin: Any, before: tuple[dict[str, Any], dict[str, Any]]) -> list[str]:
     """What differs from ``before``, in words."""
     had, has = before[0], vars(plugin)
-    faults = [f"it changes its own attribute {n}" for n in {**had, **has} if not _same(had.get(n), has.get(n))]
+    faults = [f"it changes its own attribute {n}" for n in {**had, **has} if not same(had.get(n), has.get(n))]
     drawn = traces(plugin)[1]
-    return faults + [f"it draws from the global generator of {n}" for n in drawn if not _same(before[1][n], drawn[n])]
+    return faults + [f"it draws from the global generator of {n}" for n in drawn if not same(before[1][n], drawn[n])]
 
 
 @law(
@@ -139,7 +140,7 @@ def deterministic(plugin: Any, example: Example) -> float:
 
 def differences(first: dict[str, Any], again: dict[str, Any]) -> list[str]:
     """What is not the same in two answers to one question, in words."""
-    return [f"{n} is another one when asked again" for n in {**first, **again} if not _same(first.get(n), again.get(n))]
+    return [f"{n} is another one when asked again" for n in {**first, **again} if not same(first.get(n), again.get(n))]
 
 
 @law(
@@ -253,19 +254,3 @@ def generators_restored() -> Iterator[None]:
 
 def _global_generators() -> tuple[Any, Any, Any]:
     return torch.get_rng_state(), random.getstate(), np.random.get_state()
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equality bit for bit of nested containers of tensors, arrays and plain values; NaN equals NaN."""
-    if isinstance(a, Tensor):
-        return (
-            isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.isnan(), b.isnan())
-            and torch.equal(a.nan_to_num(), b.nan_to_num())
-        )  # fmt: skip
-    if isinstance(a, np.ndarray):
-        return isinstance(b, np.ndarray) and np.array_equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(_same, a, b))
-    return bool(a == b)
