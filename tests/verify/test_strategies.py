@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from mtlverify import strategies
+from mtlverify.laws.symmetry import interchangeable
 from mtlverify.references.min_norm import min_norm
 from mtlverify.references.rows import unit_rows
 from mtlverify.strategies import degenerate, generic, jacobians, scales, stationary
@@ -35,6 +36,38 @@ def test_rows_of_equal_norm_are_equally_long_to_the_last_bit_and_the_last_oppose
     norms = example.jacobian.double().square().sum(dim=1)
     assert bool((norms == norms[0]).all())
     assert torch.equal(example.jacobian[-1], -example.jacobian[0])
+
+
+@FEW
+@given(jacobians((degenerate.circulant,), scalings=("unit", "common scale")).merged())
+def test_circulant_rows_cannot_be_told_apart_by_inner_products(example):
+    gram = example.jacobian.double() @ example.jacobian.double().T
+    k = example.n_tasks
+    for i in range(k):
+        assert torch.equal(gram[i], gram[0].roll(i))
+    assert len(set(gram.sum(dim=1).tolist())) == 1
+
+
+def test_half_of_the_circulant_rows_are_interchangeable_and_hardly_any_others():
+    def tied(family):
+        found = []
+
+        @settings(max_examples=100, derandomize=True, database=None)
+        @given(jacobians((family,), scalings=("unit",)).merged())
+        def look(example):
+            found.append(interchangeable(example.jacobian))
+
+        look()
+        return sum(found) / len(found)
+
+    assert tied(degenerate.circulant) > 0.4
+    assert tied(generic.gaussian) < 0.1
+
+
+@FEW
+@given(jacobians(strategies.MANY_TASKS).merged())
+def test_many_are_more_than_the_other_families_have(example):
+    assert example.n_tasks in (7, 11, 17, 40)
 
 
 @FEW

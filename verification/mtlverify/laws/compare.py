@@ -25,17 +25,22 @@ def shown(vector: Tensor) -> str:
 
 
 def same_direction_and_length(
-    got: Tensor, expected: Tensor, answers: tuple[Answer, ...], respond: Callable[[Tensor], Tensor], rows: Tensor
+    got: Tensor,
+    expected: Tensor,
+    answers: tuple[Answer, ...],
+    respond: Callable[[Tensor], Tensor] | None,
+    rows: Tensor,
 ) -> Margin:
     """Margin of got = expected. The strict tolerance decides; only where it fails is conditioning asked about.
 
     ``respond(rows)`` is the method's direction as a function of its data: a law cannot hold more exactly than the
-    answer is determined by the data. It is measured only on failure, so it costs nothing where the law holds.
+    answer is determined by the data. It is measured only on failure, so it costs nothing where the law holds. With None
+    the strict tolerance is all.
     """
     got, expected = got.double(), expected.double()
     error = float((got - expected).norm())
     allowed = tolerance.equality(*answers)
-    if error > allowed:
+    if error > allowed and respond is not None:
         allowed += tolerance.sensitivity(respond, rows)
     return agreement(error, allowed, f"the direction is {shown(got)} and should be {shown(expected)}")
 

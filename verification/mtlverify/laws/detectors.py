@@ -29,7 +29,7 @@ from mtlverify.laws.universal import (
     verdict,
 )
 from mtlverify.references import conflicts
-from mtlverify.strategies import ALIGNED, jacobians
+from mtlverify.strategies import ALIGNED, ALL, TIED, jacobians
 
 
 def detect(plugin: Any, example: Example, **changes: Any) -> Conflict:
@@ -174,7 +174,7 @@ def scale_free(plugin: Any, example: Example) -> float:
     statement="Reordering the tasks reorders the verdict with them.",
     source="no task is special by its position",
     margin=VERDICT,
-    examples=lambda: jacobians(more=permutation),
+    examples=lambda: jacobians((*ALL, *TIED), more=permutation),
 )
 def permutation_equivariant(plugin: Any, example: Example) -> float:
     """The sums over tasks run in another order, so a quantity that is zero up to rounding may change its sign: such

@@ -13,7 +13,7 @@ from mtlverify import tolerance
 from mtlverify.example import Example
 from mtlverify.law import Margin, law, worst
 from mtlverify.laws.compare import agreement, shown
-from mtlverify.laws.runs import STEPS, losses_at, step
+from mtlverify.laws.runs import losses_at, step, steps
 from mtlverify.laws.universal import VERDICT, verdict
 from mtlverify.references import objectives
 from mtlverify.strategies import jacobians
@@ -93,7 +93,7 @@ def coefficient_identity(plugin: Any, example: Example) -> float:
     """Each weight to half of its digits, or to the last digit of the largest w_i L_i if that is more; or vanished."""
     objective = objectives.objective_of(plugin, example.n_tasks)
     state, margins = plugin.init(example.n_tasks), []
-    for number in range(STEPS):
+    for number in range(steps(example)):
         losses = losses_at(example, number)
         expected = objective.weights(losses, number)
         answer, state = step(plugin, example, number, state)

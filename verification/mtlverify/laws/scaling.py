@@ -14,7 +14,7 @@ from mtlverify.answer import Answer
 from mtlverify.example import Example
 from mtlverify.law import Margin, law, worst
 from mtlverify.laws.compare import agreement, same_direction_and_length, shown
-from mtlverify.laws.runs import STEPS, absences, answers, direction_in, step
+from mtlverify.laws.runs import absences, answers, direction_in, step, steps
 from mtlverify.strategies import Draw, jacobians
 from mtlverify.strategies.scales import decade
 
@@ -142,7 +142,7 @@ def loss_unit_invariant(plugin: Any, example: Example) -> float:
     rows = factors.to(example.jacobian.dtype)[:, None] * example.jacobian
     other = example.with_(jacobian=rows, losses=factors * example.losses)
     here, there, margins = plugin.init(example.n_tasks), plugin.init(example.n_tasks), []
-    for number in range(STEPS):
+    for number in range(steps(example)):
         plain, here = step(plugin, example, number, here)
         scaled, there = step(plugin, other, number, there)
         if 0 in (plain.length, scaled.length):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mtlverify.answer import ask, uses_randomness
 from mtlverify.example import Example
 from mtlverify.law import law, worst
 from mtlverify.laws.compare import same_direction_and_length
 from mtlverify.laws.runs import absences, answers, direction_in
-from mtlverify.strategies import Draw, jacobians
+from mtlverify.strategies import ALL, TIED, Draw, jacobians
 
 
 def same_draws(plugin: Any) -> str | None:
@@ -37,21 +38,42 @@ def permutation_and_absences(draw: Draw, k: int, p: int) -> dict[str, Any]:
     "permutation-equivariant",
     statement="Reordering the tasks leaves the direction as it is and reorders the weights with them.",
     source="no task is special by its position",
-    examples=lambda: jacobians(more=permutation_and_absences),
+    examples=lambda: jacobians((*ALL, *TIED), more=permutation_and_absences),
     applies=same_draws,
 )
 def permutation_equivariant(plugin: Any, example: Example) -> float:
     """Judged by the direction: equal tasks may share their weight in any way. Along a run, if the method has a state:
     what depends on the order may be tied in the first step. Tasks come and go in it: a method that takes the position
-    among the tasks present for that among all tasks mixes up whose memory is whose."""
+    among the tasks present for that among all tasks mixes up whose memory is whose.
+
+    Where tasks are interchangeable conditioning is no excuse: next to a tie the answer may well jump, and a method that
+    then takes the first of equals looks ill-conditioned, but at the tie its answer depends on the order."""
+    tied = interchangeable(example.jacobian)
+    if tied:
+        example = example.with_(losses=example.losses[0].expand(example.n_tasks))
     both = zip(answers(plugin, example), answers(plugin, example, example.extra["permutation"]), strict=True)
     margins = (
         same_direction_and_length(
-            second.direction, first.direction, (first, second), direction_in(plugin, example, number), example.jacobian
+            second.direction,
+            first.direction,
+            (first, second),
+            None if tied else direction_in(plugin, example, number),
+            example.jacobian,
         )
         for number, (first, second) in enumerate(both)
     )
     return worst(margins, of="step")
+
+
+def interchangeable(rows: Tensor) -> bool:
+    """Whether inner products tell no task from another, to the last bit, and that is all that is special about them:
+    none is zero, where a conflict begins, and the rows are far from dependent."""
+    gram = rows.double() @ rows.double().T
+    each = gram.sort(dim=1).values
+    if not bool((each == each[0]).all() and (gram != 0).all()):
+        return False
+    spectrum = torch.linalg.eigvalsh(gram)
+    return bool(spectrum[0] > spectrum[-1] / 100.0)
 
 
 def plane(draw: Draw, k: int, p: int) -> dict[str, Any]:

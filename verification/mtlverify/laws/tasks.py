@@ -14,7 +14,7 @@ from mtlverify.answer import uses_randomness
 from mtlverify.example import Example
 from mtlverify.law import law, worst
 from mtlverify.laws.compare import same_direction_and_length
-from mtlverify.laws.runs import STEPS, answers, length, step
+from mtlverify.laws.runs import LONG, answers, length, step
 from mtlverify.strategies import Draw, jacobians
 
 
@@ -60,9 +60,9 @@ def absent_task(plugin: Any, example: Example) -> float:
 
 def _with_absent(plugin: Any, example: Example, present: Tensor) -> Iterator[Tensor]:
     """The directions of the run. (A step itself sets the weight of an absent task to 0.)"""
-    away = [[number, task] for number in range(STEPS) for task, there in enumerate(present.tolist()) if not there]
+    away = [[number, task] for number in range(LONG) for task, there in enumerate(present.tolist()) if not there]
     example = example.with_(extra={"away": away})
     state = plugin.init(example.n_tasks)
-    for number in range(length(state)):
+    for number in range(length(state, example)):
         answer, state = step(plugin, example, number, state)
         yield answer.direction

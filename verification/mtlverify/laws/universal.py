@@ -54,7 +54,7 @@ def finite(plugin: Any, example: Example) -> float:
     """Zero rows, equal rows and rows of very different size included. Along a run, if the method has a state: what it
     remembers of the first step is divided by in the second."""
     state = plugin.init(example.n_tasks)
-    for number in range(length(state)):
+    for number in range(length(state, example)):
         answer, state = step(plugin, example, number, state)
         found = {**tensors(answer), **{f"state[{k!r}] after observe": v for k, v in state.items()}}
         wrong = [n for n, t in found.items() if t.is_floating_point() and not bool(t.isfinite().all())]
@@ -78,7 +78,7 @@ def _when(number: int) -> str:
 def pure(plugin: Any, example: Example) -> float:
     """Everything within reach is compared with a copy taken before. Along a run, if the method has a state."""
     state = plugin.init(example.n_tasks)
-    for number in range(length(state)):
+    for number in range(length(state, example)):
         rows, view, seen = views(plugin, example, number)
         untouched, before = rows.clone(), traces(plugin)
         kept = {k: v.clone() for k, v in state.items()}
@@ -156,7 +156,7 @@ def shape_dtype_device(plugin: Any, example: Example) -> float:
     """Also for one task, more tasks than parameters, and float32. Along a run, if the method has a state."""
     state = plugin.init(example.n_tasks)
     fault = _no_state("init", state)
-    for number in range(0 if fault else length(state)):
+    for number in range(0 if fault else length(state, example)):
         rows, view, seen = views(plugin, example, number)
         returned = plugin.aggregate(view, state)
         if not isinstance(returned, Aggregation):

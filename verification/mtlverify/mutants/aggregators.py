@@ -286,6 +286,36 @@ class ObservesMore(Remembering):
 
 
 @frozen
+class TiredLater(Remembering):
+    """From the sixth step on, the first task counts twice."""
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        answer = super().aggregate(view, state)
+        if int(state["count"]) < 5 or answer.weights is None:
+            return answer
+        return dataclasses.replace(answer, weights=answer.weights * (1 + torch.arange(view.n_tasks).eq(0)))
+
+
+@frozen
+class FirstOfEquals(Mean):
+    """The mean, and half of the gradient that gains least under it once more: of several, the first."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        weights = super().weigh(view)
+        weights[view.gramian.sum(dim=1).argmin()] += 0.5
+        return weights
+
+
+@frozen
+class RoomForSix(ConeMean):
+    """Looks at six constraints: more would not fit into its tables."""
+
+    def project(self, units: Tensor, i: int) -> Tensor:
+        y, _ = nnls(units[:6].numpy().T, -units[i].numpy(), maxiter=1000)
+        return torch.eye(len(units), dtype=torch.float64)[i].index_add(0, torch.arange(len(y)), torch.from_numpy(y))
+
+
+@frozen
 class OrderDependent(Twin):
     """Projects the gradients one after another, in the order of the tasks, each against the ones already changed."""
 
@@ -630,6 +660,9 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     OtherDtypeLater: ("shape-dtype-device",),
     GraphInState: ("shape-dtype-device",),
     ObservesMore: ("shape-dtype-device",),
+    TiredLater: ("permutation-equivariant", "simplex-weights"),
+    FirstOfEquals: ("permutation-equivariant",),
+    RoomForSix: ("non-conflicting", "permutation-equivariant", "matches-reference"),
     OrderDependent: ("permutation-equivariant",),
     CoordinateWise: ("parameter-rotation",),
     NotANumber: ("finite",),

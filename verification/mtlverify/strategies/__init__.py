@@ -40,12 +40,15 @@ DEGENERATE: tuple[Family, ...] = (
     degenerate.one_zero_row,
     degenerate.all_zero,
 )
+MANY_TASKS: tuple[Family, ...] = (generic.many,)
 INDEPENDENT: tuple[Family, ...] = (generic.independent,)
 ALL: tuple[Family, ...] = (
     *GENERIC, *ALIGNED, *INDEPENDENT, *STRONGLY_STATIONARY, *WEAKLY_STATIONARY, *NOT_STATIONARY,
-    *NEARLY_STATIONARY, *DEGENERATE,
+    *NEARLY_STATIONARY, *DEGENERATE, *MANY_TASKS,
 )  # fmt: skip
 """Ordinary ones first: the first family that shows a violation is the one that is shrunk and shown."""
+TIED: tuple[Family, ...] = (degenerate.circulant,)
+"""For laws that ask whether tasks are treated alike; the others learn nothing new here."""
 
 DTYPES = (torch.float64, torch.float32)
 

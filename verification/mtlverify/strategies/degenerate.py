@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from mtlverify.strategies.generic import entries, shape
+from mtlverify.strategies.generic import MAX_TASKS, entries, shape
 
 
 def rank_deficient(draw: Any) -> list[list[int]]:
@@ -63,6 +63,15 @@ def equal_norms(draw: Any) -> list[list[int]]:
         rows.append([sign * base[j] for j, sign in zip(order, signs, strict=True)])
     rows[-1] = [-x for x in base]
     return rows
+
+
+def circulant(draw: Any) -> list[list[int]]:
+    """Every row is the first, its entries moved on in a circle (K = P): <g_i, g_j> is a function of i - j alone. No
+    task is special: norms, angles, gains under the mean, and what else inner products tell, are ties to the last bit.
+    """
+    k = draw(st.integers(2, MAX_TASKS))
+    base = [draw(st.integers(4, 9)), *entries(draw, 1, k - 1, -3, 3)[0]]
+    return [base[k - i :] + base[: k - i] for i in range(k)]
 
 
 def one_zero_row(draw: Any) -> list[list[int]]:

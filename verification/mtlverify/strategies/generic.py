@@ -1,6 +1,6 @@
 """Jacobians without a special position, and aligned ones.
 
-Each family draws an integer matrix of K = 1 to 6 rows and P = 1 to 8 columns as a list of rows.
+Each family draws an integer matrix of K = 1 to 6 rows (``many``: more) and P = 1 to 8 columns as a list of rows.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ def independent(draw: Any) -> list[list[int]]:
     for i in range(k):
         rows[i][i] = 9
     return rows
+
+
+def many(draw: Any) -> list[list[int]]:
+    """More tasks than any other family has: 7 to 40, and up to 8 parameters."""
+    return entries(draw, draw(st.sampled_from([7, 11, 17, 40])), draw(st.integers(2, MAX_PARAMETERS)), -9, 9)
 
 
 def aligned(draw: Any) -> list[list[int]]:
