@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import re
+import types
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -296,6 +299,39 @@ class SingleShares(twins.Shuffled):
 )
 def test_weights_are_held_to_the_digits_of_their_own_dtype(method, law_id):
     assert only(method, law_id).status == "verified"
+
+
+@dataclasses.dataclass(frozen=True)
+class WithParts(twins.Mean):
+    """Has a part that it may write to; objects like these are equal to nothing but themselves."""
+
+    part: Any = None
+    write: Any = None
+
+    def weigh(self, view):
+        if self.write is not None:
+            self.write(self.part)
+        return super().weigh(view)
+
+
+def parts():
+    module, writes = torch.nn.Linear(2, 1), lambda part: part.bias.data.add_(1.0)
+    return [
+        ("nan", float("nan"), None),
+        ("module", module, writes),
+        ("generator", torch.Generator(), lambda part: torch.rand(1, generator=part)),
+        ("numpy", np.random.default_rng(0), lambda part: part.random()),
+        ("python", random.Random(0), lambda part: part.random()),
+        ("plain", types.SimpleNamespace(inner=[1]), lambda part: part.inner.append(1)),
+    ]
+
+
+@pytest.mark.parametrize(("name", "part", "write"), parts(), ids=[name for name, *_ in parts()])
+def test_an_attribute_changes_only_if_it_is_written_to(name, part, write):
+    assert only(WithParts(part), "pure", max_examples=3).status == "verified"
+    if write is not None:
+        result = only(WithParts(part, write), "pure", max_examples=3)
+        assert (result.status, result.reason) == ("refuted", "it changes its own attribute part")
 
 
 def test_a_random_method_is_not_held_to_an_order_of_its_draws():

@@ -46,7 +46,10 @@ def same_direction_and_length(
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equality bit for bit of nested containers of tensors, arrays and plain values; NaN equals NaN."""
+    """Equality bit for bit of nested containers of tensors, arrays and plain values; NaN equals NaN. Objects without an
+    equality of their own (a network, a generator) are compared by what a copy of them is made of."""
+    if a is b:
+        return True
     if isinstance(a, Tensor):
         return (
             isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.isnan(), b.isnan())
@@ -58,4 +61,7 @@ def same(a: Any, b: Any) -> bool:
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
         return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
+    by_identity: Any = object.__eq__
+    if type(a) is type(b) and type(a).__eq__ is by_identity:
+        return same(a.__reduce_ex__(4), b.__reduce_ex__(4))
+    return bool(a == b) or bool(a != a and b != b)
