@@ -127,9 +127,13 @@ def _who(method: Aggregator) -> str:
 
 
 def _vector(method: Aggregator, what: str, value: Tensor, size: int | None) -> Tensor:
-    if not isinstance(value, Tensor) or (size is not None and tuple(value.shape) != (size,)):
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise PluginError(f"aggregator {_who(method)} returned {what} of shape {found}; expected ({size},).")
+    if not isinstance(value, Tensor) or value.is_complex():
+        found = f"a {value.dtype} tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise PluginError(f"aggregator {_who(method)} returned {what} that are no real tensor but {found}.")
+    if size is not None and tuple(value.shape) != (size,):
+        raise PluginError(
+            f"aggregator {_who(method)} returned {what} of shape {tuple(value.shape)}; expected ({size},)."
+        )
     if not value.is_floating_point():
         value = value.to(torch.float64)
     if not _finite(value):

@@ -15,14 +15,16 @@ from mtlcore.registry import registry
 
 
 def checked(detector: ConflictDetector, conflict: Any, k: int) -> Conflict:
-    """Pairs (k, k) and dominated (k,) are masks, the first symmetric without its diagonal; severity is a number.
-    Masks that were made of rows, and are where the rows are, come to the processor.
+    """Conflicting is a bool, severity a number; pairs (k, k) and dominated (k,) are masks, the first symmetric
+    without its diagonal. Masks that were made of rows, and are where the rows are, come to the processor.
 
     Raises:
         PluginError: the detector broke its contract; names it, its distribution, and what is wrong.
     """
     if not isinstance(conflict, Conflict):
         wrong = f"returned {type(conflict).__name__}, not an mtlcore.Conflict"
+    elif not isinstance(conflict.conflicting, bool):
+        wrong = f"must return conflicting as True or False; found {conflict.conflicting!r}"
     elif not _is_mask(conflict.pairs, (k, k)):
         wrong = f"must return pairs as a bool tensor of shape ({k}, {k}); found {_described(conflict.pairs)}"
     elif not torch.equal(conflict.pairs, conflict.pairs.T) or bool(conflict.pairs.diagonal().any()):

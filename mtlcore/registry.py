@@ -97,11 +97,10 @@ class Registry:
                 trial = _new_manager()
                 trial.register(module, name=plugin.name)
                 trial.check_pending()
-                callers = trial.get_hookcallers(module) or ()
-                forgotten = [] if callers else [name for name in _HOOKS if hasattr(module, name)]
-                if forgotten:
-                    raise PluginError(f"it has no hooks: mark {', '.join(forgotten)} with @mtlcore.hookimpl")
-                for caller in callers:
+                unmarked = [n for n in _HOOKS if hasattr(module, n) and _bare_hook(module, n) is None]
+                if unmarked:
+                    raise PluginError(f"{unmarked[0]} is not marked with @mtlcore.hookimpl")
+                for caller in trial.get_hookcallers(module) or ():
                     for impl in caller.get_hookimpls():
                         if impl.wrapper or impl.hookwrapper:
                             raise PluginError(
@@ -163,6 +162,7 @@ class Registry:
 
     def _collect(self, kind: str) -> list[Entry]:
         good: dict[str, Entry] = {}
+        taken: dict[str, _Plugin] = {}
         bad: list[Entry] = []
 
         def note(entry: Entry) -> None:
@@ -189,13 +189,12 @@ class Registry:
                 entry = Entry(kind, str(name), plugin.distribution, plugin.version, target=target)
                 fault = _fault(kind, name, target)
                 if fault is None and name in good:
-                    first = good[name]
-                    fault = (
-                        f"the name {name!r} is already taken by distribution {first.provenance!r}, which stays; "
-                        f"rename the one in distribution {entry.provenance!r}"
-                    )
+                    first, second = f"distribution {good[name].provenance!r}", f"distribution {entry.provenance!r}"
+                    if first == second:
+                        first, second = f"plugin {taken[name].name!r}", f"plugin {plugin.name!r}"
+                    fault = f"the name {name!r} is already taken by {first}, which stays; rename the one in {second}"
                 if fault is None:
-                    good[name] = entry
+                    good[name], taken[name] = entry, plugin
                 else:
                     note(dataclasses.replace(entry, status="broken", problem=fault, target=None))
         return sorted([*good.values(), *bad], key=lambda e: (e.name, e.status == "broken", e.distribution))
@@ -327,6 +326,9 @@ def _rank(distribution: str) -> tuple[bool, str]:
 
 
 # --- discovery --------------------------------------------------------------------------------------------------
+
+
+_HOOKS = {name: function for name, function in vars(hookspecs).items() if name.startswith("mtlcore_")}
 
 
 def _new_manager() -> pluggy.PluginManager:

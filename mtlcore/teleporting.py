@@ -37,6 +37,7 @@ from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.hyperparameters import Validated, integer
 from mtlcore.module_state import ModuleState, copied_buffers, put_back
 from mtlcore.noise import Noise
+from mtlcore.registry import registry
 from mtlcore.report import TeleportResult
 
 Evaluation = tuple[dict[str, Tensor], tuple[Tensor, ...]]
@@ -415,7 +416,7 @@ def _next_seed(generator: torch.Generator) -> int:
 
 
 def _checked(proposal: Any, transaction: _Transaction, strategy: TeleportStrategy) -> Displacement:
-    who = type(strategy).__qualname__
+    who = registry().identify(strategy)
     if not isinstance(proposal, Displacement):
         raise PluginError(f"teleport {who} returned {type(proposal).__name__}, not an mtlcore.Displacement.")
     for where, known, values, maps in (
@@ -427,10 +428,19 @@ def _checked(proposal: Any, transaction: _Transaction, strategy: TeleportStrateg
                 raise PluginError(f"teleport {who} wants to move {name!r}, which is no parameter of the {where}.")
             if not known[name].requires_grad:
                 raise PluginError(f"teleport {who} wants to move {name!r} of the {where}, which is frozen.")
+            if not isinstance(value, Tensor):
+                raise PluginError(
+                    f"teleport {who} gives {name!r} of the {where} as a {type(value).__name__}; it must be a tensor."
+                )
             if value.shape != known[name].shape:
                 raise PluginError(
                     f"teleport {who} wants to give {name!r} of the {where} the shape {tuple(value.shape)}; "
                     f"it has {tuple(known[name].shape)}."
+                )
+            if isinstance(map := maps.get(name), Tensor) and not _fits(map.shape, value.shape):
+                raise PluginError(
+                    f"teleport {who}: the map of {name!r} of the {where} has the shape {tuple(map.shape)}, which does "
+                    f"not broadcast to the parameter's {tuple(value.shape)}."
                 )
         if where == "heads" and set(values) - set(maps):
             raise PluginError(f"teleport {who} displaces heads; a head may only be reparametrised (give head_maps).")
@@ -439,6 +449,11 @@ def _checked(proposal: Any, transaction: _Transaction, strategy: TeleportStrateg
             f"teleport {who} calls itself exact but gives no map for {set(proposal.parameters) - set(proposal.maps)}."
         )
     return proposal
+
+
+def _fits(shape: torch.Size, parameter: torch.Size) -> bool:
+    """Whether a diagonal of that shape broadcasts to the parameter."""
+    return len(shape) <= len(parameter) and all(a in (1, b) for a, b in zip(shape[::-1], parameter[::-1]))
 
 
 # --- the network during a transaction -----------------------------------------------------------------------------

@@ -74,6 +74,16 @@ def wrong_signature():
     return module
 
 
+def unmarked_hook():
+    module = types.ModuleType("unmarked")
+
+    def mtlcore_register_aggregators(register):
+        register("never", Fixed)
+
+    module.mtlcore_register_aggregators = mtlcore_register_aggregators
+    return module
+
+
 def hook_wrapper():
     module = types.ModuleType("wrapping")
 
@@ -94,12 +104,6 @@ def event_wrapper():
     return module
 
 
-def unmarked_hook():
-    module = types.ModuleType("unmarked")
-    module.mtlcore_register_aggregators = lambda register: register("odd", Fixed)
-    return module
-
-
 BROKEN = {
     "import-error": (fails(ImportError("no module named nothing")), "ImportError: no module named nothing"),
     "exit": (fails(SystemExit(3)), r"called sys.exit\(3\)"),
@@ -108,8 +112,8 @@ BROKEN = {
         unknown_hook,
         "unknown hook 'mtlcore_register_agregators'; did you mean 'mtlcore_register_aggregators'",
     ),
+    "unmarked-hook": (unmarked_hook, "mtlcore_register_aggregators is not marked with @mtlcore.hookimpl"),
     "wrong-signature": (wrong_signature, r"aggregators\(registrar\): the hook takes only: register$"),
-    "unmarked": (unmarked_hook, "it has no hooks: mark mtlcore_register_aggregators with @mtlcore.hookimpl"),
     "wrapper": (hook_wrapper, "mtlcore_register_aggregators is a hook wrapper"),
     "event-wrapper": (event_wrapper, "mtlcore_step_finished is a hook wrapper"),
     "raising": (raising_hook, "ValueError: in the middle"),
@@ -135,6 +139,13 @@ BROKEN = {
     "lazy-form": (registers(("odd", "justaname")), "not of the form"),
     "duplicate": (registers(("good", Fixed)), "already taken by distribution 'aaa 1.0', which stays.*'zzz 1.0'"),
 }
+
+
+def test_two_plugins_of_one_distribution_that_register_the_same_name_are_told_apart():
+    pair = registers(("same", Fixed)), registers(("same", Fixed))
+    registry = Registry([plugin("d", load, name) for load, name in zip(pair, ("first", "second"))])
+    with pytest.warns(PluginWarning, match="taken by plugin 'first', which stays; rename the one in plugin 'second'"):
+        registry.entries("aggregator")
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -121,6 +121,8 @@ def test_features_that_are_detached(work):
     ("function", "message"),
     [
         (lambda v, s: Aggregation(weights=torch.ones(7)), r"weights of shape \(7,\); expected \(3,\)"),
+        (lambda v, s: Aggregation(weights=[1.0, 1.0, 1.0]), "weights that are no real tensor but a list"),
+        (lambda v, s: Aggregation(weights=torch.ones(3) * 1j), "weights that are no real tensor but a torch.complex64"),
         (lambda v, s: Aggregation(weights=torch.full((3,), float("nan"))), "weights that are not finite"),
         (lambda v, s: Aggregation(direction=torch.ones(2)), r"direction of shape \(2,\)"),
         (lambda v, s: Aggregation(direction=v.jacobian.sum(0) / 0), "direction that are not finite"),
@@ -422,6 +424,7 @@ class Says(ConflictDetector):
 
 
 VERDICTS = {
+    "tensor": ({"conflicting": torch.tensor(True)}, r"conflicting as True or False; found tensor\(True\)"),
     "pairs": ({"pairs": torch.zeros(3, dtype=torch.bool)}, r"pairs as a bool tensor of shape \(3, 3\); found"),
     "floats": ({"pairs": torch.zeros(3, 3)}, r"pairs as a bool tensor of shape \(3, 3\); found torch.float32"),
     "asymmetric": ({"pairs": torch.ones(3, 3).triu(1).bool()}, "symmetric pairs"),
