@@ -6,8 +6,11 @@ Run by `make docs`; a test fails when a page is stale.
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
+import enum
 import inspect
+import itertools
 import os
 import re
 import subprocess
@@ -18,6 +21,7 @@ from typing import Any
 os.environ["MTLCORE_PLUGINS"] = "off"  # the pages describe this distribution, whatever else is installed
 
 import mtlcore
+from mtlcore import errors
 from mtlcore.hyperparameters import allowed
 from mtlcore.registry import registry
 
@@ -50,9 +54,26 @@ def signature(thing: Any) -> str:
         return ""
 
 
+def attributes(cls: type) -> list[str]:
+    """One line per documented attribute of the class: its name, what it is set to, and the string below it."""
+    [body] = [n.body for n in ast.parse(inspect.getsource(cls)).body if isinstance(n, ast.ClassDef)]
+    lines = []
+    for node, below in itertools.pairwise(body):
+        text = getattr(getattr(below, "value", None), "value", None)
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(text, str):
+            name = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
+            default = f" = {ast.unparse(node.value)}" if node.value is not None else ""
+            lines.append(f"- `{name}{default}`: " + prose(text).strip().replace("\n", "\n  "))
+    return lines
+
+
 def api() -> str:
-    """Everything ``mtlcore`` exports."""
-    out = ["# Python reference\n", f"What `mtlcore` {mtlcore.__version__} exports. Everything else is internal.\n"]
+    """Everything ``mtlcore`` exports, and its errors."""
+    out = [
+        "# Python reference\n",
+        f"What `mtlcore` {mtlcore.__version__} exports, and [the errors](#errors) of `mtlcore.errors`. "
+        "Everything else is internal.\n",
+    ]
     for name in sorted(mtlcore.__all__, key=str.lower):
         thing = getattr(mtlcore, name)
         if name.startswith("__") or name == "hookimpl":
@@ -60,7 +81,10 @@ def api() -> str:
         if not inspect.isclass(thing):
             out += [f"## {name}\n", f"```text\n{name}{signature(thing)}\n```\n", prose(thing.__doc__)]
             continue
-        out += [f"## {name}\n", f"```text\n{name}{signature(thing)}\n```\n", prose(thing.__doc__)]
+        called = "" if issubclass(thing, enum.Enum) else signature(thing)
+        out += [f"## {name}\n", f"```text\n{name}{called}\n```\n", prose(thing.__doc__)]
+        known = attributes(thing)
+        out += [*known, ""] if known else []
         for attribute, value in vars(thing).items():
             documented = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
             if attribute.startswith("_") or not inspect.isfunction(documented) or not documented.__doc__:
@@ -71,6 +95,10 @@ def api() -> str:
                 else signature(documented).replace("(self, ", "(").replace("(self)", "()")
             )
             out += [f"### {name}.{attribute}\n", f"```text\n{attribute}{shown}\n```\n", prose(documented.__doc__)]
+    out.append("## Errors\n")
+    for name, error in vars(errors).items():
+        if inspect.isclass(error):
+            out.append(f"- `{name}({', '.join(b.__name__ for b in error.__bases__)})`: {prose(error.__doc__).strip()}")
     return "\n".join(out)
 
 

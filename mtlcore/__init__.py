@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mtlcore.contracts import Conflict as Conflict
     from mtlcore.contracts import ConflictDetector as ConflictDetector
     from mtlcore.contracts import Displacement as Displacement
+    from mtlcore.contracts import MatrixMap as MatrixMap
     from mtlcore.contracts import Needs as Needs
     from mtlcore.contracts import StepView as StepView
     from mtlcore.contracts import TeleportProblem as TeleportProblem
@@ -45,6 +46,7 @@ _HOME = {
     "Conflict": "contracts",
     "ConflictDetector": "contracts",
     "Displacement": "contracts",
+    "MatrixMap": "contracts",
     "Needs": "contracts",
     "StepView": "contracts",
     "TeleportProblem": "contracts",

@@ -378,7 +378,9 @@ class ConflictDetector(Validated, abc.ABC):
     """Decides whether the task gradients of a step are in conflict. Stateless."""
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
+    """The most that ``detect`` reads from the view."""
     claims: ClassVar[frozenset[str]] = frozenset()
+    """Ids of the laws this detector promises."""
 
     @abc.abstractmethod
     def detect(self, view: StepView) -> Conflict:
@@ -410,9 +412,10 @@ class Displacement:
 
     Args:
         parameters: name in the trunk -> new value, same shape. Parameters not named stay.
-        maps: for an exact linear reparametrisation theta' = D theta, name in the trunk -> D; the optimizer's history
-            is then transported exactly (m <- m / D, v <- v / D^2). A trunk parameter that moved and has no entry
-            gets historical trajectory reuse instead.
+        maps: for an exact linear reparametrisation theta' = D theta, name in the trunk -> D, which broadcasts to
+            the parameter; the optimizer's history is then transported exactly (m <- m / D, v <- v / D^2). A full matrix
+            along one dimension is a :class:`MatrixMap`. A trunk parameter that moved and has no entry gets historical
+            trajectory reuse instead.
         head_parameters: the same for the heads, by name in ``problem.heads`` (a boundary symmetry moves them too).
         head_maps: the same for the heads. Every head parameter that moves needs one: heads are only ever
             reparametrised, never displaced.
@@ -484,6 +487,7 @@ class TeleportStrategy(Validated, abc.ABC):
     improves: ClassVar[bool] = True
     """False for a baseline that does not look at the conflict: it is then accepted on the losses alone."""
     claims: ClassVar[frozenset[str]] = frozenset()
+    """Ids of the laws this strategy promises."""
 
     @abc.abstractmethod
     def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:

@@ -80,7 +80,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mtlcore import Conflict, ConflictDetector, number
-from mtlcore.linalg import cosines
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,8 @@ class {cls}(ConflictDetector):
     claims: ClassVar[frozenset[str]] = frozenset()
 
     def detect(self, view):
-        gram = view.gramian
-        pairs = cosines(gram) < 0  # False where a gradient is zero
-        k = gram.shape[0]
+        pairs = view.gramian < 0
+        k = view.n_tasks
         severity = float(pairs.sum()) / max(k * (k - 1), 1)
         return Conflict(
             conflicting=severity > self.share,

@@ -13,7 +13,11 @@ from rich.table import Table
 
 from mtlcore.errors import ConfigurationError, MtlError
 
-app = typer.Typer(no_args_is_help=True, help="Compare methods on real data: paired seeds, equal budgets, raw records.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Compare methods on real data: paired seeds, equal budgets, raw records.",
+)
 
 
 @app.command("list")
@@ -60,7 +64,9 @@ def run(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each.")] = 1,
     seeds: Annotated[int | None, typer.Option(min=1, help="Paired seeds. Default: what the suite says.")] = None,
     certify: Annotated[bool, typer.Option(help="Verify every method before training it.")] = True,
-    allow_refuted: Annotated[bool, typer.Option(help="Train a method although a law it claims is refuted.")] = False,
+    allow_refuted: Annotated[
+        bool, typer.Option("--allow-refuted", help="Train a method although a law it claims is refuted.")
+    ] = False,
 ) -> None:
     """Train every method of a suite. Run it again to go on where it stopped."""
     from mtlbench import records, runner

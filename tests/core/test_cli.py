@@ -95,6 +95,16 @@ def test_unknown_command_and_version():
     assert "mtlcore" in mtl("--version").stdout
 
 
+@pytest.mark.parametrize(
+    "command", ["", "list", "verify", "bench", "bench list", "bench run", "bench report", "new-plugin"]
+)
+def test_help_fits_into_eighty_columns(command):
+    done = mtl(*command.split(), "--help", COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout
+    assert "…" not in done.stdout  # what is cut off cannot be read
+
+
 def test_list_shows_what_verify_found(site, tmp_path):
     """Kept promises, a broken one, and nothing where nothing was verified."""
     place = tmp_path / "site"

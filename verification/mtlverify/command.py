@@ -38,8 +38,7 @@ def verify(
 ) -> None:
     """Check what methods promise, and what they do not: every law of their kind is searched for a counterexample.
 
-    Exit code 1 if a claimed (or universal) law is refuted, or if any law could not be checked (status "error"), claimed
-    or not; 2 on bad usage, 0 otherwise.
+    Exit code: 1 if a claimed or universal law is refuted or any law could not be checked (error), 2 on bad usage.
     """
     if kind is not None and kind not in KINDS:
         raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="--kind")
