@@ -75,23 +75,12 @@ def symmetric(matrix: Tensor) -> Tensor:
     return torch.triu(matrix) + torch.triu(matrix, 1).T
 
 
-def cross_gramian(left: Tensor, right: Tensor) -> Tensor:
-    """J_1 J_2^T, (K, P) x (K', P) -> (K, K') in float64."""
-    out = torch.zeros(left.shape[0], right.shape[0], dtype=torch.float64, device=left.device)
-    step = min(_columns(left), _columns(right))
-    for start in range(0, left.shape[1], step):
-        a = left[:, start : start + step].to(torch.float64)
-        out.addmm_(a, right[:, start : start + step].to(torch.float64).T)
-    return out
-
-
 def vector(numbers: Sequence[float]) -> Tensor:
     """(K,) float64 of the numbers, on the processor. Half of the overhead of ``torch.tensor``."""
     memory = array("d", numbers)
-    # An empty buffer is an error for frombuffer.
-    return (
-        torch.frombuffer(memory, dtype=torch.float64) if memory else torch.empty(0, dtype=torch.float64, device="cpu")
-    )
+    if not memory:  # an error for frombuffer
+        return torch.empty(0, dtype=torch.float64, device="cpu")
+    return torch.frombuffer(memory, dtype=torch.float64)
 
 
 def placed(weights: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

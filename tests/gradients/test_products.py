@@ -43,11 +43,6 @@ def test_combination_of_opposing_rows_is_not_rounding():
     torch.testing.assert_close(linalg.combine(rows, torch.ones(2)).double(), expected, rtol=1e-6, atol=0.0)
 
 
-def test_cross_gramian():
-    a, b = draw(3, 50_000), draw(5, 50_000)
-    torch.testing.assert_close(linalg.cross_gramian(a, b), a.double() @ b.double().T, rtol=1e-12, atol=1e-9)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("k", "n", "out", "inputs"), [(1, 1, 1, 1), (3, 8, 5, 16), (40, 30, 200, 64), (20, 16, 9, 16)])
 @pytest.mark.parametrize("bias", [False, True])

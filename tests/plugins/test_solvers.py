@@ -72,7 +72,8 @@ def test_nonnegative_reaches_the_best_of_all_supports(k, p, seed):
 def test_both_nonnegative_methods_end_at_the_optimality_conditions(k, p, seed):
     u = unit(rows(k, p, seed))
     c = cosines(u @ u.T).matrix
-    many, _ = nonnegative.solve_many(c, c)
+    many, left, _ = nonnegative.pivot(c, c)
+    nonnegative.finish(c, c, many, left)
     for j in range(0, k, 3):
         alone, _ = nonnegative._active_set(nonnegative.ridged(c), c[j], np.zeros(k))
         for y in (many[j], alone):

@@ -75,14 +75,9 @@ def solve(matrix: Array, linear: Array, positive: Mask | None = None) -> tuple[A
     return y, _SWEEPS + finish(matrix, linear[None], y[None], np.zeros(1, dtype=np.intp))
 
 
-def solve_many(matrix: Array, linear: Array, positive: Mask | None = None) -> tuple[Array, int]:
-    """Several right-hand sides: ``linear`` (m, k) -> y (m, k) and the number of sweeps."""
-    y, rows, count = pivot(matrix, linear, positive)
-    return y, count + finish(matrix, linear, y, rows)
-
-
 def pivot(matrix: Array, linear: Array, positive: Mask | None = None) -> tuple[Array, Index, int]:
-    """Block principal pivoting: y (m, k), the rows of it that are left unsolved, and the number of sweeps."""
+    """Block principal pivoting for several right-hand sides: ``linear`` (m, k) -> y (m, k), the rows of it that are
+    left unsolved, and the number of sweeps."""
     m, k = linear.shape
     c = ridged(matrix)
     free = linear < 0.0 if positive is None else positive.copy()
