@@ -86,6 +86,14 @@ def test_a_vacuous_search_is_an_error():
     assert "vacuous" in result.detail
 
 
+def test_a_vacuous_search_names_the_precondition_that_was_never_met():
+    def check(plugin, example):
+        given(False, "the strategy proposes to move")
+
+    never = dataclasses.replace(non_conflicting, check=check)
+    assert examine(twins.Mean(), never, 5, 0).detail.endswith("is not met: the strategy proposes to move)")
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_few_inputs_are_of_every_family_and_every_number_of_tasks(seed):
     """Also 50 of them, as matches-reference has: Hypothesis alone passed over a dozen of 19 families."""

@@ -207,7 +207,8 @@ def _judged(plugin: Any, law: Law, outcome: Outcome, result: Result) -> Result:
             "detail": f"raised {type(outcome.error).__name__}: {outcome.error}",
         }
     elif outcome.examples == 0:
-        changes = {"status": "error", "detail": "vacuous: not one input satisfied the preconditions"}
+        why = f" ({outcome.outside})" if outcome.outside else ""
+        changes = {"status": "error", "detail": f"vacuous: not one input satisfied the preconditions{why}"}
     elif outcome.counterexample is not None:
         reason = getattr(outcome.margin, "reason", "")
         changes = {"status": "refuted", "detail": _blame(plugin, law, outcome.counterexample), "reason": reason}

@@ -34,6 +34,7 @@ class Outcome:
         counterexample: the shrunk input, or None.
         error: what the plugin raised on it, or None.
         worst: the input with the worst margin.
+        outside: why the last input that did not count did not, if the check said so.
     """
 
     examples: int
@@ -41,6 +42,7 @@ class Outcome:
     counterexample: Any = None
     error: BaseException | None = None
     worst: Any = None
+    outside: str = ""
 
 
 class _Violation(AssertionError):
@@ -82,6 +84,7 @@ class _Hunt:
     shrinks: int = SHRINKS
     worst: tuple[float, Any] | None = None
     found: tuple[float, Any, BaseException | None] | None = None
+    outside: str = ""
 
     def measure(self, example: Any) -> None:
         """Measure one input; raise :class:`_Violation` if it violates the law, OutsideLaw if it shows nothing."""
@@ -94,7 +97,9 @@ class _Hunt:
         error: BaseException | None = None
         try:
             margin: float = self.law.measure(self.plugin, example)
-        except (OutsideLaw, UnsatisfiedAssumption):  # the second, from ``hypothesis.assume``, works in a search only
+        except (OutsideLaw, UnsatisfiedAssumption) as outside:
+            # The second comes from ``hypothesis.assume``, which works in a search only.
+            self.outside = str(outside)
             raise
         except (Exception, SystemExit) as raised:  # a plugin that ends the process has raised, too
             margin, error = float("-inf"), raised
@@ -176,5 +181,5 @@ def search(
         margin, example, error = hunt.found
         return Outcome(hunt.tried, None if error is not None else margin, example, error, example)
     if hunt.worst is None:
-        return Outcome(hunt.tried, None)
+        return Outcome(hunt.tried, None, outside=hunt.outside)
     return Outcome(hunt.tried, hunt.worst[0], worst=hunt.worst[1])
