@@ -30,7 +30,7 @@ check: $(READY)  ## style, types, and the one rule of the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY)
+format: $(READY)  ## repair the style in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -60,5 +60,5 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
-clean:
+clean:  ## remove the environment and what the commands wrote
 	rm -rf $(VENV) out build dist *.egg-info

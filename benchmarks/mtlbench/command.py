@@ -68,7 +68,10 @@ def run(
         bool, typer.Option("--allow-refuted", help="Train a method although a law it claims is refuted.")
     ] = False,
 ) -> None:
-    """Train every method of a suite. Run it again to go on where it stopped."""
+    """Train every method of a suite. Run it again to go on where it stopped.
+
+    Exit code: 1 if a run failed or a method was refused, 2 on bad usage, 130 if stopped by Ctrl-C.
+    """
     from mtlbench import records, runner
     from mtlbench.suite import read
 
