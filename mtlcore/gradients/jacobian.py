@@ -82,14 +82,17 @@ def _in_one(front: Front, storage: Storage, parts: Sequence[Part], chunk: int, p
     problem, n_tasks, width = front.problem, len(front.problem.losses), sum(p.width for p in parts)
     stored = storage.take(n_tasks, width, problem.shared[0], linalg.row_dtype(problem.shared))
     targets = [t for p in order for t in p.targets]
+    places = _places(order, stored)
+    # One call for all tasks: a view takes as long as a small product.
+    alone_at = [p.unbind() for p in places] if chunk == 1 else []
 
     def alone(tasks: slice, retain: bool) -> None:
         found = front.pull(tasks.start, targets, retain)
-        _store(order, stored[tasks], [None if g is None else _first(g) for g in found])
+        _store(order, [p[tasks.start] for p in alone_at], found, alone=True)
 
     def together(tasks: slice, retain: bool) -> None:
         try:
-            _store(order, stored[tasks], front.pull_together(tasks, targets, retain))
+            _store(order, [p[tasks] for p in places], front.pull_together(tasks, targets, retain))
         except (RuntimeError, NotImplementedError) as error:
             raise ConfigurationError(
                 f"this network cannot be differentiated for several tasks at once (vmap): "
@@ -122,7 +125,7 @@ def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: i
         for i in range(n_tasks):
             found = front.pull(i, targets, retain=True)
             row = stored.new_empty(1, sum(p.width for p in pieces))
-            _store(pieces, row, [None if g is None else _first(g) for g in found])
+            _store(pieces, [p[0] for p in _places(pieces, row)], found, alone=True)
             cells = row.split([p.width for p in pieces], 1)
             torch.cat([c[:, a:b] for c, (_, a, b) in zip(cells, block)], 1, out=stored[i : i + 1])
             del found, row, cells
@@ -185,15 +188,20 @@ def _short(error: Exception) -> str:
     return text if len(text) < 300 else text[:297] + "..."
 
 
-def _first(gradient: Tensor) -> Tensor:
-    return (gradient.to_dense() if gradient.is_sparse else gradient).unsqueeze(0)
+def _places(parts: Sequence[Part], stored: Tensor) -> list[Tensor]:
+    """Where each part's numbers go, (K, ...)."""
+    cells = stored.split([p.width for p in parts], 1)
+    return [c.view(len(stored), *p.parameter.shape) if isinstance(p, Whole) else c for p, c in zip(parts, cells)]
 
 
 @torch.no_grad()
-def _store(parts: Sequence[Part], out: Tensor, found: Sequence[Tensor | None]) -> None:
+def _store(
+    parts: Sequence[Part], places: Sequence[Tensor], found: Sequence[Tensor | None], alone: bool = False
+) -> None:
+    """What autograd found at the parts' targets, to where it belongs; ``alone``: of one task, without its dimension."""
     at = 0
-    places, gradients = [], []
-    for piece, place in zip(parts, out.split([p.width for p in parts], 1)):
+    into, gradients = [], []
+    for piece, place in zip(parts, places):
         mine = found[at : at + len(piece.targets)]
         at += len(mine)
         present = [g for g in mine if g is not None]
@@ -202,15 +210,17 @@ def _store(parts: Sequence[Part], out: Tensor, found: Sequence[Tensor | None]) -
             continue
         piece.used = True
         if isinstance(piece, Whole):
-            places.append(place.view(present[0].shape))
-            gradients.append(present[0])
+            into.append(place)
+            gradients.append(present[0].to_dense() if present[0].is_sparse else present[0])
             continue
+        if alone:
+            place, mine = place.unsqueeze(0), [None if g is None else g.unsqueeze(0) for g in mine]
         if len(present) < len(mine):
             # A task that reaches only some uses of a weight: the other cotangents are zero.
-            mine = [_zeros(t, len(out), present[0]) if g is None else g for t, g in zip(piece.targets, mine)]
+            mine = [_zeros(t, len(place), present[0]) if g is None else g for t, g in zip(piece.targets, mine)]
         piece.store(place, [g for g in mine if g is not None])
-    if places:
-        torch._foreach_copy_(places, gradients)  # one call for many small parameters
+    if into:
+        torch._foreach_copy_(into, gradients)  # one call for many small parameters
 
 
 def _zeros(target: torch.autograd.graph.GradientEdge, n: int, like: Tensor) -> Tensor:
