@@ -90,7 +90,8 @@ def one_backward_pass(plugin: Any, example: Example) -> float:
     effort=0.5,
 )
 def coefficient_identity(plugin: Any, example: Example) -> float:
-    """Each weight to half of its digits, or to the last digit of the largest w_i L_i if that is more; or vanished."""
+    """Each weight to half of its digits, or to the last digit of K terms as large as the largest w_i L_i, which may
+    cancel in it; or vanished."""
     objective = objectives.objective_of(plugin, example.n_tasks)
     state, margins = plugin.init(example.n_tasks), []
     for number in range(steps(example)):
@@ -99,9 +100,9 @@ def coefficient_identity(plugin: Any, example: Example) -> float:
         answer, state = step(plugin, example, number, state)
         if answer.weights is None:
             return Margin(float("nan"), "a direction instead of weights")
-        floor = tolerance.EPS64 * float((expected.abs() * losses).max()) / losses
+        rounding = example.n_tasks * tolerance.EPS64 * float((expected.abs() * losses).max()) / losses
         apart = (answer.weights - expected).abs()
-        apart = torch.where(apart < tolerance.VANISHED, 0.0, apart / (expected.abs() + floor))
+        apart = torch.where(apart <= rounding.clamp_min(tolerance.VANISHED), 0.0, apart / (expected.abs() + rounding))
         error = float(apart.max())
         wrong = f"the weights are {shown(answer.weights)}, the derivatives {shown(expected)}"
         margins.append(agreement(error, tolerance.half_digits(answer), wrong))

@@ -146,7 +146,7 @@ def differences(first: dict[str, Any], again: dict[str, Any]) -> list[str]:
 @law(
     "shape-dtype-device",
     statement="Weights are (K,) floating numbers, a direction is (P,) in the dtype of the rows, a state is a dict of "
-    "tensors of constant shape; a direction is on the device of the rows.",
+    "tensors of constant shape; a direction is on the device of the rows, weights there or on the processor.",
     source=HOUSE,
     universal=True,
     margin=VERDICT,
@@ -188,13 +188,11 @@ def _answer_faults(returned: Aggregation, rows: Tensor) -> list[str]:
     faults: list[str] = []
     for name, weights in (("weights", returned.weights), ("head_weights", returned.head_weights)):
         if weights is not None:
-            faults += _vector_faults(name, weights, k)
+            faults += _vector_faults(name, weights, k, rows.device, torch.device("cpu"))
             if isinstance(weights, Tensor) and not weights.is_floating_point():
                 faults.append(f"{name} are {_dtype(weights)}, not floating numbers")
     if returned.direction is not None:
-        faults += _vector_faults("direction", returned.direction, p)
-        if isinstance(returned.direction, Tensor) and returned.direction.device != rows.device:
-            faults.append(f"direction on device {returned.direction.device}; the rows are on {rows.device}")
+        faults += _vector_faults("direction", returned.direction, p, rows.device)
         expected = row_dtype([rows])
         if isinstance(returned.direction, Tensor) and returned.direction.dtype != expected:
             faults.append(
@@ -218,12 +216,14 @@ def _state_faults(before: dict[str, Tensor], after: dict[str, Tensor], source: s
     return faults
 
 
-def _vector_faults(name: str, value: Any, size: int) -> list[str]:
+def _vector_faults(name: str, value: Any, size: int, *devices: torch.device) -> list[str]:
     if not isinstance(value, Tensor):
         return [f"{name}: {type(value).__name__} instead of a tensor"]
     faults = []
     if tuple(value.shape) != (size,):
         faults.append(f"{name} of shape {tuple(value.shape)}; expected ({size},)")
+    if value.device not in devices:
+        faults.append(f"{name} on device {value.device}; expected {' or '.join(sorted(set(map(str, devices))))}")
     if value.requires_grad and name != "direction":
         faults.append(f"{name} still have a graph behind them (requires_grad)")
     return faults
