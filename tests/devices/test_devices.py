@@ -84,6 +84,26 @@ def test_methods(device, name):
     assert_same(trained(device, "plain", name), trained("cpu", "plain", name))
 
 
+@pytest.mark.parametrize(
+    ("method", "teleport"),
+    [(n, None) for n in mtlcore.available("aggregator")] + [("sum", n) for n in mtlcore.available("teleport")],
+)
+def test_where_the_device_is_the_default(device, method, teleport):
+    made = made_on(device, "attention")
+    batches = [made.batch(i) for i in range(4)]
+    torch.set_default_device(device)
+    try:
+        optimizer = made.optimizer(torch.optim.SGD, lr=1e-3)
+        mt = MultiTask(made.trunk, method, optimizer, teleport=teleport, heads=made.heads, probe=batches[3])
+        for step in range(2):
+            n = mt.aggregator.batches
+            report = mt.step(batches[:n] if n > 1 else batches[step])
+    finally:
+        torch.set_default_device(None)
+    assert report.losses.device.type == "cpu"
+    assert all(torch.isfinite(p).all() for p in made.parameters())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_sources(device, source, kind):
