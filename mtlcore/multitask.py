@@ -101,6 +101,7 @@ class MultiTask:
         self.detector: ConflictDetector | None = None
         if detector is not None:
             self.detector = inputs.plugin("detector", detector, ConflictDetector)
+        inputs.check_not_replicated(self._trunk, self.aggregator, self.detector)
         self.brakes = Brakes() if brakes is None else brakes
         if not isinstance(self.brakes, Brakes):
             raise ConfigurationError(f"brakes must be mtlcore.Brakes(...), found {brakes!r}.")

@@ -189,8 +189,9 @@ def reuse(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], 
         return
     if optimizer not in _PENDING:
         # Stays for good: a hook that removed itself while the optimizer runs its hooks would break the others.
-        _PENDING[optimizer] = {}
         optimizer.register_step_pre_hook(_blend_pending)
+        # Only now, so that an interrupt in between leaves no optimizer that counts as watched and is not.
+        _PENDING[optimizer] = {}
     pending = _PENDING[optimizer]
     for parameter in parameters:
         pending[parameter] = pending.get(parameter, 1.0) * sigma
