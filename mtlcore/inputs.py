@@ -110,8 +110,8 @@ def check_not_replicated(trunk: nn.Module | None, *methods: Aggregator | Conflic
             where = f"{name} of the trunk" if name else "the trunk"
             raise ConfigurationError(
                 f"{where} is wrapped in DistributedDataParallel, which sees the gradients of a plain backward() only; "
-                f"{registry().identify(reader)} reads task gradients, and no process would hear of the others'. Leave the "
-                f"wrapper out, and average p.grad over the processes after backward."
+                f"{registry().identify(reader)} reads task gradients, and no process would hear of the others'. Leave "
+                f"the wrapper out, and average p.grad over the processes after backward."
             )
 
 
