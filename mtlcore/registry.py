@@ -328,9 +328,6 @@ def _rank(distribution: str) -> tuple[bool, str]:
 # --- discovery --------------------------------------------------------------------------------------------------
 
 
-_HOOKS = {name: function for name, function in vars(hookspecs).items() if name.startswith("mtlcore_")}
-
-
 def _new_manager() -> pluggy.PluginManager:
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
