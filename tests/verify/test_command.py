@@ -77,6 +77,16 @@ class Raises(Mean):
         raise ValueError(f"I dislike {view.n_tasks} tasks")
 
 
+@dataclasses.dataclass(frozen=True)
+class Hangs(Mean):
+    """For so long with more than four tasks that somebody presses Ctrl-C."""
+
+    def weigh(self, view):
+        if view.n_tasks > 4:
+            raise KeyboardInterrupt
+        return super().weigh(view)
+
+
 class Package:
     @hookimpl
     def mtlcore_register_aggregators(self, register):
@@ -87,6 +97,7 @@ class Package:
         register("quits", Quits)
         register("too-many", TooMany)
         register("raises", Raises)
+        register("hangs", Hangs)
         register("unsearchable", Unsearchable)
 
     @hookimpl
@@ -251,3 +262,11 @@ def test_a_missing_extra_survives_the_way_out_of_a_worker():
     """Unpickling it raised, and the pool of `mtl verify` broke with a traceback instead of the line to install."""
     error = MissingExtraError("hypothesis", "verify", "Searching for counterexamples")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_check_that_is_stopped_by_hand_says_where():
+    found = verify("hangs", "--max-examples", "30")
+    assert found.exit_code == 130
+    assert re.search(
+        r"stopped while aggregator 'hangs' was checked, at (the law after '\w+'|its first law)", found.stderr
+    )

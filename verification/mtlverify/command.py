@@ -136,12 +136,17 @@ def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
         return [_broken_row(entry, str(error))]
     results: list[Result] = []
     try:
-        found = check(plugin, max_examples=max_examples, seed=seed)
-        # A class may be registered under several names: a row has the one that was asked for.
-        results += (dataclasses.replace(r, name=name, distribution=entry.distribution) for r in found)
+        for found in check(plugin, max_examples=max_examples, seed=seed):
+            # A class may be registered under several names: a row has the one that was asked for.
+            results.append(dataclasses.replace(found, name=name, distribution=entry.distribution))
         certificates.store(kind, name, {}, results, max_examples, seed)
     except MissingExtraError:
         raise  # the same for every plugin
+    except KeyboardInterrupt:
+        # A plugin that hangs is stopped by hand: this is where to look.
+        where = f"at the law after {results[-1].law!r}" if results else "at its first law"
+        print(f"stopped while {kind} {name!r} was checked, {where}", file=sys.stderr)
+        raise
     except (Exception, SystemExit) as error:
         results.append(_broken_row(entry, f"raised {type(error).__name__}: {error}", "can-be-checked"))
     return results
