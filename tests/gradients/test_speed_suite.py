@@ -56,6 +56,17 @@ def test_workloads_are_what_their_names_say():
         assert all(torch.isfinite(loss) for loss in losses)
 
 
+def test_large_workloads_are_what_their_names_say():
+    for make in workloads.LARGE.values():
+        with torch.device("meta"):  # shapes only
+            work = make()
+            losses, z = work.forward()
+        assert len(losses) == work.n_tasks
+        assert work.name.startswith("large")
+        assert f"K={work.n_tasks}" in work.name
+        assert z.requires_grad
+
+
 def test_peak_memory_counts_what_is_held_at_once():
     def both():
         a = torch.empty(250_000)

@@ -118,7 +118,7 @@ def run(
     """One record per workload."""
     records = []
     for name in names:
-        make = workloads.WORKLOADS[name]
+        make = {**workloads.WORKLOADS, **workloads.LARGE}[name]
         ready, refused = prepare(make, rule, CONTENDERS, device)
         for needed in (Floor.label, MtlCore.label):  # what everything is told in terms of
             if needed in refused:
@@ -271,7 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("build/speed"), help="folder of gradients.json and gradients.png"
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="measuring time per workload")
-    parser.add_argument("--only", nargs="+", choices=list(workloads.WORKLOADS), default=list(workloads.WORKLOADS))
+    everything = [*workloads.WORKLOADS, *workloads.LARGE]
+    parser.add_argument("--only", nargs="+", choices=everything, default=list(workloads.WORKLOADS))
     parser.add_argument("--method", default="upgrad", choices=["upgrad", "fixed"])
     parser.add_argument("--threads", type=int, default=None, help="torch threads; default: torch's own")
     parser.add_argument("--processor-time", action="store_true", help="this process's own time; with --threads 1 only")

@@ -113,20 +113,24 @@ class _Residual(nn.Module):
         return torch.relu(x + self.body(x))
 
 
-def dense_prediction() -> Workload:
+def dense_prediction(
+    width: int = 32, blocks: int = 3, batch: int = 8, side: int = 32, name: str = "ResNet dense K=3"
+) -> Workload:
     """A ResNet that keeps its resolution; three heads predict 4, 1 and 3 channels per pixel."""
-    trunk = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *(_Residual(32) for _ in range(3)))
-    x = torch.randn(8, 3, 32, 32)
-    heads = nn.ModuleList(nn.Conv2d(32, c, 1) for c in (4, 1, 3))
-    targets = [torch.randn(8, c, 32, 32) for c in (4, 1, 3)]
-    return Workload("ResNet dense K=3", trunk, heads, (x,), tuple(_Mse(t) for t in targets))
+    trunk = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), *(_Residual(width) for _ in range(blocks)))
+    x = torch.randn(batch, 3, side, side)
+    heads = nn.ModuleList(nn.Conv2d(width, c, 1) for c in (4, 1, 3))
+    targets = [torch.randn(batch, c, side, side) for c in (4, 1, 3)]
+    return Workload(name, trunk, heads, (x,), tuple(_Mse(t) for t in targets))
 
 
-def transformer() -> Workload:
-    """Two encoder layers, mean over the tokens."""
-    layer = nn.TransformerEncoderLayer(128, 4, 256, dropout=0.0, batch_first=True)
-    trunk = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    return _regression("transformer K=8", trunk, (torch.randn(16, 32, 128),), 128, 8, pick=_token_mean)
+def transformer(
+    width: int = 128, layers: int = 2, batch: int = 16, tokens: int = 32, name: str = "transformer K=8"
+) -> Workload:
+    """Encoder layers with heads of 32 numbers, mean over the tokens."""
+    layer = nn.TransformerEncoderLayer(width, width // 32, 2 * width, dropout=0.0, batch_first=True)
+    trunk = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+    return _regression(name, trunk, (torch.randn(batch, tokens, width),), width, 8, pick=_token_mean)
 
 
 def _token_mean(z: Tensor) -> Tensor:
@@ -188,6 +192,13 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "gnn11": gnn,
 }
 """The eight workloads of the suite."""
+
+LARGE: dict[str, Callable[[], Workload]] = {
+    "large-mlp10": lambda: mlp(10, width=4096, batch=512, name="large MLP K=10"),
+    "large-resnet3": lambda: dense_prediction(128, 8, 32, 64, "large ResNet K=3"),
+    "large-transformer8": lambda: transformer(768, 8, 32, 128, "large transformer K=8"),
+}
+"""Three of an accelerator's size; minutes a step on two cores. Left out unless asked for."""
 
 
 def build(make: Callable[[], Workload], device: torch.device | str = "cpu", seed: int = 0) -> Workload:
