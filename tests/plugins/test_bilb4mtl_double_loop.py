@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mtlcore
-from mtlcore.errors import LossError, NonFiniteError
+from mtlcore.errors import LossError, NonFiniteError, PluginWarning
 
 NAMES = ("a", "b", "c")
 
@@ -64,7 +64,8 @@ def test_router_step_is_that_of_the_penalty_form(normalisation: str, router: str
     # Away from the first step, so that references and losses differ; the two states are made equal.
     for p in net.parameters():
         p.data.mul_(1.1)
-    single.load_state_dict({**double.state_dict(), "aggregator": "bilb4mtl"})
+    with pytest.warns(PluginWarning, match="aggregator was 'bilb4mtl-double-loop', is 'bilb4mtl'"):
+        single.load_state_dict({**double.state_dict(), "aggregator": "bilb4mtl"})
     state = double.state_dict()["state"]
     flat = state["router"][0].clone().requires_grad_()
     losses, z = net.forward()
@@ -166,7 +167,8 @@ def test_gradient_through_the_router_reaches_the_trunk_in_one_backward() -> None
     for (name, got), want in zip(net.named_parameters(), twin.parameters()):
         torch.testing.assert_close(got.grad, want.grad, msg=lambda m, name=name: f"{name}: {m}")
     detached = training(net, "bilb4mtl", **options, detach_features=True)
-    detached.load_state_dict(mt.state_dict())
+    with pytest.warns(PluginWarning, match="detach_features was False, is True"):
+        detached.load_state_dict(mt.state_dict())
     detached.step(net.forward)
     assert not torch.allclose(net.trunk[0].weight.grad, twin.trunk[0].weight.grad)
 
