@@ -173,7 +173,8 @@ class MultiTask:
             As :meth:`backward`; after an error the micro-batches so far are forgotten.
         """
         micro, self._micro = self._micro or MicroBatches(), None
-        problem, _ = self._problem(losses, features)
+        problem, names = self._problem(losses, features)
+        problem = _of_present(problem, names)
         micro.add(problem, inputs.values_of(problem.losses, problem.stacked, problem.names))
         self._micro = micro
 
@@ -257,11 +258,14 @@ class MultiTask:
         """Check what the user handed over, pick a gradient source, make the view. Changes nothing."""
         micro, self._micro = self._micro, None
         problem, names = self._problem(losses, features)
+        seen = problem.features
         needs = self.aggregator.needs
         detecting = self._looks_for_conflict()
         if detecting and self.detector is not None:
             needs = max(needs, self.detector.needs)
         kept = False
+        if needs > Needs.LOSSES or micro is not None:
+            problem = _of_present(problem, names)
         if micro is not None:
             micro.add(problem, inputs.values_of(problem.losses, problem.stacked, problem.names))
             names = self._tasks or tuple(dict.fromkeys([*micro.losses, *names]))
@@ -292,7 +296,7 @@ class MultiTask:
             task_names=names,
             step=self._step,
             generator=functools.partial(aggregation.step_seed, self._seed, self._step),
-            features=problem.features,
+            features=seen,
             others=others,
             inner=inner,
             needs=needs,
@@ -690,6 +694,12 @@ class _Moment:
         for home, name, buffer, bits in self._buffers:
             put_back(buffer, bits)
             home[name] = buffer  # a forward may have put another in its place
+
+
+def _of_present(problem: GradientProblem, names: Sequence[str]) -> GradientProblem:
+    """Without the features of tasks that are absent."""
+    complete = len(problem.names) == len(names) or len(problem.features) < 2
+    return problem if complete else problem.without_unread()
 
 
 def _read(problem: GradientProblem, gram: Tensor | None) -> tuple[list[float], Tensor | None]:

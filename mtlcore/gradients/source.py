@@ -38,6 +38,14 @@ class GradientProblem:
     shared: tuple[Tensor, ...]
     stacked: Tensor | None = None
 
+    def without_unread(self) -> GradientProblem:
+        """The same without features that no loss reads, as where each task has features of its own and one is absent.
+        (If none is read, all stay: that is a mistake, and :attr:`reach` says so.)"""
+        edges = [graph.edge(f) for f in self.features]
+        _, read = graph.leaves(self.losses, frozenset(e for e in edges if e is not None))
+        kept = tuple(f for f, e in zip(self.features, edges) if e is None or e in read)
+        return dataclasses.replace(self, features=kept) if read else self
+
     @functools.cached_property
     def reach(self) -> graph.Reach:
         """Which leaves belong to which task."""

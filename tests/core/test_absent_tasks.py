@@ -8,7 +8,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from mtlcore import Aggregation, Aggregator, MultiTask
+from mtlcore import Aggregation, Aggregator, MultiTask, create
+from mtlcore.errors import FeaturesError
 from support.architectures import build, gradients
 
 
@@ -82,3 +83,60 @@ def test_a_method_may_ask_for_the_full_view():
     losses, z = work.evaluate()
     del losses["t2"]
     assert mt.backward(losses, features=z).weights.tolist() == [1.0, 1.0, 0.0]
+
+
+class Branches(torch.nn.Module):
+    """A shared layer, and a feature for each task."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = torch.nn.Linear(4, 6)
+        self.own = torch.nn.ModuleDict({t: torch.nn.Linear(6, 3) for t in "abc"})
+
+    def forward(self, x):
+        h = torch.tanh(self.base(x))
+        return {t: torch.tanh(layer(h)) for t, layer in self.own.items()}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("source", ["auto", "sequential", "batched", "streaming", "features", "losses"])
+@pytest.mark.parametrize("accumulated", [False, True])
+def test_the_features_of_an_absent_task_may_be_handed_over(source, accumulated):
+    method = "sum" if source == "losses" else "upgrad"
+
+    def step(handed):
+        torch.manual_seed(0)
+        trunk, heads = Branches(), torch.nn.ModuleDict({t: torch.nn.Linear(3, 1) for t in "abc"})
+        mt = MultiTask(trunk, method, gradients=source, tasks=[*"abc"])
+        for batch in range(1 + accumulated):
+            z = trunk(torch.ones(5, 4))
+            losses = {t: (heads[t](z[t]) - i).square().mean() for i, t in enumerate("abc") if t != "b"}
+            features = {t: z[t] for t in handed}
+            report = mt.backward(losses, features) if batch == accumulated else mt.accumulate(losses, features)
+        return report, gradients([*trunk.parameters(), *heads.parameters()])
+
+    report, found = step("abc")
+    other, expected = step("ac")
+    assert torch.equal(report.weights, other.weights)
+    assert all((a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in zip(found, expected))
+    assert found[2] is not None
+    assert found[4] is None, "the absent task's own layer"
+
+
+def test_a_feature_that_nobody_reads_is_an_error_when_all_tasks_are_there():
+    trunk = Branches()
+    z = trunk(torch.ones(5, 4))
+    with pytest.raises(FeaturesError, match=r"features\[1\] .* is not in the graph"):
+        MultiTask(trunk, "upgrad").backward({"a": z["a"].sum(), "c": z["c"].exp().sum()}, z)
+    copies = {t: f * 1.0 for t, f in z.items()}
+    with pytest.raises(FeaturesError, match=r"is not in the graph"):
+        MultiTask(trunk, "upgrad", tasks=[*"abc"]).backward({"a": z["a"].sum(), "c": z["c"].exp().sum()}, copies)
+
+
+def test_a_router_sees_the_features_of_an_absent_task_too():
+    trunk = Branches()
+    mt = MultiTask(trunk, create("aggregator", "bilb4mtl", router="linear"), tasks=[*"abc"])
+    for missing in ("", "b"):
+        z = trunk(torch.ones(5, 4))
+        report = mt.backward({t: z[t].square().sum() for t in "abc" if t != missing}, z)
+    assert report.weights[1] == 0
