@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -11,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlcore import inputs, linalg
+from mtlcore import inputs, linalg, threads
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, MtlError, NonFiniteError, PluginError
 from mtlcore.registry import registry
 
+_MATRICES = 16
+"""From so many tasks on, numpy may want threads for the matrices of a method."""
 _FEW = 256
 """Up to so many numbers, reading all of them takes less time than one tensor operation."""
 
@@ -49,7 +52,8 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
     graphs = torch.is_grad_enabled()
     try:
         torch.set_grad_enabled(False)  # the context manager takes three times as long
-        answer = method.aggregate(shown, dict(state))
+        with threads.numpy_on_one() if shown.n_tasks >= _MATRICES else contextlib.nullcontext():
+            answer = method.aggregate(shown, dict(state))
     except (LossError, FeaturesError, NonFiniteError, ConfigurationError):
         raise  # the user's input or options are at fault, not the plugin
     except Exception as error:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import functools
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import torch
 
@@ -111,3 +114,36 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)  # a forked child has none of its parent's threads
+
+
+_guard = threading.Lock()
+_guests = 0
+_limits: Any = None
+
+
+@functools.cache
+def _blas() -> Any:
+    import threadpoolctl  # not needed before a step, and numpy is loaded by now
+
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")
+
+
+@contextlib.contextmanager
+def numpy_on_one() -> Iterator[None]:
+    """Inside, numpy's linear algebra keeps to the calling thread, for the whole process.
+
+    From a few dozen rows on it would wake threads of its own, beside torch's, which wait without sleeping on the very
+    same cores: a K x K problem of a millisecond then takes ten.
+    """
+    global _guests, _limits
+    with _guard:
+        _guests += 1
+        if _guests == 1:
+            _limits = _blas().limit(limits=1)
+    try:
+        yield
+    finally:
+        with _guard:
+            _guests -= 1
+            if _guests == 0:
+                _limits.restore_original_limits()

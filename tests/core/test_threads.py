@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -9,9 +10,11 @@ import threading
 import time
 
 import pytest
+import threadpoolctl
 import torch
 
-from mtlcore import threads
+from mtlcore import Aggregation, aggregate, threads
+from support.methods import Calls
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -130,3 +133,36 @@ def test_jobs_may_themselves_share_out_work():
     inner = [lambda: done.append(1)] * 3
     threads.side_by_side([lambda: threads.side_by_side(inner)] * 4)
     assert len(done) == 12
+
+
+def blas_threads():
+    return {d["num_threads"] for d in threadpoolctl.threadpool_info() if d["user_api"] == "blas"}
+
+
+@pytest.fixture
+def two_for_numpy():
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        assert blas_threads() <= {2}
+        yield
+        assert blas_threads() <= {2}, "as before"
+
+
+def test_numpy_keeps_to_one_thread_until_the_last_has_left(two_for_numpy):
+    with threads.numpy_on_one():
+        with contextlib.suppress(ZeroDivisionError), threads.numpy_on_one():
+            assert blas_threads() <= {1}
+            raise ZeroDivisionError
+        assert blas_threads() <= {1}
+    assert blas_threads() <= {2}
+
+
+@pytest.mark.parametrize(("k", "expected"), [(2, 2), (16, 1), (40, 1)])
+def test_a_method_for_many_tasks_has_numpy_on_one_thread(two_for_numpy, k, expected):
+    seen = []
+
+    def look(view, state):
+        seen.append(blas_threads())
+        return Aggregation(weights=torch.ones(view.n_tasks), state=state)
+
+    aggregate(Calls(look), torch.eye(k, 50))
+    assert seen[0] <= {expected}
