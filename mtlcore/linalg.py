@@ -117,7 +117,7 @@ def _doubles(rows: Tensor) -> Iterator[Tensor]:
         yield block if exact else memory[: block.numel()].view(block.shape).copy_(block)
 
 
-def factored_gramian(cotangents: Tensor, inputs: Tensor, bias: bool = False) -> Tensor:
+def factored_products(cotangents: Tensor, inputs: Tensor, bias: bool = False) -> Tensor:
     """The Gramian of the matrices D_i^T A, which are never formed.
 
     With a triangle R such that A A^T = R^T R, inner products of the matrices are those of the R D_i, which are N x out
@@ -138,13 +138,8 @@ def factored_gramian(cotangents: Tensor, inputs: Tensor, bias: bool = False) -> 
         bias: whether A has one more column, of ones.
 
     Returns:
-        (K, K) float64, exactly symmetric.
+        (K, K) float64, symmetric but for rounding.
     """
-    return symmetric(factored_products(cotangents, inputs, bias))
-
-
-def factored_products(cotangents: Tensor, inputs: Tensor, bias: bool = False) -> Tensor:
-    """The same, symmetric but for rounding."""
     if _queued(cotangents) and cotangents.dtype != torch.float64:
         return _squared(cotangents, inputs, bias)
     triangle = _triangle(inputs, bias)

@@ -133,7 +133,7 @@ def numpy_on_one() -> Iterator[None]:
     """Inside, numpy's linear algebra keeps to the calling thread, for the whole process.
 
     From a few dozen rows on it would wake threads of its own, beside torch's, which wait without sleeping on the very
-    same cores: a K x K problem of a millisecond then takes ten.
+    same cores: a K x K problem then takes several times as long.
     """
     global _guests, _limits
     with _guard:

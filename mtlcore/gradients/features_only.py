@@ -60,8 +60,8 @@ class FeaturesOnly(GradientSource):
             )
         if any(f.is_complex() for f in problem.features):
             raise ConfigurationError(
-                'gradients="features" and refresh take inner products over real numbers, and the features are complex: '
-                'give the heads torch.view_as_real(z), and pass that, or use gradients="sequential".'
+                f"{self._wish} takes inner products over real numbers, and the features are complex: give the heads "
+                f"torch.view_as_real(z), and pass that, or {self._otherwise}."
             )
         features, own = list(problem.features), problem.reach.own
         through = {id(t) for t in problem.reach.behind} | {id(p) for p in problem.shared}
