@@ -7,9 +7,11 @@ float32 numbers is exact in float64, and G is then accurate to about 1e-16 |g_i|
 
 from __future__ import annotations
 
+import functools
 import math
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,8 +119,22 @@ def _doubles(rows: Tensor) -> Iterator[Tensor]:
         yield block if exact else memory[: block.numel()].view(block.shape).copy_(block)
 
 
-def factored_products(cotangents: Tensor, inputs: Tensor, bias: bool = False) -> Tensor:
-    """The Gramian of the matrices D_i^T A, which are never formed.
+class Factored(NamedTuple):
+    """K matrices D_i^T A that are never formed.
+
+    Args:
+        cotangents: D, (K, N, out).
+        inputs: A, (N, in), N <= in.
+        bias: whether A has one more column, of ones.
+    """
+
+    cotangents: Tensor
+    inputs: Tensor
+    bias: bool = False
+
+
+def factored_products(layers: Sequence[Factored]) -> Tensor:
+    """The Gramian of the tasks' matrices, added up over one or more layers of one dtype and device.
 
     With a triangle R such that A A^T = R^T R, inner products of the matrices are those of the R D_i, which are N x out
     instead of in x out. R D_i is formed in the dtype of the factors, with the rounding that forming the matrices
@@ -132,33 +148,30 @@ def factored_products(cotangents: Tensor, inputs: Tensor, bias: bool = False) ->
     and a look at the squares a wait. Its rounding, 1e-16 (|D| |A|)^2, is below the other's wherever the cancellation
     leaves a gradient at all (|g| > 1e-8 |D| |A|).
 
-    Args:
-        cotangents: D, (K, N, out).
-        inputs: A, (N, in), N <= in.
-        bias: whether A has one more column, of ones.
-
     Returns:
         (K, K) float64, symmetric but for rounding.
     """
-    if _queued(cotangents) and cotangents.dtype != torch.float64:
-        return _squared(cotangents, inputs, bias)
-    triangle = _triangle(inputs, bias)
-    out = _run_by_run(triangle, cotangents)
+    first = layers[0].cotangents
+    if _queued(first) and first.dtype != torch.float64:
+        return functools.reduce(Tensor.add_, [_squared(*layer) for layer in layers])
+    out = _run_by_run(layers, first.dtype)
     poor = [i for i, square in enumerate(out.diagonal().tolist()) if not _SQUARE <= square < math.inf]
-    if poor and cotangents.dtype != torch.float64 and bool(cotangents[poor].any()):
-        out = _run_by_run(triangle.to(torch.float64), cotangents)
+    if poor and first.dtype != torch.float64 and any(bool(layer.cotangents[poor].any()) for layer in layers):
+        out = _run_by_run(layers, torch.float64)
     return out
 
 
-def _run_by_run(triangle: Tensor, cotangents: Tensor) -> Tensor:
-    """Inner products of the R D_i, (K, K), in the dtype of R but for the sum over runs."""
-    k, n, width = cotangents.shape
-    out = torch.zeros(k, k, dtype=torch.float64, device=cotangents.device)
-    step = max(1, min(_SHORT, 2 * _BLOCK // max(1, k * n)))
-    for start in range(0, width, step):
-        block = cotangents[:, :, start : start + step].to(triangle.dtype)
-        runs = torch.matmul(triangle, block).transpose(0, 1)
-        out += torch.bmm(runs, runs.transpose(1, 2)).sum(0, dtype=torch.float64)
+def _run_by_run(layers: Sequence[Factored], dtype: torch.dtype) -> Tensor:
+    """Inner products of the R D_i, (K, K), in the given dtype but for the sum over runs."""
+    first = layers[0].cotangents
+    out = torch.zeros(len(first), len(first), dtype=torch.float64, device=first.device)
+    for (cotangents, _, _), triangle in _triangles(layers):
+        k, n, width = cotangents.shape
+        step = max(1, min(_SHORT, 2 * _BLOCK // max(1, k * n)))
+        left = triangle.to(dtype).expand(k, n, n)
+        for start in range(0, width, step):
+            runs = torch.bmm(left, cotangents[:, :, start : start + step].to(dtype)).transpose(0, 1)
+            out += torch.bmm(runs, runs.transpose(1, 2)).sum(0, dtype=torch.float64)
     return out
 
 
@@ -178,22 +191,41 @@ def _squared(cotangents: Tensor, inputs: Tensor, ones: bool) -> Tensor:
     return shares[0] if len(shares) == 1 else torch.stack(shares).sum(0)
 
 
-def _triangle(inputs: Tensor, ones: bool) -> Tensor:
-    """R, (N, N) upper triangular, with A A^T = R^T R for A, (N, in), to about eps |A|^2, however dependent the rows.
-    ``ones``: with one more column, of ones, in A."""
-    triangle: Tensor
-    if inputs.dtype == torch.float32:
+def _triangles(layers: Sequence[Factored]) -> Iterator[tuple[Factored, Tensor]]:
+    """With each layer R, (N, N) upper triangular, such that A A^T = R^T R for its A (with the column of ones, if it has
+    one), to about eps |A|^2, however dependent the rows."""
+    waiting: dict[int, list[Factored]] = {}
+    for layer in layers:
+        n = len(layer.inputs)
+        group = waiting.setdefault(n, [])
+        group.append(layer)
+        if len(group) * n * n >= _BLOCK:
+            yield from _factorised(waiting.pop(n))
+    for group in waiting.values():
+        yield from _factorised(group)
+
+
+def _factorised(layers: Sequence[Factored]) -> Iterator[tuple[Factored, Tensor]]:
+    """The same for layers of one N at once."""
+    n, failed = len(layers[0].inputs), [1] * len(layers)
+    if layers[0].inputs.dtype == torch.float32:
         # Forming A A^T costs half of the digits, and half of float64's are float32's. A Cholesky that runs to its end
         # is as accurate for dependent rows as for others; two thirds of the time of a QR in float32 for 64 rows.
-        exact = inputs.to(torch.float64)
-        square = exact @ exact.T
-        lower, failed = torch.linalg.cholesky_ex(square.add_(1.0) if ones else square)
-        if not failed:
-            triangle = lower.mT.to(inputs.dtype)
-            return triangle
+        squares = layers[0].inputs.new_zeros(len(layers), n, n, dtype=torch.float64)
+        for square, (_, inputs, ones) in zip(squares.unbind(), layers):
+            exact = inputs.to(torch.float64)
+            (square.fill_(1.0) if ones else square).addmm_(exact, exact.T)
+        lower, info = torch.linalg.cholesky_ex(squares)
+        upper, failed = lower.mT.to(torch.float32), info.tolist()
+    for i, layer in enumerate(layers):
+        yield layer, _by_qr(layer) if failed[i] else upper[i]
+
+
+def _by_qr(layer: Factored) -> Tensor:
+    _, inputs, ones = layer
     if ones:
         inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
-    triangle = torch.linalg.qr(inputs.T, mode="r").R
+    triangle: Tensor = torch.linalg.qr(inputs.T, mode="r").R
     return triangle
 
 

@@ -97,6 +97,8 @@ class Calibration:
         self.inseparable = False
         """Whether the candidates were judged in a step whose features do not separate heads from trunk."""
         self._exception = ""
+        self._explanation: str | None = None
+        """Once there is a winner."""
         self._coming: collections.deque[tuple[Candidate, bool]] = collections.deque()
         """Whose steps come next, and whether they count."""
         self._final: list[Candidate] = []
@@ -129,6 +131,7 @@ class Calibration:
                 candidate.serves |= {outline: bool(known) for outline, known in serves.items()}
                 self._exception = f"; {reference.label} for another graph, which {candidate.label} cannot serve: "
                 self._exception += " ".join(str(error).split())[:200]
+                self._explanation = None
                 return reference.source.collect(problem)
             candidate.serves |= dict.fromkeys(serves, True)
             return found
@@ -136,6 +139,14 @@ class Calibration:
 
     def explain(self) -> str:
         """The state of the contest in words."""
+        if self._explanation is None:
+            words = self._explain()
+            if self.winner is None:  # it will change
+                return words
+            self._explanation = words
+        return self._explanation
+
+    def _explain(self) -> str:
         reference = self._candidates[0]
         refused = "".join(f"; {c.label} refused: {c.refused}" for c in self._candidates if c.refused)
         if self.winner is None and not self.timed:

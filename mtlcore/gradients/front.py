@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import vmap as _vmap
 
 from mtlcore.errors import ConfigurationError
 from mtlcore.gradients import graph
 from mtlcore.gradients.source import GradientProblem
 from mtlcore.gradients.taps import Taps
+
+_functorch: Any = torch._C._functorch
+_decompositions: Callable[[], None] = _vmap.lazy_load_decompositions  # type: ignore[attr-defined]
+"""What torch.vmap itself is made of."""
 
 
 class Front:
@@ -101,15 +106,13 @@ class Front:
                 'use gradients="sequential".'
             )
         features, n = self.problem.features, len(targets)
-        seeds = [torch.zeros(tasks.stop - tasks.start, *f.shape, dtype=f.dtype, device=f.device) for f in features]
-        for task in range(tasks.start, tasks.stop):
-            for seed, cotangent in zip(seeds, self._cotangents(task)):
-                if cotangent is not None:
-                    seed[task - tasks.start] = cotangent
+        of_tasks = [self._cotangents(task) for task in range(tasks.start, tasks.stop)]
+        seeds = [_stack(feature, cotangents) for feature, cotangents in zip(features, zip(*of_tasks))]
+        del of_tasks
         function = functools.partial(
             self._differentiate, features, [*targets, *self._outside], retain=retain or self._keep_graph
         )
-        found = _Product(function)(seeds)
+        found = _vectorized(function, seeds)
         for task in range(tasks.start, tasks.stop):
             self._keep(task, self._outside, [None if g is None else g[task - tasks.start] for g in found[n:]])
         return found[:n]
@@ -126,21 +129,23 @@ class Front:
         self.heads[task] += [(t, g) for t, g in zip(leaves, found) if g is not None]
 
 
-class _Product:
-    """vmap of one vector-Jacobian product; vmap cannot return None, so absent results are noted on the side."""
+def _stack(feature: Tensor, cotangents: Sequence[Tensor | None]) -> Tensor:
+    # (K, ...): zeros for a task that does not depend on the feature.
+    return torch.stack([torch.zeros_like(feature) if c is None else c for c in cotangents])
 
-    def __init__(self, function: Callable[[Sequence[Tensor]], tuple[Tensor | None, ...]]) -> None:
-        self._function = function
-        self._present: list[bool] = []
 
-    def __call__(self, seeds: Sequence[Tensor]) -> list[Tensor | None]:
-        if seeds[0].shape[0] == 1:  # a lone task needs no vmap, and so none of its restrictions
-            return [None if g is None else g.unsqueeze(0) for g in self._function([s[0] for s in seeds])]
-        function: Callable[..., tuple[Tensor, ...]] = self._present_only
-        found = iter(torch.vmap(function)(*seeds))
-        return [next(found) if present else None for present in self._present]
-
-    def _present_only(self, *seeds: Tensor) -> tuple[Tensor, ...]:
-        found = self._function(seeds)
-        self._present = [g is not None for g in found]
-        return tuple(g for g in found if g is not None)
+def _vectorized(
+    function: Callable[[Sequence[Tensor]], tuple[Tensor | None, ...]], seeds: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """``torch.vmap`` of one vector-Jacobian product, without its search through nested arguments, which takes longer
+    than a pass through a small trunk; and a result may be None."""
+    n = len(seeds[0])
+    if n == 1:  # a lone task needs no vmap, and so none of its restrictions
+        return [None if g is None else g.unsqueeze(0) for g in function([s[0] for s in seeds])]
+    _decompositions()
+    level = _functorch._vmap_increment_nesting(n, "error")
+    try:
+        found = function([_functorch._add_batch_dim(s, 0, level) for s in seeds])
+        return [None if g is None else _functorch._remove_batch_dim(g, level, n, 0) for g in found]
+    finally:
+        _functorch._vmap_decrement_nesting()

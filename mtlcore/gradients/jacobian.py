@@ -130,11 +130,11 @@ def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: i
             torch.cat([c[:, a:b] for c, (_, a, b) in zip(cells, block)], 1, out=stored[i : i + 1])
             del found, row, cells
         front.heads_are_done()
-        at = 0
-        for piece, a, b in block:
-            part_of = stored[:, at : at + b - a]
-            total += piece.products(part_of) if piece.factored else linalg.products(part_of)
-            at += b - a
+        cells = stored.split([b - a for _, a, b in block], 1)
+        layers = [piece.factors(cell) for piece, cell in zip(pieces, cells) if piece.factored]
+        shares = [linalg.products(cell) for piece, cell in zip(pieces, cells) if not piece.factored]
+        for share in [*shares, linalg.factored_products(layers)] if layers else shares:
+            total += share
     return Blocks(problem, linalg.symmetric(total), front.heads)
 
 
@@ -168,16 +168,18 @@ def _blocks(parts: Sequence[Part], columns: int) -> list[list[Slice]]:
 
 def _gramian(parts: Sequence[Part], stored: Tensor) -> Tensor:
     """(K, K) of parts in any order; neighbours that are stored as they are make one matrix."""
-    shares = []
+    shares, layers = [], []
     start = end = 0
     for piece in (*parts, None):
         if piece is None or piece.factored:
             if end > start:
                 shares.append(linalg.products(stored[:, start:end]))
             if piece is not None:
-                shares.append(piece.products(stored[:, end : end + piece.width]))
+                layers.append(piece.factors(stored[:, end : end + piece.width]))
                 start = end + piece.width
         end += 0 if piece is None else piece.width
+    if layers:
+        shares.append(linalg.factored_products(layers))
     if not shares:
         return torch.zeros(len(stored), len(stored), dtype=torch.float64, device=stored.device)
     return linalg.symmetric(functools.reduce(Tensor.add_, shares))
@@ -304,17 +306,20 @@ class Stored(TaskGradients):
     @torch.no_grad()
     def combined(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
         """J^T w as (parameter, gradient of its shape) pairs, in any order."""
-        # Apart, because a .grad that is a view keeps all of its block alive.
-        whole = linalg.combine(self._stored[:, : self._whole], weights)
-        # Factors are multiplied out in their own dtype, so that a sum of them in float64 would gain nothing.
-        rest = torch.mv(self._stored[:, self._whole :].T, linalg.placed(weights, self._stored))
         n = sum(not p.factored for p in self._parts)
-        blocks = [*_cut(self._parts[:n], whole), *_cut(self._parts[n:], rest)]
+        blocks: list[tuple[Part, Tensor]] = []
+        # Apart, because a .grad that is a view keeps all of its block alive.
+        if n:
+            blocks += _cut(self._parts[:n], linalg.combine(self._stored[:, : self._whole], weights))
+        if n < len(self._parts):
+            # Factors are multiplied out in their own dtype, so that a sum of them in float64 would gain nothing.
+            rest = torch.mv(self._stored[:, self._whole :].T, linalg.placed(weights, self._stored))
+            blocks += _cut(self._parts[n:], rest)
         return [pair for piece, block in blocks for pair in piece.gradients(block)]
 
 
-def _cut(parts: Sequence[Part], stored: Tensor) -> list[tuple[Part, Tensor]]:
-    return list(zip(parts, stored.split([p.width for p in parts], -1))) if parts else []
+def _cut(parts: Sequence[Part], stored: Tensor) -> Iterator[tuple[Part, Tensor]]:
+    return zip(parts, stored.split([p.width for p in parts], -1))
 
 
 class Blocks(TaskGradients):

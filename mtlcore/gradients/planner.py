@@ -173,18 +173,32 @@ def _candidates(needs: Needs, problem: GradientProblem, storage: Storage) -> lis
 
 
 def _signature(needs: Needs, problem: GradientProblem, training: bool) -> str:
-    """What a choice depends on. Sizes are rounded to powers of two: batches of varying length share a choice."""
-    shapes = ["x".join(str(1 << (n - 1).bit_length()) for n in f.shape) for f in problem.features]
+    """What a choice depends on."""
     first = problem.shared[0]
-    parts = [
-        needs.name,
-        f"K={len(problem.losses)}",
-        f"P={sum(p.numel() for p in problem.shared)}",
-        f"features={','.join(shapes)}",
-        str(first.dtype),
+    return _spelled(
+        needs,
+        len(problem.losses),
+        sum([p.numel() for p in problem.shared]),
+        tuple([f.shape for f in problem.features]),
+        first.dtype,
         first.device.type,
-        "train" if training else "eval",
-    ]
-    if torch.is_autocast_enabled(first.device.type):
-        parts.append("autocast")
-    return " ".join(parts)
+        training,
+        torch.is_autocast_enabled(first.device.type),
+    )
+
+
+@functools.lru_cache(maxsize=64)  # a step spells out what the last one did
+def _spelled(
+    needs: Needs,
+    n_tasks: int,
+    n_parameters: int,
+    features: tuple[torch.Size, ...],
+    dtype: torch.dtype,
+    device: str,
+    training: bool,
+    autocast: bool,
+) -> str:
+    # Sizes are rounded to powers of two: batches of varying length share a choice.
+    shapes = ["x".join(str(1 << (n - 1).bit_length()) for n in shape) for shape in features]
+    mode = f"{'train' if training else 'eval'}{' autocast' if autocast else ''}"
+    return f"{needs.name} K={n_tasks} P={n_parameters} features={','.join(shapes)} {dtype} {device} {mode}"

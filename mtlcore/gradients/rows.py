@@ -58,8 +58,8 @@ class Part(abc.ABC):
     def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
         """Write into ``out`` (c, width) what autograd found for c tasks at each target, each (c, ...)."""
 
-    def products(self, stored: Tensor) -> Tensor:
-        """Inner products of the gradients, (K, K) float64, of a factored part; symmetric but for rounding."""
+    def factors(self, stored: Tensor) -> linalg.Factored:
+        """What inner products of the gradients are made of, for a factored part."""
         raise NotImplementedError
 
     def gradients(self, stored: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -160,10 +160,10 @@ class Factors(_Used):
             place[:, start : start + g.shape[1]].copy_(g)
             start += g.shape[1]
 
-    def products(self, stored: Tensor) -> Tensor:
+    def factors(self, stored: Tensor) -> linalg.Factored:
         """See :class:`Part`."""
         cotangents = stored.view(len(stored), -1, self._out)
-        return linalg.factored_products(cotangents, self._inputs, bias=self.bias is not None)
+        return linalg.Factored(cotangents, self._inputs, bias=self.bias is not None)
 
     def gradients(self, stored: Tensor) -> list[tuple[Tensor, Tensor]]:
         """See :class:`Part`."""

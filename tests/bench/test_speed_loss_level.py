@@ -17,10 +17,12 @@ def small(k: int):
 
 def test_reference_and_sum_write_the_same_gradients():
     """Otherwise a ratio of their times would compare different jobs."""
-    one, two = build(small(3)), build(small(3))
+    one, two, three = build(small(3)), build(small(3)), build(small(3))
     loss_level.plain(one)()
     loss_level.method(two, "sum")()
+    loss_level.checked(three)()
     assert torch.equal(one.gradients(), two.gradients())
+    assert torch.equal(one.gradients(), three.gradients())
     assert float(one.gradients().norm()) > 0
 
 
@@ -46,7 +48,7 @@ def test_command_writes_what_it_found_and_marks_missed_targets(tmp_path, capsys)
     loss_level.main([*arguments, "--out", str(tmp_path)])
     assert "MLP K=2" in capsys.readouterr().out
     stored = json.loads((tmp_path / "loss_level.json").read_text())
-    assert set(stored["results"]["MLP K=2"]) == {"plain sum", "sum"}
+    assert set(stored["results"]["MLP K=2"]) == {"plain sum", "plain sum, checked", "sum"}
     plain = {"time": 1.0, "memory": 1.0, "seconds": 1.0}
     slow = {"MLP K=2": {"plain sum": plain, "sum": {**plain, "time": 1.2}}}
     assert [line.endswith("!") for line in loss_level.table(slow).splitlines()] == [False, False, True, False]

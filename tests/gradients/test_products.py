@@ -18,7 +18,7 @@ def where(request, monkeypatch):
 
 
 def factored(cotangents, inputs, bias=False):
-    return linalg.symmetric(linalg.factored_products(cotangents, inputs, bias))
+    return linalg.symmetric(linalg.factored_products([linalg.Factored(cotangents, inputs, bias)]))
 
 
 def draw(*shape):

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from mtlbench.speed import gradients, measure, workloads
-from mtlbench.speed.contenders import CONTENDERS, Floor, HandWritten, LibMtlForm, MtlCore, PlainSum, Rule
+from mtlbench.speed.contenders import (
+    CONTENDERS,
+    DifferentiationAlone,
+    Floor,
+    HandWritten,
+    LibMtlForm,
+    MtlCore,
+    PlainSum,
+    Rule,
+)
 
 
 @pytest.fixture
@@ -80,3 +89,29 @@ def test_peak_memory_counts_what_is_held_at_once():
 def test_every_contender_has_its_own_label():
     labels = [c.label for c in CONTENDERS]
     assert len(set(labels)) == len(labels)
+
+
+def test_differentiation_alone_still_differentiates():
+    """A bound that left out some of the K passes would be no bound: the sum of the task gradients is there."""
+    make = workloads.WORKLOADS["mlp3"]
+    plain = PlainSum(workloads.build(make), Rule("upgrad"))
+    plain.step()
+    ready, refused = gradients.prepare(make, Rule("upgrad"), [DifferentiationAlone])
+    alone = ready[DifferentiationAlone.label]
+    assert not refused
+    alone.step()
+    torch.testing.assert_close(alone.work.gradients(), plain.work.gradients())
+
+
+def test_the_bound_is_the_faster_way_of_differentiating():
+    """Over workloads: the geometric mean of the smaller of the two."""
+
+    def record(floor, alone):
+        ratios = {Floor.label: floor, DifferentiationAlone.label: alone, MtlCore.label: 1.0}
+        return {"ratio_to_floor": {MtlCore.label: 1.0}, "ratio_to_torchjd": ratios, "ratio_to_best_torchjd": 1.0}
+
+    found = gradients.summary([record(0.5, 0.8), record(0.9, 0.125)])
+    assert found["geometric_mean_of_differentiation_to_torchjd_documented"] == pytest.approx(0.25)
+    assert "geometric_mean_of_differentiation_to_torchjd_documented" not in gradients.summary(
+        [{**record(1.0, 1.0), "ratio_to_torchjd": {MtlCore.label: 1.0}}]
+    )

@@ -15,7 +15,8 @@ from torch import Tensor
 
 import mtlcore
 from mtlbench.speed.workloads import Workload
-from mtlcore import Aggregation, Aggregator, MultiTask, StepView
+from mtlcore import Aggregation, Aggregator, MultiTask, Needs, StepView
+from mtlcore.gradients.source import GradientProblem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +231,24 @@ class MtlCore(Contender):
         return "calibrating" not in self.reason
 
 
+class DifferentiationAlone(MtlCore):
+    """What the source that "auto" took needs for K task gradients and one combination of them, without Gramian, method,
+    checks and report: no method that reads the Gramian can be faster with it."""
+
+    label = "differentiation alone"
+    complete = False
+
+    def backward(self, losses: list[Tensor], z: Tensor) -> None:
+        """After the calibration, which takes whole steps."""
+        if not (self.reason and self.ready()):
+            super().backward(losses, z)
+            return
+        problem = GradientProblem(tuple(map(str, range(len(losses)))), tuple(losses), (z,), tuple(self.shared))
+        source, _ = self.mt._planner.pick(Needs.GRAMIAN, problem)
+        ones = torch.ones(len(losses), dtype=torch.float64)
+        source.collect(problem).write(weights=ones, direction=None, head_weights=None)
+
+
 def _forced(name: str) -> type[Contender]:
     return type(
         f"MtlCore_{name}", (MtlCore,), {"label": f"mtlcore {name}", "source": name, "__doc__": f"Forced: {name}."}
@@ -245,6 +264,7 @@ CONTENDERS: tuple[type[Contender], ...] = (
     TorchJdSequential,
     TorchJdAutogram,
     MtlCore,
+    DifferentiationAlone,
     _forced("sequential"),
     _forced("batched"),
     _forced("streaming"),

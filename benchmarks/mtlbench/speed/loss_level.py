@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ import torch
 import mtlcore
 from mtlbench.speed import measure
 from mtlbench.speed.workloads import Workload, build, cnn, mlp
+from mtlcore.errors import NonFiniteError
 
 METHODS: dict[str, dict[str, Any]] = {
     "sum": {}, "ls": {}, "bilb4mtl": {}, "bilb4mtl (linear router)": {"router": "linear"}, "rlw": {}, "si": {},
@@ -39,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 NETWORKS: dict[str, Callable[[int], Workload]] = {"MLP": mlp, "CNN": lambda k: cnn(k, batch_norm=False)}
 PLAIN = "plain sum"
+CHECKED = "plain sum, checked"
 TIME_TARGET, MEMORY_TARGET = 1.05, 1.02
 
 
@@ -51,6 +54,25 @@ def plain(workload: Workload) -> Callable[[], object]:
         losses, _ = workload.forward()
         total: Any = sum(losses)
         total.backward()
+        optimizer.step()
+
+    return step
+
+
+def checked(workload: Workload) -> Callable[[], object]:
+    """The reference step, with what every step of mtlcore promises beside: the losses are read, and neither they nor
+    the trunk's gradients are NaN or infinite. What that takes nobody can save."""
+    optimizer, shared = _sgd(workload), list(workload.trunk.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses, _ = workload.forward()
+        stacked = torch.stack(losses)
+        if not all(map(math.isfinite, stacked.tolist())):
+            raise NonFiniteError("a loss is not finite.")
+        stacked.backward(torch.ones_like(stacked))
+        if not math.isfinite(sum([p.grad.sum().item() for p in shared if p.grad is not None])):
+            raise NonFiniteError("a gradient is not finite.")
         optimizer.step()
 
     return step
@@ -80,10 +102,10 @@ def _sgd(workload: Workload) -> torch.optim.Optimizer:
 def compare(
     make: Callable[[], Workload], labels: Sequence[str], seconds: float, device: torch.device = measure.CPU
 ) -> dict[str, dict[str, float]]:
-    """For each label its time and memory relative to the plain step on one network."""
+    """For each label, and the checked reference, time and memory relative to the plain step on one network."""
     # One network for all: where its tensors happen to lie in memory is the same for everybody.
     network = build(make, device)
-    steps = {label: plain(network) if label == PLAIN else method(network, label) for label in (PLAIN, *labels)}
+    steps = {PLAIN: plain(network), CHECKED: checked(network), **{label: method(network, label) for label in labels}}
     peaks: dict[str, int] = {}
     for label, step in steps.items():
         for _ in range(3):
