@@ -10,7 +10,8 @@ from torch import nn
 
 import mtlcore
 from mtlcore.errors import ConfigurationError
-from mtlcore.teleporting import _Problem, _Transaction
+from mtlcore.teleporting.problem import Problem
+from mtlcore.teleporting.transaction import Transaction
 from mtlplugins.teleports import low_rank, objectives, penalty, tangent
 from mtlplugins.teleports.field import Field, combine, inner, norm
 from support.teleport_nets import KINDS, TASKS, Falling, problem, teleport
@@ -23,13 +24,13 @@ def open_field():
     """A field on a network that is frozen as in a transaction; put back afterwards."""
     opened = []
 
-    def make(kind: str) -> tuple[Field, _Problem]:
+    def make(kind: str) -> tuple[Field, Problem]:
         made = problem(kind)
-        transaction = _Transaction(made.trunk, made.heads, None, frozen_statistics=True)
+        transaction = Transaction(made.trunk, made.heads, None, frozen_statistics=True)
         frozen = transaction.frozen()
         frozen.__enter__()
         opened.append((transaction, frozen))
-        asked = _Problem(transaction, made.batch(0), mtlcore.StepView(losses=torch.ones(3), task_names=TASKS), None)
+        asked = Problem(transaction, made.batch(0), mtlcore.StepView(losses=torch.ones(3), task_names=TASKS), None)
         return Field(asked), asked
 
     yield make

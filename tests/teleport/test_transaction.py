@@ -194,7 +194,7 @@ def test_a_jump_that_is_taken_back_leaves_no_blending_behind(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mtlcore.teleporting._Transaction.commit", interrupted)
+        patch.setattr("mtlcore.teleporting.transaction.Transaction.commit", interrupted)
         patch.setattr("mtlcore.trajectory.similarity", lambda *anything: 0.5)
         with pytest.raises(KeyboardInterrupt):
             teleport(made, "lora", optimizer=optimizer, detector=Falling())

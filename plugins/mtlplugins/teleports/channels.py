@@ -36,6 +36,7 @@ from torch.nn.modules import module as _calls
 
 from mtlcore.module_state import ModuleState, copied_buffers
 from mtlcore.noise import Noise
+from mtlcore.teleporting import transaction
 from mtlplugins.teleports.scaling import Group, Member
 
 _CONVS: dict[type[nn.Module], int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
@@ -177,7 +178,7 @@ def altered(*modules: nn.Module) -> bool:
 def _watched() -> bool:
     """Whether hooks on the calls of every module are set, but for the one by which a transaction meets modules."""
     hooks = (*_calls._global_forward_hooks.values(), *_calls._global_forward_pre_hooks.values())
-    return any(getattr(hook, "__module__", None) != "mtlcore.teleporting" for hook in hooks)
+    return any(getattr(hook, "__module__", None) != transaction.__name__ for hook in hooks)
 
 
 def _children(module: nn.Module, prefix: str, unsafe: set[nn.Module]) -> tuple[list[Group], int]:

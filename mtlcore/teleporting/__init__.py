@@ -1,0 +1,19 @@
+"""Teleporting as a transaction: snapshot, propose, check, accept or roll back bit for bit.
+
+A strategy (a plugin) only proposes a :class:`~mtlcore.contracts.Displacement`. Everything that makes it safe is here,
+once, for every strategy: the search runs on a network whose dropout and batch statistics are frozen; whatever it did to
+the network is undone; the proposal is tried on a probe batch and kept only if every task's loss stayed within
+tolerance and the conflict became less. Otherwise, and on any exception or Ctrl-C, nothing has happened.
+
+A task that the probe lacks is judged on the batch of the step. Nobody would see what becomes of one that is in neither:
+then there is no teleport.
+
+* :mod:`~mtlcore.teleporting.brakes`: when it may be tried.
+* :mod:`~mtlcore.teleporting.teleporter`: one attempt, its verdict, and the optimizer's history after it.
+* :mod:`~mtlcore.teleporting.problem`: one batch, as strategy and verdict see it.
+* :mod:`~mtlcore.teleporting.transaction`: what is saved, frozen and put back.
+"""
+
+from mtlcore.teleporting.brakes import Brakes as Brakes
+from mtlcore.teleporting.teleporter import Teleporter as Teleporter
+from mtlcore.teleporting.teleporter import relative_changes as relative_changes
