@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mtlcore.contracts import Aggregator, ConflictDetector, Needs
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
-from mtlcore.registry import create, declared_fault, registry
+from mtlcore.registry import create, registry
+from mtlcore.soundness import declared_fault
 
 Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
 Features = Tensor | Iterable[Any] | Mapping[Any, Any] | None

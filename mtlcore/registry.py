@@ -10,33 +10,23 @@ somebody asks for it.
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import dataclasses
 import difflib
 import functools
 import importlib
-import importlib.machinery
-import importlib.metadata
-import importlib.util
-import inspect
 import os
 import sys
-import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
-from mtlcore import hookspecs
+from mtlcore.discovery import BUILT_IN, Plugin, discover, new_manager, quiet_exit
 from mtlcore.errors import ConfigurationError, MtlError, PluginError, PluginWarning, UnknownPluginError
-from mtlcore.hookspecs import KINDS, PROJECT
-
-BUILT_IN = "mtlcore"
-"""Name of the distribution whose plugins are the built-in ones."""
-_HOOKS = {name: function for name, function in vars(hookspecs).items() if name.startswith("mtlcore_")}
+from mtlcore.hookspecs import KINDS
+from mtlcore.soundness import BASES, HOOKS, bare_hook, declared_fault, fault, hook_problem, loaded_fault, located
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,44 +50,34 @@ class Entry:
         return f"{self.distribution} {self.version}".strip()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plugin:
-    """A source of hooks: an entry point, or an object handed to :func:`add_plugin`."""
-
-    name: str
-    distribution: str
-    version: str
-    load: Any = dataclasses.field(compare=False)
-
-
 class Registry:
     """All plugins of this process. Use the module's functions; a registry of one's own is for tests."""
 
-    def __init__(self, plugins: Iterable[_Plugin] | None = None) -> None:
-        self._manager = _new_manager()
-        self._sources: list[tuple[_Plugin, Any]] = []
+    def __init__(self, plugins: Iterable[Plugin] | None = None) -> None:
+        self._manager = new_manager()
+        self._sources: list[tuple[Plugin, Any]] = []
         self._broken: list[Entry] = []
         self._collected: dict[str, list[Entry]] = {}
         self._listeners: dict[str, list[Any]] = {}
         self._silenced: set[tuple[str, str]] = set()
         self._owner: dict[type, Entry | None] = {}
         for plugin in sorted(
-            _discover() if plugins is None else plugins,
+            discover() if plugins is None else plugins,
             key=lambda p: (*_rank(p.distribution), p.name),
         ):
             self._admit(plugin)
 
     # --- plugins ----------------------------------------------------------------------------------------
 
-    def _admit(self, plugin: _Plugin) -> None:
+    def _admit(self, plugin: Plugin) -> None:
         """Load one plugin and try it alone; only a sound one joins the others."""
         try:
-            with _quiet_exit(plugin):
+            with quiet_exit():
                 module = plugin.load()
-                trial = _new_manager()
+                trial = new_manager()
                 trial.register(module, name=plugin.name)
                 trial.check_pending()
-                unmarked = [n for n in _HOOKS if hasattr(module, n) and _bare_hook(module, n) is None]
+                unmarked = [n for n in HOOKS if hasattr(module, n) and bare_hook(module, n) is None]
                 if unmarked:
                     raise PluginError(f"{unmarked[0]} is not marked with @mtlcore.hookimpl")
                 for caller in trial.get_hookcallers(module) or ():
@@ -110,7 +90,7 @@ class Registry:
                     return
                 self._manager.register(module, name=f"{plugin.distribution}:{plugin.name}")
         except Exception as error:
-            cause = _hook_problem(error) if isinstance(error, pluggy.PluginValidationError) else _located(error)
+            cause = hook_problem(error) if isinstance(error, pluggy.PluginValidationError) else located(error)
             self._report(Entry("plugin", plugin.name, plugin.distribution, plugin.version, "broken", cause))
             return
         self._sources.append((plugin, module))
@@ -124,7 +104,7 @@ class Registry:
         for plugin, known in list(self._sources):
             if known is module or (plugin.name, plugin.distribution) == (known_as, distribution):
                 self.remove(known)
-        self._admit(_Plugin(known_as, distribution, "", lambda: module))
+        self._admit(Plugin(known_as, distribution, "", lambda: module))
 
     def remove(self, module: Any) -> None:
         """Forget what :meth:`add` registered."""
@@ -162,7 +142,7 @@ class Registry:
 
     def _collect(self, kind: str) -> list[Entry]:
         good: dict[str, Entry] = {}
-        taken: dict[str, _Plugin] = {}
+        taken: dict[str, Plugin] = {}
         bad: list[Entry] = []
 
         def note(entry: Entry) -> None:
@@ -177,26 +157,26 @@ class Registry:
                 for impl in self._implementations(KINDS[kind]):
                     if impl.plugin is module:
                         _trace(KINDS[kind], {"register": f"<{plugin.distribution}>"})
-                        with _quiet_exit(plugin):
+                        with quiet_exit():
                             impl.function(*[arguments[a] for a in impl.argnames])
             except Exception as error:
-                problem = f"{KINDS[kind]} raised {_located(error)}"
+                problem = f"{KINDS[kind]} raised {located(error)}"
                 entry = Entry("plugin", plugin.name, plugin.distribution, plugin.version, "broken", problem)
                 if entry not in self._broken:
                     self._report(entry)
                 continue
             for name, target in found:
                 entry = Entry(kind, str(name), plugin.distribution, plugin.version, target=target)
-                fault = _fault(kind, name, target)
-                if fault is None and name in good:
+                wrong = fault(kind, name, target)
+                if wrong is None and name in good:
                     first, second = f"distribution {good[name].provenance!r}", f"distribution {entry.provenance!r}"
                     if first == second:
                         first, second = f"plugin {taken[name].name!r}", f"plugin {plugin.name!r}"
-                    fault = f"the name {name!r} is already taken by {first}, which stays; rename the one in {second}"
-                if fault is None:
+                    wrong = f"the name {name!r} is already taken by {first}, which stays; rename the one in {second}"
+                if wrong is None:
                     good[name], taken[name] = entry, plugin
                 else:
-                    note(dataclasses.replace(entry, status="broken", problem=fault, target=None))
+                    note(dataclasses.replace(entry, status="broken", problem=wrong, target=None))
         return sorted([*good.values(), *bad], key=lambda e: (e.name, e.status == "broken", e.distribution))
 
     def find(self, kind: str, name: str) -> Entry:
@@ -222,11 +202,11 @@ class Registry:
         if isinstance(target, str):
             try:
                 module, _, attribute = target.partition(":")
-                with _quiet_exit(entry):
+                with quiet_exit():
                     target = getattr(importlib.import_module(module), attribute)
             except Exception as error:
-                self._break(entry, _located(error))
-        fault = _loaded_fault(kind, target)
+                self._break(entry, located(error))
+        fault = loaded_fault(kind, target)
         if fault is not None:
             self._break(entry, fault)
         return target
@@ -255,12 +235,12 @@ class Registry:
         try:
             plugin = cls(**options)
             # A property may compute what a class attribute states: it can be looked at only now.
-            fault = declared_fault(plugin) if kind in _BASES else None
+            fault = declared_fault(plugin) if kind in BASES else None
         except MtlError:
             raise
         except Exception as error:
             raise PluginError(
-                f"{kind} {name!r} of distribution {entry.provenance!r} could not be created: {_located(error)}"
+                f"{kind} {name!r} of distribution {entry.provenance!r} could not be created: {located(error)}"
             ) from error
         if fault is not None:
             raise PluginError(f"{kind} {name!r} of distribution {entry.provenance!r} is broken: {fault}")
@@ -271,7 +251,7 @@ class Registry:
         the order in which plugins are processed. None if it is not registered."""
         cls = type(plugin)
         if cls not in self._owner:
-            entries = [e for kind in _BASES for e in self.entries(kind) if e.status == "ok"]
+            entries = [e for kind in BASES for e in self.entries(kind) if e.status == "ok"]
             named = [e for e in entries if _is_target(e.target, cls)]
             self._owner[cls] = min(named, key=lambda e: (*_rank(e.distribution), e.name), default=None)
         return self._owner[cls]
@@ -312,7 +292,7 @@ class Registry:
             except Exception as error:
                 self._silenced.add((hook, impl.plugin_name))
                 distribution, _, name = impl.plugin_name.rpartition(":")
-                self._report(Entry("plugin", name, distribution, "", "broken", f"{hook} raised {_located(error)}"))
+                self._report(Entry("plugin", name, distribution, "", "broken", f"{hook} raised {located(error)}"))
 
     def ask(self, hook: str, **arguments: Any) -> Any:
         """Call a question hook; the first answer that is not None wins."""
@@ -323,103 +303,6 @@ class Registry:
 def _rank(distribution: str) -> tuple[bool, str]:
     """Built-ins first."""
     return distribution != BUILT_IN, distribution
-
-
-# --- discovery --------------------------------------------------------------------------------------------------
-
-
-def _new_manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(hookspecs)
-    return manager
-
-
-def _discover() -> Iterator[_Plugin]:
-    """Entry points of the group, filtered by MTLCORE_PLUGINS (off, or a list of names or distributions)."""
-    wish = os.environ.get("MTLCORE_PLUGINS", "").strip()
-    allowed = None if not wish else {w.strip() for w in wish.split(",")} - {"off"}
-    for point in importlib.metadata.entry_points(group=PROJECT):
-        distribution, version = _provenance(point.dist)
-        if allowed is None or distribution == BUILT_IN or allowed & {point.name, distribution}:
-            yield _Plugin(point.name, distribution, version, functools.partial(_load, point))
-
-
-def _load(point: importlib.metadata.EntryPoint) -> Any:
-    """What the entry point names. One that is malformed is said to be: Python itself stumbles over it."""
-    if point.pattern.match(point.value) is None:
-        raise PluginError(
-            f"its entry point {point.name} = {point.value!r} is not of the form 'module' or 'module:attribute': "
-            f"correct it in the table project.entry-points.{PROJECT} of its pyproject.toml, and install it again"
-        )
-    return point.load()
-
-
-def _provenance(distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
-    """Name and version, as far as they are known: what an interrupted uninstall leaves behind has no metadata."""
-    if distribution is None:
-        return "?", ""
-    try:
-        metadata = distribution.metadata
-    except importlib.metadata.PackageNotFoundError:
-        return "?", ""
-    known = {key: metadata[key] for key in ("Name", "Version") if key in metadata}
-    return known.get("Name") or "?", known.get("Version") or ""
-
-
-@contextlib.contextmanager
-def _quiet_exit(plugin: _Plugin | Entry) -> Iterator[None]:
-    """A plugin that calls sys.exit at import must not end the host."""
-    try:
-        yield
-    except SystemExit as error:
-        raise PluginError(f"called sys.exit({error.code!r})").with_traceback(error.__traceback__) from error
-
-
-def _describe(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _located(error: BaseException) -> str:
-    """The error with the last line of the plugin's own code that it came through: the user sees no traceback."""
-    text = _describe(error)
-    if isinstance(error, TypeError) and "cannot inherit non-frozen dataclass" in text:
-        text += "; decorate the class with @dataclass(frozen=True)"
-    if isinstance(error, SyntaxError):
-        return text  # it says where by itself
-    machinery = ("mtlcore", "importlib", "pluggy", "contextlib")
-    frames = [
-        (str(frame.f_globals.get("__name__")).partition(".")[0], os.path.basename(frame.f_code.co_filename), line)
-        for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
-    # The plugin is what the machinery called first; whatever comes after may be a library that it uses.
-    plugin = next((package for package, _, _ in frames if package not in machinery), None)
-    own = [(file, line) for package, file, line in frames if package == plugin and not file.startswith("<")]
-    return f"{text} ({own[-1][0]}, line {own[-1][1]})" if own else text
-
-
-def _hook_problem(error: pluggy.PluginValidationError) -> str:
-    """What is wrong with the hooks, in one line; pluggy's own words where it is neither a name nor an argument."""
-    for name in dir(error.plugin):
-        function = _bare_hook(error.plugin, name)
-        if function is None:
-            continue
-        options = getattr(function, f"{PROJECT}_impl")
-        hook = options.get("specname") or name
-        if hook in _HOOKS:
-            allowed = inspect.signature(_HOOKS[hook]).parameters
-            required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-            if not allowed.keys() >= set(required):
-                return f"{name}({', '.join(required)}): the hook takes only: {', '.join(allowed)}"
-        elif not options.get("optionalhook"):
-            near = difflib.get_close_matches(hook, _HOOKS, n=1)
-            return f"unknown hook {hook!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-    return " ".join(str(error).split())
-
-
-def _bare_hook(module: Any, hook: str) -> Any:
-    function = getattr(module, hook, None)
-    return function if function is not None and hasattr(function, f"{PROJECT}_impl") else None
 
 
 def _trace(hook: str, arguments: dict[str, Any]) -> None:
@@ -434,121 +317,6 @@ def _is_target(target: Any, cls: type) -> bool:
         module, _, attribute = target.partition(":")
         target = getattr(sys.modules.get(module), attribute, None)
     return target is cls
-
-
-# --- soundness of one registration --------------------------------------------------------------------------------
-
-
-def _fault(kind: str, name: Any, target: Any) -> str | None:
-    """What is wrong with ``register(name, target)``, as far as can be seen without importing anything."""
-    if not isinstance(name, str) or not name or name != name.strip().lower() or " " in name or "_" in name:
-        return f"register({name!r}, ...): a name is a non-empty lower-case kebab string such as 'my-method'"
-    if isinstance(target, str):
-        return _lazy_fault(target)
-    return _loaded_fault(kind, target)
-
-
-_BASES = {"aggregator": "Aggregator", "detector": "ConflictDetector", "teleport": "TeleportStrategy"}
-
-
-def _loaded_fault(kind: str, target: Any) -> str | None:
-    if kind not in _BASES:
-        return None
-    from mtlcore import contracts  # only reached with a real class, which has imported torch already
-
-    base = getattr(contracts, _BASES[kind])
-    if not isinstance(target, type) or not issubclass(target, base):
-        shown = target.__qualname__ if isinstance(target, type) else repr(target)
-        return f"{shown} is not a subclass of mtlcore.{base.__name__}"
-    missing = sorted(getattr(target, "__abstractmethods__", ()))
-    if missing:
-        return f"{target.__qualname__} does not implement {', '.join(missing)}"
-    own = [name for name, kind_of in inspect.get_annotations(target).items() if "ClassVar" not in str(kind_of)]
-    if own and "__dataclass_fields__" not in target.__dict__:
-        return f"{target.__qualname__} has fields ({', '.join(own)}) but is not decorated with @dataclass(frozen=True)"
-    return declared_fault(target)
-
-
-def declared_fault(plugin: Any) -> str | None:
-    """What is wrong with ``needs`` or ``claims`` of a plugin, or of its class as far as they are no properties.
-
-    A string is a collection, too: ``claims = "non-conflicting"`` would go unnoticed until somebody subtracts sets.
-    """
-    from mtlcore.contracts import Needs
-
-    cls = plugin if isinstance(plugin, type) else type(plugin)
-    needs: Any = getattr(plugin, "needs", Needs.GRAMIAN)
-    claims: Any = getattr(plugin, "claims", frozenset())
-    if not isinstance(needs, (Needs, property)):
-        return f"{cls.__qualname__}.needs is {needs!r}; it must be {' or '.join(f'Needs.{n.name}' for n in Needs)}"
-    if isinstance(claims, property) or (isinstance(claims, Set) and all(isinstance(c, str) for c in claims)):
-        return None
-    return f"{cls.__qualname__}.claims is {claims!r}; it must be a frozenset of law ids: frozenset({{'scale-free'}})"
-
-
-def _lazy_fault(target: str) -> str | None:
-    """Check "module:Class" by reading the module's source, without running it."""
-    module, colon, attribute = target.partition(":")
-    if not colon or not attribute or not module:
-        return f"{target!r} is not of the form 'module:Class'"
-    spec, fault = spec_without_import(module)
-    if fault is not None:
-        return fault
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    return _source_fault(spec, module, attribute)
-
-
-def spec_without_import(module: str) -> tuple[importlib.machinery.ModuleSpec | None, str | None]:
-    """Find a module's file. Unlike ``importlib.util.find_spec`` this never imports the parent packages."""
-    path: Any = None
-    spec = None
-    parts = module.split(".")
-    for depth in range(len(parts)):
-        name = ".".join(parts[: depth + 1])
-        loaded = sys.modules.get(name)
-        if depth == 0:
-            try:
-                spec = importlib.util.find_spec(name)
-            except (ImportError, ValueError) as error:
-                return None, _describe(error)
-        elif loaded is not None and getattr(loaded, "__spec__", None) is not None:
-            spec = loaded.__spec__
-        else:
-            spec = importlib.machinery.PathFinder.find_spec(name, path)
-        if spec is None:
-            return None, f"ModuleNotFoundError: No module named {name!r}"
-        path = spec.submodule_search_locations
-        if depth + 1 < len(parts) and path is None:
-            return None, f"ModuleNotFoundError: {name!r} is not a package"
-    return spec, None
-
-
-_WRITERS = frozenset({"*", "__getattr__", "exec", "globals", "locals", "setattr", "vars"})
-"""What may give a module a name that its source does not show."""
-
-
-def _source_fault(spec: importlib.machinery.ModuleSpec, module: str, attribute: str) -> str | None:
-    try:
-        # The loader's own reading: it knows zip files, byte-order marks and declared encodings.
-        read = getattr(spec.loader, "get_source", None)
-        source = None if read is None else read(module)
-        tree = None if source is None else ast.parse(source, str(spec.origin))
-    except (ImportError, SyntaxError, ValueError) as error:
-        return f"importing {module!r}: {_describe(error)}"
-    if tree is None:
-        return None
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            names.add(node.name)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names.update((a.asname or a.name).split(".")[0] for a in node.names)
-        elif isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Store) or node.id in _WRITERS):
-            names.add(node.id)
-    if attribute in names or names & _WRITERS:
-        return None
-    return f"AttributeError: module {module!r} has no attribute {attribute!r}"
 
 
 # --- the registry of this process -----------------------------------------------------------------------------------

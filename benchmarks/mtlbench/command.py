@@ -25,7 +25,8 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Suites, tasks (and where their data are), and methods."""
-    from mtlbench import runner
+    from mtlbench import jobs
+    from mtlbench.data import sources
     from mtlbench.suite import TaskEntry, read, shipped
     from mtlcore.registry import registry
 
@@ -33,8 +34,8 @@ def list_(
     tasks = []
     for entry in registry().entries("task"):
         try:
-            task = runner.make_task(TaskEntry(name=entry.name))
-            what, data = task.title, runner.data_status(task)
+            task = jobs.make_task(TaskEntry(name=entry.name))
+            what, data = task.title, "; ".join(map(sources.status, task.sources))
         except MtlError as error:
             what, data = "(broken)", str(error)
         tasks.append({"name": entry.name, "title": what, "data": data, "distribution": entry.distribution})

@@ -53,6 +53,20 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def replace(path: Path, content: Any) -> None:
+    """Replace the file in one step, so that it is never half written."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            with scratch.open("w", encoding="utf-8") as file:
+                json.dump(plain(content), file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
 def read(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """All records, in the order written, and of each line that is none where it is and why."""
     if not path.is_file():

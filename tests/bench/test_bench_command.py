@@ -69,20 +69,20 @@ def test_a_refused_method_exits_with_1(tiny, invoke, suite_file, tmp_path):
 
 
 def test_ctrl_c_exits_with_130_and_leaves_valid_records(tiny, invoke, suite_file, tmp_path, monkeypatch):
-    from mtlbench import records, runner
+    from mtlbench import jobs, progress, records
 
-    real = runner.do_job
+    real = jobs.do_job
 
     def interrupted(job, progress):
         if job.method is not None:
             raise KeyboardInterrupt
         return real(job, progress)
 
-    monkeypatch.setattr(runner, "do_job", interrupted)
+    monkeypatch.setattr(progress, "do_job", interrupted)
     result = invoke("run", suite_file, "--out", tmp_path / "out")
     assert result.exit_code == 130
     assert len(records.read(tmp_path / "out" / "records.jsonl")[0]) == 1
-    monkeypatch.setattr(runner, "do_job", real)
+    monkeypatch.setattr(progress, "do_job", real)
     assert "1 were there already" in invoke("run", suite_file, "--out", tmp_path / "out").stdout
 
 

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from mtlbench import records, runner
+from mtlbench import jobs, progress, records, runner
 from mtlbench.report import figures
 from mtlbench.report.page import write
 from mtlbench.report.summary import summarise
@@ -385,14 +385,14 @@ def test_without_a_suite_the_newest_of_several_configurations_is_shown(tmp_path)
 
 def test_a_run_in_progress_is_not_outdated(tiny, tmp_path, monkeypatch):
     """The manifest is there before the first record of a task."""
-    real = runner.do_job
+    real = jobs.do_job
 
     def stops(job, progress):
         if job.method is not None:
             raise KeyboardInterrupt
         return real(job, progress)
 
-    monkeypatch.setattr(runner, "do_job", stops)
+    monkeypatch.setattr(progress, "do_job", stops)
     with pytest.raises(KeyboardInterrupt):
         runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, console=tiny.quiet())
     state = summarise(tmp_path)["state"]

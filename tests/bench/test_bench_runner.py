@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mtlbench import records, runner
+from mtlbench import certification, lock, progress, records, runner, workers
 from mtlbench.suite import SINGLE_TASK, BudgetChanges
 from mtlcore import hookimpl
 from mtlcore.errors import ConfigurationError, UnknownPluginError
@@ -108,10 +108,10 @@ def test_killed_in_the_middle_and_resumed_equals_uninterrupted(tiny, tmp_path):
     ],
 )
 def test_two_runs_at_once_in_one_folder_are_refused(tiny, tmp_path, holder, message):
-    (tmp_path / runner.LOCK).write_text(holder)
+    (tmp_path / lock.LOCK).write_text(holder)
     with pytest.raises(ConfigurationError, match=message):
         runner.run(tiny.suite("tiny-equal"), tmp_path, console=tiny.quiet())
-    assert (tmp_path / runner.LOCK).read_text() == holder
+    assert (tmp_path / lock.LOCK).read_text() == holder
     assert not (tmp_path / "records.jsonl").exists()
 
 
@@ -119,16 +119,16 @@ def test_a_lock_that_a_killed_run_left_is_taken_over(tiny, tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for process in (gone.pid, os.getpid()):
-        (tmp_path / runner.LOCK).write_text(f"{process} {platform.node()}")
+        (tmp_path / lock.LOCK).write_text(f"{process} {platform.node()}")
         console = tiny.quiet()
         assert runner.run(tiny.suite("tiny-equal"), tmp_path, console=console).ok
-        assert not (tmp_path / runner.LOCK).exists()
+        assert not (tmp_path / lock.LOCK).exists()
         assert "taken over from a run" in console.file.getvalue()
         assert "--jobs 2" in console.file.getvalue()
 
 
 def test_of_two_that_find_the_same_dead_lock_one_gets_it(tiny, tmp_path, monkeypatch):
-    path, looked = tmp_path / runner.LOCK, []
+    path, looked = tmp_path / lock.LOCK, []
     path.write_text(f"{os.getpid()} {platform.node()}")
 
     def looks(lock):
@@ -137,8 +137,8 @@ def test_of_two_that_find_the_same_dead_lock_one_gets_it(tiny, tmp_path, monkeyp
             path.write_text(f"{os.getppid()} {platform.node()}")  # the other is quicker
         return looked[-1]
 
-    held = runner._is_held
-    monkeypatch.setattr(runner, "_is_held", looks)
+    held = lock._is_held
+    monkeypatch.setattr(lock, "_is_held", looks)
     with pytest.raises(ConfigurationError, match="another run is at work"):
         runner.run(tiny.suite("tiny-equal"), tmp_path, console=tiny.quiet())
     assert looked == [False, True]
@@ -149,14 +149,14 @@ def test_a_run_holds_the_lock_until_it_ends_even_badly(tiny, tmp_path, monkeypat
     seen = []
 
     def stops(job, progress):
-        seen.append((tmp_path / runner.LOCK).read_text())
+        seen.append((tmp_path / lock.LOCK).read_text())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "do_job", stops)
+    monkeypatch.setattr(progress, "do_job", stops)
     with pytest.raises(KeyboardInterrupt):
         runner.run(tiny.suite("tiny-equal"), tmp_path, console=tiny.quiet())
     assert seen == [f"{os.getpid()} {platform.node()}"]
-    assert not (tmp_path / runner.LOCK).exists()
+    assert not (tmp_path / lock.LOCK).exists()
 
 
 def test_several_processes_give_the_same_records(tmp_path):
@@ -215,7 +215,7 @@ def test_whatever_a_method_raises_is_recorded_word_by_word_and_the_others_go_on(
 def test_a_worker_that_dies_is_a_failure_of_its_own_and_the_others_go_on():
     work = [functools.partial(dict, a=i) for i in range(4)]
     work.insert(1, functools.partial(os._exit, 3))
-    results = list(runner._parallel(work, 2, lambda status, *, why: {"died": status, "why": why}))
+    results = list(workers.parallel(work, 2, lambda status, *, why: {"died": status, "why": why}))
     assert sorted(r["a"] for r in results if "a" in r) == [0, 1, 2, 3]
     (died,) = [r for r in results if "died" in r]
     assert died["died"] == 3
@@ -236,8 +236,8 @@ def test_a_refuted_method_is_not_trained_unless_allowed(tiny, tmp_path):
 
 def test_certificates_are_asked_once_per_plugin_and_kept(tiny, tmp_path, monkeypatch):
     asked = []
-    real = runner.certify_one
-    monkeypatch.setattr(runner, "certify_one", lambda *a: asked.append(a) or real(*a))
+    real = certification.certify_one
+    monkeypatch.setattr(certification, "certify_one", lambda *a: asked.append(a) or real(*a))
     twice = {"name": "again", "aggregator": "tiny-equal"}
     runner.run(tiny.suite("tiny-equal", "tiny-slow", twice), tmp_path, seeds=1, console=tiny.quiet())
     assert [a[1] for a in asked] == ["tiny-equal", "tiny-slow"]
@@ -247,7 +247,7 @@ def test_certificates_are_asked_once_per_plugin_and_kept(tiny, tmp_path, monkeyp
 
 def test_without_anybody_who_can_certify_it_goes_on_and_says_so(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny.Plugin, "mtlcore_certify", lambda self, kind, name, options: None)
-    monkeypatch.setattr(runner.registry(), "ask", lambda hook, **arguments: None)
+    monkeypatch.setattr(certification.registry(), "ask", lambda hook, **arguments: None)
     summary = runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, console=tiny.quiet())
     assert summary.ok
     record = next(x for x in _lines(tmp_path) if x["method"] == "tiny-equal")
@@ -264,16 +264,16 @@ def test_without_anybody_who_can_certify_it_goes_on_and_says_so(tiny, tmp_path, 
     ids=repr,
 )  # fmt: skip
 def test_an_answer_that_is_no_certificate_certifies_nothing(monkeypatch, answer):
-    monkeypatch.setattr(runner.registry(), "ask", lambda hook, **arguments: answer)
-    found = runner.certify_one("aggregator", "sum", {})
+    monkeypatch.setattr(certification.registry(), "ask", lambda hook, **arguments: answer)
+    found = certification.certify_one("aggregator", "sum", {})
     assert found["passed"] is None
     assert "is no certificate" in found["summary"]
 
 
 def test_an_answer_cannot_be_about_another_plugin(monkeypatch):
     answer = {"passed": True, "summary": "", "rows": [], "name": "mine", "options": {"x": 1}}
-    monkeypatch.setattr(runner.registry(), "ask", lambda hook, **arguments: answer)
-    found = runner.certify_one("aggregator", "sum", {})
+    monkeypatch.setattr(certification.registry(), "ask", lambda hook, **arguments: answer)
+    found = certification.certify_one("aggregator", "sum", {})
     assert (found["name"], found["options"], found["passed"]) == ("sum", {}, True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtlbench import runner
+from mtlbench import jobs, runner
 from mtlbench.suite import Suite, digest, read, shipped
 from mtlcore.errors import ConfigurationError
 from support import bench_tiny
@@ -94,7 +94,7 @@ def test_shipped_suites_name_plugins_and_options_that_exist(name):
     methods = runner._existing_methods(suite, runner.Summary(), bench_tiny.quiet())
     assert {m.name for m in methods} == {m.name for m in suite.methods}
     for entry in suite.tasks:
-        assert runner.make_task(entry).tasks
+        assert jobs.make_task(entry).tasks
 
 
 def test_the_hash_of_a_configuration_ignores_order_only():

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mtlbench import protocol, records, runner, tuning
+from mtlbench import certification, protocol, records, runner, tuning
 from mtlbench.report.page import write
 from mtlbench.suite import SINGLE_TASK, MethodEntry, Tuning
 from mtlbench.tasks.base import Budget
@@ -163,7 +163,7 @@ def test_what_tuning_chooses_is_certified_as_it_is_trained(tiny, tmp_path, train
         found = {"kind": kind, "name": name, "options": options, "seconds": 0.0, "rows": []}
         return {**found, "passed": options != {"c": 0.8}, "summary": f"{options}"}
 
-    monkeypatch.setattr(runner, "certify_one", certify)
+    monkeypatch.setattr(certification, "certify_one", certify)
     method = {"name": "cagrad", "search": {"c": [0.2, 0.6]}}
     runner.run(tiny.suite(method, reference="cagrad", tuning={"trials": 5}), tmp_path, console=tiny.quiet())
     assert sorted(asked, key=str) == [{"c": 0.2}, {"c": 0.6}, {}]

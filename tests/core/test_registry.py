@@ -12,15 +12,15 @@ import zipfile
 
 import pytest
 
-import mtlcore.registry as reg
-from mtlcore import hookimpl
+from mtlcore import discovery, hookimpl
+from mtlcore.discovery import Plugin
 from mtlcore.errors import ConfigurationError, PluginError, PluginWarning, UnknownPluginError
-from mtlcore.registry import Registry, _Plugin
+from mtlcore.registry import Registry
 from support.methods import Fixed
 
 
 def plugin(distribution, load, name=None):
-    return _Plugin(name or distribution, distribution, "1.0", load)
+    return Plugin(name or distribution, distribution, "1.0", load)
 
 
 def registers(*pairs, hook="mtlcore_register_aggregators"):
@@ -311,7 +311,7 @@ def test_environment_allow_list(monkeypatch):
             self.name, self.dist, self.load = name, types.SimpleNamespace(metadata=metadata), lambda: None
 
     points = [Point("mtlplugins", "mtlcore"), Point("a", "dist-a"), Point("b", "dist-b")]
-    monkeypatch.setattr(reg.importlib.metadata, "entry_points", lambda group: points)
+    monkeypatch.setattr(discovery.importlib.metadata, "entry_points", lambda group: points)
     for wish, expected in [
         ("", ["mtlplugins", "a", "b"]),
         ("off", ["mtlplugins"]),
@@ -319,7 +319,7 @@ def test_environment_allow_list(monkeypatch):
         ("dist-b, a", ["mtlplugins", "a", "b"]),
     ]:
         monkeypatch.setenv("MTLCORE_PLUGINS", wish)
-        assert [p.name for p in reg._discover()] == expected
+        assert [p.name for p in discovery.discover()] == expected
 
 
 def test_a_distribution_without_metadata_harms_nobody(tmp_path, monkeypatch):

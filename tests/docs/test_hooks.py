@@ -13,7 +13,8 @@ import torch
 
 import mtlcore.registry as reg
 from mtlcore import Brakes, MultiTask, hookimpl, hookspecs
-from mtlcore.registry import Registry, _Plugin
+from mtlcore.discovery import Plugin
+from mtlcore.registry import Registry
 from support.architectures import build
 from support.methods import Fixed
 from support.teleports import Shift, always
@@ -44,7 +45,7 @@ def heard(monkeypatch):
 
     for name, spec in HOOKS.items():
         setattr(module, name, make(name, inspect.signature(spec).parameters))
-    registry = Registry([_Plugin("listener", "listening", "1", lambda: module)])
+    registry = Registry([Plugin("listener", "listening", "1", lambda: module)])
     for name in ("mtlcore.registry", "mtlcore.multitask", "mtlcore.aggregation", "mtlcore.cli"):
         __import__(name)
         monkeypatch.setattr(f"{name}.registry", lambda: registry)

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mtlcore.errors import ConfigurationError, UnknownPluginError
-from mtlcore.registry import declared_fault, registry
+from mtlcore.registry import registry
+from mtlcore.soundness import declared_fault
 from mtlverify.example import Example
 from mtlverify.law import DEPTH, KINDS, Law, OutsideLaw
 from mtlverify.search import SHRINKS, Outcome, require_hypothesis, search

@@ -18,9 +18,11 @@ from scipy.stats import rankdata
 from mtlbench import pareto
 from mtlbench import records as raw
 from mtlbench import statistics as stats
+from mtlbench.certification import CERTIFICATES
 from mtlbench.formats import Manifest, Row
+from mtlbench.jobs import make_task
 from mtlbench.protocol import delta_m
-from mtlbench.runner import CERTIFICATES, MANIFEST, make_task
+from mtlbench.runner import MANIFEST
 from mtlbench.suite import SINGLE_TASK, Suite, TaskEntry
 from mtlbench.tasks.base import Metric
 from mtlcore.errors import ConfigurationError, MtlError

@@ -1,0 +1,98 @@
+"""Theory before training: certificates of the plugins of a suite, by whoever can certify."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+from mtlbench import records
+from mtlbench.formats import Answer, mistakes
+from mtlbench.jobs import one_thread
+from mtlbench.suite import MethodEntry, digest
+from mtlbench.workers import parallel
+from mtlcore.registry import registry
+
+CERTIFICATES = "certificates.json"
+
+
+def certificates(methods: list[MethodEntry], folder: Path, jobs: int, console: Console) -> dict[str, dict[str, Any]]:
+    """{key: certificate} of every plugin in use, with the options that it may be trained with. Whoever certifies knows
+    when an older answer still holds, so it is asked anew each time."""
+    wanted = {_certificate_key(*plugin): plugin for method in methods for plugin in method.plugins()}
+    found: dict[str, dict[str, Any]] = {}
+    waiting = console.status(f"theory before training: verifying {len(wanted)} plugins")
+    with waiting if console.is_terminal else contextlib.nullcontext():
+        work = [functools.partial(certify_one, *plugin) for plugin in wanted.values()]
+        for certificate in parallel(work, jobs, _not_certified):
+            found[_certificate_key(certificate["kind"], certificate["name"], certificate["options"])] = certificate
+            mark = {True: "[green]verified[/]", False: "[red]REFUTED[/]", None: "[yellow]not verified[/]"}
+            name = with_options(certificate["name"], certificate["options"])
+            console.print(f"{mark[certificate['passed']]} " + escape(f"{name}: {certificate['summary']}"))
+    ordered = {key: found[key] for key in wanted}
+    records.replace(folder / CERTIFICATES, ordered)
+    return ordered
+
+
+def certify_one(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Ask whoever can answer whether this plugin keeps what it claims. ``passed`` is None if nobody can."""
+    with one_thread():
+        began = time.perf_counter()
+        try:
+            answer = registry().ask("mtlcore_certify", kind=kind, name=name, options=options)
+        except (Exception, SystemExit) as error:
+            answer = {"passed": None, "summary": f"could not be checked: {type(error).__name__}: {error}", "rows": []}
+        if answer is None:
+            answer = {"passed": None, "summary": "no installed plugin can certify it; trained unverified", "rows": []}
+        else:
+            try:
+                Answer.model_validate(answer)
+            except ValidationError as error:
+                why = f"could not be checked: {answer!r:.60} is no certificate ({mistakes(error)})"
+                answer = {"passed": None, "summary": why, "rows": []}
+        seconds = time.perf_counter() - began
+    return {**answer, "kind": kind, "name": name, "options": options, "seconds": seconds}
+
+
+def with_options(name: str, options: Mapping[str, Any]) -> str:
+    """How messages call a plugin."""
+    return name + (f" ({', '.join(f'{k} = {v}' for k, v in options.items())})" if options else "")
+
+
+def _not_certified(kind: str, name: str, options: dict[str, Any], *, why: str) -> dict[str, Any]:
+    summary = f"could not be checked: {why}"
+    return {
+        "kind": kind,
+        "name": name,
+        "options": options,
+        "seconds": None,
+        "passed": None,
+        "summary": summary,
+        "rows": [],
+    }
+
+
+def _certificate_key(kind: str, name: str, options: dict[str, Any]) -> str:
+    return f"{kind}/{name}/{digest([options, registry().find(kind, name).provenance])}"
+
+
+def of_method(certificates: Mapping[str, dict[str, Any]], method: MethodEntry) -> list[dict[str, Any]]:
+    """Those of the plugins that a method is made of."""
+    keys = [_certificate_key(*plugin) for plugin in method.plugins()]
+    return [certificates[k] for k in keys if k in certificates]
+
+
+def short(certificates: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The certificate as a record keeps it: the verdict and one line per plugin; all rows are in the folder."""
+    if not certificates:
+        return None
+    verdicts = [c["passed"] for c in certificates]
+    passed = False if False in verdicts else None if None in verdicts else True
+    return {"passed": passed, "summary": "; ".join(f"{c['name']}: {c['summary']}" for c in certificates)}

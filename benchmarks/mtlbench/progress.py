@@ -1,0 +1,106 @@
+"""How far a phase of a run is: a bar, and what its jobs tell it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mtlbench.jobs import Job, do_job, failed, record_of
+from mtlbench.suite import SINGLE_TASK
+from mtlbench.workers import end_if_orphaned, parallel
+
+
+class Bar:
+    """A progress bar over all optimizer steps of a phase, and one printed line per finished run."""
+
+    def __init__(self, console: Console, label: str, jobs: list[Job]) -> None:
+        self._console, self._label = console, label
+        self._steps = {self._name(job.method_name, job.seed, job.config_hash): job.steps() for job in jobs}
+        self._finished: set[str] = set()
+        self._folder = tempfile.TemporaryDirectory(prefix="mtlbench-")
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[now]}", style="dim", markup=False),
+            console=console, transient=True,
+        )  # fmt: skip
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @staticmethod
+    def _name(method: str, seed: int, config_hash: str) -> str:
+        return f"{method.replace('/', '-')}@{seed}@{config_hash}"
+
+    def path_of(self, job: Job) -> str:
+        """The file in which a job says how far it is."""
+        return str(Path(self._folder.name) / self._name(job.method_name, job.seed, job.config_hash))
+
+    def __enter__(self) -> Bar:
+        self._bar = self._progress.add_task(self._label, total=sum(self._steps.values()), now="")
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._progress.stop()
+        self._folder.cleanup()
+
+    def finished(self, record: Mapping[str, Any]) -> None:
+        """One line."""
+        self._finished.add(self._name(record["method"], record["seed"], record["config_hash"]))
+        who = f"{record['task']} · {record['method']} · seed {record['seed']}"
+        if record.get("trial") is not None:
+            who += f" · trial {record['trial']}"
+        if record["status"] != "ok":
+            self._progress.console.print("[red]failed[/] " + escape(f"{who}: {record['error']}"), highlight=False)
+            return
+        numbers = [f"{record['seconds']:.1f} s"]
+        if record["method"] != SINGLE_TASK and record["delta_m"] is not None:
+            numbers.insert(0, f"delta-m {record['delta_m']:+.2f} %")
+        if record.get("ratio_to_sum"):
+            numbers.append(f"{record['ratio_to_sum']:.2f} x a summed-loss step")
+        self._progress.console.print("[green]done[/] " + escape(f"{who}: {', '.join(numbers)}"), highlight=False)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.25):
+            current = {}
+            for name, total in self._steps.items():
+                if name not in self._finished:
+                    with contextlib.suppress(OSError, ValueError):
+                        current[name] = min(int((Path(self._folder.name) / name).read_text()), total)
+            finished = sum(self._steps[name] for name in self._finished)
+            running = ", ".join(n.rsplit("@", 1)[0] for n in current)
+            self._progress.update(self._bar, completed=finished + sum(current.values()), now=running)
+
+
+def results(jobs: list[Job], processes: int, bar: Bar) -> Iterable[dict[str, Any]]:
+    """The records of jobs as they finish; each job tells the bar how far it is."""
+    work = [functools.partial(_job_with_progress, job, bar.path_of(job)) for job in jobs]
+    return parallel(work, processes, lambda job, path, *, why: failed(record_of(job), why))
+
+
+def _job_with_progress(job: Job, path: str) -> dict[str, Any]:
+    """A worker tells how far it is through a small file: that works with every backend of joblib."""
+    last = 0.0
+
+    def progress(step: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 0.25:
+            last = now
+            end_if_orphaned()
+            with contextlib.suppress(OSError):
+                Path(path).write_text(str(step))
+
+    return do_job(job, progress)
