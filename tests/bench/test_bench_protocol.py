@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mtlbench import protocol
+from mtlbench.protocol import conflict, cost, log, randomness, selection, training
 from mtlbench.suite import MethodEntry
 from mtlbench.tasks.base import Metric, Network
 
@@ -68,15 +69,15 @@ def test_methods_start_from_the_same_weights_and_see_the_same_batches(tiny):
 
 def test_seed_axes_are_independent_of_one_another():
     drawn = {
-        protocol.seed_for(axis, task, s) for axis in ("weights", "order") for task in ("x", "y") for s in (0, 1, -1)
+        randomness.seed_for(axis, task, s) for axis in ("weights", "order") for task in ("x", "y") for s in (0, 1, -1)
     }
     assert len(drawn) == 12
 
 
 def test_single_task_networks_start_from_the_weights_of_the_joint_network(tiny):
-    with protocol._own_randomness(3):
+    with randomness.own_randomness(3):
         joint = Network(tiny.Tiny())
-    with protocol._own_randomness(3):
+    with randomness.own_randomness(3):
         alone = Network(tiny.Tiny(), only="b")
     for name, value in alone.state_dict().items():
         assert torch.equal(value, joint.state_dict()[name])
@@ -86,8 +87,8 @@ def test_single_task_networks_start_from_the_weights_of_the_joint_network(tiny):
 def test_looking_changes_nothing(tiny, monkeypatch):
     """Conflict probes and the twin for timing must not influence training."""
     watched = _train(tiny)
-    monkeypatch.setattr(protocol._ConflictProbe, "look", lambda self, network, step: None)
-    monkeypatch.setattr(protocol._PlainTwin, "step", lambda self, inputs, targets: 1.0)
+    monkeypatch.setattr(conflict.ConflictProbe, "look", lambda self, network, step: None)
+    monkeypatch.setattr(cost.PlainTwin, "step", lambda self, inputs, targets: 1.0)
     assert _train(tiny).metrics == watched.metrics
 
 
@@ -95,7 +96,7 @@ def test_the_test_part_is_evaluated_once_and_at_the_checkpoint_that_validation_c
     task = tiny.Tiny()
     splits = task.load()
     looked = []
-    real = protocol.evaluate
+    real = training.evaluate
 
     def spy(task, network, split, *rest):
         part = next(n for n in ("train", "validation", "test") if getattr(splits, n).sources is split.sources)
@@ -103,7 +104,8 @@ def test_the_test_part_is_evaluated_once_and_at_the_checkpoint_that_validation_c
         return real(task, network, split, *rest)
 
     monkeypatch.setattr(tiny.Tiny, "load", lambda self: splits)
-    monkeypatch.setattr(protocol, "evaluate", spy)
+    for module in (training, selection):
+        monkeypatch.setattr(module, "evaluate", spy)
     outcome = _train(tiny)
     assert looked == ["validation"] * 4 + ["test"]
     scores = {p["step"]: p["score"] for p in outcome.curves["validation"]}
@@ -112,9 +114,9 @@ def test_the_test_part_is_evaluated_once_and_at_the_checkpoint_that_validation_c
 
 def test_selection_keeps_the_best_checkpoint_even_if_training_gets_worse(tiny):
     task = tiny.Tiny()
-    with protocol._own_randomness(0):
+    with randomness.own_randomness(0):
         network = Network(task)
-    best = protocol._Best(lambda metrics: metrics["score"])
+    best = selection.Best(lambda metrics: metrics["score"])
     best.look(0, {"score": 2.0}, network)
     best.look(1, {"score": 1.0}, network)
     kept = {k: v.clone() for k, v in network.state_dict().items()}
@@ -129,7 +131,7 @@ def test_selection_keeps_the_best_checkpoint_even_if_training_gets_worse(tiny):
 
 def test_a_single_task_checkpoint_does_not_depend_on_units():
     def chosen(unit):
-        score = protocol._OwnScore((Metric("a", "error", False, unit), Metric("a", "accuracy", True, "%")))
+        score = selection.OwnScore((Metric("a", "error", False, unit), Metric("a", "accuracy", True, "%")))
         scale = {"m": 1.0, "mm": 1000.0}[unit]
         looks = [(0.0, 0.0), (2.0, 60.0), (1.6, 52.0), (1.2, 45.0)]
         return [score({"a/error": scale * e, "a/accuracy": a}) for e, a in looks]
@@ -161,9 +163,9 @@ def test_a_metric_that_is_undefined_at_first_does_not_fix_the_checkpoint(tiny, s
 
 def test_conflict_probe_measures_the_cosine_of_the_task_gradients(tiny):
     task = tiny.Tiny()
-    with protocol._own_randomness(0):
+    with randomness.own_randomness(0):
         network = Network(task)
-    probe = protocol._ConflictProbe("tiny", task, task.load().train, 0, 8)
+    probe = conflict.ConflictProbe("tiny", task, task.load().train, 0, 8)
     probe.look(network, 0)
     network.eval()
     rows = []
@@ -180,7 +182,7 @@ def test_conflict_probe_measures_the_cosine_of_the_task_gradients(tiny):
 
 
 def test_cost_is_the_median_and_spreads_teleports_over_all_steps():
-    clock = protocol._Clock(None, set())
+    clock = cost.Clock(None, set())
     clock.calm, clock.calm_cpu, clock.pairs = [1.0, 1.0, 9.0], [1.0, 1.0, 90.0], [(4.0, 2.0), (4.0, 2.0)]
     clock.teleport_wall, clock.teleport_cpu = 5.0, [5.0, 7.0]  # two steps that took 10 beyond two ordinary ones
     per_step, ratio = clock.cost(steps=10)
@@ -191,7 +193,7 @@ def test_cost_is_the_median_and_spreads_teleports_over_all_steps():
 def test_paired_steps_take_turns_in_going_first():
     order = []
     plain = SimpleNamespace(step=lambda inputs, targets: order.append("plain") or 1.0)
-    clock = protocol._Clock(plain, {1, 2, 4})
+    clock = cost.Clock(plain, {1, 2, 4})
     report = SimpleNamespace(teleport=None)
     for step in range(5):
         clock.time(step, (None, None), lambda: order.append("method") or report)
@@ -201,18 +203,19 @@ def test_paired_steps_take_turns_in_going_first():
 
 
 def test_loss_curves_are_means_of_all_steps():
-    thin = protocol._thinned([[float(i)] for i in range(1000)], ("a",))
-    assert len(thin["step"]) == protocol.CURVE_POINTS
+    thin = log.thinned([[float(i)] for i in range(1000)], ("a",))
+    assert len(thin["step"]) == log.CURVE_POINTS
     assert thin["step"][-1] == 1000
-    assert sum(thin["by_task"]["a"]) / protocol.CURVE_POINTS == pytest.approx(499.5, rel=0.01)
+    assert sum(thin["by_task"]["a"]) / log.CURVE_POINTS == pytest.approx(499.5, rel=0.01)
 
 
 def test_a_trial_trains_the_same_way_and_never_looks_at_the_test_part(tiny, monkeypatch):
     task, looked = tiny.Tiny(), []
-    real = protocol.evaluate
-    monkeypatch.setattr(
-        protocol, "evaluate", lambda t, n, split: looked.append(int(split.sources[0])) or real(t, n, split)
-    )
+    real = training.evaluate
+    for module in (training, selection):
+        monkeypatch.setattr(
+            module, "evaluate", lambda t, n, split: looked.append(int(split.sources[0])) or real(t, n, split)
+        )
     base = {m.key: 1.0 for m in task.metrics}
     arguments = ("tiny", task, MethodEntry(name="tiny-equal"), 0, task.budget, base)
     whole = protocol.train(*arguments)

@@ -1,0 +1,80 @@
+"""Gradient conflict along a run, measured for every method alike and without touching the run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlbench.protocol.randomness import batches, seed_for
+from mtlbench.tasks.base import BenchmarkTask, Network, Split
+
+PROBE_BATCHES = 4
+"""Mini-batches per probe: their gradients are looked at one by one (with mini-batch noise) and averaged."""
+
+
+class ConflictProbe:
+    """Cosines and norms of the task gradients of the trunk, on the same probe batches for every method.
+
+    In evaluation mode: the network is only looked at (no batch statistics move, no random number is drawn).
+    """
+
+    def __init__(self, task_name: str, task: BenchmarkTask, train: Split, seed: int, batch_size: int) -> None:
+        stream = batches(len(train), batch_size, seed_for("probe", task_name, seed))
+        self._task = task
+        self._batches = [train.batch(next(stream)) for _ in range(PROBE_BATCHES)]
+        self.seen: list[dict[str, Any]] = []
+
+    def look(self, network: Network, step: int) -> None:
+        """Where the network is in ``step``."""
+        training = network.training
+        network.eval()
+        rows = [self._rows(network, *batch) for batch in self._batches]
+        network.train(training)
+        averaged = _angles(sum(rows[1:], rows[0]) / len(rows))
+        noisy = [_angles(r) for r in rows]
+        self.seen.append(
+            {
+                "step": step,
+                "min_cosine": averaged["min"],
+                "mean_cosine": averaged["mean"],
+                "norm_ratio": averaged["ratio"],
+                "min_cosine_minibatch": statistics.fmean(n["min"] for n in noisy) if noisy[0] else None,
+            }
+        )
+
+    def _rows(self, network: Network, inputs: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        outputs, _ = network(inputs)
+        parameters = [p for p in network.trunk.parameters() if p.requires_grad]
+        rows = []
+        for name, output in outputs.items():
+            loss = self._task.loss(name, output, targets[name])
+            found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            rows.append(
+                torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found)])
+            )
+        return torch.stack(rows).to(torch.float64)
+
+    def summary(self) -> dict[str, float | None]:
+        """Means over training; the point before training, equal for all methods, is left out."""
+        after = self.seen[1:]
+        return {
+            name: statistics.fmean(point[name] for point in after) if after else None
+            for name in ("min_cosine", "mean_cosine", "norm_ratio", "min_cosine_minibatch")
+        }
+
+
+def _angles(rows: Tensor) -> dict[str, float]:
+    norms = rows.norm(dim=1)
+    unit = rows / norms.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+    cosines = unit @ unit.T
+    off = cosines[torch.triu(torch.ones_like(cosines), diagonal=1).bool()]
+    least = float(norms.min())
+    return {
+        "min": float(off.min()) if off.numel() else 1.0,
+        "mean": float(off.mean()) if off.numel() else 1.0,
+        "ratio": float(norms.max()) / least if least > 0 else float("inf"),
+    }

@@ -1,0 +1,76 @@
+"""What the steps of a run reported, as far as a record keeps it."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from typing import Any
+
+from torch import Tensor
+
+from mtlcore.report import StepReport, TeleportResult
+
+CURVE_POINTS = 80
+"""Points kept of a loss curve; each is the mean of its steps."""
+
+
+class Log:
+    """What the steps reported."""
+
+    def __init__(self) -> None:
+        self.losses: list[list[float]] = []
+        self.diagnostics: dict[str, float] = {}
+        self.source: str | None = None
+        self._looked = 0
+        self._fired = 0
+        self._tried: list[tuple[int, TeleportResult]] = []
+
+    def note(self, report: StepReport) -> None:
+        """One step."""
+        self.losses.append(report.losses.tolist())
+        self.source = report.gradient_source
+        self._looked += report.conflict is not None
+        self._fired += bool(report.conflict is not None and report.conflict.conflicting)
+        if report.teleport is not None:
+            self._tried.append((report.step, report.teleport))
+        for name, value in report.diagnostics.items():  # plain numbers and flags; a record keeps their means
+            if isinstance(value, Tensor) and value.numel() == 1:
+                value = value.item()
+            if isinstance(value, (bool, int, float)):
+                self.diagnostics[name] = self.diagnostics.get(name, 0.0) + float(value)
+
+    def teleports(self, total_seconds: float) -> dict[str, Any]:
+        """Attempts and what came of them."""
+        accepted = [result for _, result in self._tried if result.accepted]
+        reasons: dict[str, int] = {}
+        for _, result in self._tried:
+            if not result.accepted:
+                reasons[result.reason] = reasons.get(result.reason, 0) + 1
+        changes = [abs(v) for r in accepted for v in r.relative_loss_change.values()]
+        seconds = sum(result.seconds for _, result in self._tried)
+        return {
+            "detector_looked": self._looked,
+            "detector_fired": self._fired,
+            "tried": len(self._tried),
+            "accepted": len(accepted),
+            "steps": [step for step, _ in self._tried],
+            "seconds": seconds,
+            "share_of_time": seconds / total_seconds if total_seconds else None,
+            "refused_because": reasons,
+            "conflict_before": statistics.fmean(r.conflict_before for r in accepted) if accepted else None,
+            "conflict_after": statistics.fmean(r.conflict_after for r in accepted) if accepted else None,
+            "largest_relative_loss_change": max(changes) if changes else None,
+        }
+
+
+def thinned(losses: list[list[float]], names: tuple[str, ...]) -> dict[str, Any]:
+    """{"step": [...], "by_task": {name: [...]}} with at most CURVE_POINTS bins, each the mean of its steps."""
+    n = len(losses)
+    edges = sorted({round(i * n / min(n, CURVE_POINTS)) for i in range(min(n, CURVE_POINTS) + 1)})
+    bins = list(itertools.pairwise(edges))
+    return {
+        "step": [b for _, b in bins],
+        "by_task": {
+            name: [statistics.fmean(row[i] for row in losses[a:b]) for a, b in bins] for i, name in enumerate(names)
+        },
+    }
