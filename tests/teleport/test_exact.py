@@ -13,7 +13,7 @@ from torch import nn
 
 import mtlcore
 from mtlcore.teleporting import Teleporter
-from mtlplugins.teleports import channels
+from mtlplugins.teleports import channels, tracing
 from mtlplugins.teleports.channels import find_groups
 from mtlplugins.teleports.general_maps import Block, optimise
 from mtlplugins.teleports.scaling import factors, rounds, tables
@@ -663,7 +663,7 @@ CHANGES = {
 def test_the_graph_is_traced_once_and_again_when_the_network_changes(change, monkeypatch):
     net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
     traced = []
-    monkeypatch.setattr(channels, "trace", lambda module, trace=channels.trace: traced.append(1) or trace(module))
+    monkeypatch.setattr(tracing, "trace", lambda module, trace=tracing.trace: traced.append(1) or trace(module))
     assert find_groups(net).groups
     once = len(traced)  # in training and in evaluation mode
     net.eval()

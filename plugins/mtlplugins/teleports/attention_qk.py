@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number
 from mtlcore.contracts import MatrixMap
 from mtlcore.trajectory import apply_along
-from mtlplugins.teleports.channels import shared_modules
 from mtlplugins.teleports.general_maps import Block, optimise
+from mtlplugins.teleports.plainness import shared_modules
 from mtlplugins.teleports.relu_rescaling import sound
 from mtlplugins.teleports.scaling import Group, Member, rescale
 

@@ -21,10 +21,8 @@ no graph: then nothing is searched.
 
 from __future__ import annotations
 
-import inspect
 import operator
 import weakref
-from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,12 +30,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as _calls
 
-from mtlcore.module_state import ModuleState, copied_buffers
-from mtlcore.noise import Noise
-from mtlcore.teleporting import transaction
+from mtlplugins.teleports.plainness import altered, fingerprint, shared_modules, uncompiled
 from mtlplugins.teleports.scaling import Group, Member
+from mtlplugins.teleports.tracing import traces
 
 _CONVS: dict[type[nn.Module], int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _TRANSPOSED: dict[type[nn.Module], int] = {nn.ConvTranspose1d: 3, nn.ConvTranspose2d: 4, nn.ConvTranspose3d: 5}
@@ -129,25 +125,6 @@ groups, two of eight bytes for a weight of four, would be too much to hold."""
 _SEEN: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, Found]] = weakref.WeakKeyDictionary()
 """Tracing takes as long as a training step of a small network, and says the same every time."""
 
-_TABLES = frozenset({"_parameters", "_buffers", "_modules", "training"})
-
-
-def fingerprint(trunk: nn.Module) -> Hashable:
-    """What the graph and the safety of its parts depend on: classes, attributes, hooks, and who owns which parameter.
-
-    A forward that looks at something else (a global, the inside of a list) can change unseen: ``sound`` would notice.
-    """
-    parts: list[Hashable] = [_watched()]
-    for name, module in trunk.named_modules(remove_duplicate=False):
-        own = tuple((n, id(p), p is not None and p.requires_grad) for n, p in module._parameters.items())
-        attributes = tuple(
-            (n, v if isinstance(v, (int, float, str, type(None))) else len(v) if isinstance(v, dict) else id(v))
-            for n, v in module.__dict__.items()
-            if n not in _TABLES
-        )
-        parts.append((name, type(module), own, attributes))
-    return tuple(parts)
-
 
 def _search(trunk: nn.Module) -> Found:
     inner, prefix = uncompiled(trunk)
@@ -160,25 +137,6 @@ def _search(trunk: nn.Module) -> Found:
         groups, traced = _children(inner, prefix, shared)
         note = f"trunk cannot be traced ({type(error).__name__}); {traced} of its parts were traced one by one"
         return Found(tuple(groups), note)
-
-
-def uncompiled(module: nn.Module) -> tuple[nn.Module, str]:
-    """The network inside a ``torch.compile(network)``, which cannot be traced itself, and the prefix of its names."""
-    inner = module._modules.get("_orig_mod") if type(module).__name__ == "OptimizedModule" else None
-    return (module, "") if inner is None else (inner, "_orig_mod.")
-
-
-def altered(*modules: nn.Module) -> bool:
-    """Whether calling one of these runs code that is not in the forward of its class, which is all that is traced."""
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or ("forward" in m.__dict__ and uncompiled(m)[0] is m) for m in modules
-    )
-
-
-def _watched() -> bool:
-    """Whether hooks on the calls of every module are set, but for the one by which a transaction meets modules."""
-    hooks = (*_calls._global_forward_hooks.values(), *_calls._global_forward_pre_hooks.values())
-    return any(getattr(hook, "__module__", None) != transaction.__name__ for hook in hooks)
 
 
 def _children(module: nn.Module, prefix: str, unsafe: set[nn.Module]) -> tuple[list[Group], int]:
@@ -218,31 +176,6 @@ def _same(one: Group, other: Group) -> bool:
         (a.parameter, a.produces) == (b.parameter, b.produces) and torch.equal(a.elements, b.elements)
         for a, b in zip(one.members, other.members)
     )
-
-
-def shared_modules(trunk: nn.Module) -> set[nn.Module]:
-    """Modules that are not plain: with hooks, parametrisations, parameters that are frozen or owned twice, or with
-    parameters and two names, of which a part that is traced alone knows one. If hooks watch every call, all of them."""
-    if _watched():
-        return set(trunk.modules())
-    owners = Counter(p for m in trunk.modules() for p in m._parameters.values() if p is not None)
-    names = Counter(m for _, m in trunk.named_modules(remove_duplicate=False))
-    unsafe = set()
-    for module in trunk.modules():
-        own = [p for p in module._parameters.values() if p is not None]
-        hooks = (
-            module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks,
-        )  # fmt: skip
-        if (
-            any(owners[p] > 1 or not p.requires_grad for p in own)
-            or (own and names[module] > 1)
-            or any(hooks)
-            or hasattr(module, "parametrizations")
-            or not isinstance(getattr(module, "weight", None), (nn.Parameter, type(None)))
-            or "forward" in module.__dict__
-        ):
-            unsafe.add(module)
-    return unsafe
 
 
 def _indices(parameter: Tensor) -> Tensor:
@@ -527,66 +460,6 @@ class _Walk:
             return value
         ndim = value.ndim - len(reduced)
         return _Value(value.space, -1 if ndim == 2 else 1, ndim)
-
-
-def traces(module: nn.Module) -> list[fx.Graph]:
-    """The graphs in training and in evaluation mode, as a forward may ask ``self.training``; one if they are equal.
-
-    Tracing runs the user's forward: what it leaves in the modules, and what it draws, is taken back.
-
-    Raises:
-        DrawsError: the forward drew random numbers, and may take another way next time.
-        Exception: whatever tracing raises.
-    """
-    states = [ModuleState(part) for part in module.modules()]
-    noise = Noise()
-    graphs = []
-    try:
-        for mode in (True, False):
-            for part in module.modules():
-                part.training = mode
-            with copied_buffers(module.modules()):
-                graphs.append(trace(module))
-            for state in states:
-                state.restore()
-            if not noise.same_as(Noise()):
-                raise DrawsError("the forward draws random numbers")
-    finally:
-        for state in states:
-            state.restore()
-        noise.restore()
-    return graphs[:1] if str(graphs[0]) == str(graphs[1]) else graphs
-
-
-class DrawsError(Exception):
-    """A forward whose way depends on random numbers: a graph would show one of its ways."""
-
-
-def trace(module: nn.Module) -> fx.Graph:
-    """The graph; optional arguments of forward are taken at their defaults, as nobody can know better.
-
-    Values that the forward keeps in attributes of the modules are outputs, too: whoever calls it can read them.
-    """
-    defaults = {
-        name: p.default
-        for name, p in inspect.signature(module.forward).parameters.items()
-        if p.default is not inspect.Parameter.empty
-    }
-    graph = fx.Tracer().trace(module, concrete_args=defaults or None)
-    kept = [p.node for part in module.modules() for p in _proxies(part.__dict__) if p.node.graph is graph]
-    if kept:
-        output = next(iter(reversed(graph.nodes)))
-        output.args = ((output.args[0], *kept),)
-    return graph
-
-
-def _proxies(value: Any) -> list[fx.Proxy]:
-    """Every value of a graph in a nest of containers."""
-    if isinstance(value, fx.Proxy):
-        return [value]
-    if isinstance(value, (dict, list, tuple, set, deque)):
-        return [p for each in (value.values() if isinstance(value, dict) else value) for p in _proxies(each)]
-    return []
 
 
 def _flatten_arguments(node: fx.Node) -> tuple[Any, Any]:

@@ -11,8 +11,9 @@ from torch import fx, nn
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, integer, number
 from mtlcore.contracts import MatrixMap
-from mtlplugins.teleports.channels import altered, shared_modules, traces, uncompiled
 from mtlplugins.teleports.general_maps import Block, optimise
+from mtlplugins.teleports.plainness import altered, shared_modules, uncompiled
+from mtlplugins.teleports.tracing import traces
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import nn
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number
 from mtlcore.errors import ConfigurationError
-from mtlplugins.teleports.channels import Found, find_groups, uncompiled
+from mtlplugins.teleports.channels import Found, find_groups
+from mtlplugins.teleports.plainness import uncompiled
 from mtlplugins.teleports.scaling import Group, factors, rescale
 
 

@@ -1,0 +1,72 @@
+"""The graph of a module's forward, by torch.fx, in training and in evaluation mode."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from typing import Any
+
+from torch import fx, nn
+
+from mtlcore.module_state import ModuleState, copied_buffers
+from mtlcore.noise import Noise
+
+
+def traces(module: nn.Module) -> list[fx.Graph]:
+    """The graphs in training and in evaluation mode, as a forward may ask ``self.training``; one if they are equal.
+
+    Tracing runs the user's forward: what it leaves in the modules, and what it draws, is taken back.
+
+    Raises:
+        DrawsError: the forward drew random numbers, and may take another way next time.
+        Exception: whatever tracing raises.
+    """
+    states = [ModuleState(part) for part in module.modules()]
+    noise = Noise()
+    graphs = []
+    try:
+        for mode in (True, False):
+            for part in module.modules():
+                part.training = mode
+            with copied_buffers(module.modules()):
+                graphs.append(trace(module))
+            for state in states:
+                state.restore()
+            if not noise.same_as(Noise()):
+                raise DrawsError("the forward draws random numbers")
+    finally:
+        for state in states:
+            state.restore()
+        noise.restore()
+    return graphs[:1] if str(graphs[0]) == str(graphs[1]) else graphs
+
+
+class DrawsError(Exception):
+    """A forward whose way depends on random numbers: a graph would show one of its ways."""
+
+
+def trace(module: nn.Module) -> fx.Graph:
+    """The graph; optional arguments of forward are taken at their defaults, as nobody can know better.
+
+    Values that the forward keeps in attributes of the modules are outputs, too: whoever calls it can read them.
+    """
+    defaults = {
+        name: p.default
+        for name, p in inspect.signature(module.forward).parameters.items()
+        if p.default is not inspect.Parameter.empty
+    }
+    graph = fx.Tracer().trace(module, concrete_args=defaults or None)
+    kept = [p.node for part in module.modules() for p in _proxies(part.__dict__) if p.node.graph is graph]
+    if kept:
+        output = next(iter(reversed(graph.nodes)))
+        output.args = ((output.args[0], *kept),)
+    return graph
+
+
+def _proxies(value: Any) -> list[fx.Proxy]:
+    """Every value of a graph in a nest of containers."""
+    if isinstance(value, fx.Proxy):
+        return [value]
+    if isinstance(value, (dict, list, tuple, set, deque)):
+        return [p for each in (value.values() if isinstance(value, dict) else value) for p in _proxies(each)]
+    return []
