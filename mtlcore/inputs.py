@@ -139,6 +139,47 @@ def task_names(tasks: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def by_name(losses: Losses, tasks: tuple[str, ...] | None) -> dict[str, Tensor | None]:
+    """{task: loss} of losses in any form, absent ones None or left out.
+
+    Args:
+        losses: as :meth:`MultiTask.backward` takes them.
+        tasks: the names of the run, or None before its first batch.
+
+    Raises:
+        LossError: no losses at all, not a form of them, or a name that the run does not have.
+    """
+    if isinstance(losses, dict):
+        named = losses
+    elif not isinstance(losses, (list, tuple)) and isinstance(losses, Mapping):  # that question takes its time
+        named = dict(losses)
+    else:
+        if isinstance(losses, Tensor) and losses.ndim != 1:
+            raise LossError(f"a tensor of losses must have shape (K,), found {tuple(losses.shape)}; or pass a dict.")
+        if not isinstance(losses, (Tensor, list, tuple)):
+            raise LossError(
+                f"losses must be {{task: scalar loss}} or a list of scalar losses; found a {type(losses).__name__}."
+            )
+        values = losses.unbind() if isinstance(losses, Tensor) else list(losses)
+        names = tasks or tuple(f"task{i}" for i in range(len(values)))
+        if len(names) != len(values):
+            raise LossError(
+                f"{len(values)} losses for {len(names)} tasks ({', '.join(map(str, names))}): put None where a "
+                f"task is missing from the batch, or pass a dict."
+            )
+        named = dict(zip(names, values))
+    if not named:
+        raise LossError("no losses: pass {task: scalar loss} or a list of scalar losses.")
+    if tasks is not None and tuple(named) != tasks:
+        for name in named:
+            if name not in tasks:
+                raise LossError(
+                    f"unknown task {name!r}: this run has the tasks {', '.join(map(str, tasks))}. If a task "
+                    f"may be missing from the first batch, declare MultiTask(..., tasks=[...])."
+                )
+    return named
+
+
 def evaluated(closure: Closure) -> tuple[Losses, Features]:
     """What a closure returns at the parameters' present values, as a pair."""
     # In a caller's autocast block the cast weights are kept by tensor, whatever value it has by now.

@@ -319,7 +319,7 @@ class MultiTask:
 
     def _problem(self, losses: Losses, features: Features) -> tuple[GradientProblem, tuple[str, ...]]:
         """What is to be differentiated, and the names of all tasks."""
-        by_name = self._by_name(losses)
+        by_name = inputs.by_name(losses, self._tasks)
         names = self._tasks or tuple(by_name)
         present = tuple([n for n in names if by_name.get(n) is not None])
         if not present:
@@ -407,7 +407,7 @@ class MultiTask:
         return losses, features
 
     def _named(self, losses: Losses, features: Features) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-        return {n: v for n, v in self._by_name(losses).items() if v is not None}, inputs.flat(features)
+        return {n: v for n, v in inputs.by_name(losses, self._tasks).items() if v is not None}, inputs.flat(features)
 
     def _finish(self, prepared: _Prepared, conflict: Conflict | None, teleport: TeleportResult | None) -> StepReport:
         """Ask the method, write the gradients, and only then commit the new state."""
@@ -501,7 +501,7 @@ class MultiTask:
 
     def _look_again(self, closure: Closure) -> None:
         """Losses of the same batch where the optimizer arrived."""
-        losses = self._by_name(inputs.evaluated(closure)[0])
+        losses = inputs.by_name(inputs.evaluated(closure)[0], self._tasks)
         assert self._tasks is not None
         assert self._state is not None
         present = {n: loss for n in self._tasks if (loss := losses.get(n)) is not None}
@@ -531,39 +531,6 @@ class MultiTask:
 
     def _announce(self, report: StepReport) -> None:
         registry().announce("mtlcore_step_finished", report=report)
-
-    def _by_name(self, losses: Losses) -> dict[str, Tensor | None]:
-        if isinstance(losses, dict):
-            named = losses
-        elif not isinstance(losses, (list, tuple)) and isinstance(losses, Mapping):  # that question takes its time
-            named = dict(losses)
-        else:
-            if isinstance(losses, Tensor) and losses.ndim != 1:
-                raise LossError(
-                    f"a tensor of losses must have shape (K,), found {tuple(losses.shape)}; or pass a dict."
-                )
-            if not isinstance(losses, (Tensor, list, tuple)):
-                raise LossError(
-                    f"losses must be {{task: scalar loss}} or a list of scalar losses; found a {type(losses).__name__}."
-                )
-            values = losses.unbind() if isinstance(losses, Tensor) else list(losses)
-            names = self._tasks or tuple(f"task{i}" for i in range(len(values)))
-            if len(names) != len(values):
-                raise LossError(
-                    f"{len(values)} losses for {len(names)} tasks ({', '.join(map(str, names))}): put None where a "
-                    f"task is missing from the batch, or pass a dict."
-                )
-            named = dict(zip(names, values))
-        if not named:
-            raise LossError("no losses: pass {task: scalar loss} or a list of scalar losses.")
-        if self._tasks is not None and tuple(named) != self._tasks:
-            for name in named:
-                if name not in self._tasks:
-                    raise LossError(
-                        f"unknown task {name!r}: this run has the tasks {', '.join(map(str, self._tasks))}. If a task "
-                        f"may be missing from the first batch, declare MultiTask(..., tasks=[...])."
-                    )
-        return named
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 
