@@ -21,7 +21,7 @@ from mtlbench.protocol.optimizer import optimizer_of
 from mtlbench.protocol.randomness import batches, own_randomness, seed_for
 from mtlbench.protocol.selection import Best, OwnScore
 from mtlbench.suite import MethodEntry
-from mtlbench.tasks.base import BenchmarkTask, Budget, Network, Splits, evaluate
+from mtlbench.tasks.base import BenchmarkTask, Budget, Network, Splits, closure, evaluate
 from mtlcore.errors import ConfigurationError
 
 PROBES = 8
@@ -86,7 +86,7 @@ def train(
             if step in probed:
                 probe.look(network, step)
             drawn = run.next_batches(n_batches)
-            closures = [_closure(task, network, *batch) for batch in drawn]
+            closures = [closure(task, network, *batch) for batch in drawn]
             run.renew_held_out()
             whole_step = functools.partial(multi.step, closures[0] if n_batches == 1 else closures)
             report = clock.time(step, drawn[0], whole_step)
@@ -206,21 +206,11 @@ class _Run:
         self.held_out = self._train.batch(next(self._held_out))
 
 
-def _closure(
-    task: BenchmarkTask, network: Network, inputs: Tensor, targets: Mapping[str, Tensor]
-) -> Callable[[], tuple[dict[str, Tensor], Tensor]]:
-    def closure() -> tuple[dict[str, Tensor], Tensor]:
-        outputs, features = network(inputs)
-        return {name: task.loss(name, output, targets[name]) for name, output in outputs.items()}, features
-
-    return closure
-
-
 def _multi_task(method: MethodEntry, network: Network, run: _Run, task_name: str, seed: int) -> mtlcore.MultiTask:
     extra: dict[str, Any] = {}
     if method.teleport is not None:
         extra["teleport"] = mtlcore.create("teleport", method.teleport, **method.teleport_options)
-        extra["probe"] = lambda: _closure(run.task, network, *run.held_out)()
+        extra["probe"] = lambda: closure(run.task, network, *run.held_out)()
         if method.tolerance is not None:
             extra["tolerance"] = method.tolerance
     if method.detector is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import mtlcore
-from mtlbench.tasks.base import BenchmarkTask, Network, Split
+from mtlbench.tasks.base import BenchmarkTask, Network, Split, closure
 
 INNER_STEPS = (1, 10, 50)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -28,19 +28,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rescaled (default)": {},
     "log": {"normalisation": "log"},
 }
-
-
-def batch_of(
-    task: BenchmarkTask, network: Network, split: Split, index: Tensor
-) -> Callable[[], tuple[dict[str, Tensor], Tensor]]:
-    """Losses and features of one fixed batch, whenever called."""
-    inputs, targets = split.batch(index)
-
-    def forward() -> tuple[dict[str, Tensor], Tensor]:
-        outputs, features = network(inputs)
-        return {name: task.loss(name, output, targets[name]) for name, output in outputs.items()}, features
-
-    return forward
 
 
 def measure(
@@ -56,7 +43,7 @@ def measure(
     rows = []
     for step in range(steps):
         index = torch.randint(len(train), (task.budget.batch_size,), generator=generator)
-        report = single.step(batch_of(task, network, train, index))
+        report = single.step(closure(task, network, *train.batch(index)))
         if step in moments:
             row: dict[str, float] = {"step": step, "mean loss": float(report.losses.mean())}
             for n in INNER_STEPS:
@@ -73,7 +60,7 @@ def _ratio(
     method = mtlcore.create("aggregator", "bilb4mtl-double-loop", **options, inner_steps=n, inner_lr=inner_lr)
     double = mtlcore.MultiTask(twin.trunk, method, torch.optim.SGD(twin.parameters(), lr=0.0), heads=twin.heads)
     double.load_state_dict({**single.state_dict(), "aggregator": "bilb4mtl-double-loop"})
-    report = double.step(batch_of(task, twin, train, index))
+    report = double.step(closure(task, twin, *train.batch(index)))
     return float(report.diagnostics["dropped_ratio"])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -166,6 +166,18 @@ class Network(nn.Module):
         """{sub-task: output} and the shared features."""
         features = self.trunk(inputs)
         return {name: head(features) for name, head in self.heads.items()}, features
+
+
+def closure(
+    task: BenchmarkTask, network: Network, inputs: Tensor, targets: Mapping[str, Tensor]
+) -> Callable[[], tuple[dict[str, Tensor], Tensor]]:
+    """Losses and features of one fixed batch, whenever called: what a step takes."""
+
+    def forward() -> tuple[dict[str, Tensor], Tensor]:
+        outputs, features = network(inputs)
+        return {name: task.loss(name, output, targets[name]) for name, output in outputs.items()}, features
+
+    return forward
 
 
 @torch.no_grad()
