@@ -127,3 +127,22 @@ def test_factored_gramian_at_the_ends_of_float32(scales):
 def test_factored_gramian_of_nothing():
     got = factored(torch.randn(2, 4, 3), torch.zeros(4, 8))
     assert torch.equal(got, torch.zeros(2, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30])
+def test_factored_gramian_of_several_layers_is_the_sum_of_theirs(scale):
+    """Triangles are found together for layers of one batch: each keeps its own, also where one of them takes a QR, and
+    where float32 cannot hold the squares of the only layer that a task depends on."""
+    shapes = [(8, 5, 16), (8, 7, 20), (12, 5, 30), (8, 3, 40)]
+    layers, exact = [], torch.zeros(3, 3, dtype=torch.float64)
+    for i, (n, out, width) in enumerate(shapes):
+        cotangents, inputs = draw(3, n, out) + i, draw(n, width) - i
+        inputs[-1] = inputs[0] if i == 1 else inputs[-1]  # dependent: Cholesky may fail
+        cotangents[2] *= scale if i == 3 else 0.0  # the last task reaches the last layer only
+        layers.append(linalg.Factored(cotangents, inputs, bias=bool(i % 2)))
+        full = torch.cat([inputs, torch.ones(n, 1)], 1) if i % 2 else inputs
+        rows = (cotangents.double().transpose(1, 2) @ full.double()).flatten(1)
+        exact += rows @ rows.T
+    found = linalg.symmetric(linalg.factored_products(layers))
+    norms = exact.diagonal().sqrt()
+    assert float(((found - exact).abs() / (norms[:, None] * norms)).max()) < 1e-6
