@@ -13,45 +13,49 @@ from torch import Tensor
 
 from mtlcore import linalg
 from mtlcore.errors import ConfigurationError
-from mtlcore.gradients.jacobian import Stored
-from mtlcore.gradients.sequential import Sequential
-from mtlcore.gradients.source import GradientProblem, TaskGradients, accumulate, write_heads
+from mtlcore.gradients import jacobian
+from mtlcore.gradients.batch import Batch
+from mtlcore.gradients.plan import PLANS, Plan
+from mtlcore.gradients.storage import Storage
+from mtlcore.gradients.task_gradients import Answer, Pair, TaskGradients, accumulate, write_heads
 
 
 class MicroBatches:
     """The sum so far. Takes K x P numbers besides the source's own.
 
     Args:
-        source: which source makes the rows; the reference unless told otherwise.
+        plan: how the rows are made; by the reference unless told otherwise.
+        storage: memory for the rows of one micro-batch.
     """
 
-    def __init__(self, source: Sequential | None = None) -> None:
-        self._source = source or Sequential()
+    def __init__(self, plan: Plan = PLANS["sequential"], storage: Storage | None = None) -> None:
+        self._plan = plan
+        self._storage = storage or Storage()
         self.count = 0
         self.losses: dict[str, float] = {}
         self._rows: dict[str, Tensor] = {}
-        self._heads: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+        self._heads: dict[str, dict[int, Pair]] = {}
         """By task and identity of a leaf outside the trunk: the leaf and the sum of its gradients."""
         self._used: set[int] = set()
         self._shared: tuple[Tensor, ...] | None = None
 
-    def add(self, problem: GradientProblem, values: Sequence[float]) -> None:
+    def add(self, batch: Batch, values: Sequence[float]) -> None:
         """One more micro-batch with its losses' values; tasks may be missing from it. Its graph is freed.
 
         Raises:
             ConfigurationError: other parameters than in the micro-batches before require gradients.
         """
         if self._shared is None:
-            self._shared = problem.shared
-        elif list(map(id, self._shared)) != list(map(id, problem.shared)):
+            self._shared = batch.shared
+        elif list(map(id, self._shared)) != list(map(id, batch.shared)):
             raise ConfigurationError(
                 "the trunk's parameters that require gradients changed between two micro-batches of one step: freeze "
                 "and unfreeze between steps only. The micro-batches so far are forgotten."
             )
-        found = self._source.collect(problem)
-        assert isinstance(found, Stored)
+        found = jacobian.collect(self._plan, batch, self._storage)
+        assert isinstance(found, jacobian.Stored)
         rows = found.rows()
-        for i, (name, loss) in enumerate(zip(problem.names, values)):
+        for i, (name, loss) in enumerate(zip(batch.names, values)):
             if name in self._rows:
                 self._rows[name] += rows[i]
                 self.losses[name] = self.losses[name] + loss
@@ -79,12 +83,12 @@ class _Sum(TaskGradients):
         shared: Sequence[Tensor],
         rows: Tensor,
         used: Sequence[bool],
-        heads: Sequence[list[tuple[Tensor, Tensor]]],
+        heads: Sequence[list[Pair]],
     ) -> None:
         self._shared = shared
         self._rows = rows
         self._used = used
-        self._heads = heads
+        self.heads = heads
 
     def gramian(self) -> Tensor:
         """(K, K) float64."""
@@ -94,25 +98,17 @@ class _Sum(TaskGradients):
         """(K, P)."""
         return self._rows
 
-    def write(
-        self,
-        *,
-        weights: Tensor | None,
-        direction: Tensor | None,
-        head_weights: Tensor | None,
-        feature_gradient: Sequence[Tensor] = (),
-    ) -> None:
+    def write(self, answer: Answer) -> None:
         """As :meth:`TaskGradients.write`."""
-        if feature_gradient:
-            raise ConfigurationError("feature gradients cannot be combined with micro-batches.")
+        direction = answer.direction
         with torch.no_grad():
             if direction is None:
-                assert weights is not None
-                direction = linalg.combine(self._rows, weights)
+                assert answer.weights is not None
+                direction = linalg.combine(self._rows, answer.weights)
             else:
                 direction = direction.to(self._rows.device, copy=True)  # the method may hold on to it
             parts = direction.split([p.numel() for p in self._shared])
             for p, used, part in zip(self._shared, self._used, parts):
                 if used:
                     accumulate(p, part.view(p.shape), fresh=True)
-        write_heads(self._heads, head_weights)
+        write_heads(self.heads, answer.head_weights)

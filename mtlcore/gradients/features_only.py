@@ -10,77 +10,70 @@ scale. [paper] Sener & Koltun 2018 (MGDA-UB) bound the parameter norm by the nor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mtlcore import linalg
-from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
 from mtlcore.gradients import graph
-from mtlcore.gradients.source import (
-    GradientProblem,
-    GradientSource,
-    TaskGradients,
-    accumulate,
-    all_or_nothing,
-    write_heads,
-)
+from mtlcore.gradients.batch import Batch
+from mtlcore.gradients.task_gradients import Answer, Pair, TaskGradients, accumulate, all_or_nothing, write_heads
+from mtlcore.gradients.torch_internals import tensor_hooks
+
+_FORCED = ('gradients="features"', 'use gradients="sequential"')
 
 
-class FeaturesOnly(GradientSource):
-    """Gramian at the features; for methods that return weights.
+def collect(batch: Batch, *, keep_graph: bool = False, wish: tuple[str, str] = _FORCED) -> TaskGradients:
+    """K passes through the heads only, which are freed by their last user unless the graph is to be kept.
 
     Args:
-        wish: what the user asked for that led here, for errors.
-        otherwise: what to do without it.
+        batch: the forward pass.
+        keep_graph: whether the graph is needed again.
+        wish: for errors: what the user asked for that led here, and what to do without it.
+
+    Raises:
+        ConfigurationError: no features, or such that the Gramian at them means nothing; names the reason.
     """
+    _check(batch, *wish)
+    features, own = list(batch.features), batch.reach.own
+    through = {id(t) for t in batch.reach.behind} | {id(p) for p in batch.shared}
+    sizes = [f.numel() for f in features]
+    dtype = linalg.row_dtype(features)
+    cotangents = torch.zeros(len(batch.losses), sum(sizes), dtype=dtype, device=features[0].device)
+    heads: list[list[Pair]] = []
+    direct: list[list[Pair]] = []
+    for i, loss in enumerate(batch.losses):
+        leaves = [t for t in own[i] if id(t) not in through]
+        tied = [t for t in own[i] if id(t) in through]
+        direct.append(list(zip(tied, _past_features(loss, features, tied))) if tied else [])
+        retain = keep_graph or not batch.reach.frees[i]
+        found = graph.differentiate([loss], features + leaves, retain=retain)
+        for cell, g in zip(cotangents[i].split(sizes), found):
+            if g is not None:
+                cell.copy_(g.flatten())
+        heads.append([(t, g) for t, g in zip(leaves, found[len(features) :]) if g is not None])
+    return _AtFeatures(batch, cotangents, heads, direct, wish)
 
-    name: ClassVar[str] = "features"
-    provides: ClassVar[Needs] = Needs.GRAMIAN
 
-    def __init__(self, wish: str = 'gradients="features"', otherwise: str = 'use gradients="sequential"') -> None:
-        self._wish = wish
-        self._otherwise = otherwise
-
-    def collect(self, problem: GradientProblem, keep_graph: bool = False) -> TaskGradients:
-        """K passes through the heads only, which are freed by their last user unless the graph is to be kept."""
-        if not problem.features:
-            raise ConfigurationError(f"{self._wish} needs the features: backward(losses, features=z).")
-        if graph.nested(problem.features):
-            raise ConfigurationError(
-                f"{self._wish} needs features of which none is computed from another; pass the outermost ones only, or "
-                f"{self._otherwise}."
-            )
-        if any(f._backward_hooks for f in problem.features):
-            raise ConfigurationError(
-                f"{self._wish} cannot serve features with a hook (register_hook), which would run on the way to them "
-                f"and again behind them: put the hook elsewhere, or {self._otherwise}."
-            )
-        if any(f.is_complex() for f in problem.features):
-            raise ConfigurationError(
-                f"{self._wish} takes inner products over real numbers, and the features are complex: give the heads "
-                f"torch.view_as_real(z), and pass that, or {self._otherwise}."
-            )
-        features, own = list(problem.features), problem.reach.own
-        through = {id(t) for t in problem.reach.behind} | {id(p) for p in problem.shared}
-        sizes = [f.numel() for f in features]
-        dtype = linalg.row_dtype(features)
-        cotangents = torch.zeros(len(problem.losses), sum(sizes), dtype=dtype, device=features[0].device)
-        heads: list[list[tuple[Tensor, Tensor]]] = []
-        direct: list[list[tuple[Tensor, Tensor]]] = []
-        for i, loss in enumerate(problem.losses):
-            leaves = [t for t in own[i] if id(t) not in through]
-            tied = [t for t in own[i] if id(t) in through]
-            direct.append(list(zip(tied, _past_features(loss, features, tied))) if tied else [])
-            retain = keep_graph or not problem.reach.frees[i]
-            found = graph.differentiate([loss], features + leaves, retain=retain)
-            for cell, g in zip(cotangents[i].split(sizes), found):
-                if g is not None:
-                    cell.copy_(g.flatten())
-            heads.append([(t, g) for t, g in zip(leaves, found[len(features) :]) if g is not None])
-        return _AtFeatures(problem, cotangents, heads, direct, self._otherwise)
+def _check(batch: Batch, wish: str, otherwise: str) -> None:
+    if not batch.features:
+        raise ConfigurationError(f"{wish} needs the features: backward(losses, features=z).")
+    if graph.nested(batch.features):
+        raise ConfigurationError(
+            f"{wish} needs features of which none is computed from another; pass the outermost ones only, or "
+            f"{otherwise}."
+        )
+    if any(tensor_hooks(f) for f in batch.features):
+        raise ConfigurationError(
+            f"{wish} cannot serve features with a hook (register_hook), which would run on the way to them "
+            f"and again behind them: put the hook elsewhere, or {otherwise}."
+        )
+    if any(f.is_complex() for f in batch.features):
+        raise ConfigurationError(
+            f"{wish} takes inner products over real numbers, and the features are complex: give the heads "
+            f"torch.view_as_real(z), and pass that, or {otherwise}."
+        )
 
 
 def _past_features(loss: Tensor, features: Sequence[Tensor], tied: Sequence[Tensor]) -> list[Tensor]:
@@ -97,51 +90,63 @@ def _past_features(loss: Tensor, features: Sequence[Tensor], tied: Sequence[Tens
 class _AtFeatures(TaskGradients):
     def __init__(
         self,
-        problem: GradientProblem,
+        batch: Batch,
         cotangents: Tensor,
-        heads: Sequence[list[tuple[Tensor, Tensor]]],
-        direct: Sequence[Sequence[tuple[Tensor, Tensor]]],
-        otherwise: str,
+        heads: Sequence[list[Pair]],
+        direct: Sequence[Sequence[Pair]],
+        wish: tuple[str, str],
     ) -> None:
-        self._problem = problem
+        self._batch = batch
         self._cotangents = cotangents
-        self._heads = heads
+        self.heads = heads
         self._direct = direct
-        self._otherwise = otherwise
+        self._wish, self._otherwise = wish
 
     def gramian(self) -> Tensor:
-        return linalg.gramian(self._cotangents)
+        """(k, k) float64 inner products at the features.
+
+        Raises:
+            ConfigurationError: two tasks share no number of the features, so that their inner product is zero by
+                construction, whatever their gradients are; names them.
+        """
+        gram = linalg.gramian(self._cotangents)
+        alive = gram.diagonal() > 0
+        apart = (gram == 0) & alive[:, None] & alive[None, :]
+        if bool(apart.any()):
+            for i, j in apart.triu(1).nonzero().tolist():
+                if not bool(((self._cotangents[i] != 0) & (self._cotangents[j] != 0)).any()):
+                    a, b = self._batch.names[i], self._batch.names[j]
+                    raise ConfigurationError(
+                        f"{self._wish} compares task gradients at the features, and tasks {a!r} and {b!r} have no "
+                        f"number of them in common (a batch or a feature per task?): their cosine would be zero "
+                        f"whatever their gradients are. For tasks with batches of their own, {self._otherwise}."
+                    )
+        return gram
 
     def rows(self) -> Tensor:
+        """Not known."""
         raise PluginError('gradients="features" has no parameter Jacobian; use gradients="sequential".')
 
-    def write(
-        self,
-        *,
-        weights: Tensor | None,
-        direction: Tensor | None,
-        head_weights: Tensor | None,
-        feature_gradient: Sequence[Tensor] = (),
-    ) -> None:
-        if weights is None:
+    def write(self, answer: Answer) -> None:
+        """See :class:`TaskGradients`: one pass through the trunk."""
+        if answer.weights is None:
             raise PluginError('a method that returns a direction cannot use gradients="features".')
-        features = self._problem.features
-        combined = linalg.combine(self._cotangents, weights)
+        features = self._batch.features
+        combined = linalg.combine(self._cotangents, answer.weights)
         parts = combined.split([f.numel() for f in features])
         seeds = [c.view(f.shape).to(f.dtype) for c, f in zip(parts, features)]
-        leaves = list({id(t): t for t in (*self._problem.shared, *self._problem.reach.behind)}.values())
+        leaves = list({id(t): t for t in (*self._batch.shared, *self._batch.reach.behind)}.values())
         with all_or_nothing(leaves):
             graph.backward(features, seeds)
             with torch.no_grad():
                 # What a head uses again (tied weights) reaches the losses past the features too.
-                for w, pairs in zip(weights.tolist(), self._direct):
+                for w, pairs in zip(answer.weights.tolist(), self._direct):
                     for p, g in pairs:
                         accumulate(p, g * w, fresh=True)
-            gradients = [p.grad for p in leaves if p.grad is not None]
-            if not graph.finite(gradients):
+            if not graph.finite([p.grad for p in leaves if p.grad is not None]):
                 raise NonFiniteError(
                     f"the trunk's weighted gradient is NaN or infinite although the losses and their gradients at the "
                     f"features are finite. Nothing was changed: parameters, method state and .grad are as before. Look "
                     f"for sqrt, log or a division at zero in the trunk; to learn which task it is, {self._otherwise}."
                 )
-        write_heads(self._heads, head_weights)
+        write_heads(self.heads, answer.head_weights)

@@ -8,16 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch import vmap as _vmap
 
 from mtlcore.errors import ConfigurationError
-from mtlcore.gradients import graph
-from mtlcore.gradients.source import GradientProblem
+from mtlcore.gradients import graph, torch_internals
+from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.taps import Taps
-
-_functorch: Any = torch._C._functorch
-_decompositions: Callable[[], None] = _vmap.lazy_load_decompositions  # type: ignore[attr-defined]
-"""What torch.vmap itself is made of."""
 
 
 class Front:
@@ -29,24 +24,23 @@ class Front:
     starts from its loss.
 
     Args:
-        problem: the forward pass.
+        batch: the forward pass.
         keep_graph: whether nothing is to be freed.
-        side_by_side: whether tasks are pulled in any order and at the same time, instead of in order.
     """
 
-    def __init__(self, problem: GradientProblem, keep_graph: bool = False, side_by_side: bool = False) -> None:
-        self.problem = problem
+    def __init__(self, batch: Batch, keep_graph: bool = False) -> None:
+        self.batch = batch
         self._keep_graph = keep_graph
         self._heads_done = False
-        ids = {id(p) for p in problem.shared}
-        reach = problem.reach
-        self.separated = problem.separated
-        self.roots: tuple[Tensor, ...] = problem.features if self.separated else problem.losses
-        self.heads: list[list[tuple[Tensor, Tensor]]] = [[] for _ in problem.losses]
+        ids = {id(p) for p in batch.shared}
+        reach = batch.reach
+        self.separated = batch.separated
+        self.roots: tuple[Tensor, ...] = batch.features if self.separated else batch.losses
+        self.heads: list[list[tuple[Tensor, Tensor]]] = [[] for _ in batch.losses]
         self._own = [[t for t in own if id(t) not in ids] for own in reach.own]
         self._outside = [t for t in reach.behind if id(t) not in ids]
         self._frees = reach.frees
-        if keep_graph or (side_by_side and not all(reach.frees)):
+        if keep_graph:
             self._frees = (False,) * len(reach.frees)
         self.last_frees = not self.separated or reach.last_to_all
         """Whether the last task's own pass lets go of the trunk's graph. (Without features that is not known, and not
@@ -67,12 +61,12 @@ class Front:
         if self._keep_graph:
             return
         # A hook need not know undefined gradients; those on parameters can be seen, and passed by.
-        behind = [t for t in (*self.problem.shared, *self._outside) if not t._backward_hooks]
+        behind = [t for t in (*self.batch.shared, *self._outside) if not torch_internals.tensor_hooks(t)]
         if self.separated and any(self._frees):  # the heads are gone already
             graph.free(self.roots, behind)
         else:
-            own = {id(t): t for leaves in self._own for t in leaves if not t._backward_hooks}
-            graph.free(self.problem.losses, [*behind, *own.values()])
+            own = {id(t): t for leaves in self._own for t in leaves if not torch_internals.tensor_hooks(t)}
+            graph.free(self.batch.losses, [*behind, *own.values()])
 
     def heads_are_done(self) -> None:
         """From now on the heads' own gradients are known: further pulls do not add to them."""
@@ -80,14 +74,14 @@ class Front:
 
     def pull(self, task: int, targets: Sequence[Any], retain: bool) -> Sequence[Tensor | None]:
         """The gradient of one task's loss at ``targets`` (tensors or gradient edges)."""
-        loss = self.problem.losses[task]
+        loss = self.batch.losses[task]
         wanted, n = [*targets, *self._outside], len(targets)
         if not self.separated:
             leaves = list({id(t): t for t in (*self._outside, *self._own[task])}.values())
             found = self._differentiate([loss], [*targets, *leaves], retain=retain or self._keep_graph)
             self._keep(task, leaves, found[n:])
             return found[:n]
-        pairs = [(f, c) for f, c in zip(self.problem.features, self._cotangents(task)) if c is not None]
+        pairs = [(f, c) for f, c in zip(self.batch.features, self._cotangents(task)) if c is not None]
         if not pairs:
             return [None] * n
         features, seeds = [f for f, _ in pairs], [c for _, c in pairs]
@@ -105,7 +99,7 @@ class Front:
                 "backward(losses, features=z), or "
                 'use gradients="sequential".'
             )
-        features, n = self.problem.features, len(targets)
+        features, n = self.batch.features, len(targets)
         of_tasks = [self._cotangents(task) for task in range(tasks.start, tasks.stop)]
         seeds = [_stack(feature, cotangents) for feature, cotangents in zip(features, zip(*of_tasks))]
         del of_tasks
@@ -118,8 +112,8 @@ class Front:
         return found[:n]
 
     def _cotangents(self, task: int) -> Sequence[Tensor | None]:
-        features, leaves = self.problem.features, self._own[task]
-        found = graph.differentiate([self.problem.losses[task]], [*features, *leaves], retain=not self._frees[task])
+        features, leaves = self.batch.features, self._own[task]
+        found = graph.differentiate([self.batch.losses[task]], [*features, *leaves], retain=not self._frees[task])
         self._keep(task, leaves, found[len(features) :])
         return found[: len(features)]
 
@@ -137,15 +131,6 @@ def _stack(feature: Tensor, cotangents: Sequence[Tensor | None]) -> Tensor:
 def _vectorized(
     function: Callable[[Sequence[Tensor]], tuple[Tensor | None, ...]], seeds: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """``torch.vmap`` of one vector-Jacobian product, without its search through nested arguments, which takes longer
-    than a pass through a small trunk; and a result may be None."""
-    n = len(seeds[0])
-    if n == 1:  # a lone task needs no vmap, and so none of its restrictions
+    if len(seeds[0]) == 1:  # a lone task needs no vmap, and so none of its restrictions
         return [None if g is None else g.unsqueeze(0) for g in function([s[0] for s in seeds])]
-    _decompositions()
-    level = _functorch._vmap_increment_nesting(n, "error")
-    try:
-        found = function([_functorch._add_batch_dim(s, 0, level) for s in seeds])
-        return [None if g is None else _functorch._remove_batch_dim(g, level, n, 0) for g in found]
-    finally:
-        _functorch._vmap_decrement_nesting()
+    return torch_internals.vmap(function, seeds)

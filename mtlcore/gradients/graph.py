@@ -7,19 +7,18 @@ by a head (tied embeddings), whose gradient has a part that does not pass throug
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gc
 import math
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError
+from mtlcore.gradients import torch_internals
+from mtlcore.gradients.torch_internals import LEAF as _LEAF
 
 Edge = tuple[Any, int]
 
@@ -27,12 +26,6 @@ Edge = tuple[Any, int]
 def edge(tensor: Tensor) -> Edge | None:
     """The autograd edge that produces ``tensor``; None for a leaf or a constant."""
     return None if tensor.grad_fn is None else (tensor.grad_fn, tensor.output_nr)
-
-
-_TAPS = "mtlcore.gradients.taps"
-"""Whose functions are known to share nothing between passes."""
-_Leaf: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
-"""The type of a leaf's function. (Others may have an attribute ``variable``, too.)"""
 
 
 def leaves(
@@ -67,7 +60,7 @@ def leaves(
             found.setdefault(id(root), root)
     while stack:
         function = stack.pop()
-        if type(function) is _Leaf:
+        if type(function) is _LEAF:
             variable = function.variable
             found.setdefault(id(variable), variable)
             continue
@@ -136,7 +129,7 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
         own.append(tuple(found.values()))
         reached |= hit
         # A parameter's own node holds no buffers: two heads may share parameters and still be freed one by one.
-        above.append({f for f in seen if type(f) is not _Leaf})
+        above.append({f for f in seen if type(f) is not _LEAF})
     for where in stop.keys() - reached:
         feature = features[stop[where]]
         raise FeaturesError(
@@ -209,7 +202,7 @@ def uses(roots: Iterable[Tensor]) -> dict[int, list[Use] | None]:
     for node in stack:
         if type(node).__name__ == "TBackward0":  # a transposed weight that is handed over itself
             child = node.next_functions[0][0]
-            if type(child) is _Leaf:
+            if type(child) is _LEAF:
                 add(child.variable, None)
     while stack:
         node = stack.pop()
@@ -220,17 +213,36 @@ def uses(roots: Iterable[Tensor]) -> dict[int, list[Use] | None]:
         for slot, (child, _) in enumerate(node.next_functions):
             if child is None:
                 continue
-            if type(child) is _Leaf:
+            if type(child) is _LEAF:
                 if name != "TBackward0":  # judged below, at the function that reads the transpose
                     kind = _DIRECT.get((name, slot))
                     add(child.variable, None if kind is None else Use(node, kind))
                 continue
             if type(child).__name__ == "TBackward0":
                 origin = child.next_functions[0][0]
-                if type(origin) is _Leaf:
+                if type(origin) is _LEAF:
                     add(origin.variable, Use(node, "linear") if (name, slot) in _TRANSPOSED else None)
             stack.append(child)
     return found
+
+
+def count(roots: Iterable[Tensor]) -> int:
+    """How many functions stand behind ``roots``, leaves' included."""
+    seen: set[Any] = set()
+    leaves(roots, seen=seen)
+    return len(seen)
+
+
+def work(use: Use, weight: Tensor) -> int:
+    """Multiply-adds that this use of a weight costs in one vector-Jacobian product, and once more if its own gradient
+    is wanted: rows (or sites) times the weight's numbers. 0 for what costs no products."""
+    if use.kind == "convolution":
+        image = torch_internals.saved(use.node, "input")
+        return int(image.shape[0]) * math.prod(image.shape[2:]) * weight.numel()
+    if use.kind in ("linear", "matmul"):
+        added = type(use.node).__name__ == "AddmmBackward0"
+        return len(torch_internals.saved(use.node, "mat1" if added else "self")) * weight.numel()
+    return 0
 
 
 def differentiate(
@@ -253,7 +265,7 @@ def differentiate(
     if seeds is None:
         seeds = [torch.ones_like(output) for output in outputs]
     try:
-        return _engine(tuple(outputs), tuple(seeds), retain, tuple(inputs))
+        return torch_internals.vjp(tuple(outputs), tuple(seeds), tuple(inputs), retain)
     except RuntimeError as error:
         if "use_reentrant" in str(error):
             raise ConfigurationError(
@@ -269,28 +281,15 @@ def differentiate(
         raise
 
 
-def _engine(
-    outputs: tuple[Tensor, ...], seeds: tuple[Tensor, ...], retain: bool, inputs: tuple[Any, ...]
-) -> tuple[Tensor | None, ...]:
-    # What torch.autograd.grad calls after checking arguments that are right by construction here: the checks take
-    # longer than a small head's whole backward pass, and hold Python's lock while other threads want it.
-    found: tuple[Tensor | None, ...] = torch.autograd.Variable._execution_engine.run_backward(
-        outputs, seeds, retain, False, inputs, True, accumulate_grad=False
-    )
-    return found
-
-
 def backward(outputs: Sequence[Tensor], seeds: Sequence[Tensor], inputs: Sequence[Tensor] = ()) -> None:
-    """``torch.autograd.backward`` without its checks of what is right by construction; frees the graph.
+    """``torch.autograd.backward``; frees the graph.
 
     Args:
         outputs: what to differentiate.
         seeds: their cotangents.
         inputs: the leaves whose ``.grad`` to fill; () for all.
     """
-    torch.autograd.Variable._execution_engine.run_backward(
-        tuple(outputs), tuple(seeds), False, False, tuple(inputs), True, accumulate_grad=True
-    )
+    torch_internals.accumulate(tuple(outputs), tuple(seeds), tuple(inputs))
 
 
 def finite(tensors: Sequence[Tensor]) -> bool:
@@ -314,40 +313,6 @@ def total(numbers: Sequence[Tensor]) -> Tensor:
     if any(n.dtype != first.dtype or n.device != first.device for n in numbers):
         numbers = [n.to(first) for n in numbers]
     return torch.stack(tuple(numbers)).sum()
-
-
-@contextlib.contextmanager
-def calls_into_python() -> Iterator[list[str]]:
-    """Inside, the names of the Python functions that backward passes on this thread call: hooks, custom Functions,
-    checkpoints that compute activations again, compiled blocks. Empty for a pass that is torch's own from end to end
-    (but for this package's :class:`Taps`).
-
-    Raises:
-        ConfigurationError: something else (a profiler) has the interpreter's only place for such a watcher.
-    """
-    if sys.getprofile() is not None:
-        raise ConfigurationError("a Python profiler is running, so that calls from backward passes cannot be watched.")
-    names: list[str] = []
-    running = False
-
-    def watch(frame: Any, event: str, argument: Any) -> None:
-        nonlocal running
-        if frame.f_code is _engine.__code__:  # a signal's handler runs there too, but only before or after the pass
-            running = event == "c_call"
-        called = running and event == "call" and frame.f_back is not None and frame.f_back.f_code is _engine.__code__
-        # A warning of torch's own is shown by Python, and that is all it does.
-        if called and frame.f_globals.get("__name__") not in ("warnings", _TAPS):
-            names.append(frame.f_code.co_name)
-
-    collecting = gc.isenabled()
-    try:
-        gc.disable()  # a collection calls finalizers and callbacks, which are not the pass's own
-        sys.setprofile(watch)
-        yield names
-    finally:
-        sys.setprofile(None)
-        if collecting:
-            gc.enable()
 
 
 class _Nothing(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Task gradients stored part by part: what every source but the cheapest two returns."""
+"""Task gradients stored part by part: what every plan but the cheapest two comes to."""
 
 from __future__ import annotations
 
@@ -11,55 +11,48 @@ from torch import Tensor
 
 from mtlcore import linalg
 from mtlcore.errors import ConfigurationError, PluginError
-from mtlcore.gradients import graph
+from mtlcore.gradients import graph, torch_internals
+from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.front import Front
-from mtlcore.gradients.permit import Permit
+from mtlcore.gradients.plan import Plan
 from mtlcore.gradients.rows import Part, Whole, parts
-from mtlcore.gradients.source import GradientProblem, TaskGradients, accumulate, all_or_nothing, write_heads
 from mtlcore.gradients.storage import Storage
+from mtlcore.gradients.task_gradients import Answer, Pair, TaskGradients, accumulate, all_or_nothing, write_heads
 from mtlcore.gradients.taps import Taps
 
 
 def collect(
-    problem: GradientProblem,
-    storage: Storage,
-    *,
-    know_uses: bool,
-    factors: bool,
-    chunk: int,
-    keep_graph: bool = False,
-    limit: int | None = None,
-    permit: Permit | None = None,
+    plan: Plan, batch: Batch, storage: Storage, *, keep_graph: bool = False, most: int | None = None
 ) -> Stored | Blocks:
     """Differentiate every task.
 
     Args:
-        problem: the forward pass.
+        plan: how.
+        batch: the forward pass.
         storage: the memory for the result, kept between steps.
-        know_uses: whether weights of matrix products are multiplied out here instead of by autograd.
-        factors: whether cotangents are stored instead of weight gradients where they are smaller.
-        chunk: how many tasks to differentiate at once; 1 means without vmap.
         keep_graph: whether the graph is needed again.
-        limit: how many numbers to store at most. Beyond it the parameters are taken in blocks that fit, each with K
-            passes of its own (down to the block only), and a weighted backward pass at the end.
-        permit: given, one chunk after the other becomes one chunk per thread, where it allows that.
+        most: numbers that a capped plan may store. Beyond its limit the parameters are taken in blocks that fit, each
+            with K passes of its own (down to the block only), and a weighted backward pass at the end.
 
     Raises:
         ConfigurationError: several tasks at once on a network that does not allow it; names the way out.
     """
-    front = Front(problem, keep_graph, side_by_side=permit is not None)
-    with _tapped(front, know_uses, factors) as pieces:
+    front = Front(batch, keep_graph)
+    n_tasks = len(batch.losses)
+    with _tapped(front, plan) as pieces:
         width = sum(p.width for p in pieces)
-        if limit is not None and len(problem.losses) * width > limit:
-            return _in_blocks(front, storage, pieces, limit // len(problem.losses))
-        return _in_one(front, storage, pieces, chunk, permit)
+        limit = plan.limit(n_tasks, batch.size, most)
+        if limit is not None and n_tasks * width > limit:
+            return _in_blocks(front, storage, pieces, limit // n_tasks)
+        return _in_one(front, storage, pieces, plan.tasks)
 
 
 @contextlib.contextmanager
-def _tapped(front: Front, know_uses: bool, factors: bool) -> Iterator[list[Part]]:
+def _tapped(front: Front, plan: Plan) -> Iterator[list[Part]]:
     """The parts, whose targets are tapped inside."""
-    shared = front.problem.shared
-    uses = graph.uses(front.roots) if know_uses or factors else {}
+    shared, factors = front.batch.shared, plan.weights == "factors"
+    known = plan.weights != "autograd" and torch_internals.shows_saved()
+    uses = graph.uses(front.roots) if known else {}
     while True:
         with torch.no_grad():
             pieces = parts(shared, uses, factors)
@@ -76,50 +69,47 @@ def _tapped(front: Front, know_uses: bool, factors: bool) -> Iterator[list[Part]
         taps.remove()
 
 
-def _in_one(front: Front, storage: Storage, parts: Sequence[Part], chunk: int, permit: Permit | None) -> Stored:
+def _in_one(front: Front, storage: Storage, parts: Sequence[Part], chunk: int) -> Stored:
     # Whole gradients first: their block of columns is one matrix.
     order = sorted(parts, key=lambda p: p.factored)
-    problem, n_tasks, width = front.problem, len(front.problem.losses), sum(p.width for p in parts)
-    stored = storage.take(n_tasks, width, problem.shared[0], linalg.row_dtype(problem.shared))
+    batch, n_tasks, width = front.batch, len(front.batch.losses), sum(p.width for p in parts)
+    stored = storage.take(n_tasks, width, batch.shared[0], linalg.row_dtype(batch.shared))
     targets = [t for p in order for t in p.targets]
     places = _places(order, stored)
-    # One call for all tasks: a view takes as long as a small product.
-    alone_at = [p.unbind() for p in places] if chunk == 1 else []
-
-    def alone(tasks: slice, retain: bool) -> None:
-        found = front.pull(tasks.start, targets, retain)
-        _store(order, [p[tasks.start] for p in alone_at], found, alone=True)
-
-    def together(tasks: slice, retain: bool) -> None:
-        try:
-            _store(order, [p[tasks] for p in places], front.pull_together(tasks, targets, retain))
-        except (RuntimeError, NotImplementedError) as error:
-            raise ConfigurationError(
-                f"this network cannot be differentiated for several tasks at once (vmap): "
-                f'{_short(error)} Use gradients="auto" or gradients="sequential".'
-            ) from error
-
-    pull = alone if chunk == 1 else together
-    rounds = [slice(start, min(start + chunk, n_tasks)) for start in range(0, n_tasks, chunk)]
-    freed = permit is None and (chunk > 1 or front.last_frees)
-    if permit is None:
-        for tasks in rounds:
-            pull(tasks, not freed or tasks.stop < n_tasks)
+    freed = chunk > 1 or front.last_frees
+    if chunk == 1:
+        # One call for all tasks: a view takes as long as a small product.
+        alone_at = [p.unbind() for p in places]
+        for i in range(n_tasks):
+            found = front.pull(i, targets, not freed or i + 1 < n_tasks)
+            _store(order, [p[i] for p in alone_at], found, alone=True)
     else:
-        permit.run(problem, [functools.partial(pull, tasks, True) for tasks in rounds])
+        for start in range(0, n_tasks, chunk):
+            tasks = slice(start, min(start + chunk, n_tasks))
+            _store(order, [p[tasks] for p in places], _together(front, tasks, targets, tasks.stop < n_tasks))
     if not freed:
         front.free()
-    return Stored(problem, stored, order, front.heads)
+    return Stored(batch, stored, order, front.heads)
+
+
+def _together(front: Front, tasks: slice, targets: Sequence[object], retain: bool) -> list[Tensor | None]:
+    try:
+        return front.pull_together(tasks, targets, retain)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ConfigurationError(
+            f"this network cannot be differentiated for several tasks at once (vmap): "
+            f'{_short(error)} Use gradients="auto" or gradients="sequential".'
+        ) from error
 
 
 def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: int) -> Blocks:
-    problem = front.problem
-    n_tasks = len(problem.losses)
+    batch = front.batch
+    n_tasks = len(batch.losses)
     front.keep_graph()
-    total = torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device=problem.shared[0].device)
+    total = torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device=batch.shared[0].device)
     # The widest first: a buffer that grows would be held beside the old one.
     for block in sorted(_blocks(parts, columns), key=_width, reverse=True):
-        stored = storage.take(n_tasks, _width(block), problem.shared[0], linalg.row_dtype(problem.shared))
+        stored = storage.take(n_tasks, _width(block), batch.shared[0], linalg.row_dtype(batch.shared))
         pieces = [p for p, _, _ in block]
         targets = [t for p in pieces for t in p.targets]
         for i in range(n_tasks):
@@ -135,7 +125,7 @@ def _in_blocks(front: Front, storage: Storage, parts: Sequence[Part], columns: i
         shares = [linalg.products(cell) for piece, cell in zip(pieces, cells) if not piece.factored]
         for share in [*shares, linalg.factored_products(layers)] if layers else shares:
             total += share
-    return Blocks(problem, linalg.symmetric(total), front.heads)
+    return Blocks(batch, linalg.symmetric(total), front.heads)
 
 
 Slice = tuple[Part, int, int]
@@ -217,17 +207,9 @@ def _store(
             continue
         if alone:
             place, mine = place.unsqueeze(0), [None if g is None else g.unsqueeze(0) for g in mine]
-        if len(present) < len(mine):
-            # A task that reaches only some uses of a weight: the other cotangents are zero.
-            mine = [_zeros(t, len(place), present[0]) if g is None else g for t, g in zip(piece.targets, mine)]
-        piece.store(place, [g for g in mine if g is not None])
+        piece.store(place, mine)
     if into:
         torch._foreach_copy_(into, gradients)  # one call for many small parameters
-
-
-def _zeros(target: torch.autograd.graph.GradientEdge, n: int, like: Tensor) -> Tensor:
-    shape = target.node._input_metadata[0].shape
-    return like.new_zeros(n, *shape)
 
 
 class Stored(TaskGradients):
@@ -235,12 +217,12 @@ class Stored(TaskGradients):
 
     def __init__(
         self,
-        problem: GradientProblem,
+        batch: Batch,
         stored: Tensor,
         parts: Sequence[Part],
-        heads: Sequence[list[tuple[Tensor, Tensor]]],
+        heads: Sequence[list[Pair]],
     ) -> None:
-        self._problem = problem
+        self._batch = batch
         self._stored = stored
         self._parts = parts
         self.heads = heads
@@ -267,41 +249,32 @@ class Stored(TaskGradients):
         """(K, P); a new matrix if only factors are stored."""
         if all(p.plain for p in self._parts):
             return self._stored
-        sizes = [p.numel() for p in self._problem.shared]
+        sizes = [p.numel() for p in self._batch.shared]
         out = self._stored.new_empty(len(self._stored), sum(sizes))
-        place = dict(zip(map(id, self._problem.shared), out.split(sizes, 1)))
+        place = dict(zip(map(id, self._batch.shared), out.split(sizes, 1)))
         for piece, block in _cut(self._parts, self._stored):
             for i, stored in enumerate(block):
                 for parameter, gradient in piece.gradients(stored):
                     place[id(parameter)][i].copy_(gradient.flatten())
         return out
 
-    def write(
-        self,
-        *,
-        weights: Tensor | None,
-        direction: Tensor | None,
-        head_weights: Tensor | None,
-        feature_gradient: Sequence[Tensor] = (),
-    ) -> None:
+    def write(self, answer: Answer) -> None:
         """As :meth:`TaskGradients.write`; the graph is not needed any more."""
-        if feature_gradient:
-            raise ConfigurationError("feature gradients need the losses-only gradient source (needs = Needs.LOSSES).")
         with torch.no_grad():
-            if direction is not None:
-                shared = self._problem.shared
+            if answer.direction is not None:
+                shared = self._batch.shared
                 # A copy: the method may hold on to its direction, or have handed out a row.
-                pieces = direction.to(self._stored.device, copy=True).split([p.numel() for p in shared])
+                pieces = answer.direction.to(self._stored.device, copy=True).split([p.numel() for p in shared])
                 gradients = [(p, d.view(p.shape)) for p, d in zip(shared, pieces)]
             else:
-                assert weights is not None
-                gradients = self.combined(weights)
+                assert answer.weights is not None
+                gradients = self.combined(answer.weights)
             used = set(map(id, self.used))
             for parameter, gradient in gradients:
                 # A parameter no task uses keeps grad None, as after sum(losses).backward().
                 if id(parameter) in used:
                     accumulate(parameter, gradient, fresh=True)
-        write_heads(self.heads, head_weights)
+        write_heads(self.heads, answer.head_weights)
 
     @torch.no_grad()
     def combined(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -325,10 +298,10 @@ def _cut(parts: Sequence[Part], stored: Tensor) -> Iterator[tuple[Part, Tensor]]
 class Blocks(TaskGradients):
     """A Gramian gathered block by block; the direction takes one more pass, from the weighted losses."""
 
-    def __init__(self, problem: GradientProblem, gramian: Tensor, heads: Sequence[list[tuple[Tensor, Tensor]]]) -> None:
-        self._problem = problem
+    def __init__(self, batch: Batch, gramian: Tensor, heads: Sequence[list[Pair]]) -> None:
+        self._batch = batch
         self._gramian = gramian
-        self._heads = heads
+        self.heads = heads
 
     def gramian(self) -> Tensor:
         """(K, K) float64."""
@@ -338,21 +311,12 @@ class Blocks(TaskGradients):
         """Not kept."""
         raise PluginError('gradients="streaming" keeps no rows; use gradients="sequential" or "batched".')
 
-    def write(
-        self,
-        *,
-        weights: Tensor | None,
-        direction: Tensor | None,
-        head_weights: Tensor | None,
-        feature_gradient: Sequence[Tensor] = (),
-    ) -> None:
+    def write(self, answer: Answer) -> None:
         """As :meth:`TaskGradients.write`; frees the graph."""
-        if feature_gradient:
-            raise ConfigurationError("feature gradients need the losses-only gradient source (needs = Needs.LOSSES).")
-        if weights is None:
+        if answer.weights is None:
             raise PluginError('a method that returns a direction cannot use gradients="streaming".')
-        losses, shared = self._problem.losses, self._problem.shared
-        seeds = [w.to(t) for w, t in zip(linalg.placed(weights, losses[0], weights.dtype).unbind(), losses)]
+        losses, shared = self._batch.losses, self._batch.shared
+        weights = linalg.placed(answer.weights, losses[0], answer.weights.dtype)
         with all_or_nothing(shared):
-            graph.backward(losses, seeds, shared)
-        write_heads(self._heads, head_weights)
+            graph.backward(losses, [w.to(t) for w, t in zip(weights.unbind(), losses)], shared)
+        write_heads(self.heads, answer.head_weights)

@@ -1,204 +1,198 @@
-"""Which gradient source serves a step, and why."""
+"""Which plan serves a step, and why. The choice is a rule's; nothing here looks at a clock."""
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
-from mtlcore import linalg, threads
+from mtlcore import linalg
 from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError
-from mtlcore.gradients.batched import Batched
-from mtlcore.gradients.calibration import Calibrated, Calibration, Candidate
-from mtlcore.gradients.features_only import FeaturesOnly
-from mtlcore.gradients.losses_only import LossesOnly
-from mtlcore.gradients.sequential import Sequential
-from mtlcore.gradients.source import GradientProblem, GradientSource
+from mtlcore.gradients import check, features_only, jacobian, rule
+from mtlcore.gradients.batch import Batch, Outline
+from mtlcore.gradients.losses_only import Weighted
+from mtlcore.gradients.plan import PLANS, Plan
 from mtlcore.gradients.storage import Storage
-from mtlcore.gradients.streaming import Streaming
-from mtlcore.gradients.threaded import Threaded
+from mtlcore.gradients.task_gradients import TaskGradients
 
-SOURCES: dict[str, type[GradientSource]] = {
-    s.name: s for s in (LossesOnly, Sequential, Threaded, Batched, Streaming, FeaturesOnly)
-}
-"""Those that a user can force."""
-
-_WITHOUT_NUMBERS = (LossesOnly.name, FeaturesOnly.name)
-"""Sources that store nothing per parameter."""
-_SMALL = 1 << 18
-"""Below this many numbers in parameters or features, times K, a step is a matter of a millisecond or two, and the
-choice is not timed."""
-_MANY = 8
-"""From so many tasks on, a small step differentiates them together."""
-_TOGETHER = 16
-"""Tasks differentiated at once: more gain little speed and cost memory."""
+_FAILURES = (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What a plan may raise on a network that it cannot serve."""
+_REMEMBERED = 512
+"""Shapes of step whose choice is kept: batches of varying length would otherwise add up for ever."""
 
 
 class Planner:
-    """Holds the sources of one training run (they keep buffers) and picks one per step.
+    """Picks a plan for each step of one training run, and owns the memory that plans share.
 
     Args:
-        wish: "auto", or the name of a source to force.
-        memory: bytes that task gradients may take, or None. "auto" leaves out the sources that would need more.
+        wish: "auto", or the name of a plan to force.
+        memory: bytes that task gradients may take, or None. "auto" leaves out the plans that would need more.
+        check: whether the first step with a new graph compares the plan with plain autograd.
 
     Raises:
-        ConfigurationError: an unknown source, or a budget that is no positive number of bytes.
+        ConfigurationError: an unknown plan, or a budget that is no positive number of bytes.
     """
 
-    def __init__(self, wish: str = "auto", memory: int | None = None) -> None:
-        if wish != "auto" and wish not in SOURCES:
-            raise ConfigurationError(f"gradients={wish!r}: choose one of auto, {', '.join(SOURCES)}.")
+    def __init__(self, wish: str = "auto", memory: int | None = None, check: bool = True) -> None:
+        if wish != "auto" and wish not in PLANS:
+            raise ConfigurationError(f"gradients={wish!r}: choose one of auto, {', '.join(PLANS)}.")
         if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0):
             raise ConfigurationError(f"gradient_memory={memory!r}: give a positive whole number of bytes, or None.")
         self._wish = wish
         self._memory = memory
-        self._storage = Storage()
-        self._sources: dict[str, GradientSource] = {}
-        self._calibrations: dict[str, Calibration] = {}
-        self._chosen: dict[str, str] = {}
+        self._check = check
+        self.storage = Storage()
+        self.pins: dict[str, str] = {}
+        """By the name of what is asked ("GRAMIAN", "JACOBIAN"), the plan that ``MultiTask.tune`` measured as fastest."""
+        self._choices: dict[object, _Choice] = {}
 
-    def pick(self, needs: Needs, problem: GradientProblem, training: bool = True) -> tuple[GradientSource, str]:
-        """The source for what this step needs, and the reason in words.
-
-        Args:
-            needs: of method and detector.
-            problem: the forward pass.
-            training: the trunk's mode; batch norms have another graph in evaluation.
+    def collect(self, needs: Needs, batch: Batch) -> tuple[TaskGradients, str]:
+        """Task gradients as far as this step needs them, and which plan made them and why.
 
         Raises:
-            ConfigurationError: the forced source does not provide what the method needs.
+            ConfigurationError: the forced plan does not provide what the method needs, or cannot serve this network.
         """
-        if self._wish == "auto":
-            return self._automatic(needs, problem, training)
-        source = self._get(self._wish)
-        if source.provides < needs:
-            raise ConfigurationError(
-                f'gradients="{self._wish}" provides {source.provides.name}, but this method (or its detector) needs '
-                f'{needs.name}. Use gradients="auto".'
-            )
-        return source, f"{self._wish}: forced"
-
-    def choices(self) -> dict[str, str]:
-        """What the clock has settled, by shape of step: for a checkpoint. (What a rule settles, it settles again.)"""
-        settled = {k: c.winner.label for k, c in self._calibrations.items() if c.timed and c.winner is not None}
-        return {**self._chosen, **settled}
-
-    def release(self) -> None:
-        """Let go of the memory for task gradients; the next step asks for it anew."""
-        self._storage.release()
-
-    def restore(self, choices: Mapping[str, str]) -> None:
-        """Take over :meth:`choices` of an earlier run instead of calibrating again."""
-        self._chosen = dict(choices)
-        self._calibrations = {}
-
-    def _automatic(self, needs: Needs, problem: GradientProblem, training: bool) -> tuple[GradientSource, str]:
+        if self._wish != "auto":
+            plan = PLANS[self._wish]
+            if plan.provides < needs:
+                raise ConfigurationError(
+                    f'gradients="{plan.name}" provides {plan.provides.name}, but this method (or its detector) needs '
+                    f'{needs.name}. Use gradients="auto".'
+                )
+            return self._run(plan, batch), f"{plan.name}: forced"
         if needs == Needs.LOSSES:
-            return self._get("losses"), "losses: the method needs no task gradients, one backward pass"
-        key = _signature(needs, problem, training)
-        calibration = self._calibrations.get(key)
-        # Who differentiates tasks together was ruled out by an odd first step: this one is the second chance.
-        if calibration is None or (calibration.inseparable and problem.separated):
-            calibration = self._calibrations[key] = self._contest(key, needs, problem)
-        reason = calibration.explain()
-        if not problem.features:
+            return Weighted(batch), "losses: the method needs no task gradients, one backward pass"
+        found, reason = self._chosen(needs, batch)
+        if not batch.features:
             reason += "; no features were given, so every task goes through the whole graph (slower)"
-        return Calibrated(calibration), reason
+        return found, reason
 
-    def _contest(self, key: str, needs: Needs, problem: GradientProblem) -> Calibration:
-        n_tasks, size = len(problem.losses), sum(p.numel() for p in problem.shared)
-        candidates = _candidates(needs, problem, self._storage)
-        reference = candidates[:1]
-        item = torch.finfo(linalg.row_dtype(problem.shared)).bits // 8
-        bytes_of_rows = n_tasks * size * item
-        if self._memory is not None and bytes_of_rows > self._memory:
+    def candidates(self, needs: Needs) -> list[Plan]:
+        """Every exact plan that provides what is asked."""
+        if needs == Needs.LOSSES:
+            return [PLANS["losses"]]
+        return [p for p in PLANS.values() if p.provides >= needs and p.name != "features"]
+
+    def forced(self, plan: Plan) -> Planner:
+        """A planner for this plan alone, in the same memory."""
+        out = Planner(plan.name, self._memory)
+        out.storage = self.storage
+        return out
+
+    def pin(self, needs: Needs, name: str) -> None:
+        """From now on try this plan first."""
+        self.restore({**self.pins, needs.name: name})
+
+    def restore(self, pins: Mapping[str, str]) -> None:
+        """Take over the pins of an earlier run."""
+        self.pins = dict(pins)
+        self._choices = {}
+
+    def _chosen(self, needs: Needs, batch: Batch) -> tuple[TaskGradients, str]:
+        key = _key(needs, batch)
+        choice = self._choices.get(key)
+        if choice is None:
+            if len(self._choices) >= _REMEMBERED:
+                self._choices.pop(next(iter(self._choices)))
+            choice = self._choices[key] = self._choose(needs, batch)
+        for plan in choice.plans:
+            if choice.refuses(plan, batch):
+                continue
+            if plan is choice.plans[-1] or choice.knows(plan, batch):
+                return self._run(plan, batch), choice.reason(plan)
+            if self._trial(plan, choice, batch):
+                compared = "; in this step compared with plain autograd" if self._check else ""
+                return self._run(plan, batch), choice.reason(plan) + compared
+        raise AssertionError("the last plan is never refused")
+
+    def _choose(self, needs: Needs, batch: Batch) -> _Choice:
+        item = torch.finfo(linalg.row_dtype(batch.shared)).bits // 8
+        rows = len(batch.losses) * batch.size * item
+        if self._memory is not None and rows > self._memory:
             if needs > Needs.GRAMIAN:
                 raise ConfigurationError(
-                    f"the task gradients take {bytes_of_rows / 1e6:.0f} MB and the memory budget is "
+                    f"the task gradients take {rows / 1e6:.0f} MB and the memory budget is "
                     f"{self._memory / 1e6:.0f} MB, but this method (or its detector) reads whole rows. Raise the "
                     f"budget, or take one that needs the Gramian only."
                 )
-            # Not compared with the reference, whose rows are what does not fit.
-            stream = functools.partial(Streaming, storage=self._storage, limit=self._memory // item)
-            why = "the rows would not fit into the memory budget"
-            return Calibration([Candidate("streaming", stream)], timed=False, why=why)
-        if key in self._chosen:
-            # Compared with the reference once more: the network may be another one now.
-            kept = [c for c in candidates[1:] if c.label == self._chosen[key]]
-            known = kept or self._chosen[key] == reference[0].label
-            why = (
-                "as before the checkpoint" if known else f"the checkpoint's {self._chosen[key]!r} is not to be had here"
-            )
-            return Calibration([*reference, *kept], timed=False, why=why, storage=self._storage)
-        if n_tasks == 1:
-            return Calibration(reference, timed=False, why="one task")
-        if n_tasks * max(size, sum(f.numel() for f in problem.features)) < _SMALL:
-            # Dispatch is what a small step costs; all tasks at once dispatch once. Not timed, so that two runs of the
-            # same small program choose alike.
-            together = [c for c in candidates if c.together] if n_tasks >= _MANY else []
-            why = "a small step, chosen by rule and not by the clock"
-            return Calibration(reference + together, timed=False, why=why, storage=self._storage)
-        if torch.are_deterministic_algorithms_enabled():
-            return Calibration(reference, timed=False, why="deterministic algorithms are on, so nothing is timed")
-        return Calibration(candidates, timed=True, storage=self._storage)
+            return _Choice((PLANS["streaming"],), "the rows would not fit into the memory budget")
+        pinned = self.pins.get(needs.name)
+        if pinned is not None:
+            first = PLANS[pinned]
+            rest = () if first.name == "sequential" else (PLANS["sequential"],)
+            return _Choice((first, *rest), "pinned by tune, the fastest where it was measured")
+        return _Choice(*rule.preferences(needs, rule.Shape.of(batch)))
 
-    def _get(self, name: str) -> GradientSource:
-        if name not in self._sources:
-            kind: Any = SOURCES[name]
-            self._sources[name] = kind() if name in _WITHOUT_NUMBERS else kind(storage=self._storage)
-        return self._sources[name]
+    def _trial(self, plan: Plan, choice: _Choice, batch: Batch) -> bool:
+        """Whether the plan serves this graph; the graph is kept."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # vmap warns of slow fallbacks: the rule's business, not the user's
+                found = self._run(plan, batch, keep_graph=True)
+                error = check.disagreement(found, batch) if self._check else 0.0
+        except _FAILURES as failure:
+            choice.refuse(plan, batch, " ".join(str(failure).split())[:200])
+            return False
+        if error is None:  # an error in a moment: nothing to be compared with
+            return True
+        if not error <= check.tolerance(batch):
+            choice.refuse(plan, batch, f"its gradients differ from plain autograd's (relative error {error:.0e})")
+            return False
+        choice.accept(plan, batch)
+        return True
 
-
-def _candidates(needs: Needs, problem: GradientProblem, storage: Storage) -> list[Candidate]:
-    """The reference first."""
-    stream = functools.partial(Streaming, frugal=False, storage=storage)
-    together = min(len(problem.losses), _TOGETHER)
-    workers = threads.available() if problem.shared[0].device.type == "cpu" else 1
-    out = [Candidate("sequential", functools.partial(Sequential, storage))]
-    if needs == Needs.GRAMIAN:
-        out.append(Candidate("streaming", stream))
-        if workers > 1:
-            out.append(Candidate("streaming-threaded", functools.partial(stream, threaded=True)))
-        if problem.features:
-            out.append(Candidate("streaming-together", functools.partial(stream, together), together=True))
-        return out
-    if workers > 1:
-        out.append(Candidate("threaded", functools.partial(Threaded, storage)))
-    if problem.features:
-        out.append(Candidate("batched", functools.partial(Batched, together, storage), together=True))
-    return out
+    def _run(self, plan: Plan, batch: Batch, *, keep_graph: bool = False) -> TaskGradients:
+        if plan.name == "losses":
+            return Weighted(batch)
+        if plan.name == "features":
+            return features_only.collect(batch, keep_graph=keep_graph)
+        item = torch.finfo(linalg.row_dtype(batch.shared)).bits // 8
+        most = None if self._memory is None else self._memory // item
+        return jacobian.collect(plan, batch, self.storage, keep_graph=keep_graph, most=most)
 
 
-def _signature(needs: Needs, problem: GradientProblem, training: bool) -> str:
-    """What a choice depends on."""
-    first = problem.shared[0]
-    return _spelled(
+class _Choice:
+    """For one shape of step: the plans in order, and which graphs each has been found to serve."""
+
+    def __init__(self, plans: tuple[Plan, ...], why: str) -> None:
+        self.plans = plans
+        self._why = why
+        self._serves: dict[tuple[str, Outline], bool] = {}
+        self._refusals: dict[str, str] = {}
+
+    def refuses(self, plan: Plan, batch: Batch) -> bool:
+        return any(self._serves.get((plan.name, o)) is False for o in batch.outlines)
+
+    def knows(self, plan: Plan, batch: Batch) -> bool:
+        return all(self._serves.get((plan.name, o)) for o in batch.outlines)
+
+    def accept(self, plan: Plan, batch: Batch) -> None:
+        self._serves.update({(plan.name, o): True for o in batch.outlines})
+
+    def refuse(self, plan: Plan, batch: Batch, why: str) -> None:
+        unknown = [o for o in batch.outlines if (plan.name, o) not in self._serves]
+        self._serves.update({(plan.name, o): False for o in unknown or batch.outlines})
+        self._refusals[plan.name] = why
+
+    def reason(self, plan: Plan) -> str:
+        refused = "".join(f"; {name} refused: {why}" for name, why in self._refusals.items() if name != plan.name)
+        return f"{plan.name}: {self._why}{refused}"
+
+
+def _key(needs: Needs, batch: Batch) -> object:
+    """What a choice depends on: shapes, dtypes, device, and the graph's size."""
+    first = batch.shared[0]
+    return (
         needs,
-        len(problem.losses),
-        sum([p.numel() for p in problem.shared]),
-        tuple([f.shape for f in problem.features]),
+        len(batch.losses),
+        batch.size,
+        tuple([f.shape for f in batch.features]),
         first.dtype,
         first.device.type,
-        training,
+        batch.separated,
+        batch.reach.size,
         torch.is_autocast_enabled(first.device.type),
     )
-
-
-@functools.lru_cache(maxsize=64)  # a step spells out what the last one did
-def _spelled(
-    needs: Needs,
-    n_tasks: int,
-    n_parameters: int,
-    features: tuple[torch.Size, ...],
-    dtype: torch.dtype,
-    device: str,
-    training: bool,
-    autocast: bool,
-) -> str:
-    # Sizes are rounded to powers of two: batches of varying length share a choice.
-    shapes = ["x".join(str(1 << (n - 1).bit_length()) for n in shape) for shape in features]
-    mode = f"{'train' if training else 'eval'}{' autocast' if autocast else ''}"
-    return f"{needs.name} K={n_tasks} P={n_parameters} features={','.join(shapes)} {dtype} {device} {mode}"

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from mtlcore.errors import ConfigurationError
-from mtlcore.gradients.features_only import FeaturesOnly
-from mtlcore.gradients.source import GradientProblem, TaskGradients
+from mtlcore.gradients import features_only
+from mtlcore.gradients.batch import Batch
+from mtlcore.gradients.task_gradients import TaskGradients
+
+_WISH = ("refresh", "leave refresh out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,6 @@ class Keeper:
 
     def __init__(self, policy: Refresh) -> None:
         self.policy = policy
-        self._source = FeaturesOnly("refresh", otherwise="leave refresh out")
         self._weights: Tensor | None = None
         self._heads: Tensor | None = None
         self._present: Tensor | None = None
@@ -59,16 +61,17 @@ class Keeper:
         self._age = 0
         self._next: dict[str, Any] = {}
 
-    def reuse(self, problem: GradientProblem, present: Tensor) -> TaskGradients | None:
+    def reuse(self, batch: Batch) -> TaskGradients | None:
         """What is needed to apply the kept weights, or None when new ones are due."""
-        if not problem.features:
+        present = batch.presence.mask()
+        if not batch.features:
             raise ConfigurationError("refresh needs the features: backward(losses, features=z).")
         same = self._present is not None and torch.equal(self._present, present)
         due = self._weights is None or not same or self._age >= self.policy.every
         if due and self.policy.drift is None:
             return None
         # A drift may ask for the task gradients after all.
-        found = self._source.collect(problem, keep_graph=self.policy.drift is not None)
+        found = features_only.collect(batch, keep_graph=self.policy.drift is not None, wish=_WISH)
         if self.policy.drift is not None:
             self._now = found.gramian().cpu()
             if due or self.drift() > self.policy.drift:

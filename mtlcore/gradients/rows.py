@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from mtlcore import linalg
+from mtlcore.gradients import torch_internals
 from mtlcore.gradients.graph import Use
+from mtlcore.gradients.torch_internals import saved
 
 
 class Part(abc.ABC):
@@ -55,8 +57,9 @@ class Part(abc.ABC):
         return []
 
     @abc.abstractmethod
-    def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
-        """Write into ``out`` (c, width) what autograd found for c tasks at each target, each (c, ...)."""
+    def store(self, out: Tensor, found: Sequence[Tensor | None]) -> None:
+        """Write into ``out`` (c, width) what autograd found for c tasks at each target, each (c, ...); None at a use that
+        none of them reaches."""
 
     def factors(self, stored: Tensor) -> linalg.Factored:
         """What inner products of the gradients are made of, for a factored part."""
@@ -83,9 +86,10 @@ class Whole(Part):
         """See :class:`Part`."""
         return [self.parameter]
 
-    def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
+    def store(self, out: Tensor, found: Sequence[Tensor | None]) -> None:
         """See :class:`Part`."""
         (gradient,) = found
+        assert gradient is not None
         dense = gradient.to_dense() if gradient.is_sparse else gradient
         out.view(-1, *self.parameter.shape).copy_(dense)
 
@@ -115,15 +119,17 @@ class _Used(Part):
 class Matrix(_Used):
     """The weight of matrix products, multiplied out here: one product for all tasks and uses, straight into place."""
 
-    def __init__(self, parameter: Tensor, uses: Sequence[Use], inputs: Tensor) -> None:
+    def __init__(self, parameter: Tensor, uses: Sequence[Use], inputs: Sequence[Tensor]) -> None:
         super().__init__(parameter, uses)
-        self._inputs = inputs
+        self._inputs = _joined(inputs)
+        self._sizes = [len(a) for a in inputs]
         self._transposed = uses[0].kind == "matmul"
         self.width = parameter.numel()
 
-    def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
+    def store(self, out: Tensor, found: Sequence[Tensor | None]) -> None:
         """See :class:`Part`."""
-        cotangents = _stack(found)
+        out_features = self.parameter.shape[1 if self._transposed else 0]
+        cotangents = _stack(found, [(n, out_features) for n in self._sizes])
         inputs = self._inputs.expand(len(out), *self._inputs.shape)
         place = out.view(-1, *self.parameter.shape)
         if self._transposed:
@@ -143,22 +149,25 @@ class Factors(_Used):
     plain = False
     factored = True
 
-    def __init__(self, parameter: Tensor, uses: Sequence[Use], inputs: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, parameter: Tensor, uses: Sequence[Use], inputs: Sequence[Tensor], bias: Tensor | None
+    ) -> None:
         super().__init__(parameter, uses)
         self.bias = bias
-        self._inputs = inputs
+        self._inputs = _joined(inputs)
+        self._sizes = [len(a) for a in inputs]
         self._kind = uses[0].kind
         self._out = parameter.shape[1] if self._kind == "matmul" else parameter.shape[0]
-        self.width = inputs.shape[0] * self._out
+        self.width = len(self._inputs) * self._out
 
-    def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
+    def store(self, out: Tensor, found: Sequence[Tensor | None]) -> None:
         """See :class:`Part`."""
-        if self._kind == "convolution":
-            found = [g.flatten(3).transpose(2, 3).flatten(1, 2) for g in found]
-        place, start = out.view(len(out), -1, self._out), 0
-        for g in found:
-            place[:, start : start + g.shape[1]].copy_(g)
-            start += g.shape[1]
+        places = out.view(len(out), -1, self._out).split(self._sizes, 1)
+        for place, g in zip(places, found):
+            if g is None:
+                place.zero_()
+            else:
+                place.copy_(g.flatten(3).transpose(2, 3).flatten(1, 2) if self._kind == "convolution" else g)
 
     def factors(self, stored: Tensor) -> linalg.Factored:
         """See :class:`Part`."""
@@ -185,10 +194,11 @@ class Table(_Used):
 
     def __init__(self, parameter: Tensor, uses: Sequence[Use]) -> None:
         super().__init__(parameter, uses)
-        indices = [u.node._saved_indices.reshape(-1).long() for u in uses]
+        indices = [saved(u.node, "indices").reshape(-1).long() for u in uses]
+        self._sizes = [len(i) for i in indices]
         self._rows, self._where = torch.unique(torch.cat(indices), return_inverse=True)
         # "No padding" arrives as -1 or as the largest unsigned number: no index of this table.
-        padding = [p if 0 <= p < len(parameter) else None for p in (u.node._saved_padding_idx for u in uses)]
+        padding = [p if 0 <= p < len(parameter) else None for p in (saved(u.node, "padding_idx") for u in uses)]
         self._silent = None
         if any(p is not None for p in padding):
             self._silent = torch.cat(
@@ -196,10 +206,13 @@ class Table(_Used):
             )
         self.width = len(self._rows) * parameter.shape[1]
 
-    def store(self, out: Tensor, found: Sequence[Tensor]) -> None:
+    def store(self, out: Tensor, found: Sequence[Tensor | None]) -> None:
         """See :class:`Part`."""
         columns = self.parameter.shape[1]
-        cotangents = _stack([g.reshape(len(out), g[0].numel() // columns, columns) for g in found])
+        shapes = [(n, columns) for n in self._sizes]
+        cotangents = _stack(
+            [None if g is None else g.reshape(len(out), *shape) for g, shape in zip(found, shapes)], shapes
+        )
         if self._silent is not None:
             cotangents = cotangents.masked_fill(self._silent[None, :, None], 0.0)
         place = out.view(len(out), len(self._rows), columns)
@@ -211,8 +224,16 @@ class Table(_Used):
         return full.index_copy_(0, self._rows, stored.view(len(self._rows), self.parameter.shape[1]))
 
 
-def _stack(found: Sequence[Tensor]) -> Tensor:
-    return found[0] if len(found) == 1 else torch.cat(list(found), 1)
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+
+
+def _stack(found: Sequence[Tensor | None], shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """(c, sum of N, out) of the cotangents at all uses; a use that was not reached has zeros."""
+    first = next(g for g in found if g is not None)
+    if len(found) == 1:
+        return first
+    return torch.cat([first.new_zeros(len(first), *s) if g is None else g for g, s in zip(found, shapes)], 1)
 
 
 def parts(shared: Sequence[Tensor], uses: Mapping[int, Sequence[Use] | None], factors: bool) -> list[Part]:
@@ -224,7 +245,7 @@ def parts(shared: Sequence[Tensor], uses: Mapping[int, Sequence[Use] | None], fa
         factors: False to store whole gradients only.
     """
     dtype = linalg.row_dtype(shared)
-    known = {id(p): uses.get(id(p)) if p.dtype == dtype and not p._backward_hooks else None for p in shared}
+    known = {id(p): uses.get(id(p)) if p.dtype == dtype and not torch_internals.tensor_hooks(p) else None for p in shared}
     biases = {}
     for p in shared if factors else ():
         mine = known[id(p)]
@@ -247,7 +268,7 @@ def _part(parameter: Tensor, uses: Sequence[Use] | None, factors: bool, biases: 
     if kind == "bias":
         return Whole(parameter)
     if kind == "table":
-        known = all(not u.node._saved_sparse and not u.node._saved_scale_grad_by_freq for u in uses)
+        known = not any(saved(u.node, "sparse") or saved(u.node, "scale_grad_by_freq") for u in uses)
         known = known and parameter.numel() > 0
         return Table(parameter, uses) if factors and known else Whole(parameter)
     bias = biases.get(frozenset(u.node for u in uses))
@@ -255,23 +276,23 @@ def _part(parameter: Tensor, uses: Sequence[Use] | None, factors: bool, biases: 
         bias = None
     if kind == "convolution":
         return _convolution(parameter, uses, factors, bias)
-    name = {"AddmmBackward0": "_saved_mat1", "MmBackward0": "_saved_self"}
-    inputs = [getattr(u.node, name[type(u.node).__name__]).detach() for u in uses]
-    scaled = any(getattr(u.node, "_saved_alpha", 1) != 1 for u in uses)
+    added = [type(u.node).__name__ == "AddmmBackward0" for u in uses]
+    inputs = [saved(u.node, "mat1" if a else "self").detach() for u, a in zip(uses, added)]
+    scaled = any(a and saved(u.node, "alpha") != 1 for u, a in zip(uses, added))
     strange = any(a.dtype != parameter.dtype or a.ndim != 2 or a.layout != torch.strided for a in inputs)
     if scaled or strange or parameter.numel() == 0:
         return Whole(parameter)
-    stacked = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
     # Half of the fan-in: below it the K x K products of factors cost less than forming K gradients.
-    small = 2 * stacked.shape[0] <= stacked.shape[1]
-    return Factors(parameter, uses, stacked, bias) if factors and small else Matrix(parameter, uses, stacked)
+    small = 2 * sum(len(a) for a in inputs) <= inputs[0].shape[1]
+    return Factors(parameter, uses, inputs, bias) if factors and small else Matrix(parameter, uses, inputs)
 
 
 def _is_added(bias: Tensor, weight: Tensor, kind: str, uses: Sequence[Use]) -> bool:
     """Whether y = ... + bias in all uses of the weight, the same for every row."""
     out = weight.shape[1] if kind == "matmul" else weight.shape[0]
     same = bias.shape == (out,) and bias.dtype == weight.dtype
-    return same and all(getattr(u.node, "_saved_beta", 1) == 1 for u in uses)
+    added = [u for u in uses if type(u.node).__name__ == "AddmmBackward0"]
+    return same and all(saved(u.node, "beta") == 1 for u in added)
 
 
 def _convolution(parameter: Tensor, uses: Sequence[Use], factors: bool, bias: Tensor | None) -> Part:
@@ -279,17 +300,17 @@ def _convolution(parameter: Tensor, uses: Sequence[Use], factors: bool, bias: Te
     patches = []
     for use in uses if factors else ():
         node = use.node
-        image = node._saved_input.detach()
+        image = saved(node, "input").detach()
         if (
             parameter.ndim != 4
             or image.ndim != 4
-            or node._saved_groups != 1
-            or node._saved_transposed
+            or saved(node, "groups") != 1
+            or saved(node, "transposed")
             or image.dtype != parameter.dtype
         ):
             return Whole(parameter)
-        kernel, stride = parameter.shape[2:], _signed(node._saved_stride)
-        padding, dilation = _signed(node._saved_padding), _signed(node._saved_dilation)
+        kernel, stride = parameter.shape[2:], _signed(saved(node, "stride"))
+        padding, dilation = _signed(saved(node, "padding")), _signed(saved(node, "dilation"))
         sites = image.shape[0]
         for size, k, s, p, d in zip(image.shape[2:], kernel, stride, padding, dilation):
             sites *= (size + 2 * p - d * (k - 1) - 1) // s + 1
@@ -297,7 +318,7 @@ def _convolution(parameter: Tensor, uses: Sequence[Use], factors: bool, bias: Te
             return Whole(parameter)
         columns = torch.nn.functional.unfold(image, tuple(kernel), dilation, padding, stride)
         patches.append(columns.transpose(1, 2).flatten(0, 1))
-    return Factors(parameter, uses, torch.cat(patches), bias) if patches else Whole(parameter)
+    return Factors(parameter, uses, patches, bias) if patches else Whole(parameter)
 
 
 def _signed(values: Sequence[int]) -> tuple[int, ...]:

@@ -7,14 +7,13 @@ the second one is asked for). A source that multiplies weight gradients out itse
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from mtlcore.gradients import graph
+from mtlcore.gradients import graph, torch_internals
 
 
 class Taps:
@@ -25,8 +24,8 @@ class Taps:
     """
 
     def __init__(self, nodes: Iterable[Any]) -> None:
-        self._open: dict[int, dict[int, Tensor | None]] = {}
-        """By thread, what the pass there is waiting for, and what of it has come."""
+        self._seen: dict[int, Tensor | None] = {}
+        """What the pass that is running waits for, and what of it has come."""
         self.hooked: set[Any] = set()
         """Functions with hooks of somebody else, which may change what they are given (and need not run, where nothing
         behind the function is asked for) or what they return."""
@@ -35,7 +34,7 @@ class Taps:
             # The identity, for a node that is kept alive by its own hook would never be let go of.
             after = node.register_hook(functools.partial(self._note, id(node)))
             before = node.register_prehook(_look)  # only to see who else is there
-            if any(len(h.hooks_dict_ref()) > 1 for h in (after, before)):
+            if any(map(torch_internals.others_listen, (after, before))):
                 self.hooked.add(node)
             before.remove()
             self._handles.append(after)
@@ -50,21 +49,16 @@ class Taps:
     ) -> tuple[Tensor | None, ...]:
         """:func:`graph.differentiate`, with what the functions behind gradient edges were given."""
         keys = [id(i.node) if isinstance(i, GradientEdge) else None for i in inputs]
-        seen: dict[int, Tensor | None] = {k: None for k in keys if k is not None}
-        thread = threading.get_ident()
-        self._open[thread] = seen
+        self._seen = seen = {k: None for k in keys if k is not None}
         try:
             found = graph.differentiate(outputs, inputs, seeds, retain=retain)
         finally:
-            del self._open[thread]
+            self._seen = {}
         return tuple([g if k is None or seen[k] is None else seen[k] for k, g in zip(keys, found)])
 
     def _note(self, key: int, returned: Sequence[Tensor | None], given: Sequence[Tensor | None]) -> None:
-        seen = self._open.get(threading.get_ident())
-        if seen is None:  # an accelerator's pass runs on a thread of its own, and only one at a time
-            seen = next(iter(self._open.values()), {})
-        if key in seen:
-            seen[key] = given[0]
+        if key in self._seen:
+            self._seen[key] = given[0]
 
 
 def _look(given: Sequence[Tensor | None]) -> None:

@@ -1,4 +1,4 @@
-"""What a detector returns, checked."""
+"""Asking a detector, and checking its verdict."""
 
 from __future__ import annotations
 
@@ -9,9 +9,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlcore.contracts import Conflict, ConflictDetector
+from mtlcore.contracts import Conflict, ConflictDetector, Needs, StepView
 from mtlcore.errors import PluginError
 from mtlcore.registry import registry
+
+
+def detect(detector: ConflictDetector, view: StepView) -> Conflict:
+    """The verdict on the tasks present, spread over all K; False for absent ones.
+
+    Raises:
+        PluginError: the detector raised, wrote into the rows or broke its contract; names it and its distribution.
+    """
+    part = view.limited_to(detector.needs)
+    if not view.complete:
+        part = part.restricted(view.present)
+    rows = part.jacobian if detector.needs == Needs.JACOBIAN else None
+    version = None if rows is None else rows._version
+    try:
+        with torch.no_grad():
+            found = detector.detect(part)
+    except Exception as error:
+        who = registry().identify(detector)
+        raise PluginError(f"detector {who} raised {type(error).__name__}: {error}") from error
+    if rows is not None and rows._version != version:
+        who = registry().identify(detector)
+        raise PluginError(f"detector {who} wrote into view.jacobian, which is read-only: clone it first.")
+    conflict = checked(detector, found, part.n_tasks)
+    if view.complete:
+        return conflict
+    presence = view.presence
+    pairs, dominated = presence.spread_pairs(conflict.pairs), presence.spread(conflict.dominated)
+    return dataclasses.replace(conflict, pairs=pairs, dominated=dominated)
 
 
 def checked(detector: ConflictDetector, conflict: Any, k: int) -> Conflict:

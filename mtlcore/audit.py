@@ -1,0 +1,141 @@
+"""Do the losses reach the trunk? A network that is silently not trained as asked is the worst error.
+
+Three findings. A trunk that no loss reaches is another network than the one that is trained: an error in any step. A
+parameter of the trunk that no task reaches is never trained; one that a single task reaches is that task's own, and
+the method treats it as shared: each named once, when every task has been seen.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mtlcore.errors import ConfigurationError, LossError, TrainingWarning
+from mtlcore.gradients import graph
+from mtlcore.gradients.batch import Batch
+
+_STEPS = 3
+"""First steps that are looked at before parameters are named."""
+_PATIENCE = 50
+"""Steps after which a task that never came is not waited for any longer."""
+_SHOWN = 6
+
+
+def check_reached(batch: Batch) -> None:
+    """Raises LossError if no loss reaches any of the trunk's parameters."""
+    leaves = batch.leaves
+    if batch.shared and not any(id(p) in leaves for p in batch.shared):
+        raise LossError(
+            f"no loss (of {', '.join(map(repr, batch.names))}) reaches any parameter of the trunk that MultiTask was "
+            f"given: it is not the network that made these losses (a copy of it?), or the features were detached on "
+            f"the way to the heads. Pass the very module whose output the heads receive."
+        )
+
+
+def check_unchanged(trunk: nn.Module, known: Sequence[Tensor]) -> None:
+    """What replaces or joins a parameter later would be taken for a part of the heads.
+
+    Raises:
+        ConfigurationError: the trunk has other parameters than when MultiTask took them; names them.
+    """
+    ids = set(map(id, known))
+    n = 0
+    for p in trunk.parameters():
+        n += 1
+        if id(p) not in ids:
+            break
+    else:
+        if n == len(ids):
+            return
+    new = [name for name, p in trunk.named_parameters() if id(p) not in ids]
+    gone = len(ids) - sum(id(p) in ids for p in trunk.parameters())
+    what = [f"it has {_list(new)}, which it had not then"] if new else []
+    what += [f"{gone} of its parameters are gone"] if gone else []
+    raise ConfigurationError(
+        f"the trunk changed since MultiTask took its parameters: {' and '.join(what)} (a new layer, an adapter, "
+        f"weight_norm?). Call refresh_parameters() after the change: the method's state is kept. An optimizer has to be "
+        f"told by add_param_group."
+    )
+
+
+def check_optimizer(optimizers: Sequence[object], shared: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Raises ConfigurationError if no trainable parameter of the trunk is in any optimizer; a TrainingWarning names
+    those that are missing where only some are."""
+    held = {id(p) for o in optimizers for g in getattr(o, "param_groups", ()) for p in g["params"]}
+    lacking = [n for n, p in zip(names, shared) if id(p) not in held]
+    if shared and len(lacking) == len(shared):
+        raise ConfigurationError(
+            "the optimizer has none of the trunk's parameters, so that a step would train the heads only: make it of "
+            "[*trunk.parameters(), *heads.parameters()], or freeze the trunk with requires_grad_(False) if that is "
+            "meant."
+        )
+    if lacking:
+        _warn(
+            f"the optimizer lacks {len(lacking)} of the trunk's {len(shared)} trainable parameters ({_list(lacking)}): "
+            f"they get a gradient and never move. Add them by add_param_group, or freeze them."
+        )
+
+
+class Reach:
+    """Which tasks have reached which parameter of the trunk, in the first steps.
+
+    Args:
+        names: of the trunk's parameters, by identity.
+    """
+
+    def __init__(self, names: dict[int, str]) -> None:
+        self._names = names
+        self._by: dict[int, set[str]] = {}
+        self._seen: set[str] = set()
+        self._steps = 0
+        self.done = False
+
+    def look(self, batch: Batch) -> None:
+        """One more step; when enough has been seen, what is odd is named in a TrainingWarning."""
+        self._steps += 1
+        if self._seen.issuperset(batch.names) and self._steps > _STEPS:
+            self.done = self._steps > _PATIENCE
+        else:
+            self._note(batch)
+        if self._steps >= _STEPS and self._seen.issuperset(batch.presence.names):
+            self.done = True
+            self._tell(batch)
+
+    def _note(self, batch: Batch) -> None:
+        for name, loss in zip(batch.names, batch.losses):
+            self._seen.add(name)
+            for i in graph.leaves([loss])[0]:
+                self._by.setdefault(i, set()).add(name)
+
+    def _tell(self, batch: Batch) -> None:
+        shared = [id(p) for p in batch.shared]
+        never = [self._names.get(i, "?") for i in shared if i not in self._by]
+        if never:
+            _warn(
+                f"no task has reached {len(never)} of the trunk's trainable parameters ({_list(never)}): they are not "
+                f"trained. Freeze them if that is meant."
+            )
+        if len(batch.presence.names) < 2:
+            return
+        private: dict[str, list[str]] = {}
+        for i in shared:
+            tasks = self._by.get(i, set())
+            if len(tasks) == 1:
+                private.setdefault(next(iter(tasks)), []).append(self._names.get(i, "?"))
+        for task, mine in private.items():
+            _warn(
+                f"only task {task!r} reaches {len(mine)} of the trunk's parameters ({_list(mine)}): they are part of "
+                f"its head. The method counts them as shared, so that their gradient is scaled by the task's weight "
+                f"and takes part in its decision. Pass only what the tasks share as trunk."
+            )
+
+
+def _list(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, TrainingWarning, stacklevel=6)

@@ -1,0 +1,80 @@
+"""Does a plan give what plain autograd gives? Asked once for each new graph, at the price of one backward pass.
+
+With weights w the rows that a plan found must add up to the gradient of sum_i w_i L_i, which one ordinary backward pass
+finds, and their Gramian G to w^T G w = |sum_i w_i g_i|^2. The w_i are of the size 1 / |g_i| and all different, so that
+no task is too small to be seen and no two can be exchanged.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mtlcore import linalg
+from mtlcore.gradients import graph
+from mtlcore.gradients.batch import Batch
+from mtlcore.gradients.jacobian import Blocks, Stored
+
+_GOLDEN = 0.6180339887498949
+
+
+def disagreement(found: Stored | Blocks, batch: Batch) -> float | None:
+    """The largest error relative to the task gradients' norms; None where they are not finite: nobody is judged then.
+
+    Args:
+        found: what the plan found; the graph of ``batch`` must have been kept, and is kept.
+        batch: the forward pass.
+    """
+    gram = found.gramian().cpu()
+    norms = gram.diagonal().sqrt()
+    if not bool(torch.isfinite(gram).all()):
+        return None
+    weights = _weights(norms)
+    seeds = [linalg.placed(w, loss) for w, loss in zip(weights, batch.losses)]
+    expected = graph.differentiate(batch.losses, batch.shared, seeds, retain=True)
+    squares = _total([g.to_dense() if g.is_sparse else g for g in expected if g is not None])
+    if not math.isfinite(squares):
+        return None
+    scale = float((weights * norms).sum())
+    if scale == 0.0:
+        return math.sqrt(squares)
+    error = abs(float(weights @ gram @ weights) - squares) / scale**2
+    if isinstance(found, Stored):
+        error = max(error, _distance(found, weights, batch, expected) / scale)
+    return error
+
+
+def tolerance(batch: Batch) -> float:
+    """Rounding differs between plans by far less than this, a wrong gradient by far more."""
+    rounding = 2.0 * math.sqrt(max(torch.finfo(p.dtype).eps for p in batch.shared))
+    # Unless told otherwise, CUDA rounds what convolutions in float32 read to ten bits (TF32).
+    ten_bits = any(p.device.type == "cuda" and p.dtype == torch.float32 for p in batch.shared)
+    return max(rounding, 2.0**-6) if ten_bits else rounding
+
+
+def _weights(norms: Tensor) -> Tensor:
+    """Between 1 and 2, over the norm of the task's gradient; for one without gradient, the largest of these."""
+    spread = torch.tensor([1.0 + (i * _GOLDEN) % 1.0 for i in range(len(norms))], dtype=torch.float64, device="cpu")
+    alive = norms > 0
+    if not bool(alive.any()):
+        return spread
+    return spread / torch.where(alive, norms, norms[alive].min())
+
+
+def _distance(found: Stored, weights: Tensor, batch: Batch, expected: tuple[Tensor | None, ...]) -> float:
+    by_id = {id(p): g for p, g in zip(batch.shared, expected)}
+    apart = []
+    for parameter, gradient in found.combined(weights):
+        right = by_id.pop(id(parameter))
+        dense = 0.0 if right is None else right.to_dense() if right.is_sparse else right
+        apart.append(gradient.to(torch.float64) - dense)
+    return math.sqrt(_total(apart))
+
+
+def _total(tensors: list[Tensor]) -> float:
+    """The sum of all squares."""
+    if not tensors:
+        return 0.0
+    return float(graph.total([t.to(torch.float64).square().sum() for t in tensors]))

@@ -1,0 +1,193 @@
+"""What lies below torch's public API, in one place. Each piece has a fallback on public API, chosen by a feature test.
+
+Why at all: the argument checks of ``torch.autograd.grad`` take longer than a small head's whole backward pass, and the
+search of ``torch.vmap`` through nested arguments longer than a pass through a small trunk. And a layer's inputs are
+saved in the graph: reading them there is what lets a source keep factors instead of weight gradients.
+
+Tests switch a piece off by the ``available`` table and expect the same gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
+
+
+def _leaf_type() -> type:
+    """The type of the graph's function that stands for a leaf, found by public means."""
+    probe = torch.ones((), requires_grad=True, device="cpu") * 1.0
+    return type(probe.grad_fn.next_functions[0][0])  # type: ignore[union-attr]
+
+
+LEAF = _leaf_type()
+"""Other functions may have an attribute ``variable``, too."""
+
+
+def _engine() -> Any:
+    return torch.autograd.Variable._execution_engine.run_backward
+
+
+def _works(trial: Callable[[], bool]) -> bool:
+    try:
+        return bool(trial())
+    except Exception:  # a torch that has the name for something else may raise anything
+        return False
+
+
+# --- feature tests ------------------------------------------------------------------------------------------
+
+
+def _try_engine() -> bool:
+    x = torch.ones(2, requires_grad=True, device="cpu")
+    y = x * 3.0
+    seeds = (torch.ones(2, device="cpu"),)
+    (found,) = _engine()((y,), seeds, True, False, (x,), True, accumulate_grad=False)
+    _engine()((y,), seeds, False, False, (x,), True, accumulate_grad=True)
+    return found.tolist() == [3.0, 3.0] and x.grad is not None and x.grad.tolist() == [3.0, 3.0]
+
+
+def _try_vmap() -> bool:
+    found = _levels(lambda s: [s[0].sum(), None], [torch.ones(3, 2, device="cpu")])
+    return found[0] is not None and found[0].tolist() == [2.0] * 3 and found[1] is None
+
+
+def _try_saved() -> bool:
+    """Whether functions show what they saved, under the names that are read."""
+    w = torch.ones(2, 3, requires_grad=True, device="cpu")
+    b = torch.ones(2, requires_grad=True, device="cpu")
+    x = torch.arange(12.0, device="cpu").view(4, 3)
+    added: Any = torch.addmm(b, x, w.t()).grad_fn
+    plain: Any = torch.mm(x, w.t()).grad_fn
+    image, kernel = torch.ones(1, 1, 4, 4, device="cpu"), torch.ones(1, 1, 2, 2, requires_grad=True, device="cpu")
+    conv: Any = torch.nn.functional.conv2d(image, kernel, stride=2).grad_fn
+    index = torch.tensor([1, 0], device="cpu")
+    table: Any = torch.nn.functional.embedding(index, w).grad_fn
+    return (
+        torch.equal(added._saved_mat1, x)
+        and (added._saved_alpha, added._saved_beta) == (1, 1)
+        and torch.equal(plain._saved_self, x)
+        and torch.equal(conv._saved_input, image)
+        and tuple(conv._saved_stride) == (2, 2)
+        and not conv._saved_transposed
+        and (tuple(conv._saved_padding), tuple(conv._saved_dilation), conv._saved_groups) == ((0, 0), (1, 1), 1)
+        and torch.equal(table._saved_indices, index)
+        and not table._saved_sparse
+        and not table._saved_scale_grad_by_freq
+        and table._saved_padding_idx is not None
+    )
+
+
+def _try_hooks() -> bool:
+    """Whether a hook's handle shows who else is there, and a tensor its hooks."""
+    x = torch.ones(1, requires_grad=True, device="cpu")
+    node: Any = (x * 2.0).grad_fn
+    first = node.register_hook(lambda returned, given: None)
+    second = node.register_hook(lambda returned, given: None)
+    seen = len(second.hooks_dict_ref())
+    first.remove()
+    second.remove()
+    x.register_hook(lambda g: None)
+    return seen == 2 and len(x._backward_hooks or ()) == 1
+
+
+available: dict[str, bool] = {}
+"""By piece ("engine", "vmap", "saved", "hooks") whether it works in this torch."""
+
+
+def _has(piece: str) -> bool:
+    known = available.get(piece)
+    if known is None:
+        trial = {"engine": _try_engine, "vmap": _try_vmap, "saved": _try_saved, "hooks": _try_hooks}[piece]
+        with torch.enable_grad():
+            known = available[piece] = _works(trial)
+    return known
+
+
+# --- the engine ---------------------------------------------------------------------------------------------
+
+
+def vjp(
+    outputs: tuple[Tensor, ...], seeds: tuple[Tensor, ...], inputs: tuple[Any, ...], retain: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients at ``inputs`` (tensors or gradient edges); None where nothing depends."""
+    if _has("engine"):
+        found: tuple[Tensor | None, ...] = _engine()(outputs, seeds, retain, False, inputs, True, accumulate_grad=False)
+        return found
+    return torch.autograd.grad(outputs, inputs, seeds, retain_graph=retain, allow_unused=True)
+
+
+def accumulate(outputs: tuple[Tensor, ...], seeds: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> None:
+    """Into the ``.grad`` of ``inputs``, or of all leaves if there are none; frees the graph."""
+    if _has("engine"):
+        _engine()(outputs, seeds, False, False, inputs, True, accumulate_grad=True)
+    else:
+        torch.autograd.backward(outputs, seeds, inputs=list(inputs) or None)
+
+
+# --- vmap ---------------------------------------------------------------------------------------------------
+
+
+def vmap(function: Function, seeds: Sequence[Tensor]) -> list[Tensor | None]:
+    """``function`` of each (c, ...) seed's entries, for all c at once; a result may be None."""
+    return _levels(function, seeds) if _has("vmap") else _public_vmap(function, seeds)
+
+
+def _levels(function: Function, seeds: Sequence[Tensor]) -> list[Tensor | None]:
+    """What ``torch.vmap`` does after its search through nested arguments."""
+    from torch._functorch import vmap as inner
+
+    functorch: Any = torch._C._functorch
+    inner.lazy_load_decompositions()  # type: ignore[attr-defined]
+    n = len(seeds[0])
+    level = functorch._vmap_increment_nesting(n, "error")
+    try:
+        found = function([functorch._add_batch_dim(s, 0, level) for s in seeds])
+        return [None if g is None else functorch._remove_batch_dim(g, level, n, 0) for g in found]
+    finally:
+        functorch._vmap_decrement_nesting()
+
+
+def _public_vmap(function: Function, seeds: Sequence[Tensor]) -> list[Tensor | None]:
+    places: list[int] = []
+    size = 0
+
+    def present(*entries: Tensor) -> tuple[Tensor, ...]:
+        nonlocal size, places
+        found = function(entries)
+        size, places = len(found), [i for i, g in enumerate(found) if g is not None]
+        return tuple(g for g in found if g is not None)
+
+    values: Sequence[Tensor] = torch.vmap(present, randomness="error")(*seeds)
+    out: list[Tensor | None] = [None] * size
+    for i, value in zip(places, values):
+        out[i] = value
+    return out
+
+
+# --- what functions saved, and who listens -------------------------------------------------------------------
+
+
+def shows_saved() -> bool:
+    """Whether a function's saved tensors and the hooks beside one's own can be seen. If not, every weight is left to
+    autograd: the same gradients, without the saving."""
+    return _has("saved") and _has("hooks")
+
+
+def saved(node: Any, name: str) -> Any:
+    """What the function saved under this name."""
+    return getattr(node, f"_saved_{name}")
+
+
+def others_listen(handle: Any) -> bool:
+    """Whether the function of this hook has other hooks, too."""
+    return len(handle.hooks_dict_ref()) > 1
+
+
+def tensor_hooks(tensor: Tensor) -> int:
+    """How many hooks a tensor has; 1 where that cannot be seen, which is the careful answer."""
+    return len(tensor._backward_hooks or ()) if _has("hooks") else 1
