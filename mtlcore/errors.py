@@ -59,3 +59,7 @@ class MissingExtraError(MtlError, ImportError):
 
 class PluginWarning(UserWarning):
     """A plugin was set aside (training goes on without it, `mtl list` shows why), or is not set as in a checkpoint."""
+
+
+class TrainingWarning(UserWarning):
+    """The training goes on, but part of the network is not trained as its owner may think; names the parameters."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mtlcore import linalg
@@ -48,13 +50,18 @@ class StepReport:
         step: index of this step, from 0.
         task_names: the K tasks of the run.
         losses: (K,) float64; NaN for a task missing from this batch.
-        weights: (K,) float64 weights of the task gradients; None for a method that returns a direction.
+        weights: (K,) float64 weights of the task gradients; None for a method that returns a direction, and in a
+            skipped step.
         gramian: (K, K) float64 or None if nothing in this step needed it.
         conflict: the detector's verdict, or None without a detector (or between two detections).
         teleport: the outcome of the teleport tried in this step, or None.
         diagnostics: what method and gradient source logged; with a detector also how often it was asked so far
             (``detector_looks``) and found a conflict (``detector_fired``).
         gradient_source: name of the source, and why it was taken.
+        method: registered name of the aggregator.
+        run: name of the ``MultiTask``.
+        skipped: whether the gradients overflowed under a ``GradScaler``: the method was not asked, the scaler skips the
+            optimizer's step and lowers its scale.
     """
 
     step: int
@@ -66,6 +73,9 @@ class StepReport:
     teleport: TeleportResult | None
     diagnostics: Mapping[str, Any]
     gradient_source: str
+    method: str = ""
+    run: str = ""
+    skipped: bool = False
 
     def min_cosine(self) -> float | None:
         """The smallest cosine between two task gradients; None without a Gramian or with fewer than two tasks."""
@@ -74,3 +84,71 @@ class StepReport:
         cos = linalg.cosines(self.gramian)
         off = cos[~cos.isnan() & ~cos.new_ones(cos.shape).tril().bool()]
         return float(off.min()) if off.numel() else None
+
+    def direction_cosines(self) -> Tensor | None:
+        """(K,) cosine of each task's gradient with the direction J^T w; NaN for an absent task or a zero gradient. None
+        where no Gramian was made, or the method answered with a direction."""
+        if self.gramian is None or self.weights is None:
+            return None
+        there = ~self.gramian.diagonal().isnan()
+        gram, weights = self.gramian[there][:, there], self.weights[there]
+        products = gram @ weights
+        size = float((weights @ products).clamp_min(0.0)) ** 0.5
+        out = torch.full_like(self.weights, math.nan)
+        out[there] = products / (gram.diagonal().sqrt() * size)
+        return out.where(out.isnan(), out.clamp(-1.0, 1.0))
+
+    def scalars(self) -> dict[str, float]:
+        """Everything that is one number, flat, as plain floats: for a logger, or ``json.dumps``.
+
+        Keys: ``loss/TASK``, ``weight/TASK``, ``cosine/TASK`` (with the direction), ``min_cosine``, ``conflict``,
+        ``conflict_severity``, ``teleport_accepted``, ``skipped``, ``step``, and ``diagnostics/NAME`` for every number
+        among the diagnostics. What is not known, or not finite, is left out.
+        """
+        out: dict[str, float] = {"step": float(self.step), "skipped": float(self.skipped)}
+        for what, values in (("loss", self.losses), ("weight", self.weights), ("cosine", self.direction_cosines())):
+            if values is not None:
+                out |= {f"{what}/{name}": float(v) for name, v in zip(self.task_names, values.tolist())}
+        lowest = self.min_cosine()
+        if lowest is not None:
+            out["min_cosine"] = lowest
+        if self.conflict is not None:
+            out["conflict"] = float(self.conflict.conflicting)
+            out["conflict_severity"] = float(self.conflict.severity)
+        if self.teleport is not None:
+            out["teleport_accepted"] = float(self.teleport.accepted)
+        for name, value in self.diagnostics.items():
+            number = _number(value)
+            if number is not None:
+                out[f"diagnostics/{name}"] = number
+        return {name: value for name, value in out.items() if math.isfinite(value)}
+
+    def __str__(self) -> str:
+        """What happened, task by task, for a person."""
+        who = " ".join(x for x in (self.run, f"step {self.step}:", self.method) if x)
+        lines = [f"{who}{' (skipped: the gradients overflowed)' if self.skipped else ''}, {self.gradient_source}"]
+        width = max(map(len, map(str, self.task_names)))
+        cosines = self.direction_cosines()
+        lines.append(f"  {'task':{width}}  {'loss':>11}  {'weight':>11}  {'cosine':>7}")
+        for i, name in enumerate(self.task_names):
+            cells = [_cell(self.losses, i, 11), _cell(self.weights, i, 11), _cell(cosines, i, 7)]
+            lines.append(f"  {name!s:{width}}  {'  '.join(cells)}")
+        if self.conflict is not None:
+            verdict = "conflict" if self.conflict.conflicting else "no conflict"
+            lines.append(f"  {verdict}, severity {self.conflict.severity:.3g}")
+        if self.teleport is not None:
+            verdict = "accepted" if self.teleport.accepted else "refused"
+            lines.append(f"  teleport {self.teleport.strategy} {verdict}: {self.teleport.reason}")
+        return "\n".join(lines)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, Tensor):
+        return float(value) if value.numel() == 1 and not value.is_complex() else None
+    return float(value) if isinstance(value, (bool, int, float)) else None
+
+
+def _cell(values: Tensor | None, i: int, width: int) -> str:
+    if values is None or math.isnan(float(values[i])):
+        return f"{'-':>{width}}"
+    return f"{float(values[i]):>{width}.4g}"

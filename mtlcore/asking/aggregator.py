@@ -16,6 +16,7 @@ from mtlcore.errors import ConfigurationError, FeaturesError, LossError, MtlErro
 from mtlcore.numpy_threads import numpy_on_one_thread
 from mtlcore.presence import Presence
 from mtlcore.registry import registry
+from mtlcore.safety import blame
 
 _MATRICES = 16
 """From so many tasks on, numpy may want threads for the matrices of a method."""
@@ -64,9 +65,9 @@ def _answer(method: Aggregator, shown: StepView, state: State, partial: bool) ->
             return method.aggregate(shown, dict(state))
     except (LossError, FeaturesError, NonFiniteError, ConfigurationError):
         raise  # the user's input or options are at fault, not the plugin
-    except Exception as error:
+    except BaseException as error:
         note = " (some tasks are absent from this batch; see Aggregator.handles_absent)" if partial else ""
-        raise PluginError(f"aggregator {_who(method)} raised {type(error).__name__}: {error}{note}") from error
+        raise PluginError(f"aggregator {_who(method)} raised {blame(error)}{note}") from error
     finally:
         torch.set_grad_enabled(graphs)
 
@@ -112,8 +113,8 @@ def start(method: Aggregator, n_tasks: int) -> State:
         state = method.init(n_tasks)
     except MtlError:
         raise  # an option that does not fit so many tasks, say
-    except Exception as error:
-        raise PluginError(f"aggregator {_who(method)} raised {type(error).__name__} in init: {error}") from error
+    except BaseException as error:
+        raise PluginError(f"aggregator {_who(method)} raised in init {blame(error)}") from error
     return checked_state(method, state, "init")
 
 
@@ -130,8 +131,8 @@ def observe(method: Aggregator, view: StepView, state: State) -> State:
         found = method.observe(view, dict(state))
     except (LossError, FeaturesError, NonFiniteError, ConfigurationError):
         raise
-    except Exception as error:
-        raise PluginError(f"aggregator {_who(method)} raised {type(error).__name__} in observe: {error}") from error
+    except BaseException as error:
+        raise PluginError(f"aggregator {_who(method)} raised in observe {blame(error)}") from error
     return checked_state(method, found, "observe")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mtlcore.contracts import Conflict, ConflictDetector, Needs, StepView
 from mtlcore.errors import PluginError
 from mtlcore.registry import registry
+from mtlcore.safety import blame
 
 
 def detect(detector: ConflictDetector, view: StepView) -> Conflict:
@@ -28,9 +29,9 @@ def detect(detector: ConflictDetector, view: StepView) -> Conflict:
     try:
         with torch.no_grad():
             found = detector.detect(part)
-    except Exception as error:
+    except BaseException as error:
         who = registry().identify(detector)
-        raise PluginError(f"detector {who} raised {type(error).__name__}: {error}") from error
+        raise PluginError(f"detector {who} raised {blame(error)}") from error
     if rows is not None and rows._version != version:
         who = registry().identify(detector)
         raise PluginError(f"detector {who} wrote into view.jacobian, which is read-only: clone it first.")

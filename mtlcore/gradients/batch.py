@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import torch
 from torch import Tensor
 
+from mtlcore import linalg
 from mtlcore.gradients import graph
 from mtlcore.gradients.torch_internals import tensor_hooks
 from mtlcore.presence import Presence
@@ -26,6 +28,8 @@ class Batch:
         features: the tensors between trunk and heads, or () if unknown.
         shared: the trunk's parameters that require gradients, in the order of their columns in J.
         stacked: the losses as one (k,) tensor with a graph; None if their dtypes or devices differ, or if unknown.
+        scale: what cotangents of the losses start from instead of 1 (under a ``GradScaler``); gradients found are so
+            many times the true ones.
     """
 
     presence: Presence
@@ -33,6 +37,7 @@ class Batch:
     features: tuple[Tensor, ...]
     shared: tuple[Tensor, ...]
     stacked: Tensor | None = None
+    scale: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,6 +48,17 @@ class Batch:
     def size(self) -> int:
         """P."""
         return sum([p.numel() for p in self.shared])
+
+    def seed(self, task: int) -> list[Tensor] | None:
+        """The cotangent of one task's loss; None for ones."""
+        return None if self.scale is None else [torch.full_like(self.losses[task], self.scale)]
+
+    def seeds(self, weights: Tensor) -> list[Tensor]:
+        """Cotangents of all losses for the weighted sum."""
+        weights = weights if self.scale is None else weights * self.scale
+        first = self.losses[0]
+        moved = linalg.placed(weights, first, weights.dtype)
+        return [w.to(loss) for w, loss in zip(moved.unbind(), self.losses)]
 
     def without_unread(self) -> Batch:
         """The same without features that no loss reads, as where each task has features of its own and one is absent.

@@ -12,7 +12,6 @@ import math
 import torch
 from torch import Tensor
 
-from mtlcore import linalg
 from mtlcore.gradients import graph
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.jacobian import Blocks, Stored
@@ -32,8 +31,7 @@ def disagreement(found: Stored | Blocks, batch: Batch) -> float | None:
     if not bool(torch.isfinite(gram).all()):
         return None
     weights = _weights(norms)
-    seeds = [linalg.placed(w, loss) for w, loss in zip(weights, batch.losses)]
-    expected = graph.differentiate(batch.losses, batch.shared, seeds, retain=True)
+    expected = graph.differentiate(batch.losses, batch.shared, batch.seeds(weights), retain=True)
     squares = _total([g.to_dense() if g.is_sparse else g for g in expected if g is not None])
     if not math.isfinite(squares):
         return None

@@ -46,9 +46,9 @@ def collect(batch: Batch, *, keep_graph: bool = False, wish: tuple[str, str] = _
     for i, loss in enumerate(batch.losses):
         leaves = [t for t in own[i] if id(t) not in through]
         tied = [t for t in own[i] if id(t) in through]
-        direct.append(list(zip(tied, _past_features(loss, features, tied))) if tied else [])
+        direct.append(list(zip(tied, _past_features(batch, i, tied))) if tied else [])
         retain = keep_graph or not batch.reach.frees[i]
-        found = graph.differentiate([loss], features + leaves, retain=retain)
+        found = graph.differentiate([loss], features + leaves, batch.seed(i), retain=retain)
         for cell, g in zip(cotangents[i].split(sizes), found):
             if g is not None:
                 cell.copy_(g.flatten())
@@ -76,11 +76,11 @@ def _check(batch: Batch, wish: str, otherwise: str) -> None:
         )
 
 
-def _past_features(loss: Tensor, features: Sequence[Tensor], tied: Sequence[Tensor]) -> list[Tensor]:
+def _past_features(batch: Batch, task: int, tied: Sequence[Tensor]) -> list[Tensor]:
     """The part of the gradient with respect to ``tied`` that does not flow through the features."""
-    hooks = [f.register_hook(torch.zeros_like) for f in features]
+    hooks = [f.register_hook(torch.zeros_like) for f in batch.features]
     try:
-        found = graph.differentiate([loss], tied, retain=True)
+        found = graph.differentiate([batch.losses[task]], tied, batch.seed(task), retain=True)
     finally:
         for hook in hooks:
             hook.remove()

@@ -78,7 +78,8 @@ class Front:
         wanted, n = [*targets, *self._outside], len(targets)
         if not self.separated:
             leaves = list({id(t): t for t in (*self._outside, *self._own[task])}.values())
-            found = self._differentiate([loss], [*targets, *leaves], retain=retain or self._keep_graph)
+            seed = self.batch.seed(task)
+            found = self._differentiate([loss], [*targets, *leaves], seed, retain=retain or self._keep_graph)
             self._keep(task, leaves, found[n:])
             return found[:n]
         pairs = [(f, c) for f, c in zip(self.batch.features, self._cotangents(task)) if c is not None]
@@ -113,7 +114,8 @@ class Front:
 
     def _cotangents(self, task: int) -> Sequence[Tensor | None]:
         features, leaves = self.batch.features, self._own[task]
-        found = graph.differentiate([self.batch.losses[task]], [*features, *leaves], retain=not self._frees[task])
+        loss, seed = self.batch.losses[task], self.batch.seed(task)
+        found = graph.differentiate([loss], [*features, *leaves], seed, retain=not self._frees[task])
         self._keep(task, leaves, found[len(features) :])
         return found[: len(features)]
 

@@ -315,8 +315,7 @@ class Blocks(TaskGradients):
         """As :meth:`TaskGradients.write`; frees the graph."""
         if answer.weights is None:
             raise PluginError('a method that returns a direction cannot use gradients="streaming".')
-        losses, shared = self._batch.losses, self._batch.shared
-        weights = linalg.placed(answer.weights, losses[0], answer.weights.dtype)
+        shared = self._batch.shared
         with all_or_nothing(shared):
-            graph.backward(losses, [w.to(t) for w, t in zip(weights.unbind(), losses)], shared)
+            graph.backward(self._batch.losses, self._batch.seeds(answer.weights), shared)
         write_heads(self.heads, answer.head_weights)

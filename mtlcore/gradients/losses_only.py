@@ -35,10 +35,10 @@ class Weighted(TaskGradients):
         # The losses as roots with cotangents w_i: for w = 1 bit for bit what sum(losses).backward() does. One stacked
         # root where there is one, for a root costs as much as a small head.
         if batch.stacked is not None:
-            roots, seeds = [batch.stacked], [linalg.placed(answer.weights, batch.stacked)]
+            weights = answer.weights if batch.scale is None else answer.weights * batch.scale
+            roots, seeds = [batch.stacked], [linalg.placed(weights, batch.stacked)]
         else:
-            roots = list(batch.losses)
-            seeds = [linalg.placed(w, loss) for w, loss in zip(answer.weights.unbind(), batch.losses)]
+            roots, seeds = list(batch.losses), batch.seeds(answer.weights)
         if answer.feature_gradient:
             roots += batch.features
             seeds += [g.to(f) for g, f in zip(answer.feature_gradient, batch.features)]
