@@ -7,17 +7,15 @@ everything is bit for bit as before: parameters, buffers, random state. ``.grad`
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mtlcore import linalg
 from mtlcore.contracts import Needs, StepView
 from mtlcore.errors import LossError, NonFiniteError
+from mtlcore.snapshot import Snapshot
 
 Evaluate = Callable[[], tuple[Mapping[str, Tensor], Sequence[Tensor]]]
 Weigh = Callable[[StepView], Tensor]
@@ -54,7 +52,7 @@ def descend(
         LossError: ``evaluate`` no longer returns one of the tasks.
     """
     moving = [p for p in {id(p): p for p in parameters}.values() if p.requires_grad]
-    with _restored(moving, list(modules)):
+    with Snapshot(modules=modules, parameters=moving).restored():
         for _ in range(steps):
             with torch.enable_grad():
                 losses, point = _look(view, evaluate)
@@ -84,30 +82,3 @@ def _look(view: StepView, evaluate: Evaluate) -> tuple[list[Tensor], StepView]:
             raise NonFiniteError(f"inner steps: the loss of task {name!r} became {value}; lower the inner step size.")
     point = view._replaced(losses=values, features=features, gramian=None, jacobian=None, others=(), needs=Needs.LOSSES)
     return losses, point
-
-
-@contextlib.contextmanager
-def _restored(parameters: list[nn.Parameter], modules: list[nn.Module]) -> Iterator[None]:
-    """Put back parameters, buffers and random states, whatever happens inside.
-
-    Values are written through ``.data``: the graph of the step outside has saved these very tensors, and finds them
-    with their old bits again, so the version counter that guards it must not move.
-    """
-    values = [p.detach().clone() for p in parameters]
-    homes = [m._buffers for module in modules for m in module.modules()]
-    buffers = [(home, {n: (b, None if b is None else b.detach().clone()) for n, b in home.items()}) for home in homes]
-    streams = (random.getstate(), np.random.get_state())  # whatever a closure may draw from
-    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            for parameter, value in zip(parameters, values):
-                parameter.data.copy_(value)
-            for home, saved in buffers:
-                for name, (buffer, bits) in saved.items():
-                    home[name] = buffer
-                    if buffer is not None and bits is not None:
-                        buffer.data.copy_(bits)
-            random.setstate(streams[0])
-            np.random.set_state(streams[1])

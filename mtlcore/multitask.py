@@ -37,10 +37,9 @@ from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper, Refresh
 from mtlcore.gradients.source import GradientProblem, TaskGradients
 from mtlcore.inputs import Closure, Features, Losses
-from mtlcore.module_state import put_back
-from mtlcore.noise import Noise
 from mtlcore.registry import registry
 from mtlcore.report import StepReport, TeleportResult
+from mtlcore.snapshot import Noise, Snapshot
 from mtlcore.teleporting import Brakes, Teleporter
 
 _STATE_VERSION = 1
@@ -235,8 +234,8 @@ class MultiTask:
     def _may_teleport(self) -> bool:
         return self._teleporter is not None and self.brakes.allows(self._step, self._teleport_steps)
 
-    def _now(self) -> _Moment:
-        return _Moment([m for m in (self._trunk, self._heads) if m is not None])
+    def _now(self) -> Snapshot:
+        return Snapshot(modules=[m for m in (self._trunk, self._heads) if m is not None])
 
     def _inner(self, closure: Closure) -> Callable[..., StepView]:
         """The service behind ``view.inner``: inner gradient steps on this step's batch, undone afterwards."""
@@ -645,22 +644,6 @@ class _Prepared(NamedTuple):
     reason: str
     detecting: bool
     kept: bool
-
-
-class _Moment:
-    """Random streams and buffers as they are now: a batch that is evaluated again after :meth:`restore` draws the
-    same masks, and counts once in the statistics of batch norms."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._noise = Noise()
-        homes = [m._buffers for module in modules for m in module.modules()]
-        self._buffers = [(home, n, b, b.detach().clone()) for home in homes for n, b in home.items() if b is not None]
-
-    def restore(self) -> None:
-        self._noise.restore()
-        for home, name, buffer, bits in self._buffers:
-            put_back(buffer, bits)
-            home[name] = buffer  # a forward may have put another in its place
 
 
 def _of_present(problem: GradientProblem, names: Sequence[str]) -> GradientProblem:

@@ -12,10 +12,9 @@ schedulers go on working. Only parameters named by the caller are touched.
 
 from __future__ import annotations
 
-import copy
 import enum
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +22,23 @@ from torch import Tensor, nn
 
 from mtlcore.contracts import Map, MatrixMap
 from mtlcore.errors import TeleportError
+
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
+"""One, several (each for parameters of its own), or none."""
+
+
+def each(optimizer: Optimizers) -> list[torch.optim.Optimizer]:
+    """The optimizers themselves, out of wrappers (accelerate's, Lightning's) that keep them in ``.optimizer``."""
+    if optimizer is None:
+        return []
+    several = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+    return [_unwrapped(one) for one in several]
+
+
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 class Memory(enum.Enum):
@@ -197,6 +213,11 @@ def reuse(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], 
         pending[parameter] = pending.get(parameter, 1.0) * sigma
 
 
+def waiting(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, float]:
+    """What remains of each parameter's past, and is blended in at the optimizer's next step; a snapshot keeps it."""
+    return _PENDING.get(optimizer, {})
+
+
 _PENDING: weakref.WeakKeyDictionary[torch.optim.Optimizer, dict[nn.Parameter, float]] = weakref.WeakKeyDictionary()
 """What remains of each parameter's past, until the optimizer's next step."""
 
@@ -260,52 +281,3 @@ def reset(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) 
     """Drop the state of these parameters: the optimizer starts them afresh. Works with any optimizer."""
     for parameter in parameters:
         optimizer.state.pop(parameter, None)
-
-
-# --- snapshots ------------------------------------------------------------------------------------------------------
-
-
-class Snapshot:
-    """The state of some parameters in an optimizer, and what awaits its next step, deeply copied; :meth:`restore` puts
-    both back bit for bit."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer | None, parameters: Sequence[nn.Parameter]) -> None:
-        self._optimizer = optimizer
-        self._parameters = list(parameters)
-        self._entries: dict[nn.Parameter, tuple[Any, dict[Any, tuple[Any, Any]]]] = {}
-        self._pending: dict[nn.Parameter, float] = {}
-        if optimizer is not None:
-            self._pending = dict(_PENDING.get(optimizer, {}))
-            for p in self._parameters:
-                if p in optimizer.state:
-                    state = optimizer.state[p]
-                    self._entries[p] = (state, {k: (v, _copied(v)) for k, v in _items(state)})
-
-    def restore(self) -> None:
-        """As at construction: same objects, same bits."""
-        if self._optimizer is None:
-            return
-        if self._optimizer in _PENDING:
-            _PENDING[self._optimizer].clear()
-            _PENDING[self._optimizer].update(self._pending)
-        for p in self._parameters:
-            if p not in self._entries:
-                self._optimizer.state.pop(p, None)
-                continue
-            state, entries = self._entries[p]
-            state.clear()
-            for key, (value, bits) in entries.items():
-                if isinstance(value, Tensor):
-                    value.data.copy_(bits)
-                    state[key] = value
-                else:
-                    state[key] = bits
-            self._optimizer.state[p] = state
-
-
-def _items(state: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    return list(state.items())
-
-
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mtlcore import trajectory
 from mtlcore.contracts import Displacement
-from mtlcore.module_state import ModuleState, copied_buffers, put_back
-from mtlcore.noise import Noise
+from mtlcore.snapshot import Gradients, History, Noise, Parameters, Structure, Switches, copied_buffers, do_all
 
 _Norm = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -35,27 +33,30 @@ class Transaction:
         self._running = frozen_statistics
         self.trunk_parameters = dict(trunk.named_parameters())
         self.head_parameters = {} if heads is None else dict(heads.named_parameters())
-        self._modules: dict[nn.Module, ModuleState] = {}
-        self._tensors: dict[Tensor, _TensorState] = {}
+        self._modules = Structure()
+        self._parameters = Parameters()
+        self._buffers = Parameters()
+        self._gradients = Gradients()
         self._noise = Noise()
-        self._switches = (torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled())
+        self._switches = Switches()
         for module in (trunk, *(() if heads is None else (heads,))):
             for part in module.modules():
                 self._remember(part)
-        known = [t for t in self._tensors if isinstance(t, nn.Parameter)]
-        self._optimizer_state = trajectory.Snapshot(optimizer, known)
+        self._history = History(optimizer, list(self._parameters))
 
     def _remember(self, module: nn.Module) -> None:
         if module in self._modules:
             return
-        self._modules[module] = ModuleState(module)
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and tensor not in self._tensors:
-                self._tensors[tensor] = _TensorState(tensor)
+        self._modules.add(module)
+        parameters = [p for p in module._parameters.values() if p is not None]
+        buffers = [b for b in module._buffers.values() if b is not None]
+        self._parameters.add(parameters)
+        self._buffers.add(buffers)
+        self._gradients.add([*parameters, *buffers])
 
     def saved(self, parameter: Tensor) -> Tensor:
         """The value at the start."""
-        return self._tensors[parameter].bits
+        return self._parameters.saved(parameter)
 
     def at_start(self) -> bool:
         """Whether every trainable parameter of the trunk has the value it had."""
@@ -63,7 +64,11 @@ class Transaction:
 
     def has_batch_statistics(self) -> bool:
         """Whether some norm was training on batch statistics while it also keeps running ones."""
-        return any(isinstance(m, _Norm) and m.track_running_stats and s.training for m, s in self._modules.items())
+        return bool(self._learning_norms())
+
+    def _learning_norms(self) -> list[nn.Module]:
+        norms = [m for m in self._modules if isinstance(m, _Norm) and m.track_running_stats]
+        return [m for m in norms if self._modules.was_training(m)]
 
     def frozen(self) -> _Frozen:
         """While open: evaluation mode, gradients on, and modules nobody handed over are saved when first called."""
@@ -79,14 +84,13 @@ class Transaction:
 
     def thaw(self, module: nn.Module) -> None:
         """The modes in which a module was found."""
-        state = self._modules[module]
-        module.training = state.training
+        module.training = self._modules.was_training(module)
         if isinstance(module, nn.RNNBase):
-            module.dropout = state.attribute("dropout")
+            module.dropout = self._modules.saved(module, "dropout")
 
     def was_training(self) -> bool:
         """Whether some module behaves otherwise when it is not frozen."""
-        return any(state.training for state in self._modules.values())
+        return any(self._modules.was_training(module) for module in self._modules)
 
     @contextlib.contextmanager
     def as_found(self) -> Iterator[None]:
@@ -95,7 +99,7 @@ class Transaction:
         for module in self._modules:
             self.thaw(module)
         try:
-            with copied_buffers(list(self._modules)):
+            with copied_buffers(self._modules):
                 yield
         finally:
             self._is_frozen = True
@@ -105,17 +109,11 @@ class Transaction:
 
     def other_statistics(self) -> _OtherStatistics:
         """While open: batch norms that were training work as they do in a training step."""
-        norms = [m for m, s in self._modules.items() if isinstance(m, _Norm) and m.track_running_stats and s.training]
-        return _OtherStatistics(norms, self)
-
-    def restore_switches(self) -> None:
-        """Gradient mode, and whether attention may take its inference path."""
-        torch.set_grad_enabled(self._switches[0])
-        torch.backends.mha.set_fastpath_enabled(self._switches[1])
+        return _OtherStatistics(self._learning_norms(), self)
 
     def restore_buffers(self) -> None:
         """Batch norms learn their statistics from every evaluation; take that back."""
-        _do_all(s.restore_value for t, s in self._tensors.items() if not isinstance(t, nn.Parameter))
+        self._buffers.restore()
 
     def same_noise(self) -> None:
         """Every evaluation starts here: same random state, same buffers."""
@@ -125,7 +123,8 @@ class Transaction:
 
     def undo_search(self) -> None:
         """Structure and values of the network as at the start; modes too, unless they are frozen right now."""
-        _do_all([*(m.restore for m in self._modules.values()), *(t.restore for t in self._tensors.values())])
+        kinds = (self._modules, self._parameters, self._buffers, self._gradients)
+        do_all(each.restore for each in kinds)
         if self._is_frozen:
             for module in self._modules:
                 self.freeze(module)
@@ -157,20 +156,8 @@ class Transaction:
         self._is_frozen = False
         if self.meeting is not None:
             self.meeting.remove()
-        self.restore_switches()
-        _do_all((self.undo_search, self._optimizer_state.restore, self._noise.restore))
-
-
-def _do_all(actions: Iterable[Callable[[], None]]) -> None:
-    """Do every one, whatever one of them raises; then raise the first error."""
-    errors = []
-    for action in actions:
-        try:
-            action()
-        except Exception as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
+        self._switches.restore()
+        do_all((self.undo_search, self._history.restore, self._noise.restore))
 
 
 class _Frozen:
@@ -180,7 +167,7 @@ class _Frozen:
     def __enter__(self) -> None:
         transaction = self._transaction
         transaction._is_frozen = True
-        for module in list(transaction._modules):
+        for module in transaction._modules:
             transaction.freeze(module)
         torch.set_grad_enabled(True)
         # Without gradients, torch's encoder layers in evaluation mode leave out padding: other losses than with them.
@@ -204,9 +191,9 @@ class _Frozen:
         transaction._is_frozen = False
         for module in transaction._modules:
             transaction.thaw(module)
-        transaction.restore_switches()
+        transaction._switches.restore()
         torch.clear_autocast_cache()
-        _do_all((transaction.restore_buffers, transaction._noise.restore))
+        do_all((transaction.restore_buffers, transaction._noise.restore))
 
 
 class _OtherStatistics:
@@ -222,26 +209,3 @@ class _OtherStatistics:
         for module in self._norms:
             module.training = not module.training
         self._transaction.restore_buffers()
-
-
-class _TensorState:
-    """One parameter or buffer: bits, requires_grad, .grad."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-        self.bits = tensor.detach().clone()
-        self._requires_grad = tensor.requires_grad
-        self._grad = tensor.grad if tensor.is_leaf else None
-        self._grad_bits = None if self._grad is None else self._grad.detach().clone()
-
-    def restore_value(self) -> None:
-        put_back(self._tensor, self.bits)
-
-    def restore(self) -> None:
-        tensor = self._tensor
-        self.restore_value()
-        if tensor.is_leaf:
-            tensor.requires_grad_(self._requires_grad)
-            tensor.grad = self._grad
-            if self._grad is not None and self._grad_bits is not None:
-                self._grad.data.copy_(self._grad_bits)

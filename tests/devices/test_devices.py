@@ -17,7 +17,7 @@ import mtlcore
 from mtlbench.speed.measure import waits
 from mtlcore import Brakes, MultiTask, Refresh
 from mtlcore.errors import ConfigurationError
-from mtlcore.noise import Noise
+from mtlcore.snapshot import Noise
 from support.methods import FixedOnRows
 from support.teleport_nets import TASKS, problem
 

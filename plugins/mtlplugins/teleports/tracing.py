@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from mtlcore.module_state import ModuleState, copied_buffers
-from mtlcore.noise import Noise
+from mtlcore.snapshot import Noise, Structure, copied_buffers
 
 
 def traces(module: nn.Module) -> list[fx.Graph]:
@@ -21,7 +20,7 @@ def traces(module: nn.Module) -> list[fx.Graph]:
         DrawsError: the forward drew random numbers, and may take another way next time.
         Exception: whatever tracing raises.
     """
-    states = [ModuleState(part) for part in module.modules()]
+    before = Structure(module.modules())
     noise = Noise()
     graphs = []
     try:
@@ -30,13 +29,11 @@ def traces(module: nn.Module) -> list[fx.Graph]:
                 part.training = mode
             with copied_buffers(module.modules()):
                 graphs.append(trace(module))
-            for state in states:
-                state.restore()
+            before.restore()
             if not noise.same_as(Noise()):
                 raise DrawsError("the forward draws random numbers")
     finally:
-        for state in states:
-            state.restore()
+        before.restore()
         noise.restore()
     return graphs[:1] if str(graphs[0]) == str(graphs[1]) else graphs
 
