@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from mtlcore.contracts import Aggregator, ConflictDetector, Needs
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
+from mtlcore.presence import Presence
 from mtlcore.registry import create, registry
 from mtlcore.soundness import declared_fault
+from mtlcore.teleporting.brakes import Brakes
 
 Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
 Features = Tensor | Iterable[Any] | Mapping[Any, Any] | None
@@ -84,13 +86,14 @@ def trunk_parameters(trunk: nn.Module | Iterable[nn.Parameter]) -> list[nn.Param
 
 def check_helpers(optimizer: Any, heads: Any, probe: Any) -> None:
     """Raises ConfigurationError for what a step would stumble over when it has changed things already."""
-    if optimizer is not None and not (hasattr(optimizer, "step") and hasattr(optimizer, "zero_grad")):
-        raise ConfigurationError(f"optimizer must be a torch.optim.Optimizer, found {optimizer!r}.")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigurationError(
-            "LBFGS evaluates the losses several times a step, and a multi-task step evaluates them itself: leave the "
-            "optimizer out and call backward(losses) in a closure of your own, optimizer.step(closure)."
-        )
+    for each in [] if optimizer is None else optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
+        if not (hasattr(each, "step") and hasattr(each, "zero_grad")):
+            raise ConfigurationError(f"optimizer must be a torch.optim.Optimizer, or a list of them; found {each!r}.")
+        if isinstance(each, torch.optim.LBFGS):
+            raise ConfigurationError(
+                "LBFGS evaluates the losses several times a step, and a multi-task step evaluates them itself: leave "
+                "the optimizer out and call backward(losses) in a closure of your own, optimizer.step(closure)."
+            )
     if heads is not None and not isinstance(heads, nn.Module):
         raise ConfigurationError(
             f"heads must be an nn.Module, found a {type(heads).__name__}: put several into nn.ModuleDict or "
@@ -116,19 +119,19 @@ def check_not_replicated(trunk: nn.Module | None, *methods: Aggregator | Conflic
             )
 
 
-def check_unchanged(trunk: nn.Module, parameters: Sequence[Tensor]) -> None:
-    """What replaces a parameter later (weight_norm, an adapter) would be taken for a part of the heads.
+def brakes(wish: Any) -> Brakes:
+    """The brakes, or the default ones. Raises ConfigurationError for something else."""
+    if wish is None:
+        return Brakes()
+    if not isinstance(wish, Brakes):
+        raise ConfigurationError(f"brakes must be mtlcore.Brakes(...), found {wish!r}.")
+    return wish
 
-    Raises:
-        ConfigurationError: the trunk has a parameter that is none of these; names it.
-    """
-    known = set(map(id, parameters))
-    for name, p in trunk.named_parameters():
-        if id(p) not in known:
-            raise ConfigurationError(
-                f"the trunk's parameter {name} was not there when MultiTask was made (weight_norm, an adapter, a new "
-                f"layer?): make the MultiTask after the network is complete."
-            )
+
+def parameter_names(trunk: nn.Module | None, parameters: Sequence[Tensor]) -> dict[int, str]:
+    """Of the trunk's parameters, by identity: their names in the module, or their positions in the list."""
+    named = [(str(i), p) for i, p in enumerate(parameters)] if trunk is None else list(trunk.named_parameters())
+    return {id(p): name for name, p in named}
 
 
 def task_names(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -137,6 +140,47 @@ def task_names(tasks: Sequence[str]) -> tuple[str, ...]:
     if not names or len(set(names)) != len(names):
         raise ConfigurationError(f"tasks must be a list of distinct names, at least one; found {tasks!r}.")
     return names
+
+
+def present_losses(
+    losses: Losses, tasks: tuple[str, ...] | None, graph: bool = True
+) -> tuple[Presence, tuple[Tensor, ...]]:
+    """The tasks of the run, those of them that are in this batch, and their losses.
+
+    Args:
+        losses: as :meth:`MultiTask.backward` takes them.
+        tasks: the names of the run, or None before its first batch.
+        graph: whether each loss must have one.
+
+    Raises:
+        LossError: none is present, or one is not usable; names the task.
+    """
+    named = by_name(losses, tasks)
+    names = tasks or tuple(named)
+    where = tuple([i for i, n in enumerate(names) if named.get(n) is not None])
+    if not where:
+        raise LossError("no losses: every task is missing from this batch; skip the step instead.")
+    presence = Presence(names, None if len(where) == len(names) else where)
+    scalars: tuple[Any, ...] = tuple([named[n] for n in presence.present])
+    check_losses(presence.present, scalars, graph)
+    return presence, scalars
+
+
+def probed(probe: Closure, tasks: tuple[str, ...] | None) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """The probe's losses, held to what is asked of a step's, and its features.
+
+    Raises:
+        LossError: as for a step's losses; says that it was the probe.
+    """
+    try:
+        losses, features = evaluated(probe)
+        named = {n: v for n, v in by_name(losses, tasks).items() if v is not None}
+        if not named:
+            raise LossError("no losses: every task is missing.")
+        check_losses(tuple(named), tuple(named.values()), graph=torch.is_grad_enabled())
+    except LossError as error:
+        raise LossError(f"probe: {error}") from error
+    return named, flat(features)
 
 
 def by_name(losses: Losses, tasks: tuple[str, ...] | None) -> dict[str, Tensor | None]:
@@ -232,8 +276,8 @@ def values_of(losses: Sequence[Tensor], stacked: Tensor | None, names: Sequence[
     return finite(numbers(losses, stacked), names)
 
 
-def finite(values: list[float], names: Sequence[str]) -> list[float]:
-    """The values of the losses, if they are finite.
+def finite(values: list[float], names: Sequence[str], when: str = "") -> list[float]:
+    """The values of the losses, if they are finite; ``when`` they were taken, for the error.
 
     Raises:
         NonFiniteError: NaN or infinity; names tasks and values.
@@ -241,7 +285,10 @@ def finite(values: list[float], names: Sequence[str]) -> list[float]:
     if all(map(math.isfinite, values)):
         return values
     bad = [f"{n!r} ({v})" for n, v in zip(names, values) if not math.isfinite(v)]
-    raise NonFiniteError(f"the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched.")
+    raise NonFiniteError(
+        f"{when}the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched."
+        + (" Lower the step size." if when else "")
+    )
 
 
 def check_losses(names: Sequence[str], losses: Sequence[Any], graph: bool = True) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import final
 
@@ -65,6 +66,15 @@ class Presence:
             return values
         out = values.new_full((len(self.names), *values.shape[1:]), fill)
         out[list(self.where)] = values
+        return out
+
+    def spread_numbers(self, values: Sequence[float]) -> list[float]:
+        """k numbers -> K numbers, NaN for absent tasks."""
+        if self.where is None:
+            return list(values)
+        out = [math.nan] * len(self.names)
+        for i, value in zip(self.where, values):
+            out[i] = value
         return out
 
     def spread_pairs(self, values: Tensor, fill: float = 0.0) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mtlcore.errors import ConfigurationError
+from mtlcore.gradients import graph
 from mtlcore.gradients.task_gradients import Answer, TaskGradients
 
 
@@ -58,6 +59,11 @@ class Scaled(TaskGradients):
         direction = None if answer.direction is None else answer.direction * self._scale
         extra = tuple([g * self._scale for g in answer.feature_gradient])
         self._inner.write(Answer(answer.weights, direction, answer.head_weights, extra))
+
+
+def leaves(losses: Iterable[Tensor]) -> list[Tensor]:
+    """Every leaf that some loss reaches; also after the graph was freed."""
+    return list(graph.leaves(losses)[0].values())
 
 
 def poison(leaves: Iterable[Tensor]) -> None:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from mtlcore import linalg
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.gradients import jacobian
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.plan import PLANS, Plan
 from mtlcore.gradients.storage import Storage
 from mtlcore.gradients.task_gradients import Answer, Pair, TaskGradients, accumulate, write_heads
+from mtlcore.presence import Presence
 
 
 class MicroBatches:
@@ -32,6 +33,8 @@ class MicroBatches:
         self._plan = plan
         self._storage = storage or Storage()
         self.count = 0
+        self.overflowed = False
+        """Whether a loss was not finite under a ``GradScaler``."""
         self.losses: dict[str, float] = {}
         self._rows: dict[str, Tensor] = {}
         self._heads: dict[str, dict[int, Pair]] = {}
@@ -71,10 +74,23 @@ class MicroBatches:
         self._used |= {id(p) for p in found.used}
         self.count += 1
 
-    def result(self, names: Sequence[str], shared: Sequence[Tensor]) -> TaskGradients:
-        """Rows of the tasks ``names``, in that order."""
-        rows = torch.stack([self._rows.pop(n) for n in names])
-        return _Sum(shared, rows, [id(p) in self._used for p in shared], [list(self._heads[n].values()) for n in names])
+    def finish(
+        self, names: Sequence[str], shared: Sequence[Tensor]
+    ) -> tuple[Presence, list[float], TaskGradients, str]:
+        """Which of the run's tasks ``names`` came, the sums of their losses and of their rows, and how they were made.
+
+        Raises:
+            NonFiniteError: a micro-batch overflowed.
+        """
+        if self.overflowed:
+            raise NonFiniteError("a loss of an earlier micro-batch was not finite.")
+        everything = tuple(dict.fromkeys([*self.losses, *names])) if set(self.losses) - set(names) else tuple(names)
+        presence = Presence.of(everything, self.losses)
+        rows = torch.stack([self._rows.pop(n) for n in presence.present])
+        heads = [list(self._heads[n].values()) for n in presence.present]
+        found = _Sum(shared, rows, [id(p) in self._used for p in shared], heads)
+        reason = f"{self._plan.name}: the rows of {self.count} micro-batches, added up"
+        return presence, [self.losses[n] for n in presence.present], found, reason
 
 
 class _Sum(TaskGradients):

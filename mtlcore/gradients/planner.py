@@ -62,7 +62,7 @@ class Planner:
                     f'gradients="{plan.name}" provides {plan.provides.name}, but this method (or its detector) needs '
                     f'{needs.name}. Use gradients="auto".'
                 )
-            return self._run(plan, batch), f"{plan.name}: forced"
+            return self.run(plan, batch), f"{plan.name}: forced"
         if needs == Needs.LOSSES:
             return Weighted(batch), "losses: the method needs no task gradients, one backward pass"
         found, reason = self._chosen(needs, batch)
@@ -102,10 +102,10 @@ class Planner:
             if choice.refuses(plan, batch):
                 continue
             if plan is choice.plans[-1] or choice.knows(plan, batch):
-                return self._run(plan, batch), choice.reason(plan)
+                return self.run(plan, batch), choice.reason(plan)
             if self._trial(plan, choice, batch):
                 compared = "; in this step compared with plain autograd" if self._check else ""
-                return self._run(plan, batch), choice.reason(plan) + compared
+                return self.run(plan, batch), choice.reason(plan) + compared
         raise AssertionError("the last plan is never refused")
 
     def _choose(self, needs: Needs, batch: Batch) -> _Choice:
@@ -131,7 +131,7 @@ class Planner:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # vmap warns of slow fallbacks: the rule's business, not the user's
-                found = self._run(plan, batch, keep_graph=True)
+                found = self.run(plan, batch, keep_graph=True)
                 error = check.disagreement(found, batch) if self._check else 0.0
         except _FAILURES as failure:
             choice.refuse(plan, batch, " ".join(str(failure).split())[:200])
@@ -144,7 +144,8 @@ class Planner:
         choice.accept(plan, batch)
         return True
 
-    def _run(self, plan: Plan, batch: Batch, *, keep_graph: bool = False) -> TaskGradients:
+    def run(self, plan: Plan, batch: Batch, *, keep_graph: bool = False) -> TaskGradients:
+        """Task gradients by this plan, unchecked."""
         if plan.name == "losses":
             return Weighted(batch)
         if plan.name == "features":

@@ -1,0 +1,255 @@
+"""A run as plain values, and back. Nothing is taken over unless everything fits; errors name the entry."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlcore import configuration
+from mtlcore.asking import aggregator as asking
+from mtlcore.contracts import Aggregator, State
+from mtlcore.errors import PluginWarning, StateError
+from mtlcore.gradients.plan import PLANS
+from mtlcore.gradients.planner import Planner
+from mtlcore.gradients.refresh import Keeper
+from mtlcore.progress import Progress
+from mtlcore.registry import registry
+
+_VERSION = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint holds, checked."""
+
+    progress: Progress
+    pins: dict[str, str]
+    kept: dict[str, Tensor]
+
+
+def pack(
+    progress: Progress, plugins: Mapping[str, Any], planner: Planner, keeper: Keeper | None
+) -> dict[str, Any]:
+    """Numbers, strings and tensors only, so that ``torch.load(..., weights_only=True)`` reads it."""
+    return {
+        "version": _VERSION,
+        "aggregator": registry().name_of(plugins["aggregator"]),
+        "methods": {role: configuration.describe(plugin) for role, plugin in plugins.items()},
+        "tasks": None if progress.tasks is None else list(progress.tasks),
+        "step": progress.step,
+        "seed": progress.seed,
+        "teleport_steps": list(progress.teleport_steps),
+        "detections": [progress.looks, progress.fired],
+        "awaiting": progress.awaiting,
+        "gradient_sources": dict(planner.pins),
+        "refresh": {} if keeper is None else keeper.state(),
+        "state": None if progress.state is None else {k: v.clone() for k, v in progress.state.items()},
+    }
+
+
+def unpack(state: Any, now: Progress, plugins: Mapping[str, Any], keeper: Keeper | None) -> Loaded:
+    """The checkpoint as it would be taken over. Warns where it was saved with other plugins or options.
+
+    Raises:
+        StateError: no such checkpoint, a damaged one, or one of another method or of other tasks; names the entry.
+    """
+    entries = _entries(state)
+    mine = registry().name_of(plugins["aggregator"])
+    if entries["aggregator"] != mine:
+        raise StateError(f"this is the state of aggregator {entries['aggregator']!r}; this run uses {mine!r}.")
+    tasks = _tasks(entries["tasks"], now)
+    methods = _mapping("methods", entries["methods"])
+    try:
+        changed = configuration.differences(
+            methods, {role: configuration.describe(plugin) for role, plugin in plugins.items()}
+        )
+    except Exception as error:
+        raise StateError(f"the checkpoint's entry 'methods' is damaged: {error!r}.") from error
+    step = _count("step", entries["step"])
+    inner = _method_state(plugins["aggregator"], mine, entries["state"], tasks, step, changed)
+    looks, fired = _list("detections", entries["detections"], 2)
+    if fired > looks:
+        raise StateError(f"the checkpoint's entry 'detections' is damaged: fired {fired} times in {looks} looks.")
+    kept = _kept(entries["refresh"], keeper, tasks)
+    progress = Progress(
+        tasks=tasks if tasks is not None else now.tasks,
+        seed=_whole("seed", entries["seed"]),
+        step=step,
+        state=inner,
+        teleport_steps=tuple(_list("teleport_steps", entries["teleport_steps"], None)),
+        looks=looks,
+        fired=fired,
+        awaiting=_flag("awaiting", entries["awaiting"]),
+    )
+    pins = _pins(entries["gradient_sources"])
+    if changed:
+        warnings.warn(
+            f"this state was saved with other methods, versions or hyper-parameters: {'; '.join(changed)}. The run "
+            f"goes on with those that it has now, which is not the run that was saved; if that is not meant, make "
+            f"the MultiTask with the former ones.",
+            PluginWarning,
+            stacklevel=3,
+        )
+    return Loaded(progress, pins, kept)
+
+
+_KEYS = {
+    "version",
+    "aggregator",
+    "methods",
+    "tasks",
+    "step",
+    "seed",
+    "teleport_steps",
+    "detections",
+    "awaiting",
+    "gradient_sources",
+    "refresh",
+    "state",
+}
+
+
+def _entries(state: Any) -> dict[str, Any]:
+    if not isinstance(state, Mapping):
+        raise StateError(f"not the state of a MultiTask: expected a dict, found a {type(state).__name__}.")
+    version = state.get("version")
+    if type(version) is not int or version != _VERSION:
+        raise StateError(
+            f"not the state of a MultiTask of this mtlcore, which reads version {_VERSION}: its version is {version!r}."
+        )
+    missing, unknown = sorted(_KEYS - set(state)), sorted(map(str, set(state) - _KEYS))
+    if missing or unknown:
+        raise StateError(
+            f"not the state of a MultiTask, or a damaged one: it lacks {missing or 'nothing'} and has the unknown "
+            f"entries {unknown or 'none'}."
+        )
+    return dict(state)
+
+
+def _wrong(entry: str, value: Any, expected: str) -> StateError:
+    found = f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str, bool)) else type(value).__name__
+    return StateError(f"the checkpoint's entry {entry!r} is damaged: expected {expected}, found {found[:200]}.")
+
+
+def _whole(entry: str, value: Any) -> int:
+    if type(value) is not int:
+        raise _wrong(entry, value, "a whole number")
+    return value
+
+
+def _count(entry: str, value: Any) -> int:
+    if _whole(entry, value) < 0:
+        raise _wrong(entry, value, "a number of at least 0")
+    return int(value)
+
+
+def _flag(entry: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(entry, value, "True or False")
+    return value
+
+
+def _list(entry: str, value: Any, size: int | None) -> list[int]:
+    if not isinstance(value, (list, tuple)) or (size is not None and len(value) != size):
+        raise _wrong(entry, value, "a list of whole numbers" if size is None else f"a list of {size} whole numbers")
+    return [_count(entry, v) for v in value]
+
+
+def _mapping(entry: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise _wrong(entry, value, "a dict")
+    return value
+
+
+def _tasks(value: Any, now: Progress) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or not value or len(set(map(repr, value))) != len(value):
+        raise _wrong("tasks", value, "a list of distinct names")
+    tasks = tuple(value)
+    if now.tasks is not None and tasks != now.tasks:
+        raise StateError(
+            f"this is the state of {len(tasks)} tasks ({', '.join(map(str, tasks))}); this run has "
+            f"{len(now.tasks)} ({', '.join(map(str, now.tasks))})."
+        )
+    return tasks
+
+
+def _method_state(
+    method: Aggregator, name: str, value: Any, tasks: tuple[str, ...] | None, step: int, changed: list[str]
+) -> State | None:
+    if value is None:
+        if step:
+            raise StateError(f"the checkpoint's entry 'state' is missing, although step is {step}.")
+        return None
+    found = _mapping("state", value)
+    if tasks is None:
+        raise StateError("the checkpoint has a 'state' but no 'tasks': it is damaged.")
+    fresh = asking.start(method, len(tasks))
+    cause = f"{'; '.join(changed)}." if changed else "were its hyper-parameters the same?"
+    for key, expected in fresh.items():
+        if key not in found:
+            raise StateError(f"the state of aggregator {name!r} lacks {key!r}: {cause}")
+        _check_tensor(f"state {key!r} of aggregator {name!r}", found[key], expected, cause)
+    for key, tensor in found.items():
+        if not isinstance(key, str):
+            raise StateError(f"the state of aggregator {name!r} has an entry whose name is {key!r}.")
+        if key not in fresh:
+            _check_tensor(f"state {key!r} of aggregator {name!r}", tensor, None, cause)
+    return {k: v.clone() for k, v in found.items()}
+
+
+def _check_tensor(what: str, value: Any, expected: Tensor | None, cause: str = "") -> None:
+    """A tensor of the expected kind; a size of zero is a placeholder that a later step replaces."""
+    if not isinstance(value, Tensor):
+        raise StateError(f"{what} is a {type(value).__name__}, not a tensor. {cause}".rstrip())
+    placeholder = expected is None or expected.numel() == 0
+    if expected is not None and value.dtype != expected.dtype and not placeholder:
+        raise StateError(f"{what} has dtype {value.dtype}, expected {expected.dtype}: {cause}")
+    if expected is not None and value.shape != expected.shape and not placeholder:
+        raise StateError(f"{what} has shape {tuple(value.shape)}, expected {tuple(expected.shape)}: {cause}")
+    may_be_infinite = expected is not None and not bool(torch.isfinite(expected).all())
+    if value.is_floating_point() and not may_be_infinite and not bool(torch.isfinite(value).all()):
+        raise StateError(f"{what} is NaN or infinite: the checkpoint is damaged.")
+
+
+def _kept(value: Any, keeper: Keeper | None, tasks: tuple[str, ...] | None) -> dict[str, Tensor]:
+    kept = _mapping("refresh", value)
+    if not kept or keeper is None:
+        return {}
+    k = len(tasks or ())
+    shapes: dict[str, Callable[[Tensor], bool]] = {
+        "weights": lambda t: tuple(t.shape) == (k,) and t.is_floating_point(),
+        "present": lambda t: tuple(t.shape) == (k,) and t.dtype == torch.bool,
+        "age": lambda t: t.numel() == 1 and not t.is_floating_point() and int(t) >= 0,
+        "heads": lambda t: tuple(t.shape) == (k,) and t.is_floating_point(),
+        "reference": lambda t: t.ndim == 2 and t.shape[0] == t.shape[1],
+    }
+    for key in ("weights", "present", "age"):
+        if key not in kept:
+            raise StateError(f"the checkpoint's entry 'refresh' lacks {key!r}: it is damaged.")
+    for key, tensor in kept.items():
+        if key not in shapes:
+            raise StateError(f"the checkpoint's entry 'refresh' has the unknown part {key!r}: it is damaged.")
+        _check_tensor(f"part {key!r} of the checkpoint's entry 'refresh'", tensor, None)
+        if not shapes[key](tensor):
+            raise StateError(
+                f"part {key!r} of the checkpoint's entry 'refresh' has shape {tuple(tensor.shape)} and dtype "
+                f"{tensor.dtype}, which do not fit {k} tasks."
+            )
+    return {key: tensor.clone() for key, tensor in kept.items()}
+
+
+def _pins(value: Any) -> dict[str, str]:
+    pins = dict(_mapping("gradient_sources", value))
+    for needs, name in pins.items():
+        if needs not in ("GRAMIAN", "JACOBIAN") or name not in PLANS:
+            raise StateError(
+                f"the checkpoint's entry 'gradient_sources' is damaged: {needs!r} -> {name!r} names no gradient source."
+            )
+    return pins

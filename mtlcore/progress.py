@@ -1,0 +1,52 @@
+"""What a run has learnt so far, as a value: a step that fails leaves the old one in place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from mtlcore.contracts import Conflict, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Everything that one step hands to the next.
+
+    Args:
+        tasks: the names of the run; None before the first batch.
+        seed: of every random choice.
+        step: how many steps were finished.
+        state: the method's; None before the first step.
+        teleport_steps: when teleports were attempted.
+        looks: how often the detector was asked.
+        fired: how often it found a conflict.
+        awaiting: whether the last step still waits for its second look.
+    """
+
+    tasks: tuple[str, ...] | None = None
+    seed: int = 0
+    step: int = 0
+    state: State | None = None
+    teleport_steps: tuple[int, ...] = ()
+    looks: int = 0
+    fired: int = 0
+    awaiting: bool = False
+
+    def counts(self, conflict: Conflict | None) -> tuple[int, int]:
+        """How often the detector has looked and fired, this step's verdict included."""
+        if conflict is None:
+            return self.looks, self.fired
+        return self.looks + 1, self.fired + bool(conflict.conflicting)
+
+    def after(self, names: Sequence[str], state: State, conflict: Conflict | None, awaiting: bool) -> Progress:
+        """One step further."""
+        looks, fired = self.counts(conflict)
+        return dataclasses.replace(
+            self,
+            tasks=self.tasks if self.tasks is not None else tuple(names),
+            step=self.step + 1,
+            state=state,
+            looks=looks,
+            fired=fired,
+            awaiting=awaiting,
+        )

@@ -1,0 +1,110 @@
+"""Measuring the gradient sources, for who asks. The one place where mtlcore looks at a clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from mtlcore.contracts import Needs
+from mtlcore.errors import ConfigurationError
+from mtlcore.gradients import check, jacobian
+from mtlcore.gradients.batch import Batch
+from mtlcore.gradients.plan import Plan
+from mtlcore.gradients.planner import Planner
+from mtlcore.safety import described
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One gradient source on one batch.
+
+    Args:
+        source: its name.
+        seconds: median time of obtaining task gradients, Gramian and one combination; None if it was refused.
+        ratio: to the fastest source's.
+        refused: why it cannot serve this network, or "".
+    """
+
+    source: str
+    seconds: float | None
+    ratio: float | None
+    refused: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What was measured, the fastest first."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def fastest(self) -> str | None:
+        """Name of the fastest source; None if none can serve."""
+        return self.rows[0].source if self.rows and self.rows[0].seconds is not None else None
+
+    def __str__(self) -> str:
+        width = max((len(r.source) for r in self.rows), default=0)
+        lines = []
+        for r in self.rows:
+            time_ = f"refused: {r.refused}" if r.seconds is None else f"{r.seconds * 1e3:9.2f} ms  {r.ratio:5.2f}"
+            lines.append(f"{r.source:{width}}  {time_}")
+        return "\n".join(lines)
+
+
+def measure(planner: Planner, needs: Needs, evaluate: Callable[[], Batch], repeats: int = 5) -> Table:
+    """Every exact source that provides ``needs``, on fresh forward passes of ``evaluate``; their turns alternate.
+
+    Raises:
+        ConfigurationError: fewer than one repeat.
+    """
+    if repeats < 1:
+        raise ConfigurationError(f"repeats={repeats!r}: measure at least once.")
+    plans = planner.candidates(needs)
+    times: dict[str, list[float]] = {p.name: [] for p in plans}
+    refused: dict[str, str] = {}
+    for turn in range(repeats + 1):  # the first only warms up and compares
+        for plan in plans:
+            if plan.name in refused:
+                continue
+            try:
+                seconds = _one(planner, plan, evaluate(), needs, compare=turn == 0)
+            except Exception as error:  # the network's own, of any kind
+                refused[plan.name] = described(error)[:200]
+                continue
+            if turn:
+                times[plan.name].append(seconds)
+    medians = {name: statistics.median(t) for name, t in times.items() if t and name not in refused}
+    best = min(medians.values(), default=0.0)
+    rows = [Row(n, s, s / best if best else 1.0) for n, s in sorted(medians.items(), key=lambda item: item[1])]
+    return Table((*rows, *(Row(n, None, None, why) for n, why in refused.items())))
+
+
+def _one(planner: Planner, plan: Plan, batch: Batch, needs: Needs, *, compare: bool) -> float:
+    if needs == Needs.LOSSES:
+        started = _now(batch)
+        torch.autograd.grad(batch.losses, batch.shared, allow_unused=True)
+        return _now(batch) - started
+    forced = planner.forced(plan)
+    if compare:
+        found = forced.run(plan, batch, keep_graph=True)
+        assert isinstance(found, (jacobian.Stored, jacobian.Blocks))
+        error = check.disagreement(found, batch)
+        if error is not None and not error <= check.tolerance(batch):
+            raise ConfigurationError(f"its gradients differ from plain autograd's (relative error {error:.0e}).")
+    started = _now(batch)
+    found = forced.run(plan, batch)
+    found.gramian().cpu()
+    if isinstance(found, jacobian.Stored):
+        found.combined(torch.ones(len(batch.losses), dtype=torch.float64, device="cpu"))
+    return _now(batch) - started
+
+
+def _now(batch: Batch) -> float:
+    device = batch.losses[0].device
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter()
