@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mtlcore.errors import ConfigurationError, LossError, TrainingWarning
+from mtlcore.errors import ConfigurationError, TrainingWarning
 from mtlcore.gradients import graph
 from mtlcore.gradients.batch import Batch
 
@@ -26,12 +26,8 @@ _SHOWN = 6
 def check_reached(batch: Batch) -> None:
     """Raises LossError if no loss reaches any of the trunk's parameters."""
     leaves = batch.leaves
-    if batch.shared and not any(id(p) in leaves for p in batch.shared):
-        raise LossError(
-            f"no loss (of {', '.join(map(repr, batch.names))}) reaches any parameter of the trunk that MultiTask was "
-            f"given: it is not the network that made these losses (a copy of it?), or the features were detached on "
-            f"the way to the heads. Pass the very module whose output the heads receive."
-        )
+    if batch.shared and not any(id(p) in leaves for p in batch.shared) and not graph.opaque(batch.losses):
+        raise batch.unreached()
 
 
 def check_unchanged(trunk: nn.Module, known: Sequence[Tensor]) -> None:
@@ -51,12 +47,12 @@ def check_unchanged(trunk: nn.Module, known: Sequence[Tensor]) -> None:
             return
     new = [name for name, p in trunk.named_parameters() if id(p) not in ids]
     gone = len(ids) - sum(id(p) in ids for p in trunk.parameters())
-    what = [f"it has {_list(new)}, which it had not then"] if new else []
+    what = [f"parameter {_list(new)} was not there when MultiTask took them"] if new else []
     what += [f"{gone} of its parameters are gone"] if gone else []
     raise ConfigurationError(
-        f"the trunk changed since MultiTask took its parameters: {' and '.join(what)} (a new layer, an adapter, "
-        f"weight_norm?). Call refresh_parameters() after the change: the method's state is kept. An optimizer has to be "
-        f"told by add_param_group."
+        f"the trunk has changed: {' and '.join(what)} (a new layer, an adapter, weight_norm?). Call "
+        f"refresh_parameters() after the change: the method's state is kept. An optimizer has to be told by "
+        f"add_param_group."
     )
 
 
@@ -95,6 +91,9 @@ class Reach:
     def look(self, batch: Batch) -> None:
         """One more step; when enough has been seen, what is odd is named in a TrainingWarning."""
         self._steps += 1
+        if graph.opaque(batch.losses):  # what stands behind such a function cannot be seen
+            self.done = True
+            return
         if self._seen.issuperset(batch.names) and self._steps > _STEPS:
             self.done = self._steps > _PATIENCE
         else:

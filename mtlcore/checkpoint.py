@@ -69,7 +69,7 @@ def unpack(state: Any, now: Progress, plugins: Mapping[str, Any], keeper: Keeper
             methods, {role: configuration.describe(plugin) for role, plugin in plugins.items()}
         )
     except Exception as error:
-        raise StateError(f"the checkpoint's entry 'methods' is damaged: {error!r}.") from error
+        raise _wrong("methods", methods, "the description of the plugins") from error
     step = _count("step", entries["step"])
     inner = _method_state(plugins["aggregator"], mine, entries["state"], tasks, step, changed)
     looks, fired = _list("detections", entries["detections"], 2)
@@ -120,7 +120,8 @@ def _entries(state: Any) -> dict[str, Any]:
     version = state.get("version")
     if type(version) is not int or version != _VERSION:
         raise StateError(
-            f"not the state of a MultiTask of this mtlcore, which reads version {_VERSION}: its version is {version!r}."
+            f"not the state of a MultiTask that this mtlcore can read: it has state version {version!r}, expected is "
+            f"{_VERSION}."
         )
     missing, unknown = sorted(_KEYS - set(state)), sorted(map(str, set(state) - _KEYS))
     if missing or unknown:
@@ -133,7 +134,9 @@ def _entries(state: Any) -> dict[str, Any]:
 
 def _wrong(entry: str, value: Any, expected: str) -> StateError:
     found = f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str, bool)) else type(value).__name__
-    return StateError(f"the checkpoint's entry {entry!r} is damaged: expected {expected}, found {found[:200]}.")
+    return StateError(
+        f"not the state of a MultiTask, or a damaged one: its entry {entry!r} should be {expected}, and is {found[:200]}."
+    )
 
 
 def _whole(entry: str, value: Any) -> int:
@@ -207,7 +210,9 @@ def _method_state(
 def _check_tensor(what: str, value: Any, expected: Tensor | None, cause: str = "") -> None:
     """A tensor of the expected kind; a size of zero is a placeholder that a later step replaces."""
     if not isinstance(value, Tensor):
-        raise StateError(f"{what} is a {type(value).__name__}, not a tensor. {cause}".rstrip())
+        raise StateError(
+            f"not the state of a MultiTask, or a damaged one: {what} is a {type(value).__name__}, not a tensor."
+        )
     placeholder = expected is None or expected.numel() == 0
     if expected is not None and value.dtype != expected.dtype and not placeholder:
         raise StateError(f"{what} has dtype {value.dtype}, expected {expected.dtype}: {cause}")

@@ -530,6 +530,11 @@ class MultiTask:
         weights, heads = answer.weights, answer.head_weights
         if heads is None and self.aggregator.needs == Needs.LOSSES and not prepared.found.weights_whole_losses:
             heads = weights
+        if answer.feature_gradient and not prepared.found.weights_whole_losses:
+            raise ConfigurationError(
+                f"aggregator {registry().identify(self.aggregator)} returns feature gradients, which need a method on "
+                f"losses (needs = Needs.LOSSES), the whole batch at once (no micro-batches) and no forced source."
+            )
         # Before the backward pass, which turns all caches over: written then, a report costs half.
         report = self._report(prepared, answer, conflict, teleport)
         with interrupts_held():

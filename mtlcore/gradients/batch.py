@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import linalg
+from mtlcore.errors import LossError
 from mtlcore.gradients import graph
 from mtlcore.gradients.torch_internals import tensor_hooks
 from mtlcore.presence import Presence
@@ -69,6 +70,14 @@ class Batch:
         _, read = graph.leaves(self.losses, frozenset(e for e in edges if e is not None))
         kept = tuple(f for f, e in zip(self.features, edges) if e is None or e in read)
         return dataclasses.replace(self, features=kept) if read else self
+
+    def unreached(self) -> LossError:
+        """What to say of a trunk that no loss reaches."""
+        return LossError(
+            f"no loss (of {', '.join(map(repr, self.names))}) reaches any parameter of the trunk that MultiTask was "
+            f"given: it is not the network that made these losses (a copy of it?), or the features were detached on "
+            f"the way to the heads. Pass the very module whose output the heads receive."
+        )
 
     @functools.cached_property
     def leaves(self) -> dict[int, Tensor]:

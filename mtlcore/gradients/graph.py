@@ -226,6 +226,14 @@ def uses(roots: Iterable[Tensor]) -> dict[int, list[Use] | None]:
     return found
 
 
+def opaque(roots: Iterable[Tensor]) -> bool:
+    """Whether a function written in Python stands behind ``roots``: a reentrant checkpoint, say, whose backward pass
+    reaches leaves that the graph does not show."""
+    seen: set[Any] = set()
+    leaves(roots, seen=seen)
+    return any(isinstance(function, torch.autograd.function.BackwardCFunction) for function in seen)
+
+
 def count(roots: Iterable[Tensor]) -> int:
     """How many functions stand behind ``roots``, leaves' included."""
     seen: set[Any] = set()
@@ -274,10 +282,7 @@ def differentiate(
                 "needs losses only) works with reentrant checkpoints."
             ) from error
         if "second time" in str(error):
-            raise LossError(
-                "the graph of these losses was freed already: was backward() called on one of them, or their sum, "
-                "before? Hand over losses of a fresh forward pass."
-            ) from error
+            raise LossError(torch_internals.FREED) from error
         raise
 
 

@@ -42,9 +42,12 @@ class Weighted(TaskGradients):
         if answer.feature_gradient:
             roots += batch.features
             seeds += [g.to(f) for g, f in zip(answer.feature_gradient, batch.features)]
-        leaves = list(batch.leaves.values())
+        # What a reentrant checkpoint hides from the graph is the trunk's, as a rule.
+        leaves = list({**batch.leaves, **{id(p): p for p in batch.shared}}.values())
         with all_or_nothing(leaves):
             graph.backward(roots, seeds)
+            if batch.shared and all(p.grad is None for p in batch.shared):
+                raise batch.unreached()
             if not graph.finite([t.grad for t in leaves if t.grad is not None]):
                 self._blame()
 

@@ -10,7 +10,7 @@ import torch
 
 from mtlcore import linalg
 from mtlcore.contracts import Needs
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, FeaturesError, LossError
 from mtlcore.gradients import check, features_only, jacobian, rule
 from mtlcore.gradients.batch import Batch, Outline
 from mtlcore.gradients.losses_only import Weighted
@@ -129,10 +129,11 @@ class Planner:
     def _trial(self, plan: Plan, choice: _Choice, batch: Batch) -> bool:
         """Whether the plan serves this graph; the graph is kept."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # vmap warns of slow fallbacks: the rule's business, not the user's
-                found = self.run(plan, batch, keep_graph=True)
-                error = check.disagreement(found, batch) if self._check else 0.0
+            found = self.run(plan, batch, keep_graph=True)
+            assert isinstance(found, (jacobian.Stored, jacobian.Blocks))
+            error = check.disagreement(found, batch) if self._check else 0.0
+        except (LossError, FeaturesError):  # the user's, whatever the plan
+            raise
         except _FAILURES as failure:
             choice.refuse(plan, batch, " ".join(str(failure).split())[:200])
             return False
@@ -146,6 +147,13 @@ class Planner:
 
     def run(self, plan: Plan, batch: Batch, *, keep_graph: bool = False) -> TaskGradients:
         """Task gradients by this plan, unchecked."""
+        if plan.together and self._wish == "auto":
+            with warnings.catch_warnings():  # vmap warns of slow fallbacks, and the user did not ask for it
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                return self._collected(plan, batch, keep_graph)
+        return self._collected(plan, batch, keep_graph)
+
+    def _collected(self, plan: Plan, batch: Batch, keep_graph: bool) -> TaskGradients:
         if plan.name == "losses":
             return Weighted(batch)
         if plan.name == "features":

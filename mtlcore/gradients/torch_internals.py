@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlcore.errors import LossError
+
 Function = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
 
 
@@ -178,9 +180,24 @@ def shows_saved() -> bool:
     return _has("saved") and _has("hooks")
 
 
+FREED = (
+    "the graph of these losses was freed already: was backward() called on one of them, or their sum, before? Hand over "
+    "losses of a fresh forward pass."
+)
+
+
 def saved(node: Any, name: str) -> Any:
-    """What the function saved under this name."""
-    return getattr(node, f"_saved_{name}")
+    """What the function saved under this name.
+
+    Raises:
+        LossError: it was freed.
+    """
+    try:
+        return getattr(node, f"_saved_{name}")
+    except RuntimeError as error:
+        if "second time" in str(error):
+            raise LossError(FREED) from error
+        raise
 
 
 def others_listen(handle: Any) -> bool:

@@ -252,12 +252,6 @@ def test_what_has_no_plain_form_is_not_compared():
     assert loaded_into(state, aggregator=Around(create("aggregator", "ls"))) == []
 
 
-def test_a_checkpoint_made_before_methods_were_named():
-    state = saved_by(aggregator=create("aggregator", "cagrad", c=0.1))
-    del state["methods"]
-    assert loaded_into(state, aggregator=create("aggregator", "cagrad", c=0.9)) == []
-
-
 def test_a_state_that_does_not_fit_says_which_hyper_parameter_changed():
     state = saved_by(aggregator=create("aggregator", "bilb4mtl", router_optimizer="adam"))
     other = MultiTask(build("mlp").trunk, aggregator=create("aggregator", "bilb4mtl", router_optimizer="sgd"))

@@ -13,14 +13,8 @@ from mtlcore import MultiTask
 from mtlcore.errors import ConfigurationError, LossError
 from support.methods import Fixed, FixedOnLosses
 
-SOURCES = ("auto", "sequential", "threaded", "batched", "streaming")
+SOURCES = ("auto", "sequential", "batched", "streaming", "streaming-together")
 WEIGHTS = (1.0, -0.5, 2.0)
-
-
-@pytest.fixture(autouse=True)
-def _threads(request):
-    if "threaded" in request.node.name:
-        request.getfixturevalue("two_threads")
 
 
 def network(convolutional=False):
@@ -62,10 +56,6 @@ def test_checkpoints(source, part):
 
         return forward
 
-    if source == "threaded":
-        with pytest.raises(ConfigurationError, match=r'runs Python code .* Use gradients="auto"'):
-            step(source, wrap)
-        return
     close(step(source, wrap), step("sequential"))
 
 
@@ -102,7 +92,7 @@ def autocast(trunk):
 @pytest.mark.parametrize("convolutional", [False, True])
 def test_autocast(source, convolutional):
     expected = step("sequential", autocast, convolutional)
-    if source == "batched" and convolutional:
+    if source in ("batched", "streaming-together") and convolutional:
         # vmap mixes up the two precisions of a convolution's backward; auto notices at its first step.
         with pytest.raises(ConfigurationError, match='gradients="sequential"'):
             step(source, autocast, convolutional)
@@ -126,7 +116,7 @@ def test_compiled_trunk(source):
     """aot_eager traces forward and backward as the real compiler does, without needing one."""
     torch._dynamo.reset()
     wrap = lambda trunk: torch.compile(trunk, backend="aot_eager")
-    if source in ("batched", "threaded"):
+    if source in ("batched", "streaming-together"):
         with pytest.raises(ConfigurationError, match='gradients="sequential"'):
             step(source, wrap)
         return

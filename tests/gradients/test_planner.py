@@ -1,4 +1,4 @@
-"""The planner: verified candidates, timed on real steps, one choice per shape, never a wrong gradient."""
+"""The planner: a rule picks, plain autograd checks, and two equal runs are equal bit for bit."""
 
 from __future__ import annotations
 
@@ -8,24 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from mtlcore import Aggregation, Aggregator, MultiTask
+from mtlbench.speed import workloads
+from mtlcore import Aggregation, Aggregator, MultiTask, Needs
 from mtlcore.errors import ConfigurationError, NonFiniteError
-from mtlcore.gradients import calibration, planner
+from mtlcore.gradients import planner, rule
+from mtlcore.gradients.plan import PLANS
+from mtlcore.gradients.rule import Shape, preferences
 from support.architectures import build
 from support.jacobians import explicit, make, shared_gradient
 from support.methods import Fixed, FixedOnRows
 from support.shapes import SHAPES
 
 WEIGHTS = (1.0, -0.5, 2.0)
-LONG = 17
-"""Steps of a calibration among three candidates with one turn each in the final: 1 + 2 * 3 + 3 * 3, and one more."""
-
-
-@pytest.fixture
-def everything_is_large(monkeypatch):
-    monkeypatch.setattr(planner, "_SMALL", 0)
-    monkeypatch.setattr(calibration, "_TURNS", 1)
-    monkeypatch.setattr(calibration, "_MOST_TURNS", 1)
 
 
 class Ones(Aggregator):
@@ -48,46 +42,120 @@ def train(work, method, steps, **options):
     return mt, reports, gradients
 
 
-@pytest.mark.usefixtures("everything_is_large")
-@pytest.mark.parametrize("method", [Fixed, FixedOnRows])
-@pytest.mark.parametrize("name", ["wide_mlp", "small_image_convolutions", "embedding_looked_up_twice"])
-def test_every_step_of_a_calibration_is_a_correct_step(name, method):
-    jacobian, _ = explicit(make(SHAPES[name]))
+def name(report):
+    return report.gradient_source.split(":")[0]
+
+
+@pytest.fixture
+def always_together(monkeypatch):
+    monkeypatch.setattr(rule, "_against_together", lambda shape: None if shape.separated else "no features")
+
+
+SHAPE = Shape(tasks=5, functions=20, work=1000, convolutions=False, separated=True, accelerator=False)
+
+
+@pytest.mark.parametrize(
+    ("needs", "changes", "expected"),
+    [
+        (Needs.GRAMIAN, {}, ["streaming-together", "streaming", "sequential"]),
+        (Needs.JACOBIAN, {}, ["batched", "sequential"]),
+        (Needs.GRAMIAN, {"work": 10**12}, ["streaming", "sequential"]),
+        (Needs.JACOBIAN, {"work": 10**12}, ["sequential"]),
+        (Needs.GRAMIAN, {"convolutions": True}, ["streaming", "sequential"]),
+        (Needs.GRAMIAN, {"separated": False}, ["streaming", "sequential"]),
+        (Needs.GRAMIAN, {"tasks": 1}, ["streaming", "sequential"]),
+        (Needs.JACOBIAN, {"tasks": 1}, ["sequential"]),
+        (Needs.GRAMIAN, {"accelerator": True}, ["streaming", "sequential"]),
+        (Needs.GRAMIAN, {"accelerator": True, "tasks": 40}, ["streaming-together", "streaming", "sequential"]),
+    ],
+)
+def test_the_rule(needs, changes, expected):
+    import dataclasses
+
+    plans, why = preferences(needs, dataclasses.replace(SHAPE, **changes))
+    assert [p.name for p in plans] == expected
+    assert why
+
+
+def test_the_shape_of_a_network_is_read_from_its_graph():
+    work = workloads.build(workloads.WORKLOADS["mlp3"])
+    losses, z = work.forward()
+    from mtlcore.gradients.batch import Batch
+    from mtlcore.presence import Presence
+
+    shape = Shape.of(Batch(Presence(tuple("abc")), tuple(losses), (z,), tuple(work.trunk.parameters())))
+    rows = len(work.inputs[0])
+    assert shape.work == rows * sum(p.numel() for p in work.trunk.parameters() if p.ndim == 2)
+    assert (shape.tasks, shape.separated, shape.convolutions, shape.accelerator) == (3, True, False, False)
+
+
+@pytest.mark.parametrize("work", list(workloads.WORKLOADS))
+def test_two_equal_runs_are_equal_bit_for_bit(work):
+    """Whatever else the machine does meanwhile."""
+
+    def run():
+        w = workloads.build(workloads.WORKLOADS[work])
+        optimizer = torch.optim.SGD([*w.trunk.parameters(), *w.heads.parameters()], lr=1e-3)
+        mt, sources = MultiTask(w.trunk, "upgrad"), []
+        for _ in range(2):
+            optimizer.zero_grad()
+            losses, z = w.forward()
+            sources.append(mt.backward(losses, features=z).gradient_source)
+            optimizer.step()
+        return sources, [p.detach().clone() for p in w.trunk.parameters()]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        (first, one), (second, other) = run(), run()
+    finally:
+        torch.set_num_threads(threads)
+    assert first == second
+    assert all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize("source", [s for s in PLANS if s not in ("losses", "features")])
+def test_every_name_a_report_shows_can_be_forced_and_means_the_same(source):
+    method = FixedOnRows(WEIGHTS) if PLANS[source].provides == Needs.JACOBIAN else Fixed(WEIGHTS)
+    _, reports, gradients = train(make(SHAPES["wide_mlp"]), method, 1, gradients=source)
+    assert name(reports[0]) == source
+    jacobian, _ = explicit(make(SHAPES["wide_mlp"]))
     expected = jacobian.T @ torch.tensor(WEIGHTS, dtype=torch.float64)
-    _, reports, gradients = train(make(SHAPES[name]), method(WEIGHTS), LONG)
+    torch.testing.assert_close(gradients[0], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("always_together")
+@pytest.mark.parametrize("method", [Fixed, FixedOnRows])
+@pytest.mark.parametrize("shape", ["wide_mlp", "small_image_convolutions", "embedding_looked_up_twice"])
+def test_every_step_is_a_correct_step(shape, method):
+    jacobian, _ = explicit(make(SHAPES[shape]))
+    expected = jacobian.T @ torch.tensor(WEIGHTS, dtype=torch.float64)
+    _, reports, gradients = train(make(SHAPES[shape]), method(WEIGHTS), 3)
     for report, gradient in zip(reports, gradients):
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(report.gramian, jacobian @ jacobian.T, rtol=1e-9, atol=0.0)
-    assert reports[0].gradient_source.startswith("calibrating (sequential, ")
-    assert "measured step times sequential 1.00" in reports[-1].gradient_source
+    assert "compared with plain autograd" in reports[0].gradient_source
+    assert "compared" not in reports[1].gradient_source
+    assert torch.equal(gradients[0], gradients[1]), "the step that compares is the chosen source's already"
 
 
-@pytest.mark.usefixtures("everything_is_large")
-def test_calibrates_once_per_shape_and_remembers():
+@pytest.mark.usefixtures("always_together")
+def test_a_graph_is_checked_once_and_a_new_one_again():
     work = make(SHAPES["wide_mlp"])
-    mt, reports, _ = train(work, Ones(), LONG)
-    choice = dict(mt._planner.choices())
-    assert len(choice) == 1
+    mt, reports, _ = train(work, Ones(), 2)
     losses, z = work.evaluate()
     del losses["t1"]
-    assert "calibrating" in mt.backward(losses, features=z).gradient_source  # two tasks: another shape
+    assert "compared" in mt.backward(losses, features=z).gradient_source  # two tasks: another shape
     losses, z = work.evaluate()
     assert mt.backward(losses, features=z).gradient_source == reports[-1].gradient_source
-    work.trunk.eval()
-    losses, z = work.evaluate()
-    assert "calibrating" in mt.backward(losses, features=z).gradient_source
 
 
-@pytest.mark.usefixtures("everything_is_large")
-def test_a_checkpoint_keeps_the_choice():
-    mt, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), LONG)
-    work = make(SHAPES["wide_mlp"])
-    again = MultiTask(work.trunk, aggregator=Fixed(WEIGHTS))
-    again.load_state_dict(mt.state_dict())
-    losses, z = work.evaluate()
-    report = again.backward(losses, features=z)
-    assert report.gradient_source.split(":")[0] == reports[-1].gradient_source.split(":")[0]
-    assert "as before the checkpoint" in report.gradient_source
+@pytest.mark.usefixtures("always_together")
+def test_without_the_check_nothing_is_compared(monkeypatch):
+    monkeypatch.setattr(planner.check, "disagreement", lambda *a: pytest.fail("compared"))
+    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 2, check_source=False)
+    assert name(reports[0]) == "streaming-together"
+    assert "compared" not in reports[0].gradient_source
 
 
 class _Crooked(torch.autograd.Function):
@@ -113,7 +181,7 @@ class _Wrong(nn.Module):
         return self.b(torch.tanh(_Crooked.apply(self.a(x))))
 
 
-@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.usefixtures("always_together")
 @pytest.mark.parametrize("method", [Fixed, FixedOnRows])
 def test_a_source_that_errs_is_refused_and_the_gradients_stay_right(method):
     def crooked():
@@ -123,83 +191,12 @@ def test_a_source_that_errs_is_refused_and_the_gradients_stay_right(method):
 
     jacobian, _ = explicit(make(crooked))
     expected = jacobian.T @ torch.tensor(WEIGHTS, dtype=torch.float64)
-    _, reports, gradients = train(make(crooked), method(WEIGHTS), LONG)
+    _, reports, gradients = train(make(crooked), method(WEIGHTS), 3)
     for gradient in gradients:
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
     assert "refused" in reports[-1].gradient_source
     assert "together" not in reports[-1].gradient_source.split(":")[0]
     assert "batched" not in reports[-1].gradient_source.split(":")[0]
-
-
-@pytest.mark.usefixtures("everything_is_large")
-def test_timing_decides(monkeypatch):
-    clock = {"streaming": 2.2, "streaming-together": 1.8, "sequential": 2.0}
-    monkeypatch.setattr(calibration.Calibration, "_note", _noting(clock))
-    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), LONG)
-    expected = "streaming-together: measured step times sequential 1.00, streaming 1.10, streaming-together 0.90"
-    assert reports[-1].gradient_source == expected
-    clock.update({"streaming-together": 1.95})
-    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), LONG)
-    assert reports[-1].gradient_source.startswith("sequential:")  # 2.5 % are not worth it
-
-
-@pytest.mark.usefixtures("everything_is_large")
-def test_who_is_far_behind_in_the_heats_is_not_in_the_final(monkeypatch):
-    clock = {"streaming": 1.2, "streaming-together": 1.0, "sequential": 2.0}
-    monkeypatch.setattr(calibration.Calibration, "_note", _noting(clock))
-    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 1 + 6 + 6 + 1)
-    expected = "streaming-together: measured step times sequential 1.00, streaming 0.60, streaming-together 0.50"
-    assert reports[-1].gradient_source == expected
-    clock.update({"streaming": 3.0})
-    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 1 + 6 + 1)  # no final at all
-    assert reports[-1].gradient_source.startswith("streaming-together: measured step times sequential 1.00")
-
-
-def test_a_lucky_turn_and_the_first_steps_of_turns_do_not_decide(monkeypatch):
-    monkeypatch.setattr(planner, "_SMALL", 0)
-    true = {"streaming": 1.1, "streaming-together": 0.9, "sequential": 1.0}
-    noted = []
-    original = calibration.Calibration._note
-
-    def note(self, candidate, seconds):
-        n = len(noted)
-        noted.append(candidate.label)
-        first = noted[-2:-1] != [candidate.label]  # after another source: twice as slow for the one that is fastest
-        spoilt = 2.0 if n >= 6 and first and candidate.label == "streaming-together" else 1.0
-        lucky = 0.2 if 6 <= n < 15 and candidate.label == "streaming" else 1.0  # in one round of five
-        load = 1.0 + (n - 6) // 9 % 3 if n >= 6 else 1.0  # of a whole round
-        original(self, candidate, true[candidate.label] * spoilt * lucky * load)
-
-    monkeypatch.setattr(calibration.Calibration, "_note", note)
-    _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 1 + 6 + 5 * 9 + 1)
-    assert reports[-1].gradient_source.startswith("streaming-together: measured step times sequential 1.00")
-
-
-def _noting(clock):
-    original = calibration.Calibration._note
-    return lambda self, candidate, seconds: original(self, candidate, clock[candidate.label])
-
-
-def test_small_steps_are_decided_without_the_clock(monkeypatch):
-    monkeypatch.setattr(calibration._Stopwatch, "pause", lambda self: pytest.fail("timed"))
-    _, reports, first = train(build("mlp"), Fixed(WEIGHTS), 2)
-    assert reports[-1].gradient_source == "sequential: a small step, chosen by rule and not by the clock"
-    weights = tuple(0.1 * i for i in range(40))
-    _, reports, first = train(build("forty_tasks"), Fixed(weights), 3)
-    assert reports[-1].gradient_source.startswith("streaming-together: a small step")
-    _, _, second = train(build("forty_tasks"), Fixed(weights), 3)
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
-    assert torch.equal(first[0], first[2])  # the verifying step is the chosen source's already
-
-
-@pytest.mark.usefixtures("everything_is_large")
-def test_deterministic_algorithms_switch_timing_off():
-    torch.use_deterministic_algorithms(True)
-    try:
-        _, reports, _ = train(make(SHAPES["wide_mlp"]), Fixed(WEIGHTS), 2)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert reports[0].gradient_source.startswith("sequential: deterministic algorithms are on")
 
 
 def test_memory_budget():
@@ -214,7 +211,7 @@ def test_memory_budget():
 
 
 def test_unknown_source():
-    with pytest.raises(ConfigurationError, match="auto, losses, sequential, threaded, batched, streaming, features"):
+    with pytest.raises(ConfigurationError, match="auto, losses, features, sequential, batched, streaming, streaming-to"):
         MultiTask(nn.Linear(2, 2), aggregator=Fixed(()), gradients="fast")
 
 
@@ -242,20 +239,17 @@ def test_another_graph_of_the_same_shape_goes_by_the_reference():
         report = mt.backward(losses, features=z)
         for p, g in zip(trunk.parameters(), expected):
             torch.testing.assert_close(p.grad, g)
-    assert report.gradient_source.startswith("streaming-together: ")
-    assert "sequential for another graph, which streaming-together cannot serve: " in report.gradient_source
+        assert name(report) == ("streaming-together" if 8 not in present else "streaming")
 
 
-@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.usefixtures("always_together")
 @pytest.mark.parametrize("odd", ["a head reads a weight of the trunk", "a hook on the features"])
-def test_a_graph_that_some_candidates_can_serve_is_not_forced_on_the_others(odd, monkeypatch):
-    """Every other step, in the contest and after it; the winner of the plain steps is one that cannot."""
-    clock = {"streaming": 1.9, "streaming-together": 1.6, "sequential": 2.0}
-    monkeypatch.setattr(calibration.Calibration, "_note", _noting(clock))
+def test_a_graph_that_some_candidates_can_serve_is_not_forced_on_the_others(odd):
+    """Every other step; the plan of the plain steps is one that cannot."""
     torch.manual_seed(0)
     trunk, hs = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), heads(8)
     mt = MultiTask(trunk, aggregator=Ones())
-    for step in range(LONG + 4):
+    for step in range(6):
         trunk.zero_grad()
         z = trunk(torch.randn(5, 6))
         losses = {f"t{i}": h(z).square().mean() for i, h in enumerate(hs)}
@@ -267,35 +261,10 @@ def test_a_graph_that_some_candidates_can_serve_is_not_forced_on_the_others(odd,
         report = mt.backward(losses, features=z)
         for p, g in zip(trunk.parameters(), expected):
             torch.testing.assert_close(p.grad, g)
-    assert report.gradient_source.startswith("streaming-together: measured step times")
-    assert "sequential for another graph, which streaming-together cannot serve: " in report.gradient_source
+        assert name(report) == ("streaming" if step % 2 else "streaming-together")
 
 
-@pytest.mark.parametrize("odd", ["a head reads a weight of the trunk", "a hook on the features"])
-def test_an_odd_first_step_does_not_rule_out_for_good_what_it_cannot_use(odd):
-    torch.manual_seed(0)
-    trunk, hs = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), heads(8, 8)
-    mt = MultiTask(trunk, aggregator=Ones())
-    sources = []
-    for step in range(4):
-        trunk.zero_grad()
-        z = trunk(torch.randn(5, 6))
-        losses = {f"t{i}": h(z).square().mean() for i, h in enumerate(hs)}
-        if step < 2 and "hook" in odd:
-            z.register_hook(torch.neg)
-        elif step < 2:
-            losses["t0"] = (z @ trunk[0].weight).square().mean()
-        expected = torch.autograd.grad(sum(losses.values()), list(trunk.parameters()), retain_graph=True)
-        sources.append(mt.backward(losses, features=z).gradient_source)
-        for p, g in zip(trunk.parameters(), expected):
-            torch.testing.assert_close(p.grad, g)
-    assert "streaming-together refused" in sources[1]
-    assert sources[2].startswith("streaming-together: a small step")
-    assert sources[2].endswith("in this step compared with sequential")
-    assert sources[3].endswith("not by the clock")
-
-
-@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.usefixtures("always_together")
 def test_a_first_step_with_an_infinite_gradient_judges_nobody():
     torch.manual_seed(0)
     trunk, hs = nn.Linear(6, 8), heads(8)
@@ -309,40 +278,22 @@ def test_a_first_step_with_an_infinite_gradient_judges_nobody():
                 mt.backward(losses, features=z)
         else:
             source = mt.backward(losses, features=z).gradient_source
-            assert source.startswith("calibrating")
             assert "refused" not in source
 
 
-@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.usefixtures("always_together")
 @pytest.mark.parametrize("method", [Ones(), FixedOnRows(WEIGHTS)])
 def test_numbers_are_held_once_for_all_shapes(method):
     torch.manual_seed(0)
     trunk, hs = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16)), heads(16)
     mt = MultiTask(trunk, aggregator=method)
-    held = set()
     for batch in (2, 4, 8, 16, 32):
         for _ in range(3):
             z = trunk(torch.randn(batch, 16))
             mt.backward({f"t{i}": h(z).square().mean() for i, h in enumerate(hs)}, features=z)
-            sources = [c.source for cal in mt._planner._calibrations.values() for c in cal._candidates]
-            held |= {id(s._storage) for s in sources}
-    assert held == {id(mt._planner._storage)}
-    assert mt._planner._storage._flat.numel() <= 3 * sum(p.numel() for p in trunk.parameters())
-    assert len(pickle.dumps(mt._planner._storage)) < 1000
+    assert mt._planner.storage._flat.numel() <= 3 * sum(p.numel() for p in trunk.parameters())
+    assert len(pickle.dumps(mt._planner.storage)) < 1000
     pickle.dumps(mt)
-
-
-@pytest.mark.usefixtures("everything_is_large")
-def test_memory_of_the_reference_is_let_go_of_when_a_stream_wins():
-    work = make(SHAPES["wide_mlp"])
-    mt, _, _ = train(work, Fixed(WEIGHTS), 1)
-    rows = 3 * sum(p.numel() for p in work.trunk.parameters())
-    assert mt._planner._storage._flat.numel() == rows
-    (contest,) = mt._planner._calibrations.values()
-    contest._settle(next(c for c in contest._candidates if c.label == "streaming"))
-    losses, z = work.evaluate()
-    mt.backward(losses, features=z)
-    assert 0 < mt._planner._storage._flat.numel() < rows / 2
 
 
 def test_a_budget_counts_bytes_and_is_kept():
@@ -351,7 +302,7 @@ def test_a_budget_counts_bytes_and_is_kept():
     _, reports, _ = train(work, Fixed(WEIGHTS), 1, gradient_memory=3 * numbers * 8 - 1)
     assert reports[0].gradient_source.startswith("streaming")
     mt, _, gradients = train(work, Fixed(WEIGHTS), 1, gradient_memory=2 * numbers * 8)
-    assert mt._planner._storage._flat.numel() <= 2 * numbers
+    assert mt._planner.storage._flat.numel() <= 2 * numbers
     jacobian, _ = explicit(make(SHAPES["small_image_convolutions"]))
     expected = jacobian.T @ torch.tensor(WEIGHTS, dtype=torch.float64)
     torch.testing.assert_close(gradients[0], expected, rtol=1e-9, atol=1e-12)
@@ -363,33 +314,54 @@ def test_a_budget_is_a_number_of_bytes(budget):
         MultiTask(nn.Linear(2, 2), aggregator=Fixed(()), gradient_memory=budget)
 
 
-def test_a_budget_counts_after_a_checkpoint_too():
+# --- the clock, for who asks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [Fixed(WEIGHTS), FixedOnRows(WEIGHTS)])
+def test_tune_measures_pins_and_leaves_no_trace(method):
     work = make(SHAPES["wide_mlp"])
-    key = next(iter(train(work, Fixed(WEIGHTS), 1)[0]._planner._calibrations))
-    mt = MultiTask(work.trunk, aggregator=Fixed(WEIGHTS), gradient_memory=1)
-    mt._planner.restore({key: "sequential"})
+    mt = MultiTask(work.trunk, aggregator=method)
+    before = [p.detach().clone() for p in work.parameters()]
+    noise = torch.get_rng_state()
+    table = mt.tune(work.evaluate, repeats=2)
+    exact = {p.name for p in PLANS.values() if p.provides >= method.needs and p.name != "features"}
+    assert {r.source for r in table.rows} == exact
+    assert table.rows[0].ratio == 1.0
+    assert table.fastest in str(table)
+    assert all(torch.equal(p, q) and p.grad is None for p, q in zip(work.parameters(), before))
+    assert torch.equal(torch.get_rng_state(), noise)
     losses, z = work.evaluate()
-    assert "memory budget" in mt.backward(losses, features=z).gradient_source
-
-
-@pytest.mark.usefixtures("everything_is_large")
-@pytest.mark.parametrize("label", ["sequential", "streaming", "streaming-together"])
-def test_a_choice_of_a_checkpoint_serves_from_the_first_step(label):
-    work = make(SHAPES["wide_mlp"])
-    key = next(iter(train(work, Fixed(WEIGHTS), 1)[0]._planner._calibrations))
-    mt = MultiTask(work.trunk, aggregator=Fixed(WEIGHTS))
-    mt._planner.restore({key: label})
-    for _ in range(2):
-        losses, z = work.evaluate()
-        assert mt.backward(losses, features=z).gradient_source.startswith(f"{label}: as before the checkpoint")
-    assert mt._planner.choices() == {key: label}
-
-
-def test_an_unknown_choice_of_a_checkpoint_is_said_to_be_unknown():
-    work = make(SHAPES["wide_mlp"])
-    key = next(iter(train(work, Fixed(WEIGHTS), 1)[0]._planner._calibrations))
-    mt = MultiTask(work.trunk, aggregator=Fixed(WEIGHTS))
-    mt._planner.restore({key: "magic"})
+    report = mt.backward(losses, features=z)
+    assert name(report) == table.fastest
+    assert "pinned by tune" in report.gradient_source
+    again = MultiTask(work.trunk, aggregator=method)
+    again.load_state_dict(mt.state_dict())
     losses, z = work.evaluate()
-    expected = "sequential: the checkpoint's 'magic' is not to be had here"
-    assert mt.backward(losses, features=z).gradient_source == expected
+    assert name(again.backward(losses, features=z)) == table.fastest
+
+
+def test_tune_says_why_a_source_cannot_serve():
+    from support.architectures import _standard, _x
+
+    work = make(lambda: _standard(_Wrong(), _x(4, 40), 24))
+    table = MultiTask(work.trunk, aggregator=Fixed(WEIGHTS)).tune(work.evaluate, repeats=1)
+    refused = {r.source: r.refused for r in table.rows if r.seconds is None}
+    assert "differ from plain autograd" in refused["streaming-together"]
+    assert table.fastest not in refused
+    with pytest.raises(ConfigurationError, match="at least once"):
+        MultiTask(work.trunk, aggregator=Fixed(WEIGHTS)).tune(work.evaluate, repeats=0)
+
+
+def test_a_pin_that_cannot_serve_another_graph_gives_way():
+    torch.manual_seed(0)
+    trunk, hs = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), heads(8)
+    mt = MultiTask(trunk, aggregator=Fixed(WEIGHTS))
+    mt._planner.pin(Needs.GRAMIAN, "streaming-together")
+    z = trunk(torch.randn(5, 6))
+    z.register_hook(torch.neg)
+    losses = [h(z).square().mean() for h in hs]
+    expected = torch.autograd.grad(sum(w * x for w, x in zip(WEIGHTS, losses)), [trunk[0].weight], retain_graph=True)
+    report = mt.backward(losses, features=z)
+    assert name(report) == "sequential"
+    assert "streaming-together refused" in report.gradient_source
+    torch.testing.assert_close(trunk[0].weight.grad, expected[0])

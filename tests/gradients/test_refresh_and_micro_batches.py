@@ -10,7 +10,8 @@ from mtlcore import Aggregation, Aggregator, MultiTask
 from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.refresh import Refresh
-from mtlcore.gradients.source import GradientProblem
+from mtlcore.gradients.batch import Batch
+from mtlcore.presence import Presence
 from support.jacobians import explicit, make, shared_gradient
 from support.methods import Calls, Fixed, FixedOnLosses, FixedOnRows
 from support.shapes import SHAPES
@@ -272,6 +273,6 @@ def test_micro_batches_keep_one_gradient_per_head_parameter():
     for _ in range(3):
         z = trunk(torch.randn(3, 4))
         loss = head(z).square().mean()
-        micro.add(GradientProblem(("a",), (loss,), (z,), tuple(trunk.parameters())), [loss.item()])
-    found = micro.result(("a",), tuple(trunk.parameters()))
-    assert [id(p) for p, _ in found._heads[0]] == [id(p) for p in head.parameters()]
+        micro.add(Batch(Presence(("a",)), (loss,), (z,), tuple(trunk.parameters())), [loss.item()])
+    _, _, found, _ = micro.finish(("a",), tuple(trunk.parameters()))
+    assert [id(p) for p, _ in found.heads[0]] == [id(p) for p in head.parameters()]

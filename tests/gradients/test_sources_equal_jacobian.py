@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -9,14 +11,12 @@ from torch import nn
 from mtlcore import MultiTask
 from mtlcore.errors import ConfigurationError
 from mtlcore.gradients import graph
-from mtlcore.gradients.batched import Batched
+from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.jacobian import Stored, collect
+from mtlcore.gradients.plan import PLANS
 from mtlcore.gradients.rows import Factors, Matrix, Table, Whole
-from mtlcore.gradients.sequential import Sequential
-from mtlcore.gradients.source import GradientProblem
 from mtlcore.gradients.storage import Storage
-from mtlcore.gradients.streaming import Streaming
-from mtlcore.gradients.threaded import Threaded
+from mtlcore.presence import Presence
 from support.architectures import ARCHITECTURES
 from support.jacobians import explicit, make, shared_gradient
 from support.methods import Fixed, FixedOnRows
@@ -24,36 +24,25 @@ from support.shapes import ODD, SHAPES
 
 EVERY = {**ARCHITECTURES, **SHAPES}
 SOURCES = {
-    "sequential": Sequential,
-    "threaded": Threaded,
-    "batched": Batched,
-    "batched in twos": lambda: Batched(2),
-    "streaming": Streaming,
-    "streaming together": lambda: Streaming(None, frugal=False),
-    "streaming in twos": lambda: Streaming(2, frugal=False),
-    "streaming in blocks": lambda: InBlocks(),
-    "streaming threaded": lambda: Streaming(frugal=False, threaded=True),
+    "sequential": PLANS["sequential"],
+    "batched": PLANS["batched"],
+    "batched in twos": dataclasses.replace(PLANS["batched"], tasks=2),
+    "streaming": PLANS["streaming"],
+    "streaming together": PLANS["streaming-together"],
+    "streaming in twos": dataclasses.replace(PLANS["streaming-together"], tasks=2),
+    "streaming in blocks": dataclasses.replace(PLANS["streaming"], name="in blocks"),
 }
-RUNS_PYTHON = ("parameter_hook", "bias_hook")
-"""Shapes whose backward pass calls Python, which the threaded sources refuse."""
 
 
-@pytest.fixture(autouse=True)
-def _threads(request):
-    if "threaded" in request.node.name:
-        request.getfixturevalue("two_threads")
-
-
-class InBlocks(Streaming):
-    """So little memory that every parameter is cut."""
-
-    def collect(self, problem, keep_graph=False):
-        return collect(problem, self._storage, know_uses=True, factors=True, chunk=1, limit=7 * len(problem.losses))
+def found_by(source, batch):
+    """So little memory, for blocks, that every parameter is cut."""
+    plan = SOURCES[source]
+    return collect(plan, batch, Storage(), most=7 * len(batch.losses) if plan.name == "in blocks" else None)
 
 
 def forced(work, method, source):
     mt = MultiTask(work.trunk, aggregator=method, gradients="streaming" if "streaming" in source else "sequential")
-    mt._planner._sources = {"streaming": SOURCES[source](), "sequential": SOURCES[source]()}
+    mt._planner.run = lambda plan, batch, keep_graph=False: found_by(source, batch)
     return mt
 
 
@@ -61,7 +50,7 @@ def problem_of(work, with_features=True):
     losses, z = work.evaluate()
     features = () if not with_features else tuple(z.values()) if isinstance(z, dict) else (z,)
     shared = tuple(p for p in work.trunk.parameters() if p.requires_grad)
-    return GradientProblem(tuple(losses), tuple(losses.values()), features, shared)
+    return Batch(Presence.of(tuple(losses)), tuple(losses.values()), features, shared)
 
 
 def allows_together(work, with_features):
@@ -87,10 +76,6 @@ def test_equals_the_explicit_jacobian(name, with_features, source):
             mt.backward(losses, features=z if with_features else None)
         return
     losses, z = work.evaluate()
-    if "threaded" in source and name in RUNS_PYTHON:
-        with pytest.raises(ConfigurationError, match="runs Python code"):
-            mt.backward(losses, features=z if with_features else None)
-        return
     report = mt.backward(losses, features=z if with_features else None)
     norms = jacobian.norm(dim=1)
     error = (report.gramian - jacobian @ jacobian.T).abs() / (norms[:, None] * norms[None, :])
@@ -115,8 +100,8 @@ def test_odd_trunks_are_right_or_refused(name, source):
     mt = forced(work, Fixed((1.0, -2.0, 0.5)), source)
     losses, z = work.evaluate()
     together = "batched" in source or source in ("streaming together", "streaming in twos")
-    if together if name == "sparse_matrix" else "threaded" in source and name == "function_with_a_variable":
-        with pytest.raises(ConfigurationError, match="vmap|runs Python code"):
+    if together and name == "sparse_matrix":
+        with pytest.raises(ConfigurationError, match="vmap"):
             mt.backward(losses, features=z)
         return
     report = mt.backward(losses, features=z)
@@ -148,9 +133,9 @@ def test_rows_equal_the_explicit_jacobian(name, source):
     if source == "batched" and name == "several_features":
         # One feature tensor is computed from the other: refused by name, never silently wrong.
         with pytest.raises(ConfigurationError, match="none computed from another"):
-            SOURCES[source]().collect(problem_of(work))
+            found_by(source, problem_of(work))
         return
-    found = SOURCES[source]().collect(problem_of(work))
+    found = found_by(source, problem_of(work))
     torch.testing.assert_close(found.rows(), jacobian, rtol=1e-10, atol=1e-13 * float(jacobian.abs().max()))
 
 
@@ -214,7 +199,7 @@ FORMS = {
 def test_each_weight_takes_the_form_it_should(name):
     """Equality alone would also hold if nothing were ever factored."""
     work = make(EVERY[name])
-    found = collect(problem_of(work), Storage(), know_uses=True, factors=True, chunk=1)
+    found = collect(dataclasses.replace(PLANS["streaming"], capped=False), problem_of(work), Storage())
     assert isinstance(found, Stored)
     names = {id(p): n for n, p in work.trunk.named_parameters()}
     forms = {names[id(t)]: type(part) for part in found._parts for t in part.parameters}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import Aggregation, Aggregator, Needs, StepView
-from mtlcore.aggregation import call
+from mtlcore.asking.aggregator import call
 from mtlcore.errors import PluginError
 from mtlcore.linalg import combine
 from mtlverify.example import Example

@@ -16,7 +16,9 @@ from torch import Tensor
 import mtlcore
 from mtlbench.speed.workloads import Workload
 from mtlcore import Aggregation, Aggregator, MultiTask, Needs, StepView
-from mtlcore.gradients.source import GradientProblem
+from mtlcore.gradients.batch import Batch
+from mtlcore.gradients.task_gradients import Answer
+from mtlcore.presence import Presence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,8 +229,8 @@ class MtlCore(Contender):
         self.reason = self.mt.backward(losses, features=z).gradient_source
 
     def ready(self) -> bool:
-        """Not while the planner calibrates."""
-        return "calibrating" not in self.reason
+        """Not in the step that compares."""
+        return "compared" not in self.reason
 
 
 class DifferentiationAlone(MtlCore):
@@ -239,14 +241,13 @@ class DifferentiationAlone(MtlCore):
     complete = False
 
     def backward(self, losses: list[Tensor], z: Tensor) -> None:
-        """After the calibration, which takes whole steps."""
+        """After the first step, which compares."""
         if not (self.reason and self.ready()):
             super().backward(losses, z)
             return
-        problem = GradientProblem(tuple(map(str, range(len(losses)))), tuple(losses), (z,), tuple(self.shared))
-        source, _ = self.mt._planner.pick(Needs.GRAMIAN, problem)
-        ones = torch.ones(len(losses), dtype=torch.float64)
-        source.collect(problem).write(weights=ones, direction=None, head_weights=None)
+        presence = Presence(tuple(map(str, range(len(losses)))))
+        found, _ = self.mt._planner.collect(Needs.GRAMIAN, Batch(presence, tuple(losses), (z,), tuple(self.shared)))
+        found.write(Answer(weights=torch.ones(len(losses), dtype=torch.float64)))
 
 
 def _forced(name: str) -> type[Contender]:
@@ -268,4 +269,5 @@ CONTENDERS: tuple[type[Contender], ...] = (
     _forced("sequential"),
     _forced("batched"),
     _forced("streaming"),
+    _forced("streaming-together"),
 )

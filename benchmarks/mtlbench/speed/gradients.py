@@ -84,7 +84,6 @@ def memory(
     make: Callable[[], Workload],
     rule: Rule,
     kind: type[Contender],
-    like: Contender,
     device: torch.device = measure.CPU,
 ) -> float:
     """Peak of a new contender's first backward, in units of K x P numbers.
@@ -93,16 +92,12 @@ def memory(
         make: the workload.
         rule: the method.
         kind: the contender's class.
-        like: a warmed-up one: "auto" takes over what it settled on. It compares that with the reference in one more
-            step, which is not measured, and begins the next without memory, as everybody does.
         device: where the network is.
     """
     contender = kind(workloads.build(make, device), rule)
-    if isinstance(contender, MtlCore) and isinstance(like, MtlCore):
-        state = contender.mt.state_dict()
-        contender.mt.load_state_dict({**state, "gradient_sources": like.mt.state_dict()["gradient_sources"]})
-        contender.step()
-        contender.mt._planner.release()
+    if isinstance(contender, MtlCore):
+        contender.step()  # compares the source with plain autograd; the next begins without memory, as everybody does
+        contender.mt._planner.storage.release()
     contender.work.zero_grad()
     losses, z = contender.work.forward()
     size = contender.work.n_tasks * contender.work.n_parameters * 4
