@@ -128,7 +128,7 @@ def run(
         for label, contender in ready.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                peaks[label] = memory(make, rule, kinds[label], contender, device)
+                peaks[label] = memory(make, rule, kinds[label], device)
         record = {
             "workload": work.name,
             "tasks": work.n_tasks,
