@@ -180,7 +180,7 @@ class MultiTask:
                 f"aggregator {who} looks at the losses twice in a step: after the optimizer's step, call "
                 f"observe(losses) with the losses of the same batch, or use step(closure)."
             )
-        scale = scaling.scale_of(scaler)
+        scale = scaling.scale_of(scaler, self._parameters[0].device)
         try:
             prepared = self._prepare(losses, features, scale)
             report = self._finish(prepared, self._detect(prepared), None)
@@ -215,7 +215,7 @@ class MultiTask:
             As :meth:`backward`; after an error the micro-batches so far are forgotten.
         """
         micro, self._micro = self._micro or MicroBatches(), None
-        scale = scaling.scale_of(scaler)
+        scale = scaling.scale_of(scaler, self._parameters[0].device)
         batch = self._batch(losses, features, scale).without_unread()
         try:
             micro.add(batch, inputs.values_of(batch.losses, batch.stacked, batch.names))
@@ -338,7 +338,7 @@ class MultiTask:
     def _whole_step(self, closures: Sequence[Closure], scaler: Any) -> StepReport:
         for optimizer in trajectory.each(self.optimizer):
             optimizer.zero_grad()
-        scale = scaling.scale_of(scaler)
+        scale = scaling.scale_of(scaler, self._parameters[0].device)
         moment = Snapshot(modules=self._modules()) if self._may_teleport() else None
         noise = Noise() if self.aggregator.looks_twice() else None
         losses: Losses = []

@@ -19,17 +19,18 @@ from mtlcore.gradients import graph
 from mtlcore.gradients.task_gradients import Answer, TaskGradients
 
 
-def scale_of(scaler: Any) -> float | None:
-    """The present scale; None without a scaler, or with one that is switched off.
+def scale_of(scaler: Any, device: torch.device) -> float | None:
+    """The present scale; None without a scaler, or with one that is switched off. A new scaler begins here, on the
+    given device.
 
     Raises:
         ConfigurationError: something that is no GradScaler.
     """
     if scaler is None:
         return None
-    if not (hasattr(scaler, "get_scale") and hasattr(scaler, "is_enabled") and hasattr(scaler, "step")):
+    if not (hasattr(scaler, "scale") and hasattr(scaler, "is_enabled") and hasattr(scaler, "step")):
         raise ConfigurationError(f"scaler must be a torch.amp.GradScaler, found {scaler!r}.")
-    return float(scaler.get_scale()) if scaler.is_enabled() else None
+    return float(scaler.scale(torch.ones((), device=device))) if scaler.is_enabled() else None
 
 
 class Scaled(TaskGradients):
