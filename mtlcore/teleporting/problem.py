@@ -76,9 +76,8 @@ class Problem(TeleportProblem):
         return severity(detached, gram, self.detector, self.view, torch.cat(blocks, dim=1) if wide else None)
 
     def losses(self) -> dict[str, Tensor]:
-        """Without graphs."""
-        with torch.no_grad():
-            return {n: v.detach() for n, v in self.evaluate()[0].items()}
+        """Without graphs. They are made, and dropped at once: a closure may differentiate inside (a PINN's does)."""
+        return {n: v.detach() for n, v in self.evaluate()[0].items()}
 
     def losses_with_batch_statistics(self) -> dict[str, Tensor]:
         """Losses with the statistics that a training step would use, if they differ from those of the search."""

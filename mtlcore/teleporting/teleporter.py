@@ -16,6 +16,7 @@ from mtlcore.contracts import ConflictDetector, Displacement, StepView, Teleport
 from mtlcore.errors import ConfigurationError, PluginError
 from mtlcore.registry import registry
 from mtlcore.report import TeleportResult
+from mtlcore.snapshot import undo_on_error
 from mtlcore.teleporting.problem import Closure, Problem
 from mtlcore.teleporting.transaction import Transaction
 
@@ -110,7 +111,7 @@ class Teleporter:
             trajectory.check_supported(optimizer)
         own = torch.Generator().manual_seed(_next_seed(generator) ^ view.step)
         transaction = Transaction(trunk, heads, optimizer, frozen_statistics=self.batch_norm == "running")
-        try:
+        with undo_on_error(transaction.roll_back):
             verdict = self._try(transaction, closure, probe, view, own, direction)
             if not verdict.accepted:
                 transaction.roll_back()
@@ -125,9 +126,6 @@ class Teleporter:
                 seconds=time.perf_counter() - started,
                 diagnostics=verdict.diagnostics,
             )
-        except BaseException:
-            transaction.roll_back()
-            raise
 
     def _try(
         self,

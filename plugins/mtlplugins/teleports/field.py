@@ -58,10 +58,9 @@ class Field:
         """Go to start + displacement."""
         self.place([s + displacement[n] if n in displacement else s for n, s in zip(self.names, self.start)])
 
-    @torch.no_grad()
     def losses(self) -> Tensor:
-        """(K,) at the current point."""
-        return _stacked(self._problem.evaluate()[0])
+        """(K,) at the current point, without a graph; one is made and dropped, for a closure may differentiate."""
+        return _stacked(self._problem.evaluate()[0]).detach()
 
     def relative_change(self) -> Tensor:
         """(K,) (L_i - L_i*) / unit_i at the current point, L_i* cached for this batch."""
