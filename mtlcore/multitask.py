@@ -40,7 +40,7 @@ from mtlcore.inputs import Closure, Features, Losses
 from mtlcore.registry import registry
 from mtlcore.report import StepReport, TeleportResult
 from mtlcore.snapshot import Noise, Snapshot
-from mtlcore.teleporting import Brakes, Teleporter
+from mtlcore.teleporting import Brakes, Follower, Teleporter
 
 _STATE_VERSION = 1
 
@@ -54,7 +54,8 @@ class MultiTask:
         optimizer: the user's own; needed by :meth:`step` only.
         detector: a conflict detector (name or instance), or None.
         teleport: a teleport strategy (name or instance), tried in :meth:`step` when the detector fires (without a
-            detector: whenever the brakes allow), or None.
+            detector: whenever the brakes allow), or None. For other options than ``tolerance``, a
+            :class:`mtlcore.teleporting.Teleporter`, of which the tolerance is then taken.
         gradients: "auto", or the gradient source to force ("sequential", "threaded", "batched", "streaming",
             "features", "losses").
         seed: of every random choice of the method; the global random state is never touched.
@@ -81,7 +82,7 @@ class MultiTask:
         aggregator: str | Aggregator = "gradops",
         optimizer: torch.optim.Optimizer | None = None,
         detector: str | ConflictDetector | None = None,
-        teleport: str | TeleportStrategy | None = None,
+        teleport: str | TeleportStrategy | Teleporter | None = None,
         gradients: str = "auto",
         seed: int = 0,
         *,
@@ -106,14 +107,17 @@ class MultiTask:
             raise ConfigurationError(f"brakes must be mtlcore.Brakes(...), found {brakes!r}.")
         self._teleporter: Teleporter | None = None
         if teleport is not None:
-            strategy = inputs.plugin("teleport", teleport, TeleportStrategy)
+            own = teleport if isinstance(teleport, Teleporter) else None
+            strategy = inputs.plugin("teleport", teleport if own is None else own.strategy, TeleportStrategy)
             if self._trunk is None:
                 raise ConfigurationError(
                     "a teleport moves a network: pass the trunk as an nn.Module, not its parameters."
                 )
-            trajectory.check_supported(optimizer)
-            name = registry().name_of(strategy)
-            self._teleporter = Teleporter(strategy, name=name, detector=self.detector, tolerance=tolerance)
+            self._teleporter = own or Teleporter(strategy, tolerance=tolerance)
+            if self._teleporter.detector is None:
+                self._teleporter.detector = self.detector
+            if self._teleporter.history == "carry":
+                trajectory.check_supported(optimizer)
         self._needs_step: str | None = None
         if self.aggregator.looks_twice() or self.aggregator.batches > 1:
             twice = self.aggregator.looks_twice()
@@ -211,6 +215,8 @@ class MultiTask:
             before.restore()
             prepared, noise = self._look(closures)
         report = self._finish(prepared, conflict, teleport)
+        if self._teleporter is not None:
+            self._teleporter.memory.remember([p for p in self._parameters if p.requires_grad])
         optimizer.step()
         if noise is not None:
             here = self._now()
@@ -222,6 +228,22 @@ class MultiTask:
                 here.restore()
         self._announce(report)
         return report
+
+    def follow(self, averaged_model: nn.Module, of: nn.Module | None = None) -> None:
+        """Take an averaged copy of the network (``torch.optim.swa_utils.AveragedModel``) along in every exact teleport;
+        what cannot be carried is said in a warning and in ``report.teleport.diagnostics["averaged_copy"]``. Not in a
+        checkpoint: call it again after loading one.
+
+        Args:
+            averaged_model: the copy, of the trunk or of a network that contains it.
+            of: the module that it is a copy of, if names and shapes of parameters do not tell.
+
+        Raises:
+            ConfigurationError: it cannot be told which of its parameters stand for the trunk's.
+        """
+        if self._teleporter is not None:
+            assert self._trunk is not None
+            self._teleporter.followers.append(Follower(averaged_model, self._trunk, self._heads, of))
 
     # --- parts of a step ------------------------------------------------------------------------------------
 
@@ -549,6 +571,7 @@ class MultiTask:
             "gradient_sources": self._planner.choices(),
             "refresh": {} if self._keeper is None else self._keeper.state(),
             "state": None if self._state is None else {k: v.clone() for k, v in self._state.items()},
+            "teleporter": {} if self._teleporter is None else self._teleporter.state(),
         }
 
     def _methods(self) -> dict[str, dict[str, Any] | None]:
@@ -579,7 +602,7 @@ class MultiTask:
             "state",
         }
         # Checkpoints made before methods were named have no such entry.
-        if not isinstance(state, Mapping) or set(state) | {"methods"} != expected:
+        if not isinstance(state, Mapping) or set(state) | {"methods", "teleporter"} != expected | {"teleporter"}:
             found = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
             raise StateError(f"not the state of a MultiTask: expected the keys {sorted(expected)}, found {found}.")
         if state["version"] != _STATE_VERSION:
@@ -626,6 +649,8 @@ class MultiTask:
         self._teleport_steps = teleport_steps
         self._looks, self._fired = looks, fired
         self._micro = None
+        if self._teleporter is not None:
+            self._teleporter.restore(state.get("teleporter", {}))
         self._planner.restore(choices)
         if self._keeper is not None:
             self._keeper.restore(kept)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mtlcore import linalg
+from mtlcore import linalg, trajectory
 from mtlcore.contracts import ConflictDetector, Needs, StepView, TeleportProblem, task_rows
 from mtlcore.teleporting.transaction import Transaction
 
@@ -95,8 +95,8 @@ class Problem(TeleportProblem):
 
     def optimizer_is_blank(self) -> bool:
         """Whether there is no history that a jump could make wrong."""
-        optimizer = self._transaction.optimizer
-        return optimizer is None or not any(p in optimizer.state for p in self.parameters().values())
+        optimizers = trajectory.each(self._transaction.optimizer)
+        return not any(p in one.state for one in optimizers for p in self.parameters().values())
 
 
 def severity(

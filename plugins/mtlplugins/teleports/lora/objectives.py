@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import linalg
-from mtlplugins.teleports.field import Field, Vector, combine, inner, norm, weighted
+from mtlplugins.teleports.lora.field import Field, Vector, combine, inner, norm, weighted
 
 
 class Objective(Protocol):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number
 from mtlcore.errors import ConfigurationError
-from mtlplugins.teleports.channels import Found, find_groups
-from mtlplugins.teleports.plainness import uncompiled
-from mtlplugins.teleports.scaling import Group, factors, rescale
+from mtlplugins.teleports.symmetry.channels import Found, find_groups
+from mtlplugins.teleports.symmetry.plainness import uncompiled
+from mtlplugins.teleports.symmetry.scaling import Group, factors, rescale
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number
 from mtlcore.errors import ConfigurationError
-from mtlplugins.teleports import low_rank, objectives, penalty, tangent
-from mtlplugins.teleports.field import Field
+from mtlplugins.teleports.lora import low_rank, objectives, penalty, tangent
+from mtlplugins.teleports.lora.field import Field
 
 
 @dataclass(frozen=True)
