@@ -16,7 +16,7 @@ from mtlcore import Brakes, Conflict, ConflictDetector, Displacement, Needs, Tel
 from mtlcore.errors import ConfigurationError, PluginError, TeleportError
 from mtlcore.teleporting import Teleporter, relative_changes
 from mtlcore.trajectory import reuse, similarity
-from support.teleport_nets import TASKS, Falling, problem, teleport, view
+from support.teleport_nets import TASKS, Falling, Rising, problem, teleport, view
 from support.traces import assert_unchanged, bits, everything, same
 
 
@@ -80,16 +80,6 @@ def test_roll_back_is_bit_for_bit(kind, end):
         with pytest.raises(RuntimeError if end == "raise" else KeyboardInterrupt):
             teleport(made, Vandal(end), optimizer=optimizer)
     assert_unchanged(before, everything(made, optimizer))
-
-
-class Rising(ConflictDetector):
-    """Finds more conflict every time it is asked."""
-
-    asked = 0
-
-    def detect(self, view):
-        type(self).asked += 1
-        return Conflict(True, float(self.asked), torch.zeros(3, 3).bool(), torch.zeros(3).bool())
 
 
 @pytest.mark.parametrize("name", ["lora", "relu-rescaling", "linear-boundary"])
