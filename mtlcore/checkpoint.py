@@ -19,6 +19,7 @@ from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper
 from mtlcore.progress import Progress
 from mtlcore.registry import registry
+from mtlcore.teleporting import Teleporter
 
 _VERSION = 2
 
@@ -30,10 +31,15 @@ class Loaded:
     progress: Progress
     pins: dict[str, str]
     kept: dict[str, Tensor]
+    teleporter: dict[str, Any]
 
 
 def pack(
-    progress: Progress, plugins: Mapping[str, Any], planner: Planner, keeper: Keeper | None
+    progress: Progress,
+    plugins: Mapping[str, Any],
+    planner: Planner,
+    keeper: Keeper | None,
+    teleporter: Teleporter | None,
 ) -> dict[str, Any]:
     """Numbers, strings and tensors only, so that ``torch.load(..., weights_only=True)`` reads it."""
     return {
@@ -48,6 +54,7 @@ def pack(
         "awaiting": progress.awaiting,
         "gradient_sources": dict(planner.pins),
         "refresh": {} if keeper is None else keeper.state(),
+        "teleporter": {} if teleporter is None else teleporter.state(),
         "state": None if progress.state is None else {k: v.clone() for k, v in progress.state.items()},
     }
 
@@ -95,7 +102,7 @@ def unpack(state: Any, now: Progress, plugins: Mapping[str, Any], keeper: Keeper
             PluginWarning,
             stacklevel=3,
         )
-    return Loaded(progress, pins, kept)
+    return Loaded(progress, pins, kept, _teleporter(entries["teleporter"]))
 
 
 _KEYS = {
@@ -110,6 +117,7 @@ _KEYS = {
     "awaiting",
     "gradient_sources",
     "refresh",
+    "teleporter",
     "state",
 }
 
@@ -248,6 +256,16 @@ def _kept(value: Any, keeper: Keeper | None, tasks: tuple[str, ...] | None) -> d
                 f"{tensor.dtype}, which do not fit {k} tasks."
             )
     return {key: tensor.clone() for key, tensor in kept.items()}
+
+
+def _teleporter(value: Any) -> dict[str, Any]:
+    state = dict(_mapping("teleporter", value))
+    previous = state.get("previous")
+    if set(state) - {"previous"} or not (previous is None or isinstance(previous, (list, tuple))):
+        raise _wrong("teleporter", value, "empty, or the gradients of the step before")
+    for i, gradient in enumerate(previous or ()):
+        _check_tensor(f"gradient {i} in the entry 'teleporter'", gradient, None)
+    return state
 
 
 def _pins(value: Any) -> dict[str, str]:

@@ -63,7 +63,7 @@ def descend(
             for parameter, gradient in zip(moving, gradients):
                 if gradient is not None:
                     parameter.data.add_(gradient, alpha=-lr)
-        with torch.no_grad():
+        with torch.enable_grad():  # a closure may differentiate inside
             return _look(view, evaluate)[1]
 
 
@@ -80,5 +80,6 @@ def _look(view: StepView, evaluate: Evaluate) -> tuple[list[Tensor], StepView]:
     for name, value in zip(view.task_names, values):
         if not abs(value) < float("inf"):
             raise NonFiniteError(f"inner steps: the loss of task {name!r} became {value}; lower the inner step size.")
-    point = view._replaced(losses=values, features=features, gramian=None, jacobian=None, others=(), needs=Needs.LOSSES)
+    kept = [f.detach() for f in features]  # else the view would hold the graph
+    point = view._replaced(losses=values, features=kept, gramian=None, jacobian=None, others=(), needs=Needs.LOSSES)
     return losses, point

@@ -41,7 +41,7 @@ from mtlcore.progress import Progress
 from mtlcore.registry import registry
 from mtlcore.report import StepReport, TeleportResult
 from mtlcore.snapshot import Noise, Snapshot, interrupts_held
-from mtlcore.teleporting import Brakes, Teleporter
+from mtlcore.teleporting import Brakes, Follower, Teleporter
 
 
 class MultiTask:
@@ -53,7 +53,8 @@ class MultiTask:
         optimizer: the user's own, or several; needed by :meth:`step` only.
         detector: a conflict detector (name or instance), or None.
         teleport: a teleport strategy (name or instance), tried in :meth:`step` when the detector fires (without a
-            detector: whenever the brakes allow), or None.
+            detector: whenever the brakes allow), or None. For other options than ``tolerance``, a
+            :class:`mtlcore.teleporting.Teleporter`, of which the tolerance is then taken.
         gradients: "auto", or the gradient source to force: "sequential", "batched", "streaming", "streaming-together",
             "features" or "losses" (see :mod:`mtlcore.gradients.plan`).
         seed: of every random choice of the method; the global random state is never touched.
@@ -83,7 +84,7 @@ class MultiTask:
         aggregator: str | Aggregator = "gradops",
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         detector: str | ConflictDetector | None = None,
-        teleport: str | TeleportStrategy | None = None,
+        teleport: str | TeleportStrategy | Teleporter | None = None,
         gradients: str = "auto",
         seed: int = 0,
         *,
@@ -118,15 +119,21 @@ class MultiTask:
         self._progress = Progress(tasks=names, seed=inputs.whole_number("seed", seed))
         self._reach = audit.Reach(inputs.parameter_names(self._trunk, self._parameters))
 
-    def _make_teleporter(self, teleport: str | TeleportStrategy | None, tolerance: float) -> Teleporter | None:
+    def _make_teleporter(
+        self, teleport: str | TeleportStrategy | Teleporter | None, tolerance: float
+    ) -> Teleporter | None:
         if teleport is None:
             return None
-        strategy = inputs.plugin("teleport", teleport, TeleportStrategy)
+        own = teleport if isinstance(teleport, Teleporter) else None
+        strategy = inputs.plugin("teleport", teleport if own is None else own.strategy, TeleportStrategy)
         if self._trunk is None:
             raise ConfigurationError("a teleport moves a network: pass the trunk as an nn.Module, not its parameters.")
-        trajectory.check_supported(self.optimizer)
-        name = registry().name_of(strategy)
-        return Teleporter(strategy, name=name, detector=self.detector, tolerance=tolerance)
+        teleporter = own or Teleporter(strategy, tolerance=tolerance)
+        if teleporter.detector is None:
+            teleporter.detector = self.detector
+        if teleporter.history == "carry":
+            trajectory.check_supported(self.optimizer)
+        return teleporter
 
     def _make_keeper(self, refresh: int | Refresh) -> Keeper | None:
         policy = refresh if isinstance(refresh, Refresh) else Refresh(refresh)
@@ -301,6 +308,22 @@ class MultiTask:
         self._reach = audit.Reach(inputs.parameter_names(self._trunk, self._parameters))
         self._micro = None
 
+    def follow(self, averaged_model: nn.Module, of: nn.Module | None = None) -> None:
+        """Take an averaged copy of the network (``torch.optim.swa_utils.AveragedModel``) along in every exact teleport;
+        what cannot be carried is said in a warning and in ``report.teleport.diagnostics["averaged_copy"]``. Not in a
+        checkpoint: call it again after loading one.
+
+        Args:
+            averaged_model: the copy, of the trunk or of a network that contains it.
+            of: the module that it is a copy of, if names and shapes of parameters do not tell.
+
+        Raises:
+            ConfigurationError: it cannot be told which of its parameters stand for the trunk's.
+        """
+        if self._teleporter is not None:
+            assert self._trunk is not None
+            self._teleporter.followers.append(Follower(averaged_model, self._trunk, self._heads, of))
+
     # --- parts of a step ------------------------------------------------------------------------------------
 
     def _checked_closures(self, closure: Closure | Sequence[Closure]) -> list[Closure]:
@@ -373,6 +396,8 @@ class MultiTask:
         """Write the gradients and let the optimizers move; a Ctrl-C waits until both are done."""
         with interrupts_held():
             report = finish()
+            if self._teleporter is not None and not report.skipped:
+                self._teleporter.memory.remember([p for p in self._parameters if p.requires_grad])
             self._moved = True
             for optimizer in trajectory.each(self.optimizer):
                 optimizer.step() if scaler is None else scaler.step(optimizer)
@@ -655,7 +680,7 @@ class MultiTask:
         """Everything needed to go on as if never interrupted (beside trunk, heads and optimizer): numbers, strings
         and tensors only, so that ``torch.load(..., weights_only=True)`` reads it. Between two steps: micro-batches that
         wait for their :meth:`backward` are not in it, as ``.grad`` is not in an optimizer's."""
-        return checkpoint.pack(self._progress, self._plugins(), self._planner, self._keeper)
+        return checkpoint.pack(self._progress, self._plugins(), self._planner, self._keeper, self._teleporter)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`. Nothing is changed if the state does not fit. Where it was saved with another
@@ -671,6 +696,8 @@ class MultiTask:
         self._planner.restore(loaded.pins)
         if self._keeper is not None:
             self._keeper.restore(loaded.kept)
+        if self._teleporter is not None:
+            self._teleporter.restore(loaded.teleporter)
 
     def _plugins(self) -> dict[str, Any]:
         strategy = None if self._teleporter is None else self._teleporter.strategy

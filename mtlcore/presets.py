@@ -11,7 +11,7 @@ from torch import nn
 from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError
 from mtlcore.registry import create
-from mtlcore.teleporting import Brakes
+from mtlcore.teleporting import Brakes, Teleporter
 
 if TYPE_CHECKING:
     from mtlcore.contracts import Aggregator
@@ -31,8 +31,18 @@ PAPER_TELEPORT: dict[str, Any] = {
     "adapter": "peft-lora",  # [paper] Hugging Face PEFT
     "lr": 1e-4,  # [code] that of the training (Cityscapes, NYUv2)
     "steps": 12,  # [choice]; the code makes two passes over the training set, some hundred times as many
+    "perturb": "all",  # [code] the heads' parameters, too; "trunk" if nobody handed over heads
 }
 """COST's LoRA as published. What could not be read in the paper is from the authors' code, and marked."""
+
+PAPER_HISTORY: dict[str, Any] = {
+    "reuse_direction": "previous",  # [code] g' is the combined direction of the step before
+    "reuse_over": "shared",  # [code] the cosine is taken over all shared parameters
+}
+"""Historical trajectory reuse as the authors' code has it."""
+
+PAPER_AGGREGATORS: dict[str, dict[str, Any]] = {"fairgrad": {"alpha": 2.0}}  # [code] default and scripts
+"""Options of methods, given by name, that differ from their plugins' defaults."""
 
 
 def cost(
@@ -41,6 +51,7 @@ def cost(
     optimizer: torch.optim.Optimizer | None = None,
     *,
     settings: Literal["measured", "paper"] = "measured",
+    accept: Literal["conflict", "losses", "always"] = "conflict",
     steps_per_epoch: int | None = None,
     start_epoch: int = 0,
     detect_every: int | None = None,
@@ -54,10 +65,14 @@ def cost(
         trunk: the shared network.
         aggregator: the method inside; the paper's is FairGrad.
         optimizer: the user's own; needed by ``step``.
-        settings: "paper": the published teleport (:data:`PAPER_TELEPORT`) on the published trigger (Eq. 3).
+        settings: "paper": the published teleport (:data:`PAPER_TELEPORT`) on the published trigger (Eq. 3; a cosine of
+            zero counts [code]), :data:`PAPER_HISTORY`, and FairGrad with alpha = 2 [code].
             "measured": the defaults of the plugins, which our measurements support: same trigger, but conflict itself
             as the objective, searched on the surface of constant losses. Both run inside the same transaction, which
-            the paper does not have: a teleport that moves a loss by more than ``tolerance`` is refused.
+            the paper does not have.
+        accept: what is asked of a teleport. "conflict": a loss that moves by more than ``tolerance``, or no less
+            conflict, and it is refused. "losses": the losses only. "always": nothing but finite losses, as in the
+            authors' code: the last step from ``settings="paper"`` to the system as it was run.
         steps_per_epoch: with it, at most one teleport per epoch [code], else no cap.
         start_epoch: no teleport before this epoch [paper A.6; code: 50 of 200].
         detect_every: look for conflict in every n-th step. Default: in every step if the method needs task gradients
@@ -69,7 +84,7 @@ def cost(
             ``detector``, ``teleport`` and ``brakes`` replace what is described here.
 
     Raises:
-        ConfigurationError: unknown settings, or epochs without ``steps_per_epoch``.
+        ConfigurationError: unknown settings or ``accept``, or epochs without ``steps_per_epoch``.
     """
     from mtlcore.multitask import MultiTask
 
@@ -77,21 +92,32 @@ def cost(
         raise ConfigurationError(f"settings={settings!r}: must be one of 'measured', 'paper'.")
     if start_epoch and steps_per_epoch is None:
         raise ConfigurationError(f"start_epoch={start_epoch}: how long is an epoch? Pass steps_per_epoch=...")
-    options = {**(PAPER_TELEPORT if settings == "paper" else {}), **(teleport_options or {})}
+    paper = settings == "paper"
     if "detector" not in overrides:
-        overrides["detector"] = create("detector", "dominated", **{"rule": "smallest", **(detector_options or {})})
+        rule = {"rule": "smallest", "at_zero": paper, **(detector_options or {})}
+        overrides["detector"] = create("detector", "dominated", **rule)
     if "teleport" not in overrides:
-        overrides["teleport"] = create("teleport", "lora", **options)
+        options = dict(PAPER_TELEPORT) if paper else {}
+        if overrides.get("heads") is None:
+            options.pop("perturb", None)
+        overrides["teleport"] = create("teleport", "lora", **{**options, **(teleport_options or {})})
+    if overrides["teleport"] is not None and not isinstance(overrides["teleport"], Teleporter):
+        history = PAPER_HISTORY if paper else {}
+        tolerance = overrides.pop("tolerance", 0.02)
+        overrides["teleport"] = Teleporter(overrides["teleport"], accept=accept, tolerance=tolerance, **history)
     if isinstance(aggregator, str):
-        aggregator = create("aggregator", aggregator)
+        aggregator = create("aggregator", aggregator, **(PAPER_AGGREGATORS.get(aggregator, {}) if paper else {}))
     if "brakes" not in overrides:
-        window = steps_per_epoch or 1
-        if detect_every is None:
-            detect_every = 10 if getattr(aggregator, "needs", Needs.GRAMIAN) < Needs.GRAMIAN else 1
-        overrides["brakes"] = Brakes(
-            start_step=start_epoch * window,
-            cap=None if steps_per_epoch is None else 1,
-            steps_per_epoch=steps_per_epoch,
-            detect_every=detect_every,
-        )
+        overrides["brakes"] = _brakes(aggregator, steps_per_epoch, start_epoch, detect_every)
     return MultiTask(trunk, aggregator, optimizer, **overrides)
+
+
+def _brakes(aggregator: Any, steps_per_epoch: int | None, start_epoch: int, detect_every: int | None) -> Brakes:
+    if detect_every is None:
+        detect_every = 10 if getattr(aggregator, "needs", Needs.GRAMIAN) < Needs.GRAMIAN else 1
+    return Brakes(
+        start_step=start_epoch * (steps_per_epoch or 1),
+        cap=None if steps_per_epoch is None else 1,
+        steps_per_epoch=steps_per_epoch,
+        detect_every=detect_every,
+    )

@@ -26,3 +26,4 @@ from mtlcore.snapshot.tensors import Parameters as Parameters
 from mtlcore.snapshot.tensors import do_all as do_all
 from mtlcore.snapshot.tensors import put_back as put_back
 from mtlcore.snapshot.whole import Snapshot as Snapshot
+from mtlcore.snapshot.whole import undo_on_error as undo_on_error

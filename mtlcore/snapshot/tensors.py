@@ -34,7 +34,7 @@ def put_back(tensor: Tensor, bits: Tensor) -> None:
 
 def bits_of(tensor: Tensor) -> Tensor:
     """A copy without a graph."""
-    return tensor.detach().clone()
+    return tensor.detach().clone() if tensor.requires_grad else tensor.clone()
 
 
 class Parameters:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -54,22 +54,27 @@ class Snapshot:
             Exception: the first error, after every part had its turn.
         """
         with interrupts_held():
-            do_all(part.restore for part in self._parts)
+            do_all([part.restore for part in self._parts])
 
     def all_or_nothing(self) -> AbstractContextManager[None]:
         """If an error or a Ctrl-C passes through, everything is as at construction; else all stays as it became."""
-        return _Undo(self, always=False)
+        return undo_on_error(self.restore)
 
     def restored(self) -> AbstractContextManager[None]:
         """While open, anything may happen; afterwards everything is as at construction."""
-        return _Undo(self, always=True)
+        return _Undo(self.restore, always=True)
+
+
+def undo_on_error(undo: Callable[[], None]) -> AbstractContextManager[None]:
+    """If an error or a Ctrl-C passes through, call ``undo``, in which a Ctrl-C waits; it may be called twice."""
+    return _Undo(undo, always=False)
 
 
 class _Undo(AbstractContextManager[None]):
-    """No generator: one that is stopped between its ``yield`` and the block would restore when it is collected."""
+    """No generator: one that is stopped between its ``yield`` and the block would undo when it is collected."""
 
-    def __init__(self, snapshot: Snapshot, *, always: bool) -> None:
-        self._snapshot = snapshot
+    def __init__(self, undo: Callable[[], None], *, always: bool) -> None:
+        self._undo = undo
         self._always = always
 
     def __enter__(self) -> None:
@@ -79,7 +84,11 @@ class _Undo(AbstractContextManager[None]):
         if kind is None and not self._always:
             return
         try:
-            self._snapshot.restore()
+            self._safely()
         except BaseException:
-            self._snapshot.restore()  # a Ctrl-C may have come just before the first held it back
+            self._safely()  # a Ctrl-C may have come just before the first held it back
             raise
+
+    def _safely(self) -> None:
+        with interrupts_held():
+            self._undo()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mtlcore import linalg
+from mtlcore import linalg, trajectory
 from mtlcore.contracts import ConflictDetector, Needs, StepView, TeleportProblem, task_rows
 from mtlcore.teleporting.transaction import Transaction
 
@@ -76,9 +76,8 @@ class Problem(TeleportProblem):
         return severity(detached, gram, self.detector, self.view, torch.cat(blocks, dim=1) if wide else None)
 
     def losses(self) -> dict[str, Tensor]:
-        """Without graphs."""
-        with torch.no_grad():
-            return {n: v.detach() for n, v in self.evaluate()[0].items()}
+        """Without graphs. They are made, and dropped at once: a closure may differentiate inside (a PINN's does)."""
+        return {n: v.detach() for n, v in self.evaluate()[0].items()}
 
     def losses_with_batch_statistics(self) -> dict[str, Tensor]:
         """Losses with the statistics that a training step would use, if they differ from those of the search."""
@@ -96,8 +95,8 @@ class Problem(TeleportProblem):
 
     def optimizer_is_blank(self) -> bool:
         """Whether there is no history that a jump could make wrong."""
-        optimizer = self._transaction.optimizer
-        return optimizer is None or not any(p in optimizer.state for p in self.parameters().values())
+        optimizers = trajectory.each(self._transaction.optimizer)
+        return not any(p in one.state for one in optimizers for p in self.parameters().values())
 
 
 def severity(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mtlcore import trajectory
 from mtlcore.contracts import Displacement
 from mtlcore.snapshot import Gradients, History, Noise, Parameters, Structure, Switches, copied_buffers, do_all
 
@@ -23,7 +24,7 @@ class Transaction:
         self,
         trunk: nn.Module,
         heads: nn.Module | None,
-        optimizer: torch.optim.Optimizer | None,
+        optimizer: trajectory.Optimizers,
         *,
         frozen_statistics: bool,
     ) -> None:
@@ -36,6 +37,7 @@ class Transaction:
         self._modules = Structure()
         self._parameters = Parameters()
         self._buffers = Parameters()
+        self._copies = Parameters()
         self._gradients = Gradients()
         self._noise = Noise()
         self._switches = Switches()
@@ -53,6 +55,10 @@ class Transaction:
         self._parameters.add(parameters)
         self._buffers.add(buffers)
         self._gradients.add([*parameters, *buffers])
+
+    def keep(self, tensors: Iterable[Tensor]) -> None:
+        """Further tensors that a roll back puts back: those of averaged copies."""
+        self._copies.add(tensors)
 
     def saved(self, parameter: Tensor) -> Tensor:
         """The value at the start."""
@@ -157,7 +163,7 @@ class Transaction:
         if self.meeting is not None:
             self.meeting.remove()
         self._switches.restore()
-        do_all((self.undo_search, self._history.restore, self._noise.restore))
+        do_all((self.undo_search, self._copies.restore, self._history.restore, self._noise.restore))
 
 
 class _Frozen:

@@ -35,11 +35,11 @@ DETECTORS: dict[str, str] = {
     "imbalance": "mtlplugins.detectors.imbalance:Imbalance",
 }
 TELEPORTS: dict[str, str] = {
-    "attention-qk": "mtlplugins.teleports.attention_qk:AttentionQK",
-    "linear-boundary": "mtlplugins.teleports.linear_boundary:LinearBoundary",
-    "lora": "mtlplugins.teleports.lora:LoRA",
-    "random": "mtlplugins.teleports.random_rescaling:RandomRescaling",
-    "relu-rescaling": "mtlplugins.teleports.relu_rescaling:ReluRescaling",
+    "attention-qk": "mtlplugins.teleports.symmetry.attention_qk:AttentionQK",
+    "linear-boundary": "mtlplugins.teleports.symmetry.linear_boundary:LinearBoundary",
+    "lora": "mtlplugins.teleports.lora.strategy:LoRA",
+    "random": "mtlplugins.teleports.symmetry.random_rescaling:RandomRescaling",
+    "relu-rescaling": "mtlplugins.teleports.symmetry.relu_rescaling:ReluRescaling",
 }
 
 

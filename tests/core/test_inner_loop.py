@@ -148,3 +148,23 @@ def test_task_that_vanishes_is_named() -> None:
             evaluate=lambda: ({"a": net.evaluate()[0]["a"]}, ()),
             parameters=net.parameters(),
         )
+
+
+def test_a_closure_may_differentiate_inside() -> None:
+    """Like that of a physics-informed network, whose residuals are derivatives with respect to the inputs."""
+    net = Net()
+    net.trunk.eval()
+
+    def evaluate() -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        x = net.x.clone().requires_grad_()
+        z = net.trunk(x)
+        (slope,) = torch.autograd.grad(net.heads["a"](z).sum(), x, create_graph=True)
+        return {"a": (slope - 1.0).square().mean(), "b": (net.heads["b"](z) - net.y).square().mean()}, (z,)
+
+    view, before = view_of(evaluate()[0]), everything(net)
+    weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    with torch.no_grad():  # whatever the caller's mode
+        end = descend(view, lambda _: weights, 3, 0.1, evaluate=evaluate, parameters=net.parameters())
+    assert bool((end.losses != view.losses).all())
+    assert all(f.grad_fn is None for f in end._features), "the view would hold the graph"
+    assert all(torch.equal(before[k], v) for k, v in everything(net).items())

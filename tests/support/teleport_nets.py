@@ -221,3 +221,13 @@ class Falling(ConflictDetector):
         type(self).asked += 1
         k = view.n_tasks
         return Conflict(True, -float(self.asked), torch.zeros(k, k).bool(), torch.zeros(k).bool())
+
+
+class Rising(ConflictDetector):
+    """Finds more conflict every time it is asked."""
+
+    asked = 0
+
+    def detect(self, view):
+        type(self).asked += 1
+        return Conflict(True, float(self.asked), torch.zeros(3, 3).bool(), torch.zeros(3).bool())

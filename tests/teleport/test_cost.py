@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ import torch
 import mtlcore
 from mtlcore.errors import ConfigurationError
 from mtlcore.presets import PAPER_TELEPORT
-from support.teleport_nets import problem
+from mtlcore.teleporting import Teleporter
+from support.teleport_nets import Falling, Rising, problem, teleport
 
 
 def run(mt, made, steps: int) -> list:
@@ -41,11 +44,112 @@ def test_cost_trains_and_teleports_when_it_may(settings):
 
 
 def test_the_preset_spells_the_papers_settings():
-    mt = mtlcore.cost(problem("mlp").trunk, settings="paper")
+    made = problem("mlp")
+    mt = mtlcore.cost(made.trunk, settings="paper", heads=made.heads)
     strategy = mt._teleporter.strategy
     assert {name: getattr(strategy, name) for name in PAPER_TELEPORT} == PAPER_TELEPORT
-    assert mt.detector == mtlcore.create("detector", "dominated", rule="smallest")
-    assert type(mt.aggregator).__name__ == "FairGrad"
+    assert mt.detector == mtlcore.create("detector", "dominated", rule="smallest", at_zero=True)
+    assert mt.aggregator == mtlcore.create("aggregator", "fairgrad", alpha=2.0)
+    assert (mt._teleporter.memory.direction, mt._teleporter.memory.over) == ("previous", "shared")
+    assert mt._teleporter.accept == "conflict"
+    assert mtlcore.cost(made.trunk).aggregator == mtlcore.create("aggregator", "fairgrad")
+    assert mtlcore.cost(made.trunk, mtlcore.create("aggregator", "fairgrad"), settings="paper").aggregator.alpha == 1.0
+    alone = mtlcore.cost(made.trunk, settings="paper")
+    assert alone._teleporter.strategy.perturb == "trunk", "nobody knows the heads"
+
+
+def everywhere(made) -> list:
+    return [p.detach().clone() for p in made.heads.parameters()]
+
+
+def test_noise_on_all_parameters_changes_the_search_and_leaves_the_heads_where_they_were():
+    found = []
+    for perturb in ("trunk", "all"):
+        made = problem("mlp")
+        before = everywhere(made)
+        options = {"objective": "sharpness", "estimator": "sphere", "perturb": perturb, "delta": 0.1}
+        result = teleport(made, "lora", options, detector=Falling())
+        assert result.accepted, result.reason
+        assert all(map(torch.equal, before, everywhere(made)))
+        found.append([p.detach().clone() for p in made.trunk.parameters()])
+    assert not all(map(torch.equal, *found))
+    made.heads = None
+    with pytest.raises(ConfigurationError, match=r"perturb='all'.*heads"):
+        teleport(
+            made, "lora", options, detector=Falling(), closure=problem("mlp").batch(0), probe=problem("mlp").batch(1)
+        )
+
+
+@dataclass(frozen=True)
+class Far(mtlcore.TeleportStrategy):
+    """Goes where the losses are others."""
+
+    by: float = 0.5
+
+    def propose(self, problem, generator):
+        name, p = next(iter(problem.parameters().items()))
+        return mtlcore.Displacement({name: p.detach() + self.by})
+
+
+def test_what_is_asked_of_a_teleport_is_an_option():
+    rules = {
+        ("conflict", 0.0): False, ("losses", 0.0): False, ("always", 0.0): True,
+        ("conflict", 1e-5): False, ("losses", 1e-5): True, ("always", 1e-5): True,
+    }  # fmt: skip
+    for (accept, by), accepted in rules.items():
+        result = teleport(problem("mlp"), Far(by or 0.5), accept=accept, trials=1, detector=Rising())
+        assert result.accepted is accepted, (accept, by, result.reason)
+    assert not teleport(problem("mlp"), Far(float("nan")), accept="always", trials=1).accepted
+    mt = mtlcore.cost(problem("mlp").trunk, "ls", settings="paper", accept="always")
+    assert mt._teleporter.accept == "always"
+
+
+def test_the_gradient_that_history_is_compared_with_is_an_option():
+    """By hand: the cosine of the jump with the last combined gradient, over all that is shared."""
+    for direction, over in itertools.product(("mean", "previous"), ("moved", "shared")):
+        made = problem("mlp")
+        made.trunk.eval()
+        own = Teleporter(Far(1e-5), accept="losses", reuse_direction=direction, reuse_over=over)
+        brakes = mtlcore.Brakes(start_step=1)
+        mt = mtlcore.MultiTask(made.trunk, "ls", made.optimizer(), teleport=own, heads=made.heads, brakes=brakes)
+        mt.step(made.batch(0))
+        parameters = list(made.trunk.parameters())
+        if direction == "previous":
+            slope = [p.grad.clone() for p in parameters]
+        else:
+            slope = torch.autograd.grad(sum(made.batch(1)()[0].values()) / 3, parameters)
+        jump = [torch.full_like(p, 1e-5 * (i == 0)) for i, p in enumerate(parameters)]
+        n = len(parameters) if over == "shared" else 1
+        flat = [torch.cat([t.flatten() for t in tensors[:n]]) for tensors in (jump, slope)]
+        expected = float(torch.nn.functional.cosine_similarity(*flat, dim=0))
+        report = mt.step(made.batch(1))
+        assert report.teleport.accepted, report.teleport.reason
+        assert report.teleport.diagnostics["history_cosine"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_remembered_direction_is_in_the_state():
+    made = problem("mlp")
+    own = Teleporter("lora", reuse_direction="previous")
+    mt = mtlcore.MultiTask(made.trunk, "ls", made.optimizer(), teleport=own, heads=made.heads)
+    mt.step(made.batch(0))
+    other = mtlcore.MultiTask(
+        made.trunk, "ls", made.optimizer(), teleport=Teleporter("lora", reuse_direction="previous"), heads=made.heads
+    )
+    other.load_state_dict(mt.state_dict())
+    assert all(map(torch.equal, own.memory.previous, other._teleporter.memory.previous))
+
+
+def test_orthogonal_gradients_are_a_conflict_for_the_authors_code_only():
+    rows = torch.tensor(
+        [[1.0, 0.0], [-1.0, 1.0], [0.0, 1.0]], dtype=torch.float64
+    )  # the first is orthogonal to the mean
+    view = mtlcore.StepView(losses=torch.ones(3), gramian=rows @ rows.T)
+    zero = mtlcore.StepView(losses=torch.ones(2), gramian=torch.zeros(2, 2, dtype=torch.float64))
+    for at_zero in (False, True):
+        detector = mtlcore.create("detector", "dominated", at_zero=at_zero)
+        assert detector.detect(view).conflicting is at_zero
+        assert bool(detector.detect(view).dominated[0]) is at_zero
+        assert not detector.detect(zero).conflicting
 
 
 def test_overrides_win():

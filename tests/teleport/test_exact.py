@@ -13,11 +13,11 @@ from torch import nn
 
 import mtlcore
 from mtlcore.teleporting import Teleporter
-from mtlplugins.teleports import channels, tracing
-from mtlplugins.teleports.channels import find_groups
-from mtlplugins.teleports.general_maps import Block, optimise
-from mtlplugins.teleports.scaling import factors, rounds, tables
-from mtlplugins.teleports.worst_cosine import worst_cosine
+from mtlplugins.teleports.symmetry import channels, tracing
+from mtlplugins.teleports.symmetry.channels import find_groups
+from mtlplugins.teleports.symmetry.general_maps import Block, optimise
+from mtlplugins.teleports.symmetry.scaling import factors, rounds, tables
+from mtlplugins.teleports.symmetry.worst_cosine import worst_cosine
 from support.teleport_nets import TASKS, Falling, problem, teleport, view
 
 MOVES = [
@@ -870,6 +870,7 @@ OPTIMIZERS = [
     (torch.optim.Adamax, {"eps": 1e-30}),
     (torch.optim.RMSprop, {"centered": True, "momentum": 0.9, "eps": 1e-30}),
     (torch.optim.Adagrad, {"initial_accumulator_value": 0.1}),
+    (torch.optim.ASGD, {}),
 ]
 
 
@@ -907,7 +908,7 @@ def test_boundary_carries_momentum_of_trunk_and_heads():
 
 
 def test_a_false_exact_teleport_is_refused():
-    from mtlplugins.teleports import scaling
+    from mtlplugins.teleports.symmetry import scaling
 
     made = problem("embedding")  # tanh: not homogeneous
     before = made.losses(50)

@@ -12,8 +12,8 @@ import mtlcore
 from mtlcore.errors import ConfigurationError
 from mtlcore.teleporting.problem import Problem
 from mtlcore.teleporting.transaction import Transaction
-from mtlplugins.teleports import low_rank, objectives, penalty, tangent
-from mtlplugins.teleports.field import Field, combine, inner, norm
+from mtlplugins.teleports.lora import low_rank, objectives, penalty, tangent
+from mtlplugins.teleports.lora.field import Field, combine, inner, norm
 from support.teleport_nets import KINDS, TASKS, Falling, problem, teleport
 
 N = 384

@@ -15,6 +15,7 @@ from torch import nn
 import mtlcore
 from mtlcore import Aggregation, Aggregator, Displacement, Needs, TeleportStrategy
 from mtlcore.errors import LossError, TeleportError
+from mtlcore.teleporting import Teleporter
 from support.teleport_nets import TASKS, problem
 
 
@@ -125,10 +126,20 @@ def test_the_other_batches_are_looked_at_again_after_a_jump():
 
 
 def test_an_optimizer_whose_history_cannot_be_carried_is_refused_at_once():
+    class Own(torch.optim.Optimizer):
+        def __init__(self, parameters, lr):
+            super().__init__(parameters, {"lr": lr})
+
+        def step(self, closure=None):
+            pass
+
     made = problem("mlp")
-    with pytest.raises(TeleportError, match=r"Adadelta cannot be carried.*Use one of these, or leave the teleport out"):
-        mtlcore.MultiTask(made.trunk, "ls", made.optimizer(torch.optim.Adadelta), teleport="lora")
-    mtlcore.MultiTask(made.trunk, "ls", made.optimizer(torch.optim.Adadelta))
+    with pytest.raises(TeleportError, match=r"Own cannot be carried.*use one of .*Adadelta.*or let it forget"):
+        mtlcore.MultiTask(made.trunk, "ls", made.optimizer(Own), teleport="lora")
+    mtlcore.MultiTask(made.trunk, "ls", made.optimizer(Own))
+    forgetful = Teleporter("lora", history="reset")
+    mt = mtlcore.MultiTask(made.trunk, "ls", made.optimizer(Own), teleport=forgetful, heads=made.heads)
+    assert mt.step(made.batch(0)).teleport is not None
 
 
 def without_graph(closure):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mtlcore import Conflict, ConflictDetector, Needs, StepView, choice, number
+from mtlcore import Conflict, ConflictDetector, Needs, StepView, choice, flag, number
 from mtlplugins.detectors import angles
 
 
@@ -22,11 +22,13 @@ class Dominated(ConflictDetector):
             "fraction": at least ``rho`` of the tasks, for many tasks. [choice A; the paper's Eq. 4 was not readable]
         threshold: tau in [0, 1). With tau > 0 mild domination is let pass. [choice B for "any"]
         rho: the fraction of "fraction".
+        at_zero: whether the threshold itself counts: cos(g_i, g_0) <= -threshold, with which orthogonal gradients are a
+            conflict. [code; the paper's Eq. 3 has <]
 
     ``severity`` is minus the cosine that decides: that of the smallest task, the smallest one, or the
     ceil(rho K)-th smallest. It is in [-1, 1], invariant under scaling of the Jacobian, and the verdict is exactly
-    severity > threshold. Zero gradients take part in the mean and in K, and are never dominated. One task, or a mean
-    gradient of zero: no conflict, severity 0.
+    severity > threshold (``at_zero``: severity >= threshold). Zero gradients take part in the mean and in K, and are
+    never dominated. One task, or a mean gradient of zero: no conflict, severity 0.
     """
 
     needs = Needs.GRAMIAN
@@ -35,6 +37,7 @@ class Dominated(ConflictDetector):
     rule: str = choice("smallest", ("smallest", "any", "fraction"))
     threshold: float = number(0.0, low=0.0, high=1.0, open_high=True)
     rho: float = number(0.5, low=0.0, high=1.0, open_low=True)
+    at_zero: bool = flag(False)
 
     def detect(self, view: StepView) -> Conflict:
         """The verdict on the tasks of ``view``."""
@@ -54,10 +57,15 @@ class Dominated(ConflictDetector):
             rank = next(n for n in range(1, k + 1) if n / k >= self.rho)
             severity = -angles.smallest(cos, rank)
         severity += 0.0  # -0.0 reads badly in a log
+        dominated = angles.negative(cos, self.threshold)
+        conflicting = severity > self.threshold
+        if self.at_zero and k > 1:
+            dominated = dominated | (cos == -self.threshold)  # NaN, where a gradient is zero, is not equal
+            conflicting = severity >= self.threshold and not bool(cos.isnan().all())
         return Conflict(
-            conflicting=severity > self.threshold,
+            conflicting=conflicting,
             severity=severity,
             pairs=angles.negative(angles.pairwise(gram)),
-            dominated=angles.negative(cos, self.threshold),
+            dominated=dominated,
             diagnostics={"cosine_with_mean": cos, "rule": self.rule},
         )

@@ -8,8 +8,8 @@ import torch
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number
 from mtlcore.errors import ConfigurationError
-from mtlplugins.teleports import low_rank, objectives, penalty, tangent
-from mtlplugins.teleports.field import Field
+from mtlplugins.teleports.lora import low_rank, objectives, penalty, tangent
+from mtlplugins.teleports.lora.field import Field
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class LoRA(TeleportStrategy):
         samples: n of the sphere. [code: 5]
         delta: its radius. [code: 1e-4]
         per_tensor: every tensor's noise has norm delta [code], or the whole vector's [paper's wording].
+        perturb: sphere only: which parameters the noise moves. "trunk" [choice], for what the heads do is no business
+            of a teleport of the trunk; "all", the heads too [code], which must then be handed over
+            (``MultiTask(..., heads=...)``).
         targets: patterns of weight names to adapt. Default: every weight of two or more dimensions.
     """
 
@@ -64,6 +67,7 @@ class LoRA(TeleportStrategy):
     samples: int = integer(5, low=1)
     delta: float = number(1e-4, low=0.0, open_low=True, log=True)
     per_tensor: bool = flag(True)
+    perturb: str = choice("trunk", ("trunk", "all"))
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -85,6 +89,11 @@ class LoRA(TeleportStrategy):
             return _stay("the trunk has no trainable weight of two or more dimensions")
         if self.gamma == 0.0 or self.steps == 0:
             return _stay("nothing to gain: gamma or steps is 0")
+        if self.perturb == "all" and problem.heads is None:
+            raise ConfigurationError(
+                "LoRA(perturb='all') moves the parameters of the heads, which are unknown: pass MultiTask(..., "
+                "heads=...), or use perturb='trunk'."
+            )
         field = Field(problem)
         if len(field.tasks) < 2:
             return _stay("one task only: nothing can conflict")
@@ -125,7 +134,7 @@ class LoRA(TeleportStrategy):
             norms = objectives.norms(field.rows_at_start)
             factor = torch.where(norms > 0.0, factor / norms, torch.zeros_like(factor))
         if self.estimator == "sphere":
-            return objectives.Sharpness(factor, self.samples, self.delta, self.per_tensor)
+            return objectives.Sharpness(factor, self.samples, self.delta, self.per_tensor, self.perturb == "all")
         return objectives.GradientNorm(factor, exact)
 
 

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtlplugins.teleports.field import Field, Vector
-from mtlplugins.teleports.objectives import Conflict, Objective
+from mtlplugins.teleports.lora.field import Field, Vector
+from mtlplugins.teleports.lora.objectives import Conflict, Objective
 
 
 def search(

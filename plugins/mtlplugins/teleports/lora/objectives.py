@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import linalg
-from mtlplugins.teleports.field import Field, Vector, combine, inner, norm, weighted
+from mtlplugins.teleports.lora.field import Field, Vector, combine, inner, norm, weighted
 
 
 class Objective(Protocol):
@@ -44,20 +44,22 @@ class Sharpness:
     Args:
         factor: (K,) R_i, divided by |g_i*| in the relative form, so that tasks of any scale count alike.
         samples: n. delta: radius of the sphere. per_tensor: each tensor's noise has norm delta [code]; False: the whole
-            vector's [paper's wording].
+            vector's [paper's wording]. heads: those of the task-specific networks take part, too [code].
     """
 
     factor: Tensor
     samples: int
     delta: float
     per_tensor: bool
+    heads: bool = False
 
     def ascent(self, field: Field, generator: torch.Generator) -> tuple[float, Vector]:
         """n forward passes, then one backward pass for each sample that is the largest for some task."""
         k = len(field.tasks)
         here = field.losses()
         here_values = field.current()
-        noises = [self._noise(here_values, generator) for _ in range(self.samples)]
+        perturbed = [*here_values, *(field.heads() if self.heads else [])]
+        noises = [self._noise(perturbed, generator) for _ in range(self.samples)]
         changes = torch.stack([self._losses_at(field, here_values, e) - here for e in noises])
         largest = changes.abs().argmax(dim=0)
         signs = changes.gather(0, largest[None]).sign()[0]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import Displacement, TeleportProblem, linalg
-from mtlplugins.teleports.worst_cosine import Array, ascend, has_angles, worst_cosine
+from mtlplugins.teleports.symmetry.worst_cosine import Array, ascend, has_angles, worst_cosine
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtlplugins.teleports.field import Field, combine
-from mtlplugins.teleports.low_rank import Adapter
-from mtlplugins.teleports.objectives import Objective
+from mtlplugins.teleports.lora.field import Field, combine
+from mtlplugins.teleports.lora.low_rank import Adapter
+from mtlplugins.teleports.lora.objectives import Objective
 
 
 def search(

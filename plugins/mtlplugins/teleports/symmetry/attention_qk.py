@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number
 from mtlcore.contracts import MatrixMap
 from mtlcore.trajectory import apply_along
-from mtlplugins.teleports.general_maps import Block, optimise
-from mtlplugins.teleports.plainness import shared_modules
-from mtlplugins.teleports.relu_rescaling import sound
-from mtlplugins.teleports.scaling import Group, Member, rescale
+from mtlplugins.teleports.symmetry.general_maps import Block, optimise
+from mtlplugins.teleports.symmetry.plainness import shared_modules
+from mtlplugins.teleports.symmetry.relu_rescaling import sound
+from mtlplugins.teleports.symmetry.scaling import Group, Member, rescale
 
 
 @dataclass(frozen=True)

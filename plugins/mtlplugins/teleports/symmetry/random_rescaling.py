@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, number
-from mtlplugins.teleports.channels import find_groups
-from mtlplugins.teleports.relu_rescaling import sound, stay
-from mtlplugins.teleports.scaling import displacement, factors
+from mtlplugins.teleports.symmetry.channels import find_groups
+from mtlplugins.teleports.symmetry.relu_rescaling import sound, stay
+from mtlplugins.teleports.symmetry.scaling import displacement, factors
 
 
 @dataclass(frozen=True)

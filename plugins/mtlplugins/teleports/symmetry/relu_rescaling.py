@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number
 from mtlcore.errors import ConfigurationError
-from mtlplugins.teleports.channels import Found, find_groups
-from mtlplugins.teleports.plainness import uncompiled
-from mtlplugins.teleports.scaling import Group, factors, rescale
+from mtlplugins.teleports.symmetry.channels import Found, find_groups
+from mtlplugins.teleports.symmetry.plainness import uncompiled
+from mtlplugins.teleports.symmetry.scaling import Group, factors, rescale
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,6 @@ def _calls_beside(trunk: nn.Module, groups: tuple[Group, ...]) -> Iterator[set[s
             hook.remove()
 
 
-@torch.no_grad()
 def _keeps_losses(problem: TeleportProblem, groups: tuple[Group, ...], generator: torch.Generator) -> bool:
     parameters = dict(problem.trunk.named_parameters())
     device = next(iter(parameters.values())).device
@@ -156,11 +155,11 @@ def _keeps_losses(problem: TeleportProblem, groups: tuple[Group, ...], generator
         (torch.rand(g.units, generator=generator, dtype=torch.float64, device="cpu") - 0.5).to(device) for g in groups
     ]
     scales = factors(groups, logs, {n: p.shape for n, p in parameters.items()})
-    before = problem.evaluate()[0]
+    before = _evaluated(problem)
     saved = {n: parameters[n].detach().clone() for n in scales}
     for n, d in scales.items():
         parameters[n].data.copy_(saved[n] * d)
-    after = problem.evaluate()[0]
+    after = _evaluated(problem)
     for n, value in saved.items():
         parameters[n].data.copy_(value)
     largest = max(float(v.abs()) for v in before.values())
@@ -168,3 +167,7 @@ def _keeps_losses(problem: TeleportProblem, groups: tuple[Group, ...], generator
     return all(
         abs(float(after[t]) - float(v)) <= eps**0.5 * 8 * max(abs(float(v)), eps * largest) for t, v in before.items()
     )
+
+
+def _evaluated(problem: TeleportProblem) -> dict[str, Tensor]:
+    return {t: v.detach() for t, v in problem.evaluate()[0].items()}

@@ -37,6 +37,7 @@ class Field:
         self._problem = problem
         self._parameters = problem.parameters()
         self.names = tuple(self._parameters)
+        self._heads: dict[Tensor, Tensor] = {}
         self.start = [p.detach().clone() for p in self._parameters.values()]
         losses, self.rows_at_start = problem.rows()
         self.tasks = tuple(losses)
@@ -50,18 +51,27 @@ class Field:
         return [p.detach().clone() for p in self._parameters.values()]
 
     def place(self, values: Sequence[Tensor], shift: Sequence[Tensor] | None = None) -> None:
-        """Go to ``values`` (+ ``shift``)."""
+        """Go to ``values`` (+ ``shift``). What ``shift`` has beyond the trunk's parameters is for those of the heads,
+        in the order of :meth:`heads`; without it they are where they started."""
+        n = len(self.names)
         for i, parameter in enumerate(self._parameters.values()):
             parameter.data.copy_(values[i] if shift is None else values[i] + shift[i])
+        for i, (head, start) in enumerate(self._heads.items()):
+            head.data.copy_(start if shift is None or len(shift) == n else start + shift[n + i])
+
+    def heads(self) -> list[Tensor]:
+        """The trainable parameters of the heads, where they started; empty if nobody handed over heads."""
+        if not self._heads and self._problem.heads is not None:
+            self._heads = {p: p.detach().clone() for p in self._problem.heads.parameters() if p.requires_grad}
+        return list(self._heads.values())
 
     def displace(self, displacement: Mapping[str, Tensor]) -> None:
         """Go to start + displacement."""
         self.place([s + displacement[n] if n in displacement else s for n, s in zip(self.names, self.start)])
 
-    @torch.no_grad()
     def losses(self) -> Tensor:
-        """(K,) at the current point."""
-        return _stacked(self._problem.evaluate()[0])
+        """(K,) at the current point, without a graph; one is made and dropped, for a closure may differentiate."""
+        return _stacked(self._problem.evaluate()[0]).detach()
 
     def relative_change(self) -> Tensor:
         """(K,) (L_i - L_i*) / unit_i at the current point, L_i* cached for this batch."""

@@ -11,9 +11,9 @@ from torch import fx, nn
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, integer, number
 from mtlcore.contracts import MatrixMap
-from mtlplugins.teleports.general_maps import Block, optimise
-from mtlplugins.teleports.plainness import altered, shared_modules, uncompiled
-from mtlplugins.teleports.tracing import traces
+from mtlplugins.teleports.symmetry.general_maps import Block, optimise
+from mtlplugins.teleports.symmetry.plainness import altered, shared_modules, uncompiled
+from mtlplugins.teleports.symmetry.tracing import traces
 
 
 @dataclass(frozen=True)

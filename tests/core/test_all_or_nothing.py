@@ -1,0 +1,218 @@
+"""An error, NaN or Ctrl-C at any moment of a step leaves everything as before it, or as after it."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from mtlcore import MultiTask
+from mtlcore.errors import ConfigurationError, NonFiniteError
+
+INTERRUPTS = 25
+
+
+class World:
+    """A network with dropout and batch norms, its optimizer and its run."""
+
+    def __init__(self, method, **options):
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 8))
+        self.trunk.append(nn.ReLU())
+        self.heads = nn.ModuleList(nn.Linear(8, 1) for _ in range(3))
+        self.x, self.y = torch.randn(16, 6), torch.randn(3, 16, 1)
+        self.optimizer = torch.optim.Adam([*self.trunk.parameters(), *self.heads.parameters()], lr=0.01)
+        self.mt = MultiTask(self.trunk, method, self.optimizer, heads=self.heads, **options)
+        self.calls, self.fail_at, self.bad = 0, None, None
+
+    def closure(self):
+        self.calls += 1
+        z = self.trunk(self.x)
+        losses = {f"t{i}": (h(z) - self.y[i]).square().mean() for i, h in enumerate(self.heads)}
+        if self.calls == self.fail_at:
+            if self.bad == "nan":
+                losses["t1"] = losses["t1"] * float("nan")
+            else:
+                raise self.bad
+        return losses, z
+
+    def step(self):
+        return self.mt.step(self.closure)
+
+    def picture(self):
+        """Everything that a step may change, as comparable values."""
+        tensors = [*self.trunk.state_dict().values(), *self.heads.state_dict().values()]
+        grads = [p.grad for p in (*self.trunk.parameters(), *self.heads.parameters())]
+        history = [v for s in self.optimizer.state.values() for v in s.values()]
+        run = self.mt.state_dict()
+        return (
+            [t.tolist() for t in tensors],
+            [None if g is None else g.tolist() for g in grads],
+            [torch.as_tensor(v).tolist() for v in history],
+            {k: v for k, v in run.items() if k != "state"},
+            None if run["state"] is None else {k: v.tolist() for k, v in run["state"].items()},
+            torch.get_rng_state().tolist(),
+            torch.is_grad_enabled(),
+        )
+
+
+CASES = {
+    "upgrad": {},
+    "famo": {},
+    "uw": {},
+    "cagrad": {"detector": "cosine"},
+    "mgda": {"teleport": "relu-rescaling"},
+    "bilb4mtl-double-loop": {},
+}
+
+
+def world(case):
+    return World(case, **CASES[case])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_timed_interrupts_leave_one_of_two_pictures(case):
+    """157 of 159 left neither."""
+    w = world(case)
+    for _ in range(2):
+        w.step()
+    neither, elapsed = [], 0.0
+    twin = copy.deepcopy(w)
+    noise = torch.get_rng_state()
+    started = time.perf_counter()
+    twin.step()
+    elapsed = time.perf_counter() - started
+    after = twin.picture()
+    torch.set_rng_state(noise)
+    before = w.picture()
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(INTERRUPTS):
+            trial = copy.deepcopy(w)
+            torch.set_rng_state(noise)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, max(1e-5, elapsed * (i + 0.5) / INTERRUPTS))
+                trial.step()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            picture = trial.picture()
+            if picture not in (before, after):
+                neither.append((i, [a == b for a, b in zip(picture, before)], [a == b for a, b in zip(picture, after)]))
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert not neither
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("bad", [ValueError("mine"), "nan", KeyboardInterrupt()], ids=["error", "nan", "ctrl-c"])
+def test_whatever_a_closure_does_at_whichever_call(case, bad):
+    w = world(case)
+    w.step()
+    twin = copy.deepcopy(w)
+    noise, n = torch.get_rng_state(), twin.calls
+    twin.step()
+    calls = twin.calls - n
+    torch.set_rng_state(noise)
+    before = w.picture()
+    for call in range(1, calls + 1):
+        trial = copy.deepcopy(w)
+        torch.set_rng_state(noise)
+        trial.fail_at, trial.bad = trial.calls + call, bad
+        try:
+            trial.step()
+        except (ValueError, NonFiniteError, KeyboardInterrupt) as error:
+            assert trial.picture() == before, f"call {call} of {calls}"
+            if hasattr(error, "__notes__"):
+                assert "as before the step: nothing was changed" in error.__notes__[0]
+
+
+def test_an_optimizer_that_refuses():
+    class Refuses(torch.optim.SGD):
+        def step(self, closure=None):
+            raise RuntimeError("no")
+
+    w = world("upgrad")
+    w.mt.optimizer = Refuses(w.trunk.parameters(), lr=0.1)
+    before = w.picture()
+    with pytest.raises(RuntimeError, match="no"):
+        w.step()
+    assert w.picture() == before
+
+
+@pytest.mark.parametrize("case", ["famo", "upgrad", "bilb4mtl-double-loop", "mgda"])
+def test_a_closure_that_differentiates(case):
+    """A PINN's residual is made of derivatives: famo, the double loop and teleports evaluated it without gradients."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(1, 16), nn.ReLU() if case == "mgda" else nn.Tanh(), nn.Linear(16, 16), nn.ReLU())
+    heads = nn.ModuleList(nn.Linear(16, 1) for _ in range(2))
+    x = torch.linspace(0, 1, 16)[:, None]
+
+    def closure():
+        at = x.clone().requires_grad_()
+        z = trunk(at)
+        u = heads[0](z)
+        (slope,) = torch.autograd.grad(u.sum(), at, create_graph=True)
+        return {"residual": (slope + u).square().mean(), "data": (heads[1](z) - x).square().mean()}
+
+    optimizer = torch.optim.Adam([*trunk.parameters(), *heads.parameters()], lr=0.01)
+    mt = MultiTask(trunk, case, optimizer, heads=heads, teleport="relu-rescaling" if case == "mgda" else None)
+    first = mt.step(closure)
+    for _ in range(5):
+        report = mt.step(closure)
+    assert report.losses.isfinite().all()
+    assert float(report.losses.sum()) < float(first.losses.sum()) * 1.5
+    assert torch.is_grad_enabled()
+
+
+# --- the second look, by hand ---------------------------------------------------------------------------------------
+
+
+def test_backward_and_observe_are_a_step():
+    w, other = world("famo"), world("famo")
+    for model in (w, other):
+        model.trunk[3].p = 0.0
+        model.trunk.eval()
+    for _ in range(4):
+        w.step()
+        other.optimizer.zero_grad()
+        other.mt.backward(*other.closure())
+        other.optimizer.step()
+        other.mt.observe(other.closure()[0])
+    assert w.picture()[4] == other.picture()[4]
+    assert w.picture()[0] == other.picture()[0]
+
+
+def test_a_second_look_that_is_forgotten_is_named():
+    w = world("famo")
+    w.mt.backward(*w.closure())
+    with pytest.raises(ConfigurationError, match="call observe"):
+        w.mt.backward(*w.closure())
+    resumed = world("famo")
+    resumed.mt.load_state_dict(w.mt.state_dict())
+    resumed.mt.observe(w.closure()[0])
+    resumed.mt.backward(*resumed.closure())
+    with pytest.raises(ConfigurationError, match="follows a backward"):
+        world("famo").mt.observe(w.closure()[0])
+    world("upgrad").mt.observe(w.closure()[0])  # nothing to do for a method that looks once
+
+
+def test_a_second_look_at_nan_changes_nothing():
+    w = world("famo")
+    w.mt.backward(*w.closure())
+    before = w.picture()
+    losses = w.closure()[0]
+    w.trunk[1].num_batches_tracked -= 1
+    with pytest.raises(NonFiniteError, match="after the step the loss of task 't1'"):
+        w.mt.observe({**losses, "t1": losses["t1"] * float("nan")})
+    assert w.picture()[4] == before[4]
+    w.mt.observe(losses)
