@@ -260,8 +260,8 @@ def _kept(value: Any, keeper: Keeper | None, tasks: tuple[str, ...] | None) -> d
 
 def _teleporter(value: Any) -> dict[str, Any]:
     state = dict(_mapping("teleporter", value))
-    previous = state.get("previous")
-    if set(state) - {"previous"} or not (previous is None or isinstance(previous, (list, tuple))):
+    previous = state.get("direction")
+    if set(state) - {"direction"} or not (previous is None or isinstance(previous, (list, tuple))):
         raise _wrong("teleporter", value, "empty, or the gradients of the step before")
     for i, gradient in enumerate(previous or ()):
         _check_tensor(f"gradient {i} in the entry 'teleporter'", gradient, None)

@@ -40,7 +40,7 @@ from mtlcore.presence import Presence
 from mtlcore.progress import Progress
 from mtlcore.registry import registry
 from mtlcore.report import StepReport, TeleportResult
-from mtlcore.snapshot import Noise, Snapshot, interrupts_held
+from mtlcore.snapshot import Gradients, Noise, Snapshot, interrupts_held
 from mtlcore.teleporting import Brakes, Follower, Teleporter
 
 
@@ -252,6 +252,7 @@ class MultiTask:
         scaler_before = None if scaler is None else scaler.state_dict()
         before.take_gradients()
         self._arrived = self._moved = False
+        self._outside = None
         try:
             report = self._whole_step(closures, scaler)
         except BaseException as error:
@@ -261,6 +262,8 @@ class MultiTask:
                     if scaler is not None and scaler_before:
                         scaler.load_state_dict(scaler_before)
                     before.restore()
+                    if self._outside is not None:
+                        self._outside.restore()
             _say_which(error, self._arrived)
             raise
         self._announce(report)
@@ -376,6 +379,9 @@ class MultiTask:
                 moment.restore()
                 losses, features = inputs.evaluated(closures[0])
                 prepared = self._prepare(losses, features, scale, others, self._inner(closures[0]))
+            held = {id(p) for o in trajectory.each(self.optimizer) for g in o.param_groups for p in g["params"]}
+            held |= set(map(id, self._parameters))
+            self._outside = Gradients([p for i, p in prepared.batch.leaves.items() if i not in held])
             finish: Callable[[], StepReport] = lambda: self._finish(prepared, conflict, teleport)
             report = self._move(finish, scaler)
         except NonFiniteError:
@@ -391,6 +397,8 @@ class MultiTask:
     """Whether the step that is running, or was the last, has come to its end."""
     _moved = False
     """Whether its optimizer has moved."""
+    _outside: Gradients | None = None
+    """The ``.grad`` of leaves that no optimizer of the run holds."""
 
     def _move(self, finish: Callable[[], StepReport], scaler: Any) -> StepReport:
         """Write the gradients and let the optimizers move; a Ctrl-C waits until both are done."""
