@@ -125,7 +125,7 @@ def run(
         assert isinstance(chosen, MtlCore)
         kinds = {c.label: c for c in CONTENDERS}
         peaks = {}
-        for label, contender in ready.items():
+        for label in ready:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 peaks[label] = memory(make, rule, kinds[label], device)
