@@ -142,6 +142,12 @@ class Registry:
             self._drop(known)
 
     def _drop(self, module: Any) -> None:
+        """What is known against it goes, too: under its name may come another one."""
+        for plugin, _ in [(p, m) for p, m in self._sources if m is module]:
+            known_as = f"{plugin.distribution}:{plugin.name}"
+            self._silenced = {(hook, name) for hook, name in self._silenced if name != known_as}
+            key = ("plugin", plugin.name, plugin.distribution)
+            self._broken = [e for e in self._broken if (e.kind, e.name, e.distribution) != key]
         self._sources = [(p, m) for p, m in self._sources if m is not module]
         self._manager.unregister(module)
         self._forget()

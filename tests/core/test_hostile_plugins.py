@@ -214,3 +214,17 @@ def test_a_plugin_can_be_taken_out_again():
         UnknownPluginError, match="there is no plugin 'mtl-plugins' to be removed. Did you mean 'mtlplugins'"
     ):
         mtlcore.remove_plugin("mtl-plugins")
+
+
+def test_a_law_that_is_no_law_does_not_break_the_others():
+    """A law registered as 5 used to break the certifier, and a certifier that broke opened the benchmark's gate."""
+    from mtlverify.runner import laws
+
+    before = [law.id for law in laws("detector")]
+    vandal = module("mtlcore_register_laws", lambda register: [register("five", 5), register("six", "not_there:six")])
+    mtlcore.add_plugin(vandal, "vandal")
+    try:
+        with pytest.warns(PluginWarning, match="law 'five' .* is set aside: 5 is not a law"):
+            assert [law.id for law in laws("detector")] == before
+    finally:
+        mtlcore.remove_plugin(vandal)
