@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib.machinery
 import importlib.util
 import inspect
@@ -167,16 +168,31 @@ _WRITERS = frozenset({"*", "__getattr__", "exec", "globals", "locals", "setattr"
 """What may give a module a name that its source does not show."""
 
 
-def _source_fault(spec: importlib.machinery.ModuleSpec, module: str, attribute: str) -> str | None:
+_trees: dict[tuple[str, str | None, int], ast.Module | None] = {}
+
+
+def tree_of(spec: importlib.machinery.ModuleSpec, module: str) -> ast.Module | None:
+    """The module's source, parsed; None if it has none. Parsed once as long as its file is the same.
+
+    Raises:
+        ImportError, SyntaxError, ValueError: it cannot be read.
+    """
     try:
+        changed = os.stat(spec.origin or "").st_mtime_ns
+    except OSError:
+        changed = 0
+    key = (module, spec.origin, changed)
+    if key not in _trees:
         # The loader's own reading: it knows zip files, byte-order marks and declared encodings.
         read = getattr(spec.loader, "get_source", None)
         source = None if read is None else read(module)
-        tree = None if source is None else ast.parse(source, str(spec.origin))
-    except (ImportError, SyntaxError, ValueError) as error:
-        return f"importing {module!r}: {described(error)}"
-    if tree is None:
-        return None
+        _trees[key] = None if source is None else ast.parse(source, str(spec.origin))
+    return _trees[key]
+
+
+@functools.lru_cache(maxsize=512)
+def _names_in(tree: ast.Module) -> frozenset[str]:
+    """Every name that the module may have when it is imported."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -185,6 +201,17 @@ def _source_fault(spec: importlib.machinery.ModuleSpec, module: str, attribute: 
             names.update((a.asname or a.name).split(".")[0] for a in node.names)
         elif isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Store) or node.id in _WRITERS):
             names.add(node.id)
+    return frozenset(names)
+
+
+def _source_fault(spec: importlib.machinery.ModuleSpec, module: str, attribute: str) -> str | None:
+    try:
+        tree = tree_of(spec, module)
+    except (ImportError, SyntaxError, ValueError) as error:
+        return f"importing {module!r}: {described(error)}"
+    if tree is None:
+        return None
+    names = _names_in(tree)
     if attribute in names or names & _WRITERS:
         return None
     return f"AttributeError: module {module!r} has no attribute {attribute!r}"
