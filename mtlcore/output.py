@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+_LONG = 50_000
+"""Characters of a cell: a counterexample is shown whole."""
+
+
 @contextlib.contextmanager
 def own_stdout() -> Iterator[TextIO]:
     """Inside, whatever anybody prints goes to standard error; what is written to the stream goes to standard output.
@@ -84,4 +88,4 @@ def cell(text: Any, style: str = "") -> Text:
     """A text that came from elsewhere, without markup and without what a terminal would obey."""
     from rich.text import Text
 
-    return Text(plain(text), style=style)
+    return Text(plain(text, _LONG), style=style)

@@ -5,17 +5,20 @@ One slow law of one method then keeps one process busy, not everything behind th
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import time
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtlcore.errors import MissingExtraError, MtlError
+from mtlcore.patience import TookTooLong, limited, waiting
 from mtlcore.registry import Entry, registry
+from mtlcore.safety import blame
 from mtlverify import certificates
-from mtlverify.processes import workers
+from mtlverify.processes import Lost, Task, side_by_side
 from mtlverify.runner import Result, chosen, claims_of_nothing, examine, promised
+
+_LATE = "it took longer than"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Depth:
         max_examples: inputs per law.
         seed: of the search.
         hunt: seconds of adversarial search per promised law.
-        timeout: seconds for one plugin, from the start of its first law on; a law that is not done by then is an
-            "error" that says so. None: as long as it takes.
+        timeout: seconds for one law of one plugin. A plugin that takes longer is stopped: that law and the plugin's
+            other laws that have not begun are rows that say so. None: as long as it takes.
     """
 
     max_examples: int
@@ -45,6 +48,7 @@ def campaign(
     options: Mapping[str, Any] | None = None,
     jobs: int = 1,
     fresh: bool = False,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[Entry, list[Result]]]:
     """Each entry with its results, in the order of ``entries`` and of their laws, whatever the number of processes.
 
@@ -55,22 +59,70 @@ def campaign(
         options: hyper-parameters.
         jobs: processes. A plugin that was registered by hand in this process is checked in this process.
         fresh: search even where a certificate is valid.
+        progress: hears how many laws there are to check, of each that is done, and who is waited for.
     """
+    progress = progress or Progress()
     whole = laws is None and not claimed
     plans = [_plan(e, depth, laws, claimed, dict(options or {}), whole and not fresh) for e in entries]
-    here = jobs <= 1 or any(e.distribution == "(this process)" for e in entries)
-    total = sum(len(plan.waiting) for plan in plans)
-    if here or total <= 1:
-        for plan in plans:
-            yield plan.entry, plan.finished([_law_checked(task) for task in plan.tasks(depth)], depth, whole)
+    progress.begin(sum(len(plan.waiting) for plan in plans))
+    checked = _checked(plans, depth, jobs, progress)
+    for plan in plans:
+        while len(plan.found) < len(plan.waiting):
+            mine, law, result = next(checked)
+            mine.found[law] = result
+            progress.done(f"{mine.entry.kind} {mine.entry.name}: {law}")
+        yield plan.entry, plan.finished(depth, whole)
+
+
+class Progress:
+    """Whoever wants to show how far a campaign is overrides these."""
+
+    def begin(self, laws: int) -> None:
+        """So many pairs of a plugin and a law are to be checked; the others are known from certificates."""
+
+    def done(self, label: str) -> None:
+        """One of them is done."""
+
+    def say(self, text: str) -> None:
+        """Somebody is waited for."""
+
+
+def _checked(
+    plans: Sequence[_Plan], depth: Depth, jobs: int, progress: Progress
+) -> Iterator[tuple[_Plan, str, Result]]:
+    """Every law of every plan, as it is done."""
+    work = [(plan, law) for plan in plans for law in plan.waiting]
+    here = jobs <= 1 or any(p.entry.distribution == "(this process)" for p in plans)
+    if here or len(work) <= 1:
+        yield from ((plan, law, _here(plan, law, depth)) for plan, law in work)
         return
-    with workers(min(jobs, total)) as pool:
-        running = [[pool.submit(_law_checked, task) for task in plan.tasks(depth)] for plan in plans]
-        for plan, futures in zip(plans, running, strict=True):
-            yield plan.entry, plan.finished(_gathered(plan, futures, depth.timeout), depth, whole)
+    tasks = [
+        Task(plan.task(law, depth), f"{plan.entry.kind} {plan.entry.name!r}, law {law}", plan.entry.name)
+        for plan, law in work
+    ]
+    for i, found in side_by_side(_law_checked, tasks, min(jobs, len(tasks)), depth.timeout, progress.say):
+        plan, law = work[i]
+        if isinstance(found, Lost):
+            plan.lost = True
+            found = broken_row(plan.entry, found.why, law)
+        yield plan, law, found
 
 
-Task = tuple[str, str, "dict[str, Any]", str, Depth]
+def _here(plan: _Plan, law: str, depth: Depth) -> Result:
+    """In this process: what does not come back to Python cannot be stopped."""
+    if plan.lost:
+        late = next(r for r in plan.found.values() if r.detail.startswith(_LATE))
+        return broken_row(plan.entry, f"not checked, because law {late.law} took longer than {depth.timeout:g} s", law)
+    try:
+        with waiting(f"{plan.entry.kind} {plan.entry.name!r}, law {law}"), limited(depth.timeout):
+            return _law_checked(plan.task(law, depth))
+    except TookTooLong as error:
+        plan.lost = True
+        return broken_row(plan.entry, str(error), law)
+    except KeyboardInterrupt:
+        # A plugin that hangs is stopped by hand: this is where to look.
+        print(f"stopped while {plan.entry.kind} {plan.entry.name!r} was checked, at the law {law!r}", file=sys.stderr)
+        raise
 
 
 @dataclasses.dataclass
@@ -82,17 +134,26 @@ class _Plan:
     known: list[Result]
     waiting: list[str]
     certified: bool = False
+    found: dict[str, Result] = dataclasses.field(default_factory=dict)
+    lost: bool = False
 
-    def tasks(self, depth: Depth) -> list[Task]:
-        return [(self.entry.kind, self.entry.name, self.options, law, depth) for law in self.waiting]
+    def task(self, law: str, depth: Depth) -> Check:
+        """What a process needs to know."""
+        return (self.entry.kind, self.entry.name, self.options, law, depth)
 
-    def finished(self, found: list[Result], depth: Depth, whole: bool) -> list[Result]:
-        """All results, kept as a certificate if they are about all laws."""
-        results = [*self.known, *found]
-        broken = [r for r in results if r.law in ("loads", "can-be-checked")]
-        if whole and not self.certified and not broken:
-            certificates.store(self.entry.kind, self.entry.name, self.options, results, depth.max_examples, depth.seed)
-        return results
+    def finished(self, depth: Depth, whole: bool) -> list[Result]:
+        """All results, kept as a certificate if they are about all laws and none was lost to a clock."""
+        found = [self.found[law] for law in self.waiting]
+        loads = not any(r.law == "loads" for r in self.known)
+        if whole and loads and not self.certified and not self.lost:
+            everything = [*self.known, *found]
+            certificates.store(
+                self.entry.kind, self.entry.name, self.options, everything, depth.max_examples, depth.seed
+            )
+        return [*self.known, *found]
+
+
+Check = tuple[str, str, "dict[str, Any]", str, Depth]
 
 
 def _plan(
@@ -121,8 +182,8 @@ def _named(result: Result, entry: Entry) -> Result:
     return dataclasses.replace(result, name=entry.name, distribution=entry.distribution)
 
 
-def _law_checked(task: Task) -> Result:
-    """One law of one plugin; whatever happens, a row."""
+def _law_checked(task: Check) -> Result:
+    """One law of one plugin; whatever the plugin does, a row."""
     import torch
 
     torch.set_num_threads(1)  # K x K problems gain nothing from more, and the cores are in use
@@ -132,20 +193,7 @@ def _law_checked(task: Task) -> Result:
         plugin = registry().create(kind, name, **options)
         (wanted,) = chosen(kind, [law])
         return _named(examine(plugin, wanted, depth.max_examples, depth.seed, hunt=depth.hunt), entry)
-    except MissingExtraError:
-        raise  # the same for every plugin
-    except (Exception, SystemExit) as error:
-        return broken_row(entry, f"raised {type(error).__name__}: {error}", law)
-
-
-def _gathered(plan: _Plan, futures: list[concurrent.futures.Future[Result]], timeout: float | None) -> list[Result]:
-    """The results in the order of the laws; what is late is given up, and said to be."""
-    end = None if timeout is None else time.monotonic() + timeout
-    found = []
-    for law, future in zip(plan.waiting, futures, strict=True):
-        try:
-            found.append(future.result(None if end is None else max(0.0, end - time.monotonic())))
-        except concurrent.futures.TimeoutError:
-            future.cancel()
-            found.append(broken_row(plan.entry, f"not finished within {timeout:g} seconds", law))
-    return found
+    except (MissingExtraError, TookTooLong):
+        raise  # the first is the same for every plugin
+    except BaseException as error:
+        return broken_row(entry, f"raised {blame(error)}", law)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlcore.patience import TookTooLong
+from mtlcore.safety import interrupted_by_user
 from mtlverify import references
 from mtlverify.answer import ask
 from mtlverify.example import Example
@@ -98,7 +100,9 @@ def _margin(law: Law, plugin: Any, example: Example) -> float:
     """Raising is another finding than violating: it does not count."""
     try:
         return law.measure(plugin, example)
-    except Exception:
+    except BaseException as error:
+        if isinstance(error, TookTooLong) or interrupted_by_user(error):
+            raise
         return math.inf
 
 

@@ -24,8 +24,11 @@ def mtlcore_register_problems(register: Register) -> None:
 
 @hookimpl
 def mtlcore_register_commands(register: Register) -> None:
-    """``mtl verify``."""
+    """``mtl verify``, and what else verification can be asked."""
     register("verify", "mtlverify.command:app")
+    register("converge", "mtlverify.convergence.command:app")
+    register("peers", "mtlverify.peers.command:app")
+    register("ghostwrite", "mtlverify.ghostwriter:app")
 
 
 @hookimpl

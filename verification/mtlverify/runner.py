@@ -8,8 +8,9 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mtlcore.errors import ConfigurationError, UnknownPluginError
+from mtlcore.errors import ConfigurationError, PluginError, PluginWarning, UnknownPluginError, did_you_mean
 from mtlcore.registry import registry
+from mtlcore.safety import described
 from mtlcore.soundness import declared_fault
 from mtlverify.example import Example
 from mtlverify.law import BASES, DEPTH, KINDS, Law, OutsideLaw
@@ -62,8 +63,15 @@ class Result:
 
 
 def laws(kind: str) -> list[Law]:
-    """All registered laws about a kind of plugin, universal ones first, then by id."""
-    found = [registry().load("law", entry.name) for entry in registry().entries("law") if entry.status == "ok"]
+    """All registered laws about a kind of plugin, universal ones first, then by id. One that cannot be imported is left
+    out with a warning: whoever claims it has an error row."""
+    found = []
+    for entry in registry().entries("law"):
+        if entry.status == "ok":
+            try:
+                found.append(registry().load("law", entry.name))
+            except PluginError as error:
+                warnings.warn(str(error), PluginWarning, stacklevel=2)
     return sorted((law for law in found if law.kind == kind), key=lambda law: (not law.universal, law.id))
 
 
@@ -131,7 +139,7 @@ def examine(
     try:
         reason = law.applies(plugin)
     except Exception as error:  # it may have asked the method a question
-        return dataclasses.replace(result, detail=f"raised {type(error).__name__}: {error}")
+        return dataclasses.replace(result, detail=f"raised {described(error)}")
     if reason is not None:
         return dataclasses.replace(result, status="not-applicable", detail=reason)
     with profile(max_examples):
@@ -208,11 +216,8 @@ def kind_of_name(name: str) -> str:
         )
     if kinds:
         return kinds[0]
-    import difflib
-
     known = sorted({e.name for k in KINDS for e in registry().entries(k) if e.status == "ok"})
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Available: {', '.join(known)}."
+    hint = did_you_mean(name, known)
     raise UnknownPluginError(
         f"there is no aggregator, detector or teleport called {name!r}. {hint} `mtl list` shows all."
     )
@@ -238,7 +243,7 @@ def _judged(plugin: Any, law: Law, outcome: Outcome, result: Result) -> Result:
         # A promise can be broken by raising, too; a method that refuses an input says so in verification_examples.
         changes: dict[str, Any] = {
             "status": "error",
-            "detail": f"raised {type(outcome.error).__name__}: {outcome.error}",
+            "detail": f"raised {described(outcome.error)}",
         }
     elif outcome.examples == 0:
         why = f" ({outcome.outside})" if outcome.outside else ""
@@ -290,10 +295,7 @@ def chosen(kind: str, wanted: Iterable[str] | None = None) -> list[Law]:
     found = []
     for id in wanted:
         if id not in by_id:
-            import difflib
-
-            near = difflib.get_close_matches(id, by_id, n=3, cutoff=0.5)
-            hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Laws: {', '.join(by_id)}."
+            hint = did_you_mean(id, by_id, "Laws")
             raise UnknownPluginError(f"there is no law called {id!r} about {kind}s. {hint}")
         found.append(by_id[id])
     return found

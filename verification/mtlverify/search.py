@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtlcore.errors import FeaturesError, LossError, MissingExtraError
+from mtlcore.patience import TookTooLong
+from mtlcore.safety import interrupted_by_user
 from mtlverify.climb import climb
 from mtlverify.law import Law, OutsideLaw
 from mtlverify.strategies.pick import Rejected
@@ -121,7 +123,9 @@ class Search:
             # The second comes from ``hypothesis.assume``, which works in a search only.
             self.outside = str(outside)
             raise OutsideLaw(self.outside) from None
-        except (Exception, SystemExit) as raised:  # a plugin that ends the process has raised, too
+        except BaseException as raised:  # a plugin that ends the process has raised, too
+            if isinstance(raised, TookTooLong) or interrupted_by_user(raised):
+                raise
             if refused(example, raised):
                 self.outside = str(raised)
                 raise OutsideLaw(self.outside) from None
