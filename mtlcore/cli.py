@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -40,7 +40,20 @@ class _Commands(TyperGroup):
             return own
         with output.own_stdout():
             entry = next((e for e in registry().entries("command") if e.name == cmd_name), None)
-            return None if entry is None else _plugged(entry)
+            if entry is None:
+                return None
+            return _summary(entry) if self._listing else _plugged(entry)
+
+    _listing = False
+    """`mtl --help` needs one line of each command, and imports none for it."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """As typer does it."""
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As click does it, with the nearest names where there is none."""
@@ -49,6 +62,26 @@ class _Commands(TyperGroup):
             hint = did_you_mean(name, self.list_commands(ctx), "Commands")
             ctx.fail(f"No such command {plain(name)!r}. {hint}")
         return super().resolve_command(ctx, args)
+
+
+def _summary(entry: Entry) -> Any:
+    from mtlcore.glance import description
+
+    text = f"(broken) {entry.problem}" if entry.status != "ok" else description(entry)
+    return _command(entry.name, text, lambda: None)
+
+
+def _command(name: str, text: str, body: Callable[[], None]) -> Any:
+    """A command that takes whatever it is given. Its help is somebody else's text: no markup."""
+    from rich.markup import escape
+
+    app = typer.Typer()
+
+    @app.command(name, help=escape(plain(text)), context_settings={"ignore_unknown_options": True})
+    def run(arguments: Annotated[Optional[list[str]], typer.Argument(hidden=True)] = None) -> None:  # noqa: UP045
+        body()
+
+    return typer.main.get_command(app)
 
 
 def _plugged(entry: Entry) -> Any:
@@ -67,6 +100,10 @@ def _plugged(entry: Entry) -> Any:
 
 def _guard(command: Any, entry: Entry) -> None:
     """A third party's command that raises is named, and no traceback of ours."""
+    from rich.markup import escape
+
+    if command.help:
+        command.help = escape(plain(command.help))
     invoke = command.invoke
 
     def guarded(ctx: Any) -> Any:
@@ -84,21 +121,17 @@ def _guard(command: Any, entry: Entry) -> None:
 
 
 def _broken_command(name: str, problem: MtlError) -> Any:
-    app = typer.Typer()
-    unusable = "needs an extra" if isinstance(problem, MissingExtraError) else "broken"
-
-    @app.command(name, help=f"({unusable}) {plain(problem)}", context_settings={"ignore_unknown_options": True})
-    def broken(arguments: Annotated[Optional[list[str]], typer.Argument(hidden=True)] = None) -> None:  # noqa: UP045
+    def fail() -> None:
         raise problem
 
-    return typer.main.get_command(app)
+    unusable = "needs an extra" if isinstance(problem, MissingExtraError) else "broken"
+    return _command(name, f"({unusable}) {problem}", fail)
 
 
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     help="Multi-task-learning optimisation: every method a plugin, every claim machine-checked.",
 )
 

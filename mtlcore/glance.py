@@ -30,6 +30,9 @@ def description(entry: Entry) -> str:
             found = getattr(target, "statement", None) or getattr(target, "__doc__", None) or ""
     except Exception:  # whoever has no readable source has no description
         return ""
+    if entry.kind == "command":
+        found = re.sub(r"^`+[^`]*`+:\s*", "", found.strip())
+        found = found[:1].upper() + found[1:]
     first = _TAG.sub("", one_line(found.strip().split("\n\n")[0])).replace("``", "")
     return _END.split(first)[0].removesuffix(".")
 

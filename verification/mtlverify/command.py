@@ -1,4 +1,4 @@
-"""``mtl verify``: check plugins against the laws, show a table, exit 1 when a promise is broken."""
+"""``mtl verify``: check what methods promise, law by law. Exit code 1 when a promise is broken."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mtlverify.law import DEPTH, KINDS
 if TYPE_CHECKING:
     from mtlverify.runner import Result
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 STYLES = {"verified": "green", "refuted": "yellow", "not-applicable": "dim", "error": "bold red"}
 PROBLEM = "problem"

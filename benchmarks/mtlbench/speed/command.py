@@ -1,4 +1,4 @@
-"""``mtl speed``: the speed suites, each with its own options."""
+"""``mtl speed``: measure time and memory of gradients, methods and teleports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import typer
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,
     help="Measure time and memory. `mtl speed SUITE --help` shows the options of a suite.",
 )
 
