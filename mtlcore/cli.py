@@ -241,7 +241,9 @@ def new_plugin(
     from mtlcore.scaffold import create_package, next_step
 
     folder = create_package(name, kind, directory)
-    typer.echo(f"Created {folder}. Next:\n  pip install -e {folder}\n  {next_step(kind, name)}\n  pytest {folder}")
+    typer.echo(
+        f"Created {folder}. Next:\n  pip install -e {folder}\n  {next_step(kind, name, folder)}\n  pytest {folder}"
+    )
 
 
 def _warn_in_one_line(message: Warning | str, category: type[Warning], *place: Any) -> None:
