@@ -40,10 +40,10 @@ verify: $(READY)  ## every law on every built-in plugin
 verify-nightly: $(READY)  ## ten times deeper, on the seed of the day; mutants, correct twins, convergence (hours)
 	$(BIN)/mtl verify --max-examples 1000 --seed $$(date +%Y%m%d)
 	$(BIN)/python -m mtlverify.mutants --seeds 1000 --jobs 2
-	$(BIN)/python -m mtlverify.convergence
+	$(BIN)/mtl converge
 
 bench-speed: $(READY)  ## gradient sources against the floor and the peers
-	$(BIN)/python -m mtlbench.speed.gradients
+	$(BIN)/mtl speed gradients
 
 bench-systems: $(READY)  ## the three systems on conflict-rich tasks (long)
 	$(BIN)/mtl bench run systems --out out/systems --jobs 2

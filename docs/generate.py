@@ -138,7 +138,12 @@ def command_line() -> str:
     for command in (
         [],
         ["list"],
+        ["show"],
         ["verify"],
+        ["converge"],
+        ["peers"],
+        ["ghostwrite"],
+        ["speed"],
         ["bench"],
         ["bench", "list"],
         ["bench", "run"],

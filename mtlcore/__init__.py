@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mtlcore.registry import add_plugin as add_plugin
     from mtlcore.registry import available as available
     from mtlcore.registry import create as create
+    from mtlcore.registry import remove_plugin as remove_plugin
     from mtlcore.report import StepReport as StepReport
     from mtlcore.report import TeleportResult as TeleportResult
     from mtlcore.teleporting import Brakes as Brakes
@@ -63,6 +64,7 @@ _HOME = {
     "add_plugin": "registry",
     "available": "registry",
     "create": "registry",
+    "remove_plugin": "registry",
     "StepReport": "report",
     "TeleportResult": "report",
     "Brakes": "teleporting",

@@ -6,20 +6,22 @@ plugin's code is imported for it, only its registration module.
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import os
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 from typer.core import TyperGroup
 
-from mtlcore import __version__
-from mtlcore.errors import MtlError, PluginError, PluginWarning
+from mtlcore import __version__, output, patience
+from mtlcore.discovery import BUILT_IN, missing_extra
+from mtlcore.errors import MissingExtraError, MtlError, PluginError, PluginWarning, did_you_mean
 from mtlcore.hookspecs import KINDS
 from mtlcore.registry import Entry, registry
+from mtlcore.safety import blame, plain
 
 
 class _Commands(TyperGroup):
@@ -27,40 +29,109 @@ class _Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of all commands."""
-        plugged = [e.name for e in registry().entries("command") if e.status == "ok"]
+        with output.own_stdout():
+            plugged = [e.name for e in registry().entries("command") if e.status == "ok"]
         return [*super().list_commands(ctx), *plugged]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name; a plugin's is imported now."""
         own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in [e.name for e in registry().entries("command")]:
+        if own is not None:
             return own
+        with output.own_stdout():
+            entry = next((e for e in registry().entries("command") if e.name == cmd_name), None)
+            if entry is None:
+                return None
+            return _summary(entry) if self._listing else _plugged(entry)
+
+    _listing = False
+    """`mtl --help` needs one line of each command, and imports none for it."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """As typer does it."""
+        self._listing = True
         try:
-            plugged = registry().load("command", cmd_name)
-        except PluginError as error:
-            # `mtl --help` asks every command for its summary; a broken one must not hide the others.
-            return _broken_command(cmd_name, str(error))
-        if isinstance(plugged, typer.Typer):
-            plugged = typer.main.get_command(plugged)
-        plugged.name = cmd_name
-        return plugged
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As click does it, with the nearest names where there is none."""
+        name = str(args[0])
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            hint = did_you_mean(name, self.list_commands(ctx), "Commands")
+            ctx.fail(f"No such command {plain(name)!r}. {hint}")
+        return super().resolve_command(ctx, args)
 
 
-def _broken_command(name: str, problem: str) -> Any:
+def _summary(entry: Entry) -> Any:
+    from mtlcore.glance import description
+
+    text = f"(broken) {entry.problem}" if entry.status != "ok" else description(entry)
+    return _command(entry.name, text, lambda: None)
+
+
+def _command(name: str, text: str, body: Callable[[], None]) -> Any:
+    """A command that takes whatever it is given. Its help is somebody else's text: no markup."""
+    from rich.markup import escape
+
     app = typer.Typer()
 
-    @app.command(name, help=f"(broken) {problem}")
-    def broken() -> None:
-        raise PluginError(problem)
+    @app.command(name, help=escape(plain(text)), context_settings={"ignore_unknown_options": True})
+    def run(arguments: Annotated[Optional[list[str]], typer.Argument(hidden=True)] = None) -> None:  # noqa: UP045
+        body()
 
     return typer.main.get_command(app)
+
+
+def _plugged(entry: Entry) -> Any:
+    try:
+        made = registry().load("command", entry.name)
+        if isinstance(made, typer.Typer):
+            made = typer.main.get_command(made)
+    except (MtlError, RuntimeError) as error:
+        # `mtl --help` asks every command for its summary; a broken one must not hide the others.
+        return _broken_command(entry.name, error if isinstance(error, MtlError) else PluginError(plain(error)))
+    made.name = entry.name
+    if entry.distribution != BUILT_IN:
+        _guard(made, entry)
+    return made
+
+
+def _guard(command: Any, entry: Entry) -> None:
+    """A third party's command that raises is named, and no traceback of ours."""
+    from rich.markup import escape
+
+    if command.help:
+        command.help = escape(plain(command.help))
+    invoke = command.invoke
+
+    def guarded(ctx: Any) -> Any:
+        try:
+            return invoke(ctx)
+        except (MtlError, typer.Exit, typer.Abort, SystemExit):
+            raise
+        except BaseException as error:
+            if hasattr(error, "exit_code") and hasattr(error, "show"):  # bad usage, in the words of typer
+                raise
+            who = f"command {entry.name!r} of distribution {entry.provenance!r}"
+            raise PluginError(f"{who} raised {blame(error)}") from error
+
+    command.invoke = guarded
+
+
+def _broken_command(name: str, problem: MtlError) -> Any:
+    def fail() -> None:
+        raise problem
+
+    unusable = "needs an extra" if isinstance(problem, MissingExtraError) else "broken"
+    return _command(name, f"({unusable}) {problem}", fail)
 
 
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="Multi-task-learning optimisation: every method a plugin, every claim machine-checked.",
 )
 
@@ -80,117 +151,104 @@ def _top(
     pass
 
 
+def _kind(value: str | None) -> str | None:
+    if value is not None and value not in KINDS:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(KINDS)}. {did_you_mean(value, KINDS, 'Kinds')}")
+    return value
+
+
+def complete_kinds(incomplete: str) -> list[str]:
+    """For the shell."""
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
+def complete_names(incomplete: str) -> list[str]:
+    """For the shell: plugins of every kind but laws."""
+    with output.own_stdout(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        entries = [e for kind in KINDS if kind not in ("law", "command") for e in registry().entries(kind)]
+    return sorted({e.name for e in entries if e.status == "ok" and e.name.startswith(incomplete)})
+
+
+def complete_laws(incomplete: str) -> list[str]:
+    """For the shell."""
+    with output.own_stdout(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        entries = registry().entries("law")
+    return [e.name for e in entries if e.status == "ok" and e.name.startswith(incomplete)]
+
+
+Kind = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help=f"One of {', '.join(KINDS)}.", callback=_kind, autocompletion=complete_kinds),
+]
+Timeout = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(min=0.001, help="Seconds that a plugin may take; then it is set aside and the rest goes on."),
+]
+
+
 @app.command("list")
 def list_plugins(
-    kind: Annotated[Optional[str], typer.Option(help=f"Only this kind: {', '.join(KINDS)}.")] = None,  # noqa: UP045
+    kind: Kind = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")] = False,
     load: Annotated[bool, typer.Option("--load", help="Really import every plugin (slower, catches more).")] = False,
+    timeout: Timeout = None,
 ) -> None:
-    """Every plugin: name, kind, distribution, version, status, and whether its promises are known to hold."""
-    if kind is not None and kind not in KINDS:
-        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="--kind")
-    entries = _entries(kind, load)
-    certificates = [_certificate(e) for e in entries]
-    if as_json:
-        rows = [_row(e, certificate) for e, certificate in zip(entries, certificates)]
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    _show(entries, certificates)
+    """Every plugin: what it is, what it needs, where it comes from, and whether its promises are known to hold."""
+    from mtlcore import listing
+
+    with output.own_stdout() as stdout:
+        found = listing.rows(kind, load)
+        if as_json:
+            stdout.write(output.as_json(found))
+    if not as_json:
+        listing.show(found)
 
 
-def _entries(kind: str | None, load: bool) -> list[Entry]:
-    found: list[Entry] = []
-    for one in [kind] if kind else KINDS:
-        if load:
-            for entry in registry().entries(one):
-                if entry.status == "ok":
-                    try:
-                        registry().load(one, entry.name)
-                    except PluginError:
-                        continue  # its entry now says "broken", with the cause
-        found += registry().entries(one)
-    return found + registry().problems()
+@app.command("show")
+def show_plugin(
+    name: Annotated[Optional[str], typer.Argument(help="A plugin.", autocompletion=complete_names)] = None,  # noqa: UP045
+    law: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A law, instead of a plugin.", autocompletion=complete_laws),
+    ] = None,
+    kind: Kind = None,
+) -> None:
+    """One plugin: its options, claims, certificate, counterexamples and source. Or one law: what it states."""
+    from mtlcore import showing
 
-
-def _certificate(entry: Entry) -> dict[str, Any] | None:
-    """What is known already of its promises, at its default hyper-parameters; nothing is checked or imported for it."""
-    if entry.status != "ok":
-        return None
-    try:
-        known = registry().ask("mtlcore_certified", kind=entry.kind, name=entry.name, options={})
-        return None if known is None else _summed_up(known)
-    except Exception as error:  # whoever answers badly must not hide the list
-        warnings.warn(f"mtlcore_certified: {type(error).__name__}: {error}", PluginWarning, stacklevel=2)
-        return None
-
-
-def _summed_up(known: dict[str, Any]) -> dict[str, Any]:
-    rows = known["rows"]
-    return {
-        "passed": bool(known["passed"]),
-        "summary": str(known["summary"]),
-        "date": str(known["date"]),
-        "kept": [r["law"] for r in rows if r["claimed"] and r["status"] == "verified"],
-        "broken": [r["law"] for r in rows if r["status"] == "error" or (r["claimed"] and r["status"] == "refuted")],
-    }
-
-
-def _in_short(certificate: dict[str, Any]) -> str:
-    kept, broken, date = (certificate[key] for key in ("kept", "broken", "date"))
-    if certificate["passed"]:
-        return f"certified: {len(kept)} laws, {date}"
-    return f"broken: {', '.join(broken)} ({len(broken)} of {len(kept) + len(broken)} laws), {date}"
-
-
-def _row(entry: Entry, certificate: dict[str, Any] | None) -> dict[str, Any]:
-    fields = ("kind", "name", "distribution", "version", "status", "problem")
-    row = {k: v for k, v in dataclasses.asdict(dataclasses.replace(entry, target=None)).items() if k in fields}
-    return {**row, "certificate": certificate}
-
-
-def _show(entries: list[Entry], certificates: list[dict[str, Any] | None]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    # A file or a pipe has no width of its own, and who searches it wants one line per plugin.
-    console = Console() if sys.stdout.isatty() else Console(width=1000)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("kind", "name", "distribution", "version", "status"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("promises", overflow="fold")
-    last = None
-    for e, certificate in zip(entries, certificates):
-        status = Text(e.status, style="green" if e.status == "ok" else "bold red")
-        promises = Text("-", style="dim")
-        if certificate is not None:
-            promises = Text(_in_short(certificate), style="green" if certificate["passed"] else "bold red")
-        table.add_row(e.kind if e.kind != last else "", e.name, e.distribution, e.version, status, promises)
-        last = e.kind
-    console.print(table)
-    broken = [e for e in entries if e.status != "ok"]
-    if broken:
-        console.print(f"\n[bold red]{len(broken)} broken[/], set aside; everything else works without them:")
-    for e in broken:
-        console.print(Text(f"  {e.kind} {e.name!r} ({e.provenance}): {e.problem}"), soft_wrap=True)
+    if (name is None) == (law is None):
+        raise typer.BadParameter("give either NAME or --law LAW")
+    if law is not None:
+        showing.show_law(law, kind)
+    else:
+        showing.show(str(name), kind)
 
 
 @app.command("new-plugin")
 def new_plugin(
-    name: Annotated[str, typer.Argument(help="Lower-case kebab name of the method, e.g. my-method.")],
-    kind: Annotated[str, typer.Option(help="aggregator, detector or teleport.")] = "aggregator",
+    name: Annotated[str, typer.Argument(help="Lower-case kebab name of the plugin, e.g. my-method.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="aggregator, detector, teleport, law, problem, task or command.", autocompletion=complete_kinds
+        ),
+    ] = "aggregator",
     directory: Annotated[Path, typer.Option("--in", help="Where to create the package's folder.")] = Path(),
 ) -> None:
     """A package that installs, registers and passes its tests."""
-    from mtlcore.scaffold import create_package
+    from mtlcore.scaffold import create_package, next_step
 
     folder = create_package(name, kind, directory)
-    typer.echo(f"Created {folder}. Next:\n  pip install -e {folder}\n  mtl verify {name}\n  pytest {folder}")
+    typer.echo(
+        f"Created {folder}. Next:\n  pip install -e {folder}\n  {next_step(kind, name, folder)}\n  pytest {folder}"
+    )
 
 
 def _warn_in_one_line(message: Warning | str, category: type[Warning], *place: Any) -> None:
     if issubclass(category, PluginWarning):
-        typer.secho(f"mtl: warning: {message}", fg="yellow", err=True)
+        typer.secho(f"mtl: warning: {plain(message)}", fg="yellow", err=True)
     else:
         _show_warning(message, category, *place)
 
@@ -198,11 +256,32 @@ def _warn_in_one_line(message: Warning | str, category: type[Warning], *place: A
 _show_warning: Any = warnings.showwarning
 
 
+def _set_timeout(arguments: Sequence[str]) -> None:
+    """``--timeout S`` holds from the first plugin on: they are imported before a command reads its own options."""
+    for argument, value in zip(arguments, [*arguments[1:], ""]):
+        given = value if argument == "--timeout" else argument.removeprefix("--timeout=")
+        if argument.partition("=")[0] == "--timeout":
+            os.environ[patience.VARIABLE] = given
+
+
 def main() -> None:
     """Entry point: errors made on purpose are one line and exit code 2, all others are tracebacks."""
     warnings.showwarning = _warn_in_one_line  # type: ignore[assignment]  # same call, looser annotations
+    _set_timeout(sys.argv[1:])
+    patience.tell()
     try:
         app()
     except MtlError as error:
-        typer.secho(f"mtl: {error}", fg="red", err=True)
-        sys.exit(2)
+        _fail(error)
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        _fail(missing)
+    finally:
+        output.give_up_stdout()
+
+
+def _fail(error: MtlError) -> None:
+    typer.secho(f"mtl: {plain(error)}", fg="red", err=True)
+    sys.exit(2)

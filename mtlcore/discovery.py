@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pluggy
 
 from mtlcore import hookspecs
-from mtlcore.errors import PluginError
+from mtlcore.errors import MissingExtraError, PluginError
 from mtlcore.hookspecs import PROJECT
+from mtlcore.safety import one_line, plain, shown
 
 BUILT_IN = "mtlcore"
 """Name of the distribution whose plugins are the built-in ones."""
@@ -44,15 +45,16 @@ def discover() -> Iterator[Plugin]:
     for point in importlib.metadata.entry_points(group=PROJECT):
         distribution, version = _provenance(point.dist)
         if allowed is None or distribution == BUILT_IN or allowed & {point.name, distribution}:
-            yield Plugin(point.name, distribution, version, functools.partial(_load, point))
+            yield Plugin(one_line(point.name, 64), distribution, version, functools.partial(_load, point))
 
 
 def _load(point: importlib.metadata.EntryPoint) -> Any:
     """What the entry point names. One that is malformed is said to be: Python itself stumbles over it."""
     if point.pattern.match(point.value) is None:
         raise PluginError(
-            f"its entry point {point.name} = {point.value!r} is not of the form 'module' or 'module:attribute': "
-            f"correct it in the table project.entry-points.{PROJECT} of its pyproject.toml, and install it again"
+            f"its entry point {plain(point.name)} = {shown(point.value)} is not of the form 'module' or "
+            f"'module:attribute': correct it in the table project.entry-points.{PROJECT} of its pyproject.toml, and "
+            "install it again"
         )
     return point.load()
 
@@ -66,13 +68,20 @@ def _provenance(distribution: importlib.metadata.Distribution | None) -> tuple[s
     except importlib.metadata.PackageNotFoundError:
         return "?", ""
     known = {key: metadata[key] for key in ("Name", "Version") if key in metadata}
-    return known.get("Name") or "?", known.get("Version") or ""
+    return one_line(known.get("Name") or "?", 100), one_line(known.get("Version") or "", 100)
 
 
-@contextlib.contextmanager
-def quiet_exit() -> Iterator[None]:
-    """A plugin that calls sys.exit at import must not end the host."""
+def missing_extra(error: BaseException) -> MissingExtraError | None:
+    """The error with the pip line, if this one says that a package of one of our extras is not installed."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or not package:
+        return None
     try:
-        yield
-    except SystemExit as error:
-        raise PluginError(f"called sys.exit({error.code!r})").with_traceback(error.__traceback__) from error
+        lines = importlib.metadata.requires(BUILT_IN) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for line in lines:
+        name, extra = re.match(r"[\w.-]+", line), re.search(r"extra == [\"'](\w+)[\"']", line)
+        if name and extra and name[0].lower().replace("-", "_") == package.lower():
+            return MissingExtraError(package, extra[1], "This")
+    return None

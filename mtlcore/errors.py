@@ -5,6 +5,9 @@ Nothing here imports torch, so that the command line can report a broken plugin 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class MtlError(Exception):
     """Base of all errors raised on purpose by mtlcore and its wings."""
@@ -63,3 +66,16 @@ class PluginWarning(UserWarning):
 
 class TrainingWarning(UserWarning):
     """The training goes on, but part of the network is not trained as its owner may think; names the parameters."""
+
+
+def did_you_mean(word: object, known: Iterable[str], otherwise: str = "Available", n: int = 3) -> str:
+    """The end of a message about an unknown word: the nearest known ones, or all of them after ``otherwise``.
+
+    Papers write PCGrad and Nash-MTL, and Python writes nash_mtl: case and underscores do not count.
+    """
+    names = list(known)
+    plain = {name.lower().replace("_", "-"): name for name in names}
+    near = difflib.get_close_matches(str(word).lower().replace("_", "-"), plain, n=n, cutoff=0.5)
+    if near:
+        return f"Did you mean {' or '.join(repr(plain[name]) for name in near)}?"
+    return f"{otherwise}: {', '.join(names) or 'none'}."

@@ -8,6 +8,7 @@ ask for fewer of them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,45 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 Register = Callable[[str, Any], None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of plugin: everything that the core knows about it.
+
+    Args:
+        hook: name of the hook that registers it.
+        base: name of the class in ``mtlcore`` that a plugin of this kind is a subclass of; "" where the core has none.
+        parts: what a plugin must have where the core has no base class: "name" is a text, "name()" can be called.
+        made: it is a class, of which ``mtlcore.create`` makes instances; else an object that is used as it is.
+        extra: the built-in plugins of this kind need ``pip install 'mtlcore[extra]'``; "" if they need none.
+        needs: the packages of that extra without which nothing of this kind can be used.
+    """
+
+    hook: str
+    base: str = ""
+    parts: tuple[str, ...] = ()
+    made: bool = True
+    extra: str = ""
+    needs: tuple[str, ...] = ()
+
+
+SHAPES: dict[str, Kind] = {}
+"""Kind of plugin -> what the core knows about it. A new kind is one decorated function in this file."""
+
+
+def _registers(kind: str, **shape: Any) -> Callable[[Callable[[Register], None]], Callable[[Register], None]]:
+    """Declare a kind of plugin by the hook that registers it."""
+
+    def declare(function: Callable[[Register], None]) -> Callable[[Register], None]:
+        SHAPES[kind] = Kind(function.__name__, **shape)
+        return hookspec(function)
+
+    return declare
+
+
 # --- when the command line starts ---------------------------------------------------------------------------
 
 
-@hookspec
+@_registers("command", parts=("__call__()",), made=False)
 def mtlcore_register_commands(register: Register) -> None:
     """Add a subcommand to ``mtl``: ``register("name", "module:app")`` with a typer application."""
 
@@ -35,19 +71,29 @@ def mtlcore_register_commands(register: Register) -> None:
 # --- when a method is looked up -----------------------------------------------------------------------------
 
 
-@hookspec
+@_registers("aggregator", base="Aggregator")
 def mtlcore_register_aggregators(register: Register) -> None:
     """Add gradient aggregators or loss balancers: subclasses of :class:`mtlcore.Aggregator`."""
 
 
-@hookspec
+@_registers("detector", base="ConflictDetector")
 def mtlcore_register_detectors(register: Register) -> None:
     """Add conflict detectors: subclasses of :class:`mtlcore.ConflictDetector`."""
 
 
-@hookspec
+@_registers("teleport", base="TeleportStrategy")
 def mtlcore_register_teleports(register: Register) -> None:
     """Add teleport strategies: subclasses of :class:`mtlcore.TeleportStrategy`."""
+
+
+@_registers("explorer", base="Explorer")
+def mtlcore_register_explorers(register: Register) -> None:
+    """Add explorers, which find a model for a preference between the tasks: subclasses of ``mtlcore.Explorer``."""
+
+
+@_registers("merger", base="Merger")
+def mtlcore_register_mergers(register: Register) -> None:
+    """Add mergers, which make one model of several experts: subclasses of ``mtlcore.Merger``."""
 
 
 # --- during a training step ---------------------------------------------------------------------------------
@@ -71,17 +117,25 @@ def mtlcore_step_finished(report: StepReport) -> None:
 # --- when a method is verified or compared ------------------------------------------------------------------
 
 
-@hookspec
+@_registers(
+    "law",
+    parts=("id", "kind", "statement", "check()", "examples()", "applies()", "measure()"),
+    made=False,
+    extra="verify",
+    needs=("hypothesis",),
+)
 def mtlcore_register_laws(register: Register) -> None:
     """Add laws that methods can be checked against."""
 
 
-@hookspec
+@_registers("problem", parts=("losses()", "start()"))
 def mtlcore_register_problems(register: Register) -> None:
     """Add synthetic problems with a declared Pareto set."""
 
 
-@hookspec
+@_registers(
+    "task", parts=("load()", "trunk()", "head()", "loss()"), extra="bench", needs=("joblib", "pandas", "pydantic")
+)
 def mtlcore_register_tasks(register: Register) -> None:
     """Add benchmark tasks: real data, a trunk, heads, losses and metrics."""
 
@@ -102,13 +156,6 @@ def mtlcore_certified(kind: str, name: str, options: dict[str, Any]) -> dict[str
     """
 
 
-KINDS: dict[str, str] = {
-    "aggregator": "mtlcore_register_aggregators",
-    "detector": "mtlcore_register_detectors",
-    "teleport": "mtlcore_register_teleports",
-    "task": "mtlcore_register_tasks",
-    "problem": "mtlcore_register_problems",
-    "law": "mtlcore_register_laws",
-    "command": "mtlcore_register_commands",
-}
-"""Kind of plugin -> the hook that registers it."""
+KINDS: dict[str, str] = {kind: shape.hook for kind, shape in SHAPES.items() if kind != "command"}
+"""Kind of plugin -> the hook that registers it. Commands come last: a list of plugins is read for its methods."""
+KINDS["command"] = SHAPES["command"].hook

@@ -14,11 +14,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from mtlcore.errors import ConfigurationError
+from mtlcore.safety import shown
 
 _KEY = "mtlcore"
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,34 @@ class Allowed:
         return not (self.high is not None and (value > self.high or (self.open_high and value == self.high)))
 
 
+def _field(default: Any, allowed: Allowed) -> Any:
+    return dataclasses.field(default=default, metadata={_KEY: allowed})
+
+
+# What these return is a dataclass field. They are typed by the value that an instance will have, so that a type checker
+# sees ``c: str = number(0.5)`` for the mistake that it is.
+
+
+@overload
+def number(
+    default: float,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+    open_high: bool = False,
+    log: bool = False,
+) -> float: ...
+@overload
+def number(
+    default: None,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+    open_high: bool = False,
+    log: bool = False,
+) -> float | None: ...
 def number(
     default: float | None,
     *,
@@ -81,25 +111,38 @@ def number(
     log: bool = False,
 ) -> Any:
     """A finite float; ``open_low`` / ``open_high`` exclude the end point, ``log`` says its natural scale."""
-    allowed = Allowed("number", low, high, open_low, open_high, optional=default is None, log=log)
-    return dataclasses.field(default=default, metadata={_KEY: allowed})
+    return _field(default, Allowed("number", low, high, open_low, open_high, optional=default is None, log=log))
 
 
+@overload
+def integer(default: int, *, low: int | None = None, high: int | None = None) -> int: ...
+@overload
+def integer(default: None, *, low: int | None = None, high: int | None = None) -> int | None: ...
 def integer(default: int | None, *, low: int | None = None, high: int | None = None) -> Any:
     """An integer in ``[low, high]``."""
-    return dataclasses.field(default=default, metadata={_KEY: Allowed("integer", low, high, optional=default is None)})
+    return _field(default, Allowed("integer", low, high, optional=default is None))
 
 
-def choice(default: Any, options: Sequence[Any]) -> Any:
+def choice(default: T, options: Sequence[T]) -> T:
     """One of ``options``."""
-    return dataclasses.field(default=default, metadata={_KEY: Allowed("choice", options=tuple(options))})
+    made: T = _field(default, Allowed("choice", options=tuple(options)))
+    return made
 
 
-def flag(default: bool) -> Any:
+def flag(default: bool) -> bool:
     """A plain bool. Strings are refused, so that ``"False"`` never means True."""
-    return dataclasses.field(default=default, metadata={_KEY: Allowed("flag")})
+    made: bool = _field(default, Allowed("flag"))
+    return made
 
 
+@overload
+def vector(
+    default: Sequence[float], *, low: float | None = None, high: float | None = None, open_low: bool = False
+) -> tuple[float, ...]: ...
+@overload
+def vector(
+    default: None = None, *, low: float | None = None, high: float | None = None, open_low: bool = False
+) -> tuple[float, ...] | None: ...
 def vector(
     default: Sequence[float] | None = None,
     *,
@@ -110,8 +153,7 @@ def vector(
     """A tuple of floats, one per task (lists are turned into tuples); None where the default is None. ``open_low``
     excludes the lower end."""
     default = None if default is None else tuple(default)
-    allowed = Allowed("vector", low, high, open_low, optional=default is None)
-    return dataclasses.field(default=default, metadata={_KEY: allowed})
+    return _field(default, Allowed("vector", low, high, open_low, optional=default is None))
 
 
 def allowed(cls: type) -> dict[str, Allowed]:
@@ -131,4 +173,4 @@ class Validated:
                 value = tuple(value)
                 object.__setattr__(self, name, value)
             if not permitted.contains(value):
-                raise ConfigurationError(f"{type(self).__name__}({name}={value!r}): {name} must be {permitted}.")
+                raise ConfigurationError(f"{type(self).__name__}({name}={shown(value)}): {name} must be {permitted}.")

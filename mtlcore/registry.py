@@ -11,7 +11,6 @@ somebody asks for it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import os
@@ -19,14 +18,27 @@ import sys
 import warnings
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pluggy
 
-from mtlcore.discovery import BUILT_IN, Plugin, discover, new_manager, quiet_exit
-from mtlcore.errors import ConfigurationError, MtlError, PluginError, PluginWarning, UnknownPluginError
+from mtlcore import tracing
+from mtlcore.discovery import BUILT_IN, Plugin, discover, missing_extra, new_manager
+from mtlcore.errors import (
+    ConfigurationError,
+    MtlError,
+    PluginError,
+    PluginWarning,
+    UnknownPluginError,
+    did_you_mean,
+)  # fmt: skip
 from mtlcore.hookspecs import KINDS
+from mtlcore.patience import waiting
+from mtlcore.safety import one_line, plain, shown
 from mtlcore.soundness import BASES, HOOKS, bare_hook, declared_fault, fault, hook_problem, loaded_fault, located
+
+if TYPE_CHECKING:
+    from mtlcore.contracts import Aggregator, ConflictDetector, TeleportStrategy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,42 +84,70 @@ class Registry:
     def _admit(self, plugin: Plugin) -> None:
         """Load one plugin and try it alone; only a sound one joins the others."""
         try:
-            with quiet_exit():
+            with waiting(f"{_source(plugin)} to be imported"):
                 module = plugin.load()
-                trial = new_manager()
-                trial.register(module, name=plugin.name)
-                trial.check_pending()
-                unmarked = [n for n in HOOKS if hasattr(module, n) and bare_hook(module, n) is None]
-                if unmarked:
-                    raise PluginError(f"{unmarked[0]} is not marked with @mtlcore.hookimpl")
-                for caller in trial.get_hookcallers(module) or ():
-                    for impl in caller.get_hookimpls():
-                        if impl.wrapper or impl.hookwrapper:
-                            raise PluginError(
-                                f"{impl.function.__name__} is a hook wrapper, which mtlcore does not allow"
-                            )
+                self._try_alone(plugin.name, module)
                 if any(known is module for _, known in self._sources):
                     return
                 self._manager.register(module, name=f"{plugin.distribution}:{plugin.name}")
-        except Exception as error:
-            cause = hook_problem(error) if isinstance(error, pluggy.PluginValidationError) else located(error)
-            self._report(Entry("plugin", plugin.name, plugin.distribution, plugin.version, "broken", cause))
-            return
-        self._sources.append((plugin, module))
-        self._forget()
+        except pluggy.PluginValidationError as error:
+            self._set_aside(plugin, hook_problem(error))
+        except BaseException as error:
+            self._set_aside(plugin, located(error))
+        else:
+            self._sources.append((plugin, module))
+            self._forget()
+
+    def _try_alone(self, name: str, module: Any) -> None:
+        """Register it in a manager of its own: one that is refused there leaves no trace here."""
+        trial = new_manager()
+        trial.register(module, name=name)
+        trial.check_pending()
+        unmarked = [n for n in HOOKS if hasattr(module, n) and bare_hook(module, n) is None]
+        if unmarked:
+            raise PluginError(f"{unmarked[0]} is not marked with @mtlcore.hookimpl")
+        for caller in trial.get_hookcallers(module) or ():
+            for impl in caller.get_hookimpls():
+                if impl.wrapper or impl.hookwrapper:
+                    raise PluginError(f"{impl.function.__name__} is a hook wrapper, which mtlcore does not allow")
+
+    def _set_aside(self, plugin: Plugin, problem: str) -> None:
+        entry = Entry("plugin", plugin.name, plugin.distribution, plugin.version, "broken", problem)
+        if entry not in self._broken:
+            self._report(entry)
 
     def add(self, module: Any, name: str | None = None, distribution: str = "(this process)") -> None:
         """Register the hooks of a module or object for this process, in place of what was added before under its name:
         a cell of a notebook that is run again means its new classes."""
         cls = type(module)
-        known_as = name or str(getattr(module, "__name__", f"{cls.__module__}.{cls.__qualname__}"))
+        own = module.__name__ if isinstance(module, ModuleType) else f"{cls.__module__}.{cls.__qualname__}"
+        known_as = name or one_line(own)
         for plugin, known in list(self._sources):
             if known is module or (plugin.name, plugin.distribution) == (known_as, distribution):
-                self.remove(known)
+                self._drop(known)
         self._admit(Plugin(known_as, distribution, "", lambda: module))
 
     def remove(self, module: Any) -> None:
-        """Forget what :meth:`add` registered."""
+        """Forget a plugin: the module or object that was added, or the name of the plugin, of whatever distribution.
+
+        Raises:
+            UnknownPluginError: no plugin of this process is called so, or is this object.
+        """
+        found = [(p, m) for p, m in self._sources if m is module or (isinstance(module, str) and p.name == module)]
+        if not found:
+            what = shown(module)
+            hint = did_you_mean(plain(module), [p.name for p, _ in self._sources], "Plugins")
+            raise UnknownPluginError(f"there is no plugin {what} to be removed. {hint}")
+        for _, known in found:
+            self._drop(known)
+
+    def _drop(self, module: Any) -> None:
+        """What is known against it goes, too: under its name may come another one."""
+        for plugin, _ in [(p, m) for p, m in self._sources if m is module]:
+            known_as = f"{plugin.distribution}:{plugin.name}"
+            self._silenced = {(hook, name) for hook, name in self._silenced if name != known_as}
+            key = ("plugin", plugin.name, plugin.distribution)
+            self._broken = [e for e in self._broken if (e.kind, e.name, e.distribution) != key]
         self._sources = [(p, m) for p, m in self._sources if m is not module]
         self._manager.unregister(module)
         self._forget()
@@ -144,30 +184,10 @@ class Registry:
         good: dict[str, Entry] = {}
         taken: dict[str, Plugin] = {}
         bad: list[Entry] = []
-
-        def note(entry: Entry) -> None:
-            bad.append(entry)
-            if entry not in self._broken:
-                self._report(entry)
-
         for plugin, module in self._sources:
-            found: list[tuple[Any, Any]] = []
-            arguments = {"register": lambda name, target, found=found: found.append((name, target))}
-            try:
-                for impl in self._implementations(KINDS[kind]):
-                    if impl.plugin is module:
-                        _trace(KINDS[kind], {"register": f"<{plugin.distribution}>"})
-                        with quiet_exit():
-                            impl.function(*[arguments[a] for a in impl.argnames])
-            except Exception as error:
-                problem = f"{KINDS[kind]} raised {located(error)}"
-                entry = Entry("plugin", plugin.name, plugin.distribution, plugin.version, "broken", problem)
-                if entry not in self._broken:
-                    self._report(entry)
-                continue
-            for name, target in found:
-                entry = Entry(kind, str(name), plugin.distribution, plugin.version, target=target)
+            for name, target in self._registered_by(plugin, module, kind):
                 wrong = fault(kind, name, target)
+                entry = Entry(kind, one_line(name, 80), plugin.distribution, plugin.version, target=target)
                 if wrong is None and name in good:
                     first, second = f"distribution {good[name].provenance!r}", f"distribution {entry.provenance!r}"
                     if first == second:
@@ -175,9 +195,27 @@ class Registry:
                     wrong = f"the name {name!r} is already taken by {first}, which stays; rename the one in {second}"
                 if wrong is None:
                     good[name], taken[name] = entry, plugin
-                else:
-                    note(dataclasses.replace(entry, status="broken", problem=wrong, target=None))
+                    continue
+                bad.append(dataclasses.replace(entry, status="broken", problem=wrong, target=None))
+                if bad[-1] not in self._broken:
+                    self._report(bad[-1])
         return sorted([*good.values(), *bad], key=lambda e: (e.name, e.status == "broken", e.distribution))
+
+    def _registered_by(self, plugin: Plugin, module: Any, kind: str) -> list[tuple[Any, Any]]:
+        """What one plugin registers of a kind: all of it, or nothing if its hook raises."""
+        found: list[tuple[Any, Any]] = []
+        hook = KINDS[kind]
+        arguments = {"register": lambda name, target: found.append((name, target))}
+        try:
+            for impl in self._implementations(hook):
+                if impl.plugin is module:
+                    tracing.hook(self._manager, hook, {"register": f"<{plugin.distribution}>"})
+                    with waiting(f"{hook} of {_source(plugin)}"):
+                        impl.function(*[arguments[a] for a in impl.argnames])
+        except BaseException as error:
+            self._set_aside(plugin, f"{hook} raised {located(error)}")
+            return []
+        return found
 
     def find(self, kind: str, name: str) -> Entry:
         """The sound entry of that name, or an error that suggests the nearest ones."""
@@ -187,13 +225,10 @@ class Registry:
                 return entry
         for entry in entries:
             if entry.name == name:
-                raise PluginError(f"{kind} {name!r} of distribution {entry.provenance!r} is broken: {entry.problem}")
-        names = [e.name for e in entries if e.status == "ok"]
-        # Papers write PCGrad and Nash-MTL.
-        near = difflib.get_close_matches(str(name).lower().replace("_", "-"), names, n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else f"Available: {', '.join(names)}."
+                raise PluginError(f"{_who(entry)} is broken: {entry.problem}")
+        hint = did_you_mean(plain(name), [e.name for e in entries if e.status == "ok"])
         broken = "".join(f" (Plugin {p.name!r} of {p.provenance!r} is broken: {p.problem})" for p in self.problems())
-        raise UnknownPluginError(f"there is no {kind} called {name!r}. {hint} `mtl list` shows all.{broken}")
+        raise UnknownPluginError(f"there is no {kind} called {shown(name)}. {hint} `mtl list` shows all.{broken}")
 
     def load(self, kind: str, name: str) -> Any:
         """The class (or object) behind a name; a lazy one is imported now and checked."""
@@ -202,20 +237,23 @@ class Registry:
         if isinstance(target, str):
             try:
                 module, _, attribute = target.partition(":")
-                with quiet_exit():
+                with waiting(f"{_who(entry)} to be imported"):
                     target = getattr(importlib.import_module(module), attribute)
-            except Exception as error:
+            except BaseException as error:
+                extra = missing_extra(error) if entry.distribution == BUILT_IN else None
+                if extra is not None:  # nothing is broken: it is not there
+                    raise extra from error
                 self._break(entry, located(error))
-        fault = loaded_fault(kind, target)
-        if fault is not None:
-            self._break(entry, fault)
+        wrong = loaded_fault(kind, target, entry.name)
+        if wrong is not None:
+            self._break(entry, wrong)
         return target
 
     def _break(self, entry: Entry, problem: str) -> None:
         """Mark a lazy entry as broken once its import has shown it, and raise."""
         worse = dataclasses.replace(entry, status="broken", problem=problem, target=None)
         self._collected[entry.kind] = [worse if e is entry else e for e in self.entries(entry.kind)]
-        raise PluginError(f"{entry.kind} {entry.name!r} of distribution {entry.provenance!r} is broken: {problem}")
+        raise PluginError(f"{_who(entry)} is broken: {problem}")
 
     def create(self, kind: str, name: str, **options: Any) -> Any:
         """An instance of the plugin class with these hyper-parameters."""
@@ -225,25 +263,22 @@ class Registry:
             if options:
                 raise ConfigurationError(f"{kind} {name!r} takes no options, got {', '.join(options)}.")
             return cls
-        known = [f.name for f in dataclasses.fields(cls) if f.init] if dataclasses.is_dataclass(cls) else None
-        if known is not None:
+        if dataclasses.is_dataclass(cls):
+            known = [f.name for f in dataclasses.fields(cls) if f.init]
             for option in options:
                 if option not in known:
-                    near = difflib.get_close_matches(option, known, n=1)
-                    hint = f"Did you mean {near[0]!r}?" if near else f"It takes: {', '.join(known) or 'none'}."
+                    hint = did_you_mean(option, known, "It takes", n=1)
                     raise ConfigurationError(f"{kind} {name!r} has no hyper-parameter {option!r}. {hint}")
         try:
             plugin = cls(**options)
             # A property may compute what a class attribute states: it can be looked at only now.
-            fault = declared_fault(plugin) if kind in BASES else None
+            wrong = declared_fault(plugin) if kind in BASES else None
         except MtlError:
             raise
-        except Exception as error:
-            raise PluginError(
-                f"{kind} {name!r} of distribution {entry.provenance!r} could not be created: {located(error)}"
-            ) from error
-        if fault is not None:
-            raise PluginError(f"{kind} {name!r} of distribution {entry.provenance!r} is broken: {fault}")
+        except BaseException as error:
+            raise PluginError(f"{_who(entry)} could not be created: {located(error)}") from error
+        if wrong is not None:
+            raise PluginError(f"{_who(entry)} is broken: {wrong}")
         return plugin
 
     def entry_of(self, plugin: object) -> Entry | None:
@@ -286,18 +321,46 @@ class Registry:
         for impl in self._implementations(hook):
             if (hook, impl.plugin_name) in self._silenced:
                 continue
-            _trace(hook, arguments)
+            tracing.hook(self._manager, hook, arguments)
             try:
                 impl.function(*[arguments[a] for a in impl.argnames])
-            except Exception as error:
-                self._silenced.add((hook, impl.plugin_name))
-                distribution, _, name = impl.plugin_name.rpartition(":")
-                self._report(Entry("plugin", name, distribution, "", "broken", f"{hook} raised {located(error)}"))
+            except BaseException as error:
+                self._silence(hook, impl.plugin_name, located(error))
 
     def ask(self, hook: str, **arguments: Any) -> Any:
-        """Call a question hook; the first answer that is not None wins."""
-        _trace(hook, arguments)
-        return getattr(self._manager.hook, hook)(**arguments)
+        """Call a question hook; the first answer that is not None wins.
+
+        A plugin that raises is reported once, and the next one is asked.
+
+        Raises:
+            MtlError, PluginError: nobody answered, and somebody raised this.
+        """
+        raised: MtlError | None = None
+        for impl in self._implementations(hook):
+            tracing.hook(self._manager, hook, arguments)
+            try:
+                answer = impl.function(*[arguments[a] for a in impl.argnames])
+            except MtlError as error:  # what it was asked about is at fault
+                raised = raised or error
+                continue
+            except BaseException as error:
+                problem = located(error)
+                if (hook, impl.plugin_name) not in self._silenced:
+                    self._silence(hook, impl.plugin_name, problem)
+                if raised is None:
+                    raised = PluginError(f"{hook} of plugin {plain(impl.plugin_name)!r} raised {problem}")
+                    raised.__cause__ = error
+                continue
+            if answer is not None:
+                return answer
+        if raised is not None:
+            raise raised
+        return None
+
+    def _silence(self, hook: str, plugin_name: str, problem: str) -> None:
+        self._silenced.add((hook, plugin_name))
+        distribution, _, name = plugin_name.rpartition(":")
+        self._report(Entry("plugin", name, distribution, "", "broken", f"{hook} raised {problem}"))
 
 
 def _rank(distribution: str) -> tuple[bool, str]:
@@ -305,10 +368,12 @@ def _rank(distribution: str) -> tuple[bool, str]:
     return distribution != BUILT_IN, distribution
 
 
-def _trace(hook: str, arguments: dict[str, Any]) -> None:
-    if os.environ.get("MTLCORE_TRACE", "") not in ("", "0"):
-        shown = ", ".join(f"{k}={v!s:.60}" for k, v in arguments.items())
-        print(f"mtlcore: {hook}({shown})", file=sys.stderr)
+def _source(plugin: Plugin) -> str:
+    return f"plugin {plugin.name!r} of distribution {f'{plugin.distribution} {plugin.version}'.strip()!r}"
+
+
+def _who(entry: Entry) -> str:
+    return f"{entry.kind} {entry.name!r} of distribution {entry.provenance!r}"
 
 
 def _is_target(target: Any, cls: type) -> bool:
@@ -328,11 +393,29 @@ def registry() -> Registry:
     return Registry()
 
 
+KindName = Literal[
+    "aggregator", "detector", "teleport", "explorer", "merger", "law", "problem", "task", "command"
+]  # fmt: skip
+"""Kinds of plugins, for a type checker; :data:`mtlcore.hookspecs.KINDS` has them at run time."""
+
+
+@overload
+def available(kind: KindName) -> list[str]: ...
+@overload
+def available(kind: str) -> list[str]: ...
 def available(kind: str) -> list[str]:
     """Names of the sound plugins of a kind ("aggregator", "detector", "teleport", ...), sorted."""
     return [e.name for e in registry().entries(kind) if e.status == "ok"]
 
 
+@overload
+def create(kind: Literal["aggregator"], name: str, **options: Any) -> Aggregator: ...
+@overload
+def create(kind: Literal["detector"], name: str, **options: Any) -> ConflictDetector: ...
+@overload
+def create(kind: Literal["teleport"], name: str, **options: Any) -> TeleportStrategy: ...
+@overload
+def create(kind: str, name: str, **options: Any) -> Any: ...
 def create(kind: str, name: str, **options: Any) -> Any:
     """Make a plugin by name: ``create("aggregator", "cagrad", c=0.4)``.
 
@@ -340,6 +423,7 @@ def create(kind: str, name: str, **options: Any) -> Any:
         UnknownPluginError: no such name; suggests the nearest.
         ConfigurationError: a hyper-parameter does not exist or is out of range.
         PluginError: the plugin cannot be imported or breaks its contract.
+        MissingExtraError: a built-in plugin needs a package that is not installed.
     """
     return registry().create(kind, name, **options)
 
@@ -351,3 +435,14 @@ def add_plugin(module: ModuleType | object, name: str | None = None) -> None:
     what was added before.
     """
     registry().add(module, name)
+
+
+def remove_plugin(plugin: ModuleType | object | str) -> None:
+    """Take a plugin out of this process: what was given to :func:`add_plugin`, or the plugin's name.
+
+    Everything that it registered is gone, and its hooks are not called any more. What was made of it stays as it is.
+
+    Raises:
+        UnknownPluginError: there is no such plugin; suggests the nearest name.
+    """
+    registry().remove(plugin)

@@ -1,215 +1,135 @@
-"""``mtl new-plugin``: a package that installs, registers, verifies and passes its tests from the first minute."""
+"""``mtl new-plugin``: a package that installs, registers, verifies or runs, and passes its tests from the first minute.
+
+The files are in ``templates/``; ``${name}`` and the like are filled in.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.resources
 import keyword
 import os
-import re
 import shutil
+import string
 import tempfile
 from pathlib import Path
 
 from mtlcore.errors import ConfigurationError
+from mtlcore.hookspecs import KINDS
 from mtlcore.registry import registry
-
-_PYPROJECT = """\
-[build-system]
-requires = ["setuptools>=77"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "mtlcore-{name}"
-version = "0.1.0"
-description = "{kind} {name!r} for mtlcore"
-requires-python = ">=3.10"
-dependencies = ["mtlcore"]
-
-[project.optional-dependencies]
-test = ["mtlcore[verify]", "pytest"]
-
-[project.entry-points.mtlcore]
-{module} = "{module}"
-
-[tool.setuptools.packages.find]
-include = ["{module}*"]
-"""
-
-_REGISTRATION = """\
-\"\"\"What this package adds to mtlcore. The class is imported on first use only.\"\"\"
-
-from mtlcore import hookimpl
+from mtlcore.safety import shown
+from mtlcore.soundness import is_name
 
 
-@hookimpl
-def mtlcore_register_{kind}s(register):
-    register("{name}", "{module}.method:{cls}")
-"""
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a package of one kind is made.
 
-_AGGREGATOR = """\
-\"\"\"{name}: weights inversely proportional to the gradient norms. Replace it with your own method.\"\"\"
+    Args:
+        file: the module that holds the plugin.
+        ending: of its class's name, so that no name that the module imports is the same; "" for a function.
+        test: the template of its tests.
+        next: the command to try first.
+        extra: what it needs of mtlcore.
+        object: the name in the module that is registered; "" for the class or function named after the plugin.
+        more: further files: path in the package -> template.
+    """
 
-from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-
-from mtlcore import Aggregation, Aggregator, Needs, number
-
-
-@dataclass(frozen=True)
-class {cls}(Aggregator):
-    \"\"\"w_i = |g_i|^(-power), scaled to mean 1 (a task with a zero gradient gets weight 0).\"\"\"
-
-    power: float = number(1.0, low=0.0, high=2.0)
-
-    needs: ClassVar[Needs] = Needs.GRAMIAN
-    claims: ClassVar[frozenset[str]] = frozenset({{"permutation-equivariant", "conic-combination"}})
-
-    def aggregate(self, view, state):
-        norm = view.gramian.diagonal().sqrt()
-        # Relative to the largest norm, so that gradients of any scale are treated alike.
-        relative = norm / norm.max() if norm.max() > 0 else torch.ones_like(norm)
-        weights = torch.where(relative > 0, relative ** -self.power, torch.zeros_like(relative))
-        return Aggregation(weights=weights / weights.mean(), state=state)
-"""
-
-_DETECTOR = """\
-\"\"\"{name}: more than a share of the task pairs point apart. Replace it with your own rule.\"\"\"
-
-from dataclasses import dataclass
-from typing import ClassVar
-
-from mtlcore import Conflict, ConflictDetector, number
+    file: str
+    ending: str
+    test: str
+    next: str
+    extra: str = ""
+    object: str = ""
+    more: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class {cls}(ConflictDetector):
-    \"\"\"Conflicting iff more than ``share`` of the pairs have a negative cosine.\"\"\"
-
-    share: float = number(0.0, low=0.0, high=1.0)
-
-    claims: ClassVar[frozenset[str]] = frozenset()
-
-    def detect(self, view):
-        pairs = view.gramian < 0
-        k = view.n_tasks
-        severity = float(pairs.sum()) / max(k * (k - 1), 1)
-        return Conflict(
-            conflicting=severity > self.share,
-            severity=severity,
-            pairs=pairs,
-            dominated=pairs.new_zeros(k),
-        )
-"""
-
-_TELEPORT = """\
-\"\"\"{name}: a small random jump. Replace it with your own teleport.\"\"\"
-
-from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-
-from mtlcore import Displacement, TeleportStrategy, number
+RECIPES = {
+    "aggregator": Recipe("method", "method", "method_test", "mtl verify {name}"),
+    "detector": Recipe("method", "method", "method_test", "mtl verify {name}"),
+    "teleport": Recipe("method", "method", "method_test", "mtl verify {name}"),
+    "law": Recipe("law", "", "law_test", "mtl show --law {name}", "[verify]"),
+    "problem": Recipe("problem", "problem", "problem_test", "mtl verify {name} --kind problem", "[verify]"),
+    "task": Recipe(
+        "task", "task", "task_test", "mtl bench run {folder}/suite.toml", "[bench]", more={"suite.toml": "suite.toml"}
+    ),
+    "command": Recipe("command", "", "command_test", "mtl {name}", object="app"),
+}
 
 
-@dataclass(frozen=True)
-class {cls}(TeleportStrategy):
-    \"\"\"Move every parameter by ``size`` times its norm in a random direction.
-
-    The transaction around it keeps the jump only if no task's loss moved and the conflict became less.
-    \"\"\"
-
-    size: float = number(1e-3, low=0.0, open_low=True)
-
-    exact: ClassVar[bool] = False
-
-    def propose(self, problem, generator):
-        moved = {{}}
-        for name, parameter in problem.parameters().items():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu")
-            step = self.size * noise / noise.norm()
-            moved[name] = parameter.detach() + step.to(parameter) * parameter.detach().norm()
-        return Displacement(parameters=moved)
-"""
-
-_TEST = """\
-\"\"\"The method is found and keeps what it claims.\"\"\"
-
-import mtlcore
-from mtlverify import check
-
-
-def test_is_registered():
-    assert "{name}" in mtlcore.available("{kind}")
-
-
-def test_is_the_one_of_this_package():
-    assert type(mtlcore.create("{kind}", "{name}")).__module__ == "{module}.method"
-
-
-def test_laws():
-    results = list(check(mtlcore.create("{kind}", "{name}"), max_examples=20))
-    assert results
-    assert not [r for r in results if r.failed]
-"""
-
-_README = """\
-# mtlcore-{name}
-
-The {kind} `{name}` for mtlcore.
-
-    pip install -e .
-    mtl list --kind {kind}
-    mtl verify {name}
-    pytest
-"""
-
-_METHODS = {"aggregator": _AGGREGATOR, "detector": _DETECTOR, "teleport": _TELEPORT}
+def next_step(kind: str, name: str, folder: Path | str = ".") -> str:
+    """The command to try first, once the package is installed."""
+    return RECIPES[kind].next.format(name=name, folder=folder)
 
 
 def create_package(name: str, kind: str, directory: Path) -> Path:
     """Write the package ``mtlcore-NAME`` into ``directory``; all of it or nothing.
 
-    The class is called after the method, as in ``InverseNormMethod``: no name that its module imports ends like this.
+    The class is called after the plugin, as in ``InverseNormMethod``: no name that its module imports ends like this.
 
     Raises:
         ConfigurationError: a bad or taken name, a bad kind, or a folder that exists already or cannot be made.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        raise ConfigurationError(f"{name!r} is not a lower-case kebab name such as 'my-method'.")
-    if kind not in _METHODS:
-        raise ConfigurationError(f"kind {kind!r}: choose one of {', '.join(_METHODS)}.")
-    if keyword.iskeyword(name) or keyword.iskeyword(name.capitalize()):
-        raise ConfigurationError(f"{name!r} is a word of Python; choose another name.")
-    for taken in (e for k in _METHODS for e in registry().entries(k) if e.name == name):
-        raise ConfigurationError(f"{taken.kind} {name!r} exists already, in distribution {taken.provenance!r}.")
-    module = "mtlcore_" + name.replace("-", "_")
+    _refuse(name, kind)
     target = directory / f"mtlcore-{name}"
     if target.exists():
         raise ConfigurationError(f"{target} exists already; nothing was written.")
-    cls = "".join(p.capitalize() for p in (*name.split("-"), "method"))
-    fill = {"name": name, "kind": kind, "module": module, "cls": cls}
-    files = {
-        "pyproject.toml": _PYPROJECT,
-        "README.md": _README,
-        f"{module}/__init__.py": _REGISTRATION,
-        f"{module}/method.py": _METHODS[kind],
-        f"tests/test_{module}.py": _TEST,
-    }
     try:
         directory.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".mtlcore-{name}-", dir=directory))
     except OSError as error:
         raise ConfigurationError(f"nothing can be written into {str(directory)!r}: {error.strerror}.") from error
     try:
-        for path, text in files.items():
+        for path, text in _files(name, kind).items():
             file = scratch / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text.format(**fill), encoding="utf-8")
+            file.write_text(text, encoding="utf-8")
         scratch.chmod(0o755)
         os.rename(scratch, target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return target
+
+
+def _refuse(name: str, kind: str) -> None:
+    if not is_name(name):
+        raise ConfigurationError(f"{shown(name)} is not a lower-case kebab name such as 'my-method'.")
+    if kind not in RECIPES:
+        raise ConfigurationError(f"kind {shown(kind)}: choose one of {', '.join(RECIPES)}.")
+    if keyword.iskeyword(name) or keyword.iskeyword(name.capitalize()):
+        raise ConfigurationError(f"{name!r} is a word of Python; choose another name.")
+    # A name that two kinds share would have to be explained with every command.
+    for taken in (e for k in RECIPES for e in registry().entries(k) if e.name == name):
+        raise ConfigurationError(f"{taken.kind} {name!r} exists already, in distribution {taken.provenance!r}.")
+
+
+def _files(name: str, kind: str) -> dict[str, str]:
+    recipe, module = RECIPES[kind], "mtlcore_" + name.replace("-", "_")
+    cls = "".join(part.capitalize() for part in (*name.split("-"), recipe.ending))
+    function = name.replace("-", "_")
+    fill = {
+        "name": name,
+        "kind": kind,
+        "module": module,
+        "cls": cls,
+        "file": recipe.file,
+        "hook": KINDS[kind],
+        "object": recipe.object or (cls if recipe.ending else function),
+        "extra": recipe.extra,
+        "next": next_step(kind, name),
+    }
+    files = {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        f"{module}/__init__.py": "registration.py",
+        f"{module}/{recipe.file}.py": f"{kind}.py",
+        f"tests/test_{module}.py": f"{recipe.test}.py",
+        **recipe.more,
+    }
+    return {path: _filled(template, fill) for path, template in files.items()}
+
+
+def _filled(template: str, fill: dict[str, str]) -> str:
+    text = importlib.resources.files("mtlcore").joinpath("templates", f"{template}.txt").read_text(encoding="utf-8")
+    return string.Template(text).substitute(fill)

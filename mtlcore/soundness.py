@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib.machinery
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Set
@@ -19,33 +21,62 @@ from typing import Any
 import pluggy
 
 from mtlcore import hookspecs
-from mtlcore.hookspecs import PROJECT
+from mtlcore.hookspecs import PROJECT, SHAPES
+from mtlcore.safety import blame, described, one_line, plain, shown, type_name
 
 HOOKS = {name: function for name, function in vars(hookspecs).items() if name.startswith("mtlcore_")}
+
+LONGEST = 64
+"""Characters of a name: every table, file name and record has room for so many."""
+_KEBAB = r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
+
+
+def is_name(name: Any, kind: str = "") -> bool:
+    """Whether this is a name in the one form that all names have: lower-case kebab, ASCII, at most 64 characters. A law
+    about another kind than aggregators has that kind before it, as in "detector.finite"."""
+    form = rf"(?:{_KEBAB}\.)?{_KEBAB}" if kind == "law" else _KEBAB
+    # An exact str: what inherits from it may compare as it likes.
+    return type(name) is str and len(name) <= LONGEST and re.fullmatch(form, name) is not None
 
 
 def fault(kind: str, name: Any, target: Any) -> str | None:
     """What is wrong with ``register(name, target)``, as far as can be seen without importing anything."""
-    if not isinstance(name, str) or not name or name != name.strip().lower() or " " in name or "_" in name:
-        return f"register({name!r}, ...): a name is a non-empty lower-case kebab string such as 'my-method'"
-    if isinstance(target, str):
+    if not is_name(name, kind):
+        return (
+            f"register({shown(name, 80)}, ...): a name is a lower-case kebab string such as 'my-method', of at most "
+            f"{LONGEST} ASCII letters, digits and hyphens, and begins with a letter"
+        )
+    if type(target) is str:
         return _lazy_fault(target)
-    return loaded_fault(kind, target)
+    return loaded_fault(kind, target, name)
 
 
-BASES = {"aggregator": "Aggregator", "detector": "ConflictDetector", "teleport": "TeleportStrategy"}
+BASES = {kind: shape.base for kind, shape in SHAPES.items() if shape.base}
+"""Kind -> the class in ``mtlcore`` that its plugins are subclasses of."""
 
 
-def loaded_fault(kind: str, target: Any) -> str | None:
-    """What is wrong with a class, or another object, that is there."""
-    if kind not in BASES:
-        return None
-    from mtlcore import contracts  # only reached with a real class, which has imported torch already
+def loaded_fault(kind: str, target: Any, name: str | None = None) -> str | None:
+    """What is wrong with a class, or another object, that is there. Whatever it does when it is looked at is wrong."""
+    try:
+        shape = SHAPES[kind]
+        if shape.made and not isinstance(target, type):
+            wanted = f"subclass of mtlcore.{shape.base}" if shape.base else "class"
+            return f"{shown(target)} is not a {wanted}"
+        if shape.base:
+            return _class_fault(target, shape.base)
+        if kind == "law" and (wrong := _law_fault(target, name)) is not None:
+            return wrong
+        return _parts_fault(kind, target)
+    except BaseException as error:
+        return f"looking at {type_name(target)} raised {blame(error)}"
 
-    base = getattr(contracts, BASES[kind])
-    if not isinstance(target, type) or not issubclass(target, base):
-        shown = target.__qualname__ if isinstance(target, type) else repr(target)
-        return f"{shown} is not a subclass of mtlcore.{base.__name__}"
+
+def _class_fault(target: Any, base_name: str) -> str | None:
+    import mtlcore  # the class has imported torch already
+
+    base = getattr(mtlcore, base_name)
+    if not issubclass(target, base):
+        return f"{plain(target.__qualname__)} is not a subclass of mtlcore.{base_name}"
     missing = sorted(getattr(target, "__abstractmethods__", ()))
     if missing:
         return f"{target.__qualname__} does not implement {', '.join(missing)}"
@@ -55,6 +86,29 @@ def loaded_fault(kind: str, target: Any) -> str | None:
     return declared_fault(target)
 
 
+def _law_fault(law: Any, name: str | None) -> str | None:
+    """Claims name a law by its id. A law that is registered under another one would answer for it."""
+    texts = ("id", "kind", "statement")
+    if isinstance(law, type) or any(type(getattr(law, part, None)) is not str for part in texts):
+        return f"{shown(law)} is not a law: decorate its function with @mtlverify.law.law(id, ...)"
+    known_as = law.id if law.kind == "aggregator" else f"{law.kind}.{law.id}"
+    if name is not None and name != known_as:
+        return f"a law is registered under its id: register({known_as!r}, ...), not {name!r}"
+    return None
+
+
+def _parts_fault(kind: str, target: Any) -> str | None:
+    missing = []
+    for part in SHAPES[kind].parts:
+        found = getattr(target, part.removesuffix("()"), None)
+        if found is None or (part.endswith("()") and not callable(found)):
+            missing.append(part)
+    if not missing:
+        return None
+    what = plain(target.__qualname__) if isinstance(target, type) else shown(target)
+    return f"{what} is no {kind}: it has no {', '.join(missing)}"
+
+
 def declared_fault(plugin: Any) -> str | None:
     """What is wrong with ``needs`` or ``claims`` of a plugin, or of its class as far as they are no properties.
 
@@ -62,21 +116,21 @@ def declared_fault(plugin: Any) -> str | None:
     """
     from mtlcore.contracts import Needs
 
-    cls = plugin if isinstance(plugin, type) else type(plugin)
+    called = plain((plugin if isinstance(plugin, type) else type(plugin)).__qualname__)
     needs: Any = getattr(plugin, "needs", Needs.GRAMIAN)
     claims: Any = getattr(plugin, "claims", frozenset())
     if not isinstance(needs, (Needs, property)):
-        return f"{cls.__qualname__}.needs is {needs!r}; it must be {' or '.join(f'Needs.{n.name}' for n in Needs)}"
+        return f"{called}.needs is {shown(needs)}; it must be {' or '.join(f'Needs.{n.name}' for n in Needs)}"
     if isinstance(claims, property) or (isinstance(claims, Set) and all(isinstance(c, str) for c in claims)):
         return None
-    return f"{cls.__qualname__}.claims is {claims!r}; it must be a frozenset of law ids: frozenset({{'scale-free'}})"
+    return f"{called}.claims is {shown(claims)}; it must be a frozenset of law ids: frozenset({{'scale-free'}})"
 
 
 def _lazy_fault(target: str) -> str | None:
     """Check "module:Class" by reading the module's source, without running it."""
     module, colon, attribute = target.partition(":")
     if not colon or not attribute or not module:
-        return f"{target!r} is not of the form 'module:Class'"
+        return f"{shown(target)} is not of the form 'module:Class'"
     spec, fault = spec_without_import(module)
     if fault is not None:
         return fault
@@ -97,7 +151,7 @@ def spec_without_import(module: str) -> tuple[importlib.machinery.ModuleSpec | N
             try:
                 spec = importlib.util.find_spec(name)
             except (ImportError, ValueError) as error:
-                return None, describe(error)
+                return None, described(error)
         elif loaded is not None and getattr(loaded, "__spec__", None) is not None:
             spec = loaded.__spec__
         else:
@@ -114,16 +168,31 @@ _WRITERS = frozenset({"*", "__getattr__", "exec", "globals", "locals", "setattr"
 """What may give a module a name that its source does not show."""
 
 
-def _source_fault(spec: importlib.machinery.ModuleSpec, module: str, attribute: str) -> str | None:
+_trees: dict[tuple[str, str | None, int], ast.Module | None] = {}
+
+
+def tree_of(spec: importlib.machinery.ModuleSpec, module: str) -> ast.Module | None:
+    """The module's source, parsed; None if it has none. Parsed once as long as its file is the same.
+
+    Raises:
+        ImportError, SyntaxError, ValueError: it cannot be read.
+    """
     try:
+        changed = os.stat(spec.origin or "").st_mtime_ns
+    except OSError:
+        changed = 0
+    key = (module, spec.origin, changed)
+    if key not in _trees:
         # The loader's own reading: it knows zip files, byte-order marks and declared encodings.
         read = getattr(spec.loader, "get_source", None)
         source = None if read is None else read(module)
-        tree = None if source is None else ast.parse(source, str(spec.origin))
-    except (ImportError, SyntaxError, ValueError) as error:
-        return f"importing {module!r}: {describe(error)}"
-    if tree is None:
-        return None
+        _trees[key] = None if source is None else ast.parse(source, str(spec.origin))
+    return _trees[key]
+
+
+@functools.lru_cache(maxsize=512)
+def _names_in(tree: ast.Module) -> frozenset[str]:
+    """Every name that the module may have when it is imported."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -132,6 +201,17 @@ def _source_fault(spec: importlib.machinery.ModuleSpec, module: str, attribute: 
             names.update((a.asname or a.name).split(".")[0] for a in node.names)
         elif isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Store) or node.id in _WRITERS):
             names.add(node.id)
+    return frozenset(names)
+
+
+def _source_fault(spec: importlib.machinery.ModuleSpec, module: str, attribute: str) -> str | None:
+    try:
+        tree = tree_of(spec, module)
+    except (ImportError, SyntaxError, ValueError) as error:
+        return f"importing {module!r}: {described(error)}"
+    if tree is None:
+        return None
+    names = _names_in(tree)
     if attribute in names or names & _WRITERS:
         return None
     return f"AttributeError: module {module!r} has no attribute {attribute!r}"
@@ -139,6 +219,13 @@ def _source_fault(spec: importlib.machinery.ModuleSpec, module: str, attribute: 
 
 def hook_problem(error: pluggy.PluginValidationError) -> str:
     """What is wrong with the hooks, in one line; pluggy's own words where it is neither a name nor an argument."""
+    try:
+        return _hook_problem(error)
+    except BaseException as raised:  # the plugin is looked at once more
+        return located(raised)
+
+
+def _hook_problem(error: pluggy.PluginValidationError) -> str:
     for name in dir(error.plugin):
         function = bare_hook(error.plugin, name)
         if function is None:
@@ -152,8 +239,8 @@ def hook_problem(error: pluggy.PluginValidationError) -> str:
                 return f"{name}({', '.join(required)}): the hook takes only: {', '.join(allowed)}"
         elif not options.get("optionalhook"):
             near = difflib.get_close_matches(hook, HOOKS, n=1)
-            return f"unknown hook {hook!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-    return " ".join(str(error).split())
+            return f"unknown hook {shown(hook)}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return one_line(error)
 
 
 def bare_hook(module: Any, hook: str) -> Any:
@@ -162,25 +249,23 @@ def bare_hook(module: Any, hook: str) -> Any:
     return function if function is not None and hasattr(function, f"{PROJECT}_impl") else None
 
 
-def describe(error: BaseException) -> str:
-    """Type and text."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def located(error: BaseException) -> str:
-    """The error with the last line of the plugin's own code that it came through: the user sees no traceback."""
-    text = describe(error)
+    """The error with the last line of the plugin's own code that it came through: the user sees no traceback.
+
+    Raises:
+        KeyboardInterrupt: ``error`` itself, if it is the user's Ctrl-C.
+    """
+    text = blame(error)
     if isinstance(error, TypeError) and "cannot inherit non-frozen dataclass" in text:
         text += "; decorate the class with @dataclass(frozen=True)"
     if isinstance(error, SyntaxError):
         return text  # it says where by itself
     machinery = ("mtlcore", "importlib", "pluggy", "contextlib")
     frames = [
-        (str(frame.f_globals.get("__name__")).partition(".")[0], os.path.basename(frame.f_code.co_filename), line)
+        (plain(frame.f_globals.get("__name__")).partition(".")[0], os.path.basename(frame.f_code.co_filename), line)
         for frame, line in traceback.walk_tb(error.__traceback__)
     ]
     # The plugin is what the machinery called first; whatever comes after may be a library that it uses.
     plugin = next((package for package, _, _ in frames if package not in machinery), None)
     own = [(file, line) for package, file, line in frames if package == plugin and not file.startswith("<")]
-    return f"{text} ({own[-1][0]}, line {own[-1][1]})" if own else text
+    return f"{text} ({plain(own[-1][0])}, line {own[-1][1]})" if own else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,9 @@ from mtlbench.formats import Answer, mistakes
 from mtlbench.jobs import one_thread
 from mtlbench.suite import MethodEntry, digest
 from mtlbench.workers import parallel
+from mtlcore.patience import waiting
 from mtlcore.registry import registry
+from mtlcore.safety import blame, one_line, shown
 
 CERTIFICATES = "certificates.json"
 
@@ -42,23 +45,56 @@ def certificates(methods: list[MethodEntry], folder: Path, jobs: int, console: C
 
 
 def certify_one(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Ask whoever can answer whether this plugin keeps what it claims. ``passed`` is None if nobody can."""
+    """Ask whoever can answer whether this plugin keeps what it claims.
+
+    ``passed`` is None if nobody can: either because no certifier is installed, or because the one that was asked
+    raised, answered nonsense, or took longer than the seconds that are set (see :func:`refusal`).
+    """
     with one_thread():
         began = time.perf_counter()
         try:
-            answer = registry().ask("mtlcore_certify", kind=kind, name=name, options=options)
-        except (Exception, SystemExit) as error:
-            answer = {"passed": None, "summary": f"could not be checked: {type(error).__name__}: {error}", "rows": []}
-        if answer is None:
-            answer = {"passed": None, "summary": "no installed plugin can certify it; trained unverified", "rows": []}
+            with waiting(f"the certificate of {kind} {name!r}"):
+                answer = registry().ask("mtlcore_certify", kind=kind, name=name, options=options)
+        except BaseException as error:
+            answer = _unanswered(f"could not be checked: {blame(error)}")
         else:
-            try:
-                Answer.model_validate(answer)
-            except ValidationError as error:
-                why = f"could not be checked: {answer!r:.60} is no certificate ({mistakes(error)})"
-                answer = {"passed": None, "summary": why, "rows": []}
+            answer = _nobody() if answer is None else _validated(answer)
         seconds = time.perf_counter() - began
     return {**answer, "kind": kind, "name": name, "options": options, "seconds": seconds}
+
+
+def refusal(certificate: Mapping[str, Any], allow_refuted: bool = False) -> str | None:
+    """Why a plugin with this certificate must not be trained; None if it may be.
+
+    Where no certifier is installed, nothing can be known, and a run says so. A certifier that is there and cannot
+    answer is another thing: whoever breaks it must not switch the gate off.
+    """
+    if certificate["passed"] is False and not allow_refuted:
+        return "claims a law that is refuted"
+    if certificate.get("unanswered"):
+        return "is not certified, because its certifier could not answer (--no-certify trains it unverified)"
+    return None
+
+
+def _nobody() -> dict[str, Any]:
+    return {"passed": None, "summary": "no installed plugin can certify it; trained unverified", "rows": []}
+
+
+def _unanswered(why: str) -> dict[str, Any]:
+    return {"passed": None, "summary": f"not certified: {why}", "rows": [], "unanswered": True}
+
+
+def _validated(answer: Any) -> dict[str, Any]:
+    """The answer as plain values, if it has the form of one. Whoever gave it may print and compare as it likes."""
+    try:
+        found = Answer.model_validate(answer)
+        if found.passed is None:
+            return _unanswered(one_line(found.summary))
+        return {**json.loads(json.dumps(answer, default=shown)), "summary": one_line(found.summary)}
+    except ValidationError as error:
+        return _unanswered(f"could not be checked: {shown(answer, 60)} is no certificate ({one_line(mistakes(error))})")
+    except BaseException as error:
+        return _unanswered(f"could not be checked: its certificate raised {blame(error)}")
 
 
 def with_options(name: str, options: Mapping[str, Any]) -> str:
@@ -67,16 +103,8 @@ def with_options(name: str, options: Mapping[str, Any]) -> str:
 
 
 def _not_certified(kind: str, name: str, options: dict[str, Any], *, why: str) -> dict[str, Any]:
-    summary = f"could not be checked: {why}"
-    return {
-        "kind": kind,
-        "name": name,
-        "options": options,
-        "seconds": None,
-        "passed": None,
-        "summary": summary,
-        "rows": [],
-    }
+    about = {"kind": kind, "name": name, "options": options, "seconds": None}
+    return {**_unanswered(f"could not be checked: {why}"), **about}
 
 
 def _certificate_key(kind: str, name: str, options: dict[str, Any]) -> str:

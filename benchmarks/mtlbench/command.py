@@ -1,4 +1,4 @@
-"""`mtl bench`: list, run, report."""
+"""``mtl bench``: compare methods on real data, with paired seeds, equal budgets and raw records."""
 
 from __future__ import annotations
 

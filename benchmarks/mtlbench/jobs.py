@@ -21,7 +21,9 @@ from mtlbench.suite import SINGLE_TASK, MethodEntry, TaskEntry
 from mtlbench.tasks.base import BenchmarkTask, Budget
 from mtlcore.discovery import BUILT_IN
 from mtlcore.errors import PluginError
+from mtlcore.patience import allowed, limited
 from mtlcore.registry import registry
+from mtlcore.safety import blame, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,23 +78,27 @@ def do_job(job: Job, progress: Callable[[int], None] = lambda step: None) -> dic
     trial = job.trial is not None
     with one_thread():
         try:
-            task = make_task(job.task)
-            if job.method is None:
-                outcome = protocol.train_single_tasks(job.task.name, task, job.seed, job.budget, progress, trial=trial)
-            else:
-                outcome = protocol.train(
-                    job.task.name, task, job.method, job.seed, job.budget, job.baseline_validation, progress,
-                    trial=trial,
-                )  # fmt: skip
+            with limited(allowed()):
+                task = make_task(job.task)
+                if job.method is None:
+                    outcome = protocol.train_single_tasks(
+                        job.task.name, task, job.seed, job.budget, progress, trial=trial
+                    )
+                else:
+                    outcome = protocol.train(
+                        job.task.name, task, job.method, job.seed, job.budget, job.baseline_validation, progress,
+                        trial=trial,
+                    )  # fmt: skip
             record |= dataclasses.asdict(outcome)
             if trial:
                 record["metrics"] = None
             else:
                 baseline = outcome.metrics if job.method is None else job.baseline
                 record["delta_m"] = protocol.delta_m(outcome.metrics, baseline, task.metrics)
-        except (Exception, SystemExit) as error:  # whoever calls sys.exit in a plugin ends its run, not ours
-            record["traceback"] = traceback.format_exc(limit=-6)
-            return failed(record, f"{type(error).__name__}: {error}")
+        except BaseException as error:  # whatever a plugin raises ends its run, not ours
+            why = blame(error)
+            record["traceback"] = plain("".join(traceback.format_exception(error, limit=-6)), 20_000)
+            return failed(record, why)
     return record | _finished_now()
 
 

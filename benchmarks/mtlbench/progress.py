@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from mtlbench.jobs import Job, do_job, failed, record_of
 from mtlbench.suite import SINGLE_TASK
 from mtlbench.workers import end_if_orphaned, parallel
+from mtlcore.patience import PATIENCE, allowed
 
 
 class Bar:
@@ -73,15 +74,30 @@ class Bar:
         self._progress.console.print("[green]done[/] " + escape(f"{who}: {', '.join(numbers)}"), highlight=False)
 
     def _watch(self) -> None:
+        moved: dict[str, tuple[int, float]] = {}
         while not self._stop.wait(0.25):
-            current = {}
+            current: dict[str, int] = {}
             for name, total in self._steps.items():
                 if name not in self._finished:
                     with contextlib.suppress(OSError, ValueError):
                         current[name] = min(int((Path(self._folder.name) / name).read_text()), total)
             finished = sum(self._steps[name] for name in self._finished)
+            self._say_who_stands_still(current, moved)
             running = ", ".join(n.rsplit("@", 1)[0] for n in current)
             self._progress.update(self._bar, completed=finished + sum(current.values()), now=running)
+
+    def _say_who_stands_still(self, current: Mapping[str, int], moved: dict[str, tuple[int, float]]) -> None:
+        """Once per stop: a job that has begun and finished no step in five seconds."""
+        now = time.monotonic()
+        for name, step in current.items():
+            before, since = moved.get(name, (-1, now))
+            if step != before:
+                moved[name] = step, now
+            elif since > 0 and now - since > PATIENCE:
+                moved[name] = step, -1.0
+                way_out = "" if allowed() else "; --timeout S would go on without it"
+                text = f"waiting for {name.rsplit('@', 1)[0]} at step {step}, for {now - since:.0f} s so far{way_out}"
+                self._progress.console.print(escape(text), highlight=False)
 
 
 def results(jobs: list[Job], processes: int, bar: Bar) -> Iterable[dict[str, Any]]:
@@ -93,6 +109,8 @@ def results(jobs: list[Job], processes: int, bar: Bar) -> Iterable[dict[str, Any
 def _job_with_progress(job: Job, path: str) -> dict[str, Any]:
     """A worker tells how far it is through a small file: that works with every backend of joblib."""
     last = 0.0
+    with contextlib.suppress(OSError):
+        Path(path).write_text("0")  # it has begun
 
     def progress(step: int) -> None:
         nonlocal last

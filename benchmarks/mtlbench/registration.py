@@ -22,5 +22,6 @@ def mtlcore_register_tasks(register: Register) -> None:
 
 @hookimpl
 def mtlcore_register_commands(register: Register) -> None:
-    """`mtl bench`."""
+    """`mtl bench` and `mtl speed`."""
     register("bench", "mtlbench.command:app")
+    register("speed", "mtlbench.speed.command:app")

@@ -109,17 +109,14 @@ def _run_in(runner: _Runner, certify: bool, allow_refuted: bool, n_seeds: int) -
     everything = list(itertools.chain.from_iterable(settings.values()))
     certificates = certification.certificates(everything, folder, runner.jobs, console) if certify else {}
     for method in list(methods):
-        refuted = list(
-            dict.fromkeys(
-                certification.with_options(c["name"], c["options"])
-                for setting in settings[method.name]
-                for c in certification.of_method(certificates, setting)
-                if c["passed"] is False
-            )
-        )
-        if refuted and not allow_refuted:
-            who = f"{method.name}: {', '.join(refuted)}"
-            console.print(f"[red]refused[/] {escape(who)} claims a law that is refuted")
+        reasons = {
+            f"{certification.with_options(c['name'], c['options'])} {why}"
+            for setting in settings[method.name]
+            for c in certification.of_method(certificates, setting)
+            if (why := certification.refusal(c, allow_refuted)) is not None
+        }
+        if reasons:
+            console.print("[red]refused[/] " + escape(f"{method.name}: {'; '.join(sorted(reasons))}"))
             summary.refused.append(method.name)
             methods.remove(method)
 

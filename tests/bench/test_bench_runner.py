@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
@@ -18,7 +19,7 @@ import pytest
 from mtlbench import certification, lock, progress, records, runner, workers
 from mtlbench.suite import SINGLE_TASK, BudgetChanges
 from mtlcore import hookimpl
-from mtlcore.errors import ConfigurationError, UnknownPluginError
+from mtlcore.errors import ConfigurationError, PluginWarning, UnknownPluginError
 from mtlcore.registry import registry
 
 REQUIRED = {
@@ -406,3 +407,70 @@ def test_a_good_run_outlives_a_later_failure():
     assert records.latest([bad, good]) == [good]
     assert records.latest([good, bad]) == [good]
     assert records.finished([bad]) == {}
+
+
+class Nameless(BaseException):
+    def __str__(self):
+        raise SystemExit(0)
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), GeneratorExit(), Nameless()], ids=repr)
+def test_a_certifier_that_cannot_answer_does_not_open_the_gate(tiny, tmp_path, monkeypatch, error):
+    """It used to: "could not be checked", and then the method was trained all the same."""
+
+    class Certifier:
+        @hookimpl
+        def mtlcore_certify(self, kind, name, options):
+            raise error
+
+    with registered(Certifier()), pytest.warns(PluginWarning, match="mtlcore_certify raised"):
+        monkeypatch.setattr(certification.registry(), "_implementations", _only(Certifier))
+        found = [certification.certify_one("aggregator", "tiny-equal", {})]
+    monkeypatch.setattr(certification, "certify_one", lambda *a: found[0])
+    summary = runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, console=tiny.quiet())
+    assert summary.refused == ["tiny-equal"]
+    assert not summary.ok
+    kept = json.loads((tmp_path / "certificates.json").read_text())
+    assert [c["passed"] for c in kept.values()] == [None]
+    assert all(type(error).__name__ in c["summary"] for c in kept.values())
+    allowed = runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, certify=False, console=tiny.quiet())
+    assert allowed.ok
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit(), Nameless()], ids=repr)
+def test_whatever_a_method_raises_ends_its_run_and_no_other(tiny, tmp_path, monkeypatch, error):
+    def aggregate(self, view, state):
+        raise error
+
+    monkeypatch.setattr(tiny.Slow, "aggregate", aggregate)
+    summary = runner.run(tiny.suite(), tmp_path, seeds=1, certify=False, console=tiny.quiet())
+    assert summary.failed == ["tiny-slow on tiny, seed 0"]
+    assert summary.finished == 2
+    (record,) = [x for x in _lines(tmp_path) if x["status"] == "failed"]
+    assert type(error).__name__ in record["error"]
+
+
+def test_a_method_that_hangs_ends_its_run_where_a_time_is_set(tiny, tmp_path, monkeypatch):
+    def hang(self, view, state):
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)  # its time is over now: nobody needs to wait for it
+        time.sleep(60)
+
+    monkeypatch.setenv("MTLCORE_TIMEOUT", "600")
+    monkeypatch.setattr(tiny.Slow, "aggregate", hang)
+    summary = runner.run(tiny.suite(), tmp_path, seeds=1, certify=False, console=tiny.quiet())
+    assert summary.failed == ["tiny-slow on tiny, seed 0"]
+    (record,) = [x for x in _lines(tmp_path) if x["status"] == "failed"]
+    assert "it took longer than 600 s" in record["error"]
+
+
+@contextlib.contextmanager
+def registered(plugin):
+    registry().add(plugin, "hostile")
+    yield
+    registry().remove(plugin)
+
+
+def _only(cls):
+    """Nobody else certifies."""
+    found = certification.registry()._implementations
+    return lambda hook: [i for i in found(hook) if hook != "mtlcore_certify" or isinstance(i.plugin, cls)]

@@ -50,7 +50,7 @@ def site(tmp_path_factory) -> Path:
 
 def test_list_shows_every_plugin_with_provenance(site):
     found = rows(site=site)
-    fields = {"kind", "name", "distribution", "version", "status", "problem", "certificate"}
+    fields = {"kind", "name", "distribution", "version", "status", "problem", "certificate", "needs", "description"}
     assert all(set(r) == fields for r in found)
     by_name = {(r["name"], r["distribution"]): r for r in found}
     good = by_name["third-party-mean", "good-mtl"]
@@ -161,7 +161,7 @@ def _no_heavy_imports(site, more):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("kind", ["aggregator", "detector", "teleport"])
+@pytest.mark.parametrize("kind", ["aggregator", "detector", "teleport", "law", "problem", "task", "command"])
 def test_new_plugin_registers_and_passes_its_tests(tmp_path, kind):
     made = mtl("new-plugin", "my-method", "--kind", kind, cwd=tmp_path)
     assert made.returncode == 0, made.stderr

@@ -46,7 +46,7 @@ def heard(monkeypatch):
     for name, spec in HOOKS.items():
         setattr(module, name, make(name, inspect.signature(spec).parameters))
     registry = Registry([Plugin("listener", "listening", "1", lambda: module)])
-    for name in ("mtlcore.registry", "mtlcore.multitask", "mtlcore.aggregation", "mtlcore.cli"):
+    for name in ("mtlcore.registry", "mtlcore.multitask", "mtlcore.aggregation", "mtlcore.cli", "mtlcore.listing"):
         __import__(name)
         monkeypatch.setattr(f"{name}.registry", lambda: registry)
     return calls
@@ -93,9 +93,9 @@ def test_certify_is_a_question_whose_first_answer_wins(heard):
 def test_certified_is_asked_by_the_list_of_plugins(heard):
     from typer.testing import CliRunner
 
-    from mtlcore import cli
+    from mtlcore import cli, listing
 
     entry = reg.Entry("aggregator", "x", "d", "1")
-    assert cli._certificate(entry) is None
+    assert listing.certificate(entry) is None
     assert heard["mtlcore_certified"] == {"kind": "aggregator", "name": "x", "options": {}}
     assert CliRunner().invoke(cli.app, ["list"]).exit_code == 0

@@ -8,9 +8,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mtlverify.ledger.smaller import escapable
 from mtlverify.ledger.store import example_of
 from mtlverify.peers import torchjd as adapter
+from mtlverify.predicates import escapable
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from types import SimpleNamespace
 
 import numpy as np
@@ -364,10 +365,15 @@ def test_definitions_of_conflict_decide_only_what_is_clear():
     assert conflicts.dominated(big, rule="smallest").conflicting is True
 
 
-def test_every_reference_named_in_the_table_exists():
-    for name, target in references.TABLE.items():
-        module, _, function = target.partition(":")
-        assert callable(getattr(__import__(f"mtlverify.references.{module}", fromlist=[function]), function)), name
+def test_references_register_themselves_where_they_are_defined():
+    assert {"mgda", "upgrad", "cagrad", "nash-mtl", "pareto-mtl"} <= set(references.known())
+
+    @references.reference("only-in-this-test")
+    def found(rows, plugin):
+        return references.Solution(rows[0], 1.0)
+
+    method = types.SimpleNamespace(reference="only-in-this-test")
+    assert references.reference_for(method)(np.eye(2), method, np.ones(2)).direction.tolist() == [1.0, 0.0]
 
 
 def test_the_definition_of_imbalance_by_hand():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,19 +14,26 @@ from mtlcore import Aggregation, Aggregator, Needs, StepView
 from mtlcore.asking.aggregator import call
 from mtlcore.errors import PluginError
 from mtlcore.linalg import combine
+from mtlcore.registry import registry
 from mtlverify.example import Example
+
+NATURAL = 2.0**4
+"""How much more than necessary a method may have added up before the surplus counts as its own fault."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a method answered, and the direction that follows from it.
+    """What a method answered about the tasks present, and the direction that follows from it.
 
     Args:
         direction: (P,) in the dtype of the rows.
         weights: (K,) float64, or None if the method gave a direction.
         dtype: in which the method gave its weights or its direction.
         state: the next state.
-        jacobian: (K, P) the rows it was asked about.
+        jacobian: (K, P) the rows it was asked about: those of the tasks present.
+        losses: (K,) float64 losses of these tasks.
+        head_weights: (K,) float64 weights of the task-specific parameters, if the method gave some.
+        tasks: which of all tasks these are.
     """
 
     direction: Tensor
@@ -32,22 +41,42 @@ class Answer:
     state: dict[str, Tensor]
     jacobian: Tensor
     dtype: torch.dtype
+    losses: Tensor | None = None
+    head_weights: Tensor | None = None
+    tasks: tuple[int, ...] = ()
 
     @property
     def length(self) -> float:
         """|d|, computed without overflow."""
         return float(self.direction.double().norm())
 
-    @property
+    @functools.cached_property
     def size(self) -> float:
-        """The magnitude out of which d was made, |w_1||g_1| + ... + |w_K||g_K|.
+        """The magnitude that d is judged by: what it has to be made of. Cancellation makes d shorter than that, and
+        rounding is relative to this, not to |d|.
 
-        Cancellation makes d shorter than this, and rounding is relative to this, not to |d|. For a method that
-        returns no weights it is taken as |g_1| + ... + |g_K|.
+        It is |w_1||g_1| + ... + |w_K||g_K|, as far as d and J explain it: at most |g_1| + ... + |g_K|, or a few times
+        the least sum of weights that gives this d. A method that adds a multiple of a null vector to its weights does
+        not thereby buy a tolerance. For a method that returns no weights it is |g_1| + ... + |g_K|.
         """
         norms = self.jacobian.double().norm(dim=1)
-        made_of = float(norms.sum() if self.weights is None else (self.weights.abs() * norms).sum())
+        total = float(norms.sum())
+        if self.weights is None:
+            return max(total, self.length)
+        made_of = float((self.weights.abs() * norms).sum())
+        if made_of > max(total, NATURAL * self.length):
+            made_of = min(made_of, max(total, NATURAL * self._necessary(norms)))
         return max(made_of, self.length)
+
+    def _necessary(self, norms: Tensor) -> float:
+        """Sum of the weights, in unit rows, of least norm that give d."""
+        alive = norms > 0
+        if self.length == 0 or not bool(alive.any()) or not bool(self.direction.isfinite().all()):
+            return 0.0
+        units = self.jacobian.double()[alive] / norms[alive, None]
+        unit = self.direction.double() / self.length
+        found = torch.linalg.lstsq(units.T, unit[:, None], driver="gelsd").solution
+        return float(found.abs().sum()) * self.length
 
 
 def view_of(
@@ -59,16 +88,26 @@ def view_of(
     step: int = 0,
     needs: Needs | None = None,
     present: Tensor | None = None,
+    tasks: Sequence[int] | None = None,
 ) -> StepView:
-    """The view of one step, limited to what the plugin says it needs. Further batches are this same batch again."""
+    """The view of one step, limited to what the plugin says it needs.
+
+    Further independent batches have the same tasks with gradients of other lengths; ``tasks`` says which task is which,
+    so that they follow a task that is listed elsewhere.
+    """
     limit = plugin.needs if needs is None else needs
+    names = range(len(losses)) if tasks is None else tasks
 
-    def view(others: tuple[StepView, ...] = ()) -> StepView:
-        return StepView(
-            losses=losses, jacobian=jacobian, present=present, generator=seed, step=step, others=others, needs=limit
-        )
+    def view(batch: int, others: tuple[StepView, ...] = ()) -> StepView:
+        factors = torch.tensor([2.0 ** ((i + batch) % 3 - 1) if batch else 1.0 for i in names], dtype=torch.float64)
+        made = StepView(
+            losses=losses * factors, jacobian=jacobian * factors.to(jacobian)[:, None] if batch else jacobian,
+            present=present, generator=seed, step=step, others=others, needs=limit,
+        )  # fmt: skip
+        partial = batch and present is not None and not plugin.handles_absent
+        return made.restricted(present) if partial and present is not None else made
 
-    return view(tuple(view() for _ in range(getattr(plugin, "batches", 1) - 1)))
+    return view(0, tuple(view(batch) for batch in range(1, getattr(plugin, "batches", 1))))
 
 
 def start(plugin: Aggregator, example: Example) -> int:
@@ -82,7 +121,22 @@ def ask(plugin: Aggregator, example: Example, *, state: dict[str, Tensor] | None
     example = example.with_(**changes) if changes else example
     view = view_of(plugin, example.jacobian, example.losses, seed=example.seed, step=at)
     state = plugin.init(example.n_tasks) if state is None else state
-    return answered(stepped(plugin, view, state, example.jacobian), example.jacobian)
+    return answered(stepped(plugin, view, state, example.jacobian), example.jacobian, example.losses)
+
+
+class _Heard:
+    """A method, and what it last returned: the core refuses some answers, and a law wants to look at them."""
+
+    def __init__(self, plugin: Aggregator) -> None:
+        self.plugin, self.returned = plugin, None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plugin, name)
+
+    def aggregate(self, view: StepView, state: dict[str, Tensor]) -> Any:
+        """As the method; remembered."""
+        self.returned = self.plugin.aggregate(view, state)  # type: ignore[assignment]
+        return self.returned
 
 
 def stepped(plugin: Aggregator, view: StepView, state: dict[str, Tensor], jacobian: Tensor) -> Aggregation:
@@ -90,31 +144,59 @@ def stepped(plugin: Aggregator, view: StepView, state: dict[str, Tensor], jacobi
 
     What the method raises comes as it was raised, and numbers that are not finite pass, because laws measure them.
     """
+    heard = _Heard(plugin)
     try:
-        return call(plugin, view, state, jacobian.shape[1])
+        return call(cast(Aggregator, heard), view, state, jacobian.shape[1])
     except PluginError as error:
         if error.__cause__ is not None:
             raise error.__cause__ from None
-        with torch.no_grad():  # as in a step
-            returned = plugin.aggregate(view, dict(state))
-        if isinstance(returned, Aggregation):
-            given = (returned.weights, returned.head_weights, returned.direction)
+        if isinstance(heard.returned, Aggregation):
+            given = (heard.returned.weights, heard.returned.head_weights, heard.returned.direction)
             if any(isinstance(t, Tensor) and not bool(t.isfinite().all()) for t in given):
-                return returned
-        raise
+                return heard.returned
+        named = registry().identify
+        raise PluginError(str(error).replace(named(heard), named(plugin))) from None
 
 
-def answered(aggregation: Aggregation, jacobian: Tensor) -> Answer:
-    """The answer in one form, whichever form the method chose."""
-    if aggregation.weights is not None:
-        weights = aggregation.weights.detach().to(torch.float64)
-        return Answer(combine(jacobian, weights), weights, dict(aggregation.state), jacobian, aggregation.weights.dtype)
-    assert aggregation.direction is not None  # the constructor of Aggregation asks for exactly one of the two
-    direction = aggregation.direction.detach()
-    return Answer(direction, None, dict(aggregation.state), jacobian, direction.dtype)
+def answered(
+    aggregation: Aggregation, jacobian: Tensor, losses: Tensor | None = None, present: Tensor | None = None
+) -> Answer:
+    """The answer in one form, whichever form the method chose; about the tasks present, if not all are."""
+    k, keep = len(jacobian), None if present is None or bool(present.all()) else present
+
+    def of_present(vector: Tensor | None) -> Tensor | None:
+        if vector is None:
+            return None
+        found = vector.detach().to("cpu", torch.float64) if vector.device.type != "meta" else vector
+        return found[keep] if keep is not None and len(found) == k else found
+
+    if keep is not None:
+        jacobian, losses = jacobian[keep], None if losses is None else losses[keep]
+    weights, heads = of_present(aggregation.weights), of_present(aggregation.head_weights)
+    tasks = tuple(range(k) if keep is None else keep.nonzero().flatten().tolist())
+    if weights is not None and aggregation.weights is not None:
+        direction, dtype = combine(jacobian, weights), aggregation.weights.dtype
+    else:
+        assert aggregation.direction is not None  # the constructor of Aggregation asks for exactly one of the two
+        direction = aggregation.direction.detach()
+        dtype = direction.dtype
+    return Answer(direction, weights, dict(aggregation.state), jacobian, dtype, losses, heads, tasks)
 
 
 def uses_randomness(plugin: Aggregator) -> bool:
+    """Whether the answer depends on the seed of the generator; asked once per method with its hyper-parameters."""
+    try:
+        return _cached_randomness(plugin)
+    except TypeError:  # hyper-parameters that cannot be hashed
+        return _asked_for_randomness(plugin)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_randomness(plugin: Aggregator) -> bool:
+    return _asked_for_randomness(plugin)
+
+
+def _asked_for_randomness(plugin: Aggregator) -> bool:
     """Whether the answer depends on the seed of the generator, found out by asking with different seeds.
 
     Asked about ordinary gradients and about gradients all of which conflict: PCGrad's order matters there only.

@@ -49,9 +49,10 @@ def certify(kind: str, name: str, options: dict[str, Any], max_examples: int = D
 
 
 def lookup(
-    kind: str, name: str, options: dict[str, Any] | None = None, max_examples: int = DEPTH
+    kind: str, name: str, options: dict[str, Any] | None = None, max_examples: int = DEPTH, hunted: float = 0.0
 ) -> Certificate | None:
-    """The certificate of a plugin as it is now, made with at least so many inputs per law; None if there is none.
+    """The certificate of a plugin as it is now, made with at least so many inputs per law; None if there is none. One
+    that is to stand for a hunt must say of every promise kept that it was hunted.
 
     Of several, one that refutes wins, then the deepest search.
     """
@@ -61,6 +62,7 @@ def lookup(
             found = json.loads(file.read_text(encoding="utf-8"))
             if (
                 found["max_examples"] >= max_examples
+                and (hunted <= 0 or _was_hunted(found["rows"]))
                 and found["identity"] == _identity(kind, name, options or {})
                 and sources.unchanged(found["sources"])
             ):
@@ -70,6 +72,12 @@ def lookup(
     if not valid:
         return None
     return _answer(min(valid, key=lambda c: (c["passed"], -c["max_examples"])))
+
+
+def _was_hunted(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether every promise that an input shows to hold was hunted, as far as it can be: some was at least."""
+    kept = [r for r in rows if r["claimed"] and r["status"] == "verified"]
+    return not kept or any(r.get("hunted", 0) for r in kept)
 
 
 def store(

@@ -1,8 +1,7 @@
-"""``mtl verify``: check plugins against the laws, show a table, exit 1 when a promise is broken."""
+"""``mtl verify``: check what methods promise, law by law. Exit code 1 when a promise is broken."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -13,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from mtlcore.errors import MissingExtraError, MtlError
+from mtlcore.cli import complete_laws, complete_names
+from mtlcore.errors import ConfigurationError, MtlError
+from mtlcore.output import as_json, cell, console, own_stdout, table
 from mtlcore.registry import Entry, registry
+from mtlcore.safety import plain
 from mtlverify.law import DEPTH, KINDS
-from mtlverify.processes import workers
 
 if TYPE_CHECKING:
     from mtlverify.runner import Result
@@ -24,44 +25,91 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 STYLES = {"verified": "green", "refuted": "yellow", "not-applicable": "dim", "error": "bold red"}
+PROBLEM = "problem"
+"""A kind whose plugins state no claims: their own declarations are attacked instead."""
+
+MARGIN = (
+    "worst margin: the smallest margin of the law over all inputs, a number without a unit. It is >= 0 where the law\n"
+    "holds and negative where it is violated; `mtl show --law LAW` says what it measures."
+)
 
 
 @app.command()
 def verify(
-    names: Annotated[Optional[list[str]], typer.Argument(metavar="[NAME]...", help="Plugins; all if left out.")] = None,  # noqa: UP045
-    kind: Annotated[Optional[str], typer.Option(help="aggregator, detector or teleport.")] = None,  # noqa: UP045
+    names: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="[NAME]...", help="Plugins; all if left out.", autocompletion=complete_names),
+    ] = None,
+    kind: Annotated[Optional[str], typer.Option(help=f"{', '.join(KINDS)} or {PROBLEM}.")] = None,  # noqa: UP045
+    law: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only this law (may be repeated).", autocompletion=complete_laws),
+    ] = None,
+    claimed: Annotated[bool, typer.Option("--claimed", help="Only laws that are claimed or universal.")] = False,
+    option: Annotated[Optional[list[str]], typer.Option(metavar="K=V", help="A hyper-parameter, as JSON.")] = None,  # noqa: UP045
     max_examples: Annotated[int, typer.Option(min=1, help="Inputs tried per law.")] = DEPTH,
+    hunt: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Adversarial search per claimed law.")] = 0.0,
+    replay: Annotated[Optional[Path], typer.Option(help="Measure the counterexamples in a file again.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows there; - is stdout.")] = None,  # noqa: UP045
     jobs: Annotated[Optional[int], typer.Option(min=1, help="Processes; default: one per core.")] = None,  # noqa: UP045
+    timeout: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.001, metavar="S", help="Seconds for one law of one plugin; then it is an error."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Search again where a certificate is still valid.")] = False,
     all_rows: Annotated[bool, typer.Option("--all", help="Show every row, not only promises and refutations.")] = False,
 ) -> None:
     """Check what methods promise, and what they do not: every law of their kind is searched for a counterexample.
 
+    With --kind problem, the declarations of synthetic problems are attacked.
+
     Exit code: 1 if a claimed or universal law is refuted or any law could not be checked (error), 2 on bad usage.
     """
-    if kind is not None and kind not in KINDS:
-        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="--kind")
-    try:
-        chosen, broken = _chosen(names or [], kind)
-    except MtlError as error:
-        typer.secho(f"mtl verify: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
+    from mtlverify.campaign import Depth
+
+    if kind is not None and kind not in (*KINDS, PROBLEM):
+        raise typer.BadParameter(f"{kind!r} is not one of {', '.join((*KINDS, PROBLEM))}", param_hint="--kind")
     to_stdout = str(json_file) == "-"
     if json_file is not None and not to_stdout:
         _open(json_file)
-    results = [_broken_row(entry, entry.problem or "broken") for entry in broken]
-    results += _progress(chosen, max_examples, seed, jobs or _cores(), quiet=to_stdout)
-    if json_file is not None:
-        text = json.dumps([r.to_json() for r in results], indent=2) + "\n"
+    with own_stdout() as stdout:
+        try:
+            options = _options(option or [])
+            depth = Depth(max_examples, seed, hunt, timeout)
+            if replay is not None:
+                results = list(_replayed(replay, names or [], kind, options))
+            elif kind == PROBLEM:
+                results = list(_problems(names or [], options, max_examples, seed))
+            else:
+                chosen, broken = _chosen(names or [], kind, options)
+                results = [_broken_row(entry, entry.problem or "broken") for entry in broken]
+                results += _campaign(chosen, depth, law or None, claimed, options, jobs or _cores(), fresh, to_stdout)
+        except MtlError as error:
+            typer.secho(f"mtl verify: {plain(error)}", fg="red", err=True)
+            raise typer.Exit(2) from error
         if to_stdout:
-            typer.echo(text, nl=False)
-        else:
-            json_file.write_text(text, encoding="utf-8")
+            stdout.write(as_json([r.to_json() for r in results]))
+    if json_file is not None and not to_stdout:
+        json_file.write_text(as_json([r.to_json() for r in results]), encoding="utf-8")
     if not to_stdout:
-        _show(results, all_rows)
+        _show(results, all_rows or replay is not None or kind == PROBLEM)
     if any(r.failed for r in results):
         raise typer.Exit(1)
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    """``c=1`` as {"c": 1}: values are JSON, and what is no JSON is a string."""
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigurationError(f"--option {text!r} is not of the form NAME=VALUE, as in --option c=0.4.")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = {"True": True, "False": False, "None": None}.get(value, value)
+    return options
 
 
 def _open(file: Path) -> None:
@@ -74,121 +122,158 @@ def _open(file: Path) -> None:
         raise typer.BadParameter(problem, param_hint="--json") from error
 
 
-def _chosen(names: list[str], kind: str | None) -> tuple[list[Entry], list[Entry]]:
+def _chosen(names: list[str], kind: str | None, options: dict[str, Any]) -> tuple[list[Entry], list[Entry]]:
     """The sound entries to check, and, when everything is to be checked, the broken ones."""
     from mtlverify.runner import kind_of_name
 
     if names:
-        return [registry().find(kind or kind_of_name(name), name) for name in dict.fromkeys(names)], []
+        found = [registry().find(kind or kind_of_name(name), name) for name in dict.fromkeys(names)]
+        for entry in found if options else ():
+            try:
+                registry().create(entry.kind, entry.name, **options)
+            except ConfigurationError:
+                raise  # bad usage; all else is a row
+            except MtlError:
+                continue
+        return found, []
+    if options:
+        raise ConfigurationError("--option needs a NAME: methods have different hyper-parameters.")
     entries = [e for k in ([kind] if kind else KINDS) for e in registry().entries(k)]
     return [e for e in entries if e.status == "ok"], [e for e in entries if e.status != "ok"] + registry().problems()
 
 
-def _broken_row(entry: Entry, problem: str, law: str = "loads") -> Result:
+def _broken_row(entry: Entry, problem: str) -> Result:
+    from mtlverify.campaign import broken_row
+
+    return broken_row(entry, problem)
+
+
+def _replayed(file: Path, names: list[str], kind: str | None, options: dict[str, Any]) -> Iterator[Result]:
+    """The stored counterexamples of a file, measured on the plugins named, or on those they are about.
+
+    The file is one that ``--json`` wrote, one row of it, or one counterexample.
+    """
+    from mtlverify.runner import kind_of_name, replay
+
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"--replay {str(file)!r} cannot be read: {error}.") from error
+    rows = rows if isinstance(rows, list) else [rows]
+    found = 0
+    for row in rows:
+        about = row if isinstance(row, dict) else {}
+        stored = about.get("counterexample") or (about if {"law", "example"} <= about.keys() else None)
+        mine = names or ([about["name"]] if isinstance(about.get("name"), str) else [])
+        if stored is None or (names and about.get("name", names[0]) not in names):
+            continue
+        if not mine:
+            raise ConfigurationError(f"{str(file)!r} does not say which plugin it is about: give a NAME.")
+        for name in mine:
+            found += 1
+            kind_of = kind or about.get("kind") or kind_of_name(name)
+            yield replay(registry().create(kind_of, name, **options), stored)
+    if not found:
+        raise ConfigurationError(f"{str(file)!r} holds no counterexample{f' of {names[0]}' if names else ''}.")
+
+
+def _problems(names: list[str], options: dict[str, Any], points: int, seed: int) -> Iterator[Result]:
+    """Every declaration of synthetic problems, attacked; a row each."""
+    from mtlcore.safety import blame
+    from mtlverify.problems import check_declarations
     from mtlverify.runner import Result
 
-    return Result(entry.kind, entry.name, entry.distribution, law, True, "error", detail=problem)
+    entries = [registry().find(PROBLEM, n) for n in dict.fromkeys(names)] or [
+        e for e in registry().entries(PROBLEM) if e.status == "ok"
+    ]
+    for entry in entries:
+        try:
+            problem = registry().create(PROBLEM, entry.name, **options)
+            for d in check_declarations(problem, points=points, seed=seed):
+                status = "verified" if d.holds else "refuted"
+                yield Result(
+                    PROBLEM, entry.name, entry.distribution, d.name, True, status, d.points, d.margin, None, d.detail
+                )
+        except ConfigurationError:
+            raise
+        except BaseException as error:
+            yield _broken_row(entry, blame(error))
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _progress(chosen: list[Entry], max_examples: int, seed: int, jobs: int, quiet: bool) -> list[Result]:
-    """The results in the order of ``chosen``, whatever the number of processes, under a progress bar on stderr."""
+def _campaign(
+    chosen: list[Entry],
+    depth: Any,
+    laws: list[str] | None,
+    claimed: bool,
+    options: dict[str, Any],
+    jobs: int,
+    fresh: bool,
+    quiet: bool,
+) -> list[Result]:
+    """All results, under a progress bar on standard error that counts laws."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    from mtlverify import campaign
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
-        task = bar.add_task("", total=len(chosen))
-        found: list[Result] = []
-        for entry, results in zip(chosen, _all_checked(chosen, max_examples, seed, jobs), strict=True):
-            found += results
-            bar.update(task, advance=1, description=f"{entry.kind} {entry.name}")
-    return found
+        task = bar.add_task("", total=None)
 
+        class Bar(campaign.Progress):
+            def begin(self, laws: int) -> None:
+                bar.update(task, total=laws)
 
-def _all_checked(chosen: list[Entry], max_examples: int, seed: int, jobs: int) -> Iterator[list[Result]]:
-    """One process per core, one plugin at a time. Processes start afresh, so a plugin that was registered by hand in
-    this process is checked in this process."""
-    arguments = [(e.kind, e.name, max_examples, seed) for e in chosen]
-    if min(jobs, len(chosen)) <= 1 or any(e.distribution == "(this process)" for e in chosen):
-        yield from map(_checked, arguments)
-        return
-    with workers(jobs) as pool:
-        yield from pool.map(_checked, arguments)
+            def done(self, label: str) -> None:
+                bar.update(task, advance=1, description=label)
 
+            def say(self, text: str) -> None:
+                way_out = "" if depth.timeout else "; --timeout S would go on without it"
+                bar.console.print(escape(f"mtl: {text}{way_out}"), highlight=False, soft_wrap=True)
 
-def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
-    """The results of one plugin; one that cannot be imported, made or checked is one row, and the others go on."""
-    import torch
-
-    from mtlverify import certificates
-    from mtlverify.runner import check
-
-    torch.set_num_threads(1)  # K x K problems gain nothing from more, and the cores are in use
-    kind, name, max_examples, seed = arguments
-    entry = registry().find(kind, name)  # before its import can show it to be broken
-    try:
-        plugin = registry().create(kind, name)
-    except MtlError as error:
-        return [_broken_row(entry, str(error))]
-    results: list[Result] = []
-    try:
-        for found in check(plugin, max_examples=max_examples, seed=seed):
-            # A class may be registered under several names: a row has the one that was asked for.
-            results.append(dataclasses.replace(found, name=name, distribution=entry.distribution))
-        certificates.store(kind, name, {}, results, max_examples, seed)
-    except MissingExtraError:
-        raise  # the same for every plugin
-    except KeyboardInterrupt:
-        # A plugin that hangs is stopped by hand: this is where to look.
-        where = f"at the law after {results[-1].law!r}" if results else "at its first law"
-        print(f"stopped while {kind} {name!r} was checked, {where}", file=sys.stderr)
-        raise
-    except (Exception, SystemExit) as error:
-        results.append(_broken_row(entry, f"raised {type(error).__name__}: {error}", "can-be-checked"))
-    return results
+        found = campaign.campaign(
+            chosen, depth, laws=laws, claimed=claimed, options=options, jobs=jobs, fresh=fresh, progress=Bar()
+        )
+        return [result for _, results in found for result in results]
 
 
 def _show(results: list[Result], all_rows: bool) -> None:
     """One line per plugin and law worth reading, the counts, and every broken promise in full."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("plugin", "law", "claimed", "status", "examples", "worst margin", ""):
-        number = column in ("examples", "worst margin")
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    out = console()
+    columns = ("plugin", "law", "claimed", "status", "examples", "worst margin", "")
+    made = table(*columns, right=("examples", "worst margin"), whole=("claimed", "status", "examples"))
     last = None
     for group in [[r] for r in results] if all_rows else _alike(results):
         r = group[0]
         if not (all_rows or r.claimed or r.status == "refuted" or r.failed):
             continue
-        table.add_row(
-            r.name if (r.kind, r.name) != last else "",
-            r.law if len(group) == 1 else f"{r.law} and {len(group) - 1} more",
+        made.add_row(
+            cell(r.name if (r.kind, r.name) != last else ""),
+            cell(r.law if len(group) == 1 else f"{r.law} and {len(group) - 1} more"),
             "yes" if r.claimed else "",
-            Text(r.status, style="bold red" if r.failed else STYLES[r.status]),
+            cell(r.status, "bold red" if r.failed else STYLES[r.status]),
             str(r.examples),
             "" if r.worst_margin is None else f"{r.worst_margin:.2g}",
-            Text(r.detail.partition(":")[0] if r.status == "refuted" else "", style="dim"),
+            cell(r.detail.partition(":")[0] if r.status == "refuted" else "", "dim"),
         )
         last = (r.kind, r.name)
-    console = Console() if sys.stdout.isatty() else Console(width=110)  # a file or a pipe has no width of its own
-    console.print(table)
+    out.print(made)
+    out.print(cell("\n" + MARGIN, "dim"))
     counts = ", ".join(f"{sum(r.status == s for r in results)} {s}" for s in STYLES)
-    console.print(f"\n{sum(r.examples for r in results):,} examples tried: {counts}.")
+    out.print(f"\n{sum(r.examples for r in results):,} examples tried: {counts}.")
     broken = [r for r in results if r.failed]
     for group in _alike(broken):
-        console.print(Text("\n" + _in_full(group), style="red"))
+        out.print(cell("\n" + _in_full(group), "red"), soft_wrap=not sys.stdout.isatty())
     if broken:
         promises = "1 promise" if len(broken) == 1 else f"{len(broken)} promises"
-        console.print(Text(f"\n{promises} broken or unchecked.", style="bold red"))
+        out.print(cell(f"\n{promises} broken or unchecked.", "bold red"))
     else:
-        console.print(Text("Every promise kept.", style="bold green"))
+        out.print(cell("Every promise kept.", "bold green"))
 
 
 def _alike(results: list[Result]) -> list[list[Result]]:

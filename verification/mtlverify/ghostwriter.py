@@ -1,4 +1,4 @@
-"""``python -m mtlverify.ghostwriter NAME``: a pytest file for a plugin, one test per promise.
+"""``mtl ghostwrite``: a pytest file for a plugin, one test per promise.
 
 It is meant to be read, kept and changed: it says what is promised, what does not apply and why, and it fails when the
 plugin begins to claim something that the file does not test.
@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _HEAD = '''\
 """What the {kind} {name!r} promises, one test per law.
 
-First written by `python -m mtlverify.ghostwriter {name}`; yours to change.
+First written by `mtl ghostwrite {name}`; yours to change.
 """
 
 import mtlcore

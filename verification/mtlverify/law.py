@@ -1,7 +1,7 @@
 """What a law is.
 
 A law is a statement about every input of a method, with a check that measures by how much it holds. Write one as a
-function and register it through the hook ``mtlcore_register_laws``, here or in a package of your own::
+function; the decorator makes it a :class:`Law` under the one id that it is known by::
 
     from mtlverify.law import law
 
@@ -13,6 +13,14 @@ function and register it through the hook ``mtlcore_register_laws``, here or in 
         margin="smallest cosine <g_i, d> / (|g_i| |d|), plus the rounding noise floor",
     )
     def non_conflicting(plugin, example) -> float: ...
+
+In this package that is all: laws are found where they are defined. A package of your own names the modules of its laws
+in the hook ``mtlcore_register_laws``::
+
+    @hookimpl
+    def mtlcore_register_laws(register):
+        for name, target in mtlverify.declared_laws("my_package.laws"):
+            register(name, target)
 
 The registered name of a law is its id; for a kind other than "aggregator" it is "kind.id".
 """
@@ -26,14 +34,22 @@ from typing import Any
 
 Check = Callable[[Any, Any], float]
 
-KINDS = ("aggregator", "detector", "teleport")
-"""Kinds of plugins that laws speak about."""
+BASES = {"aggregator": "Aggregator", "detector": "ConflictDetector", "teleport": "TeleportStrategy"}
+"""Kinds of plugins that laws speak about, and the class in mtlcore that all plugins of the kind derive from. A further
+kind is a line here and laws with ``kind=``."""
+
+KINDS = tuple(BASES)
 
 DEPTH = 100
 """Examples per law at default depth."""
 
 WORST = 1e300
 """Margins are clamped to +-WORST, so that a NaN or an infinity in an answer is still a number in JSON."""
+
+
+def anything(example: Any) -> bool:
+    """The domain of a law about every Jacobian."""
+    return True
 
 
 class OutsideLaw(Exception):
@@ -95,6 +111,8 @@ class Law:
         applies: returns None, or the reason why the law says nothing about this plugin.
         universal: every plugin of the kind must obey it, claimed or not.
         effort: share of ``max_examples`` that is tried; below 1 for a law whose check is expensive.
+        within: which Jacobians the law speaks about, as a predicate: what ``examples`` makes true by construction. The
+            minimiser and the hunt, which make inputs of their own, need it; None if nobody has written it down.
         decode: turns the JSON of a stored example back into an example.
     """
 
@@ -108,12 +126,20 @@ class Law:
     applies: Callable[[Any], str | None] = always
     universal: bool = False
     effort: float = 1.0
+    within: Callable[[Any], bool] | None = None
     decode: Callable[[Any], Any] | None = None
 
     @property
     def name(self) -> str:
         """Name in the registry: laws of different kinds may share an id."""
         return self.id if self.kind == "aggregator" else f"{self.kind}.{self.id}"
+
+    @property
+    def domain(self) -> Callable[[Any], bool] | None:
+        """``within``; everything, if the inputs are those of all families; None if it is not known."""
+        if self.within is None and getattr(self.examples, "__name__", "") == "jacobians":
+            return anything
+        return self.within
 
     def measure(self, plugin: Any, example: Any) -> Margin:
         """The margin on one example, a finite number. NaN counts as the worst violation.
@@ -127,7 +153,10 @@ class Law:
 
 
 def law(id: str, *, statement: str, source: str, examples: Callable[[], Any], **others: Any) -> Callable[[Check], Law]:
-    """Turn a check into a :class:`Law`; the keywords are its fields."""
+    """Turn a check into a :class:`Law`; the keywords are its fields.
+
+    ``id``, and ``kind`` if it is not "aggregator", are literals: :mod:`mtlverify.declared` reads them from the source.
+    """
 
     def decorate(check: Check) -> Law:
         fields = {"kind": "aggregator", **others}

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
+import contextlib
+import dataclasses
 import multiprocessing
+import multiprocessing.connection
 import os
 import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+from mtlcore.patience import PATIENCE
+from mtlcore.safety import described
 
 
 def workers(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
@@ -28,3 +38,139 @@ def _prepare() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+# --- work that may hang or die ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost:
+    """Stands for the result of a task that has none: it took too long, or its process died."""
+
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One call of the function in some process.
+
+    Args:
+        argument: what it is called with; it must be possible to pickle it, and the result.
+        label: how messages call it.
+        group: where one task takes too long, the tasks of its group that have not begun are given up with it.
+    """
+
+    argument: Any
+    label: str
+    group: Hashable
+
+
+def side_by_side(
+    function: Callable[[Any], Any],
+    tasks: Sequence[Task],
+    jobs: int,
+    timeout: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[tuple[int, Any]]:
+    """(position of the task, its result or :class:`Lost`), in the order in which they finish.
+
+    A process whose task takes longer than ``timeout`` seconds is killed and replaced; a pool of the standard library
+    would wait for it for ever. ``say`` hears once of every task that takes longer than five seconds.
+
+    Raises:
+        Exception: what ``function`` raised; it is expected to turn what a plugin raises into a result.
+    """
+    waiting = collections.deque(range(len(tasks)))
+    busy: list[_Worker] = []
+    idle: list[_Worker] = []
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < jobs:
+                worker = idle.pop() if idle else _Worker(function)
+                position = waiting.popleft()
+                worker.begin(position, tasks[position])
+                busy.append(worker)
+            multiprocessing.connection.wait([w.pipe for w in busy], timeout=0.2)
+            for worker in list(busy):
+                answer = worker.answer(timeout, say)
+                if answer is None:
+                    continue
+                busy.remove(worker)
+                if worker.alive:
+                    idle.append(worker)
+                yield worker.position, answer[0]
+                if worker.late:
+                    group = worker.task.group
+                    given_up = [i for i in waiting if tasks[i].group == group]
+                    waiting = collections.deque(i for i in waiting if tasks[i].group != group)
+                    for i in given_up:
+                        yield i, Lost(f"not checked, because {worker.task.label} took longer than {timeout:g} s")
+    finally:
+        for worker in [*busy, *idle]:
+            worker.kill()
+
+
+class _Worker:
+    """A process that does one task after the other."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, other = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(function, other), daemon=True)
+        self._process.start()
+        other.close()
+        self.alive, self.late = True, False
+
+    def begin(self, position: int, task: Task) -> None:
+        self.position, self.task = position, task
+        self._began: float | None = None
+        self._told = False
+        with contextlib.suppress(OSError):  # a process that died is noticed by its answer
+            self.pipe.send(task.argument)
+
+    def answer(self, timeout: float | None, say: Callable[[str], None]) -> tuple[Any] | None:
+        """The result, once there is one."""
+        try:
+            while self.pipe.poll():
+                what, value = self.pipe.recv()
+                if what == "began":  # the time before belongs to Python and torch
+                    self._began = time.monotonic()
+                elif what == "raised":
+                    raise value
+                else:
+                    return (value,)
+        except (EOFError, OSError):
+            self._process.join()
+            self.alive = False
+            return (Lost(f"its process died (exit code {self._process.exitcode}): a crash, or out of memory"),)
+        seconds = 0.0 if self._began is None else time.monotonic() - self._began
+        if timeout is not None and seconds > timeout:
+            self.kill()
+            self.late = True
+            return (Lost(f"it took longer than {timeout:g} s and was stopped"),)
+        if seconds > PATIENCE and not self._told:
+            self._told = True
+            say(f"waiting for {self.task.label} ({seconds:.0f} s so far)")
+        return None
+
+    def kill(self) -> None:
+        self.alive = False
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+
+
+def _serve(function: Callable[[Any], Any], pipe: Any) -> None:
+    _prepare()
+    with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):  # Ctrl-C is the parent's business
+        while True:
+            argument = pipe.recv()
+            pipe.send(("began", None))
+            try:
+                answer = ("result", function(argument))
+            except Exception as error:
+                answer = ("raised", error)
+            try:
+                pipe.send(answer)
+            except (TypeError, AttributeError, ValueError) as error:  # it cannot be pickled
+                pipe.send(("result", Lost(f"what it gave cannot be handed over: {described(error)}")))

@@ -8,12 +8,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mtlcore.errors import ConfigurationError, UnknownPluginError
+from mtlcore.errors import ConfigurationError, PluginError, PluginWarning, UnknownPluginError, did_you_mean
 from mtlcore.registry import registry
+from mtlcore.safety import described
 from mtlcore.soundness import declared_fault
 from mtlverify.example import Example
-from mtlverify.law import DEPTH, KINDS, Law, OutsideLaw
-from mtlverify.search import SHRINKS, Outcome, require_hypothesis, search
+from mtlverify.law import BASES, DEPTH, KINDS, Law, OutsideLaw
+from mtlverify.search import SHRINKS, Outcome, refused, require_hypothesis, search
+from mtlverify.strategies.profile import profile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Result:
         counterexample: the shrunk input as JSON, with what is needed to replay it; None unless refuted or in error.
         detail: why it does not apply, what was raised, or whether the mathematics or the numerics is at fault.
         reason: what exactly is wrong on the counterexample, where the law says it.
+        families: inputs measured, by family: what the verdict rests on.
+        hunted: inputs measured by the adversarial search besides; 0 if nobody hunted.
     """
 
     kind: str
@@ -45,6 +49,8 @@ class Result:
     counterexample: dict[str, Any] | None = None
     detail: str = ""
     reason: str = ""
+    families: dict[str, int] = dataclasses.field(default_factory=dict)
+    hunted: int = 0
 
     @property
     def failed(self) -> bool:
@@ -57,8 +63,15 @@ class Result:
 
 
 def laws(kind: str) -> list[Law]:
-    """All registered laws about a kind of plugin, universal ones first, then by id."""
-    found = [registry().load("law", entry.name) for entry in registry().entries("law") if entry.status == "ok"]
+    """All registered laws about a kind of plugin, universal ones first, then by id. One that cannot be imported is left
+    out with a warning: whoever claims it has an error row."""
+    found = []
+    for entry in registry().entries("law"):
+        if entry.status == "ok":
+            try:
+                found.append(registry().load("law", entry.name))
+            except PluginError as error:
+                warnings.warn(str(error), PluginWarning, stacklevel=2)
     return sorted((law for law in found if law.kind == kind), key=lambda law: (not law.universal, law.id))
 
 
@@ -70,6 +83,8 @@ def check(
     *,
     kind: str | None = None,
     options: Mapping[str, Any] | None = None,
+    claimed: bool = False,
+    hunt: float = 0.0,
 ) -> Iterator[Result]:
     """Check a plugin (an instance, or a registered name with ``options``) against laws, one after the other.
 
@@ -80,6 +95,8 @@ def check(
         max_examples: inputs per law (a law with an expensive check may take a fixed share of them).
         seed: seed of the search; the same seed finds the same counterexample.
         kind: "aggregator", "detector" or "teleport"; needed only for a name that two kinds share.
+        claimed: only laws that the plugin promises or must obey.
+        hunt: seconds of adversarial search (:mod:`mtlverify.hunt`) per promised law, after the inputs are tried.
 
     Raises:
         UnknownPluginError: no plugin, or no law, of that name.
@@ -98,15 +115,23 @@ def check(
     if fault is not None:  # the registry has looked at registered ones
         raise ConfigurationError(f"{fault}.")
     wanted = chosen(kind, laws)
-    yield from _claims_of_nothing(plugin, kind, laws)
-    for law in wanted:
-        yield examine(plugin, law, max_examples, seed)
+    yield from claims_of_nothing(plugin, kind, laws)
+    for law in promised(plugin, wanted) if claimed else wanted:
+        yield examine(plugin, law, max_examples, seed, hunt=hunt)
 
 
 def examine(
-    plugin: Any, law: Law, max_examples: int, seed: int, *, explicit: Iterable[Any] = (), shrink: bool = True
+    plugin: Any,
+    law: Law,
+    max_examples: int,
+    seed: int,
+    *,
+    explicit: Iterable[Any] = (),
+    shrink: bool = True,
+    hunt: float = 0.0,
 ) -> Result:
     """The verdict of one law. ``explicit`` inputs are tried first; without ``shrink`` the first violation is kept.
+    What is promised is hunted for ``hunt`` seconds where the inputs showed nothing.
 
     What nobody promised is shrunk less: it is a remark, and most of the time of a run would go into it.
     """
@@ -114,17 +139,30 @@ def examine(
     try:
         reason = law.applies(plugin)
     except Exception as error:  # it may have asked the method a question
-        return dataclasses.replace(result, detail=f"raised {type(error).__name__}: {error}")
+        return dataclasses.replace(result, detail=f"raised {described(error)}")
     if reason is not None:
         return dataclasses.replace(result, status="not-applicable", detail=reason)
-    examples = law.examples()
-    restrict = getattr(type(plugin), "verification_examples", None)
-    if restrict is not None:
-        examples = restrict(examples)
-    depth = max(1, round(max_examples * law.effort))
-    shrinks = 0 if not shrink else SHRINKS if result.claimed else SHRINKS // 12
-    outcome = search(law, plugin, examples, depth, _seed(seed, result.name, law.name), explicit, shrinks)
+    with profile(max_examples):
+        examples = law.examples()
+        restrict = getattr(type(plugin), "verification_examples", None)
+        if restrict is not None:
+            # A sub-problem of the tasks present need not be one that the method takes.
+            examples = restrict(examples.map(everybody_there) if hasattr(examples, "map") else examples)
+        depth = max(1, round(max_examples * law.effort))
+        shrinks = (SHRINKS if result.claimed else min(SHRINKS // 12, max_examples)) if shrink else 0
+        outcome = search(
+            law, plugin, examples, depth, _seed(seed, result.name, law.name), explicit, shrinks,
+            hunt if result.claimed else 0.0,
+        )  # fmt: skip
     return _judged(plugin, law, outcome, result)
+
+
+def everybody_there(example: Any) -> Any:
+    """The same input without absences."""
+    extra = getattr(example, "extra", None)
+    if not extra or not (extra.get("away") or extra.get("gone")):
+        return example
+    return example.with_(extra={**extra, **{name: [] for name in ("away", "gone") if name in extra}})
 
 
 def replay(plugin: Any, counterexample: Mapping[str, Any]) -> Result:
@@ -151,6 +189,8 @@ def replay(plugin: Any, counterexample: Mapping[str, Any]) -> Result:
     except OutsideLaw as outside:
         return dataclasses.replace(result, status="not-applicable", detail=str(outside))
     except Exception as error:
+        if refused(example, error):
+            return dataclasses.replace(result, status="not-applicable", detail=str(error))
         return _judged(plugin, law, Outcome(1, None, example, error, example), result)
     outcome = Outcome(1, margin, example if margin < 0 else None, None, example)
     return _judged(plugin, law, outcome, result)
@@ -158,12 +198,13 @@ def replay(plugin: Any, counterexample: Mapping[str, Any]) -> Result:
 
 def kind_of(plugin: Any) -> str:
     """ "aggregator", "detector" or "teleport"."""
-    from mtlcore import Aggregator, ConflictDetector, TeleportStrategy
+    import mtlcore
 
-    for kind, base in zip(KINDS, (Aggregator, ConflictDetector, TeleportStrategy), strict=True):
-        if isinstance(plugin, base):
+    for kind, base in BASES.items():
+        if isinstance(plugin, getattr(mtlcore, base)):
             return kind
-    raise ConfigurationError(f"{plugin!r} is not an instance of Aggregator, ConflictDetector or TeleportStrategy.")
+    names = list(BASES.values())
+    raise ConfigurationError(f"{plugin!r} is not an instance of {', '.join(names[:-1])} or {names[-1]}.")
 
 
 def kind_of_name(name: str) -> str:
@@ -175,11 +216,8 @@ def kind_of_name(name: str) -> str:
         )
     if kinds:
         return kinds[0]
-    import difflib
-
     known = sorted({e.name for k in KINDS for e in registry().entries(k) if e.status == "ok"})
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Available: {', '.join(known)}."
+    hint = did_you_mean(name, known)
     raise UnknownPluginError(
         f"there is no aggregator, detector or teleport called {name!r}. {hint} `mtl list` shows all."
     )
@@ -205,7 +243,7 @@ def _judged(plugin: Any, law: Law, outcome: Outcome, result: Result) -> Result:
         # A promise can be broken by raising, too; a method that refuses an input says so in verification_examples.
         changes: dict[str, Any] = {
             "status": "error",
-            "detail": f"raised {type(outcome.error).__name__}: {outcome.error}",
+            "detail": f"raised {described(outcome.error)}",
         }
     elif outcome.examples == 0:
         why = f" ({outcome.outside})" if outcome.outside else ""
@@ -219,7 +257,15 @@ def _judged(plugin: Any, law: Law, outcome: Outcome, result: Result) -> Result:
     margin = None if outcome.margin is None else float(outcome.margin)
     if outcome.counterexample is not None:
         stored = {"law": law.name, "margin": margin, "example": outcome.counterexample.to_json()}
-    return dataclasses.replace(result, examples=outcome.examples, worst_margin=margin, counterexample=stored, **changes)
+    return dataclasses.replace(
+        result,
+        examples=outcome.examples,
+        worst_margin=margin,
+        counterexample=stored,
+        families=dict(outcome.families),
+        hunted=outcome.hunted,
+        **changes,
+    )
 
 
 def _blame(plugin: Any, law: Law, example: Any) -> str:
@@ -249,16 +295,18 @@ def chosen(kind: str, wanted: Iterable[str] | None = None) -> list[Law]:
     found = []
     for id in wanted:
         if id not in by_id:
-            import difflib
-
-            near = difflib.get_close_matches(id, by_id, n=3, cutoff=0.5)
-            hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Laws: {', '.join(by_id)}."
+            hint = did_you_mean(id, by_id, "Laws")
             raise UnknownPluginError(f"there is no law called {id!r} about {kind}s. {hint}")
         found.append(by_id[id])
     return found
 
 
-def _claims_of_nothing(plugin: Any, kind: str, wanted: Iterable[str] | None) -> Iterator[Result]:
+def promised(plugin: Any, wanted: Iterable[Law]) -> list[Law]:
+    """Those of the laws that the plugin claims or must obey."""
+    return [law for law in wanted if law.universal or law.id in plugin.claims]
+
+
+def claims_of_nothing(plugin: Any, kind: str, wanted: Iterable[str] | None) -> Iterator[Result]:
     """A claim that no law answers to is an error, not a silently kept promise."""
     known = {law.id for law in laws(kind)}
     for id in sorted(plugin.claims - known) if wanted is None else ():

@@ -1,4 +1,8 @@
-"""Looking for a counterexample with Hypothesis's own engine: generate, then shrink. Deterministic given the seed."""
+"""Looking for a counterexample: sample every family, then make what is found small. Deterministic given the seed.
+
+Inputs made of :mod:`mtlverify.strategies.pick` are sampled here, thousands in a second. A third party's Hypothesis
+strategies are left to Hypothesis, which draws and shrinks them. :mod:`mtlverify.hunt` is the second engine.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,20 @@ import contextlib
 import dataclasses
 import random
 import warnings
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from mtlcore.errors import MissingExtraError
+from mtlcore.errors import FeaturesError, LossError, MissingExtraError
+from mtlcore.patience import TookTooLong
+from mtlcore.safety import interrupted_by_user
+from mtlverify.climb import climb
 from mtlverify.law import Law, OutsideLaw
+from mtlverify.strategies.pick import Rejected
+from mtlverify.strategies.strata import NeedsHypothesis, Stratum
 
 SHRINKS = 600
 """Evaluations spent on shrinking the counterexample to a promise. A count, not a clock: the seed decides the result."""
-
 
 PATIENCE = 8
 """Draws per wanted input before a stratum is given up whose draws do not satisfy the preconditions ..."""
@@ -35,6 +45,8 @@ class Outcome:
         error: what the plugin raised on it, or None.
         worst: the input with the worst margin.
         outside: why the last input that did not count did not, if the check said so.
+        families: inputs measured, by family.
+        hunted: inputs measured by the hunt, which are not among ``examples``.
     """
 
     examples: int
@@ -43,10 +55,12 @@ class Outcome:
     error: BaseException | None = None
     worst: Any = None
     outside: str = ""
+    families: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    hunted: int = 0
 
 
-class _Violation(AssertionError):
-    """Tells Hypothesis that this input is interesting."""
+class Violation(AssertionError):
+    """Tells an engine that this input is a counterexample."""
 
 
 class _Enough(BaseException):
@@ -74,8 +88,14 @@ def shares(examples: Any, total: int, seed: int) -> list[tuple[Any, int]]:
     return [(s, each + (i in more)) for i, s in enumerate(strata) if each + (i in more) > 0]
 
 
+def refused(example: Any, error: BaseException) -> bool:
+    """Whether a method rightly refuses an input: nobody knows the logarithm of a negative loss."""
+    losses = getattr(example, "losses", None)
+    return isinstance(error, (LossError, FeaturesError)) and losses is not None and not bool((losses > 0).all())
+
+
 @dataclasses.dataclass
-class _Hunt:
+class Search:
     """The state of one search: what was measured, and the smallest violation so far."""
 
     law: Law
@@ -85,35 +105,80 @@ class _Hunt:
     worst: tuple[float, Any] | None = None
     found: tuple[float, Any, BaseException | None] | None = None
     outside: str = ""
+    families: Counter[str] = dataclasses.field(default_factory=Counter)
 
-    def measure(self, example: Any) -> None:
-        """Measure one input; raise :class:`_Violation` if it violates the law, OutsideLaw if it shows nothing."""
+    def measure(self, example: Any) -> float:
+        """The margin of one input.
+
+        Raises:
+            Violation: it violates the law, or the plugin raised.
+            OutsideLaw: it shows nothing.
+        """
         from hypothesis.errors import UnsatisfiedAssumption
 
-        if self.found is not None:
-            self.shrinks -= 1
-            if self.shrinks < 0:
-                raise _Enough
         error: BaseException | None = None
         try:
             margin: float = self.law.measure(self.plugin, example)
         except (OutsideLaw, UnsatisfiedAssumption) as outside:
             # The second comes from ``hypothesis.assume``, which works in a search only.
             self.outside = str(outside)
-            raise
-        except (Exception, SystemExit) as raised:  # a plugin that ends the process has raised, too
+            raise OutsideLaw(self.outside) from None
+        except BaseException as raised:  # a plugin that ends the process has raised, too
+            if isinstance(raised, TookTooLong) or interrupted_by_user(raised):
+                raise
+            if refused(example, raised):
+                self.outside = str(raised)
+                raise OutsideLaw(self.outside) from None
             margin, error = float("-inf"), raised
         if self.found is None:
             self.tried += 1
+            self.families[str(getattr(example, "family", "")).partition(" (")[0]] += 1
             if self.worst is None or margin < self.worst[0]:
                 self.worst = (margin, example)
         # While shrinking, an exception and a violation are different findings: stay with the first kind.
         if margin < 0 and (self.found is None or (self.found[2] is None) == (error is None)):
             self.found = (margin, example, error)
-            raise _Violation
+            raise Violation
+        return margin
 
     def through(self, stratum: Any, count: int, seed: int) -> None:
-        """Let Hypothesis draw ``count`` inputs. A stratum that keeps refusing what it drew is given up."""
+        """``count`` inputs of one stratum. One that keeps refusing what it drew is given up."""
+        if isinstance(stratum, Stratum):
+            with contextlib.suppress(NeedsHypothesis):
+                return self._sampled(stratum, count, seed)
+        strategy = stratum.hypothesis() if isinstance(stratum, Stratum) else stratum
+        return self._drawn_by_hypothesis(strategy, count, seed)
+
+    def _sampled(self, stratum: Stratum, count: int, seed: int) -> None:
+        rng, wanted = random.Random(seed), self.tried + count
+        for _ in range(max(PATIENCE * count, LEAST_DRAWS)):
+            if self.tried >= wanted:
+                return
+            with contextlib.suppress(Rejected, OutsideLaw):
+                self.measure(stratum.sample(rng))
+
+    def shrink(self) -> None:
+        """Make the counterexample smaller, if it is one of ours and the law says what it speaks about."""
+        from mtlverify.minimise import least
+
+        assert self.found is not None
+        _, example, _ = self.found
+        domain = self.law.domain if hasattr(example, "jacobian") else (lambda rows: True)
+        if self.shrinks <= 0 or domain is None:
+            return
+
+        def still(candidate: Any) -> bool:
+            try:
+                self.measure(candidate)
+            except Violation:
+                return True
+            except OutsideLaw:
+                return False
+            return False
+
+        least(still, example, domain, self.shrinks)
+
+    def _drawn_by_hypothesis(self, strategy: Any, count: int, seed: int) -> None:
         import hypothesis
         from hypothesis import HealthCheck, Phase, Verbosity
         from hypothesis import strategies as st
@@ -127,12 +192,16 @@ class _Hunt:
             draws += 1
             if self.found is None and draws > max(PATIENCE * count, LEAST_DRAWS):
                 raise _Enough
-            return draw(stratum)
+            return draw(strategy)
 
         def tell(example: Any) -> None:
             if count < FEW and not put_off:
                 put_off.append(example)
                 hypothesis.reject()
+            if self.found is not None:
+                self.shrinks -= 1
+                if self.shrinks < 0:
+                    raise _Enough
             try:
                 self.measure(example)
             except OutsideLaw:
@@ -151,35 +220,75 @@ class _Hunt:
         )(hypothesis.given(limited())(tell))
         # A flaky violation is a violation all the same; nothing drawn at all is seen from ``tried``.
         errors = hypothesis.errors
-        with contextlib.suppress(_Violation, _Enough, errors.Flaky, errors.FlakyFailure, errors.Unsatisfiable):
+        with contextlib.suppress(Violation, _Enough, errors.Flaky, errors.FlakyFailure, errors.Unsatisfiable):
             hypothesis.seed(seed)(run)()
         for example in put_off if self.tried < wanted and self.found is None else ():
-            with contextlib.suppress(_Violation, OutsideLaw):
+            with contextlib.suppress(Violation, OutsideLaw):
                 self.measure(example)
+
+    def outcome(self, hunted: int = 0) -> Outcome:
+        """What there is to say."""
+        counts = dict(sorted(self.families.items()))
+        if self.found is not None:
+            margin, example, error = self.found
+            return Outcome(
+                self.tried, None if error is not None else margin, example, error, example, families=counts,
+                hunted=hunted,
+            )  # fmt: skip
+        if self.worst is None:
+            return Outcome(self.tried, None, outside=self.outside, hunted=hunted)
+        return Outcome(self.tried, self.worst[0], worst=self.worst[1], families=counts, hunted=hunted)
+
+
+def spare(examples: Any, total: int) -> int:
+    """Inputs that are kept for climbing: a quarter, if every stratum has two or more all the same."""
+    return max(0, min(total // 4, total - 2 * len(getattr(examples, "strata", ()))))
+
+
+def _top_up(state: Search, examples: Any, wanted: int, seed: int) -> None:
+    """Where some strata have no input that counts, the others have more."""
+    for number, stratum in enumerate(getattr(examples, "strata", ())):
+        missing = wanted - sum(state.families.values())
+        if missing <= 0 or state.found is not None:
+            return
+        if isinstance(stratum, Stratum) and state.families[stratum.name]:
+            state.through(stratum, min(missing, 1 + wanted // len(examples.strata)), seed + 1000 + number)
 
 
 def search(
-    law: Law, plugin: Any, examples: Any, max_examples: int, seed: int, explicit: Any = (), shrinks: int = SHRINKS
+    law: Law,
+    plugin: Any,
+    examples: Any,
+    max_examples: int,
+    seed: int,
+    explicit: Any = (),
+    shrinks: int = SHRINKS,
+    hunt: float = 0.0,
 ) -> Outcome:
-    """Try ``law`` on ``explicit`` inputs, then on up to ``max_examples`` inputs drawn from ``examples``.
+    """Try ``law`` on ``explicit`` inputs, then on up to ``max_examples`` inputs drawn from ``examples``, then hunt for
+    ``hunt`` seconds.
 
     ``examples`` is a strategy, or :class:`mtlverify.strategies.Strata`: then every stratum gets its share of the
     inputs, because Hypothesis left alone may pass over a family altogether. The first violation ends the search.
     """
     require_hypothesis()
-    hunt = _Hunt(law, plugin, shrinks=shrinks)
-    with warnings.catch_warnings():
+    state, hunted = Search(law, plugin, shrinks=shrinks), 0
+    with warnings.catch_warnings(), contextlib.suppress(Violation):
         warnings.simplefilter("ignore")  # a plugin's warnings on odd inputs are not findings
-        with contextlib.suppress(_Violation):
-            for example in explicit:
-                with contextlib.suppress(OutsideLaw):
-                    hunt.measure(example)
-        for number, (stratum, count) in enumerate(shares(examples, max_examples, seed)):
-            if hunt.found is None:
-                hunt.through(stratum, count, seed + number)  # one seed for all would draw the same K for all
-    if hunt.found is not None:
-        margin, example, error = hunt.found
-        return Outcome(hunt.tried, None if error is not None else margin, example, error, example)
-    if hunt.worst is None:
-        return Outcome(hunt.tried, None, outside=hunt.outside)
-    return Outcome(hunt.tried, hunt.worst[0], worst=hunt.worst[1])
+        for example in explicit:
+            with contextlib.suppress(OutsideLaw):
+                state.measure(example)
+        extra = spare(examples, max_examples)
+        for number, (stratum, count) in enumerate(shares(examples, max_examples - extra, seed)):
+            if state.found is None:
+                state.through(stratum, count, seed + number)  # one seed for all would draw the same K for all
+        if state.found is None and extra:
+            climb(state, extra, seed)
+        _top_up(state, examples, max_examples, seed)
+    if state.found is None and hunt > 0:
+        from mtlverify.hunt import hunted_for
+
+        hunted = hunted_for(state, examples, hunt, seed)
+    if state.found is not None:
+        state.shrink()
+    return state.outcome(hunted)

@@ -1,6 +1,6 @@
 """What a training step costs. Each module is one measurement with its own command line.
 
-* ``python -m mtlbench.speed.gradients``: task gradients, against TorchJD, LibMTL's form and hand-written loops.
+* ``mtl speed gradients``: task gradients, against TorchJD, LibMTL's form and hand-written loops.
 """
 
 import os

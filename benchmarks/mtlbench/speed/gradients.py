@@ -1,6 +1,6 @@
 """What task gradients cost: mtlcore against the floor, TorchJD, LibMTL's form and hand-written loops.
 
-    python -m mtlbench.speed.gradients --out build/speed [--seconds 10] [--only mlp40 gru5] [--no-curves]
+    mtl speed gradients --out build/speed [--seconds 10] [--only mlp40 gru5] [--no-curves]
         [--threads 1 --processor-time] [--device cuda]
 
 Prints a table of ratios and writes gradients.json and gradients.png. All contenders do the same job; before the
@@ -279,7 +279,7 @@ def figure(records: Sequence[dict[str, Any]], lines: dict[str, Any], path: Path)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mtlbench.speed.gradients", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="mtl speed gradients", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--out", type=Path, default=Path("build/speed"), help="folder of gradients.json and gradients.png"
     )

@@ -1,6 +1,6 @@
 """What loss-level methods cost: a whole training step against a plain summed-loss step, at K = 2, 11, 40, 100.
 
-    python -m mtlbench.speed.loss_level [--out build/speed] [--seconds 20] [--tasks 2 11] [--methods bilb4mtl uw]
+    mtl speed loss-level [--out build/speed] [--seconds 20] [--tasks 2 11] [--methods bilb4mtl uw]
         [--device cuda]
 
 A step is zero_grad, forward, backward, SGD. The reference does ``sum(losses).backward()``; a method goes through
@@ -144,7 +144,9 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="mtl speed loss-level", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("build/speed"), help="folder for loss_level.json")
     parser.add_argument("--seconds", type=float, default=20.0, help="time per network and K")
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 11, 40, 100], help="numbers of tasks")

@@ -4,7 +4,7 @@ Speed: random Gaussian gradients at K = 2, 3, 11, 40; both libraries get the sam
 the rows, which is what it takes), in interleaved rounds. Soundness: on :mod:`mtlbench.speed.hostile`, how many answers
 conflict with a task beyond rounding, fail, or stand still although a common descent direction exists.
 
-Run ``python -m mtlbench.speed.solvers``. Without TorchJD (or what its methods need) only our side is measured.
+Run ``mtl speed solvers``. Without TorchJD (or what its methods need) only our side is measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def ours(name: str, options: Mapping[str, Any]) -> Weigh:
 
     def weigh(rows: Tensor, gramian: Tensor) -> Tensor:
         n = len(gramian)
-        weights: Tensor = method.aggregate(StepView(losses=torch.ones(n), gramian=gramian), method.init(n)).weights
+        weights = method.aggregate(StepView(losses=torch.ones(n), gramian=gramian), method.init(n)).weights
+        assert weights is not None  # it weighs rows; none of these answers with a direction
         return weights
 
     return weigh
@@ -171,7 +172,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mtlbench.speed.solvers", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="mtl speed solvers", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/speed"), help="folder of solvers.json")
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time per method and K")
     parser.add_argument("--no-speed", action="store_true", help="only count conflicts")

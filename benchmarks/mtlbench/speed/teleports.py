@@ -1,6 +1,6 @@
 """What a teleport costs and what it buys: the measurement behind the defaults of ``lora``.
 
-    python -m mtlbench.speed.teleports [TASK ...] [--points N] [--seeds N] [--json FILE]
+    mtl speed teleports [TASK ...] [--points N] [--seeds N] [--json FILE]
 
 A network is trained on a benchmark task; at several points every configuration is tried **from the same point** (the
 network is put back in between), with a trigger batch, a probe batch that decides, and held-out data that nobody has
@@ -201,7 +201,9 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="mtl speed teleports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tasks", nargs="*", default=["multimnist", "grid-fashion", "rf1"], help="benchmark tasks")
     parser.add_argument("--points", type=int, default=5, help="teleports per run and configuration")
     parser.add_argument("--seeds", type=int, default=2)

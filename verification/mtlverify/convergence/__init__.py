@@ -1,6 +1,6 @@
 """Where the methods really go: runs on problems whose Pareto set is known, measured by an independent min-norm program.
 
-``python -m mtlverify.convergence`` runs every method on every problem, with exact and with noisy gradients, and prints
+``mtl converge`` runs every method on every problem, with exact and with noisy gradients, and prints
 a verdict with numbers.
 
     suite.py     the problems and how long a run is

@@ -1,4 +1,4 @@
-"""``python -m mtlverify.convergence [METHOD ...]``: run, print the table, write JSON."""
+"""``mtl converge``: run methods on problems whose Pareto set is known, and say where they end."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mtlcore import Aggregator
 from mtlcore.registry import registry
+from mtlcore.safety import blame
 from mtlverify.convergence.claims import claimed
 from mtlverify.convergence.rates import Rate, fitted
 from mtlverify.convergence.run import run
@@ -69,8 +70,8 @@ def judge(method: Aggregator, case: Case, *, noisy: bool, steps: int = STEPS, se
     bend = curvature(problem)
     try:
         trace = run(method, problem, steps=steps, curvature=bend, noise=NOISE if noisy else 0.0, seed=seed)
-    except Exception as error:  # one method that cannot run must not hide the others
-        return Verdict(name, case.label, noisy, "error", detail=f"{type(error).__name__}: {error}")
+    except BaseException as error:  # one method that cannot run must not hide the others
+        return Verdict(name, case.label, noisy, "error", detail=blame(error))
     values = trace.stationarity
     first = max(values[0], 1e-300)
     remaining = (sum(values[-3:]) / 3 if noisy else values[-1]) / first

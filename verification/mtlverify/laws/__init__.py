@@ -1,1 +1,1 @@
-"""The laws, one file per theme. Each is registered by name in mtlverify/registration.py."""
+"""The laws, one file per theme. Each is known by the id in its ``@law``; nothing else lists them."""

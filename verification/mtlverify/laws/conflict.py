@@ -8,13 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mtlverify import tolerance
-from mtlverify.answer import Answer, ask
+from mtlverify.answer import Answer
 from mtlverify.example import Example
-from mtlverify.law import Margin, law
+from mtlverify.law import Margin, anything, given, law
 from mtlverify.laws.compare import agreement, shown
-from mtlverify.strategies import ALIGNED, INDEPENDENT, jacobians
+from mtlverify.laws.runs import along, histories
+from mtlverify.predicates import aligned, independent
+from mtlverify.strategies import ALIGNED_OR_ZERO, INDEPENDENT
 
 
 def cosines(answer: Answer) -> list[float]:
@@ -32,11 +35,16 @@ def cosines(answer: Answer) -> list[float]:
     statement="No task gradient has a negative inner product with the direction: min_i <g_i, d> >= 0.",
     source="Quinton & Rey 2024 (2406.16232), non-conflicting aggregators",
     margin="smallest cosine <g_i, d> / (|g_i| |d|), plus the rounding noise of that cosine",
-    examples=jacobians,
+    examples=histories,
+    within=anything,
 )
 def non_conflicting(plugin: Any, example: Example) -> float:
-    """Measured as a cosine: comparing norms would hide a violation of size e behind e^2."""
-    answer = ask(plugin, example)
+    """Measured as a cosine: comparing norms would hide a violation of size e behind e^2. Along a run, if the method has
+    a state; of the tasks present."""
+    return along(plugin, example, _nobody_harmed)
+
+
+def _nobody_harmed(answer: Answer) -> float:
     smallest = min(cosines(answer), default=0.0)
     return Margin(smallest + tolerance.cosine_noise(answer), _harm(answer))
 
@@ -55,11 +63,15 @@ def _harm(answer: Answer) -> str:
     statement="Every task gains at least |d|^2: <g_i, d> >= |d|^2 for all i.",
     source="Desideri 2012: the minimum-norm point of the convex hull of the gradients",
     margin="smallest (<g_i, d> - |d|^2) / ((|g_i| + |d|) |d|), plus rounding noise",
-    examples=jacobians,
+    examples=histories,
+    within=anything,
 )
 def descent_lower_bound(plugin: Any, example: Example) -> float:
     """Stronger than non-conflicting; it characterises the minimum-norm point together with d being in the hull."""
-    answer = ask(plugin, example)
+    return along(plugin, example, _all_gain)
+
+
+def _all_gain(answer: Answer) -> float:
     if answer.length == 0:
         return 0.0
     rows, unit = answer.jacobian.double(), answer.direction.double() / answer.direction.double().norm()
@@ -74,12 +86,16 @@ def descent_lower_bound(plugin: Any, example: Example) -> float:
     statement="The task that gains least gains at least as much as under the mean gradient: "
     "min_i <g_i, d> >= min_i <g_i, g_0>.",
     source="Liu et al. 2021 (2110.14048): g_0 is feasible in CAGrad's problem",
-    examples=jacobians,
+    examples=histories,
+    within=anything,
     margin="(min_i <g_i, d> - min_i <g_i, g_0>) / (max_i |g_i| (|d| + |g_0|)), plus rounding noise",
 )
 def no_worse_than_mean(plugin: Any, example: Example) -> float:
     """The maximin value of a method that maximises the smallest gain in a ball around the mean."""
-    answer = ask(plugin, example)
+    return along(plugin, example, _at_least_the_means_gain)
+
+
+def _at_least_the_means_gain(answer: Answer) -> float:
     rows, direction = answer.jacobian.double(), answer.direction.double()
     mean = rows.mean(dim=0)
     scale = float(rows.norm(dim=1).max()) * float(direction.norm() + mean.norm())
@@ -97,26 +113,54 @@ def no_worse_than_mean(plugin: Any, example: Example) -> float:
     "no-conflict-identity",
     statement="Where no two gradients conflict, the direction is their sum or their mean: nothing is repaired.",
     source="Yu et al. 2020 (2001.06782), section 2; Quinton & Rey 2024",
-    examples=lambda: jacobians(ALIGNED),
+    examples=lambda: histories(ALIGNED_OR_ZERO),
+    within=aligned,
 )
 def no_conflict_identity(plugin: Any, example: Example) -> float:
-    """The same answer for sum and mean: which of the two a method uses is a matter of step size."""
-    answer = ask(plugin, example)
-    total = answer.jacobian.double().sum(dim=0)
+    """The same answer for sum and mean: which of the two a method uses is a matter of step size. Tasks whose gradient
+    is zero may be among them, and count in the mean or not."""
+    return along(plugin, example, _plain)
+
+
+def _plain(answer: Answer) -> float:
+    total, k = answer.jacobian.double().sum(dim=0), len(answer.jacobian)
+    moving = int((answer.jacobian != 0).any(dim=1).sum())
     allowed = tolerance.equality(answer)
-    error = min(float((answer.direction.double() - total / n).norm()) for n in (1, example.n_tasks))
+    error = min(float((answer.direction.double() - total / max(n, 1)).norm()) for n in (1, k, moving))
     return agreement(error, allowed, f"the direction is {shown(answer.direction)}, the sum {shown(total)}")
+
+
+def weights_add_up(rows: Tensor) -> bool:
+    """Independent rows, and the weights t G^-1 |g| of the equally projecting combination have a sum that is not zero:
+    they can be scaled to sum to 1."""
+    if not independent(rows):
+        return False
+    norms = rows.double().norm(dim=1)
+    units = rows.double() / norms[:, None]
+    b = torch.linalg.lstsq(units.T, torch.linalg.pinv(units) @ torch.ones(len(units), dtype=torch.float64)[:, None])
+    w = b.solution[:, 0] / norms
+    return bool(w.sum().abs() > ADDS_UP * w.abs().sum())
 
 
 @law(
     "equal-projections",
-    statement="The direction has the same inner product with every unit gradient g_i / |g_i|.",
+    statement="Where the gradients are linearly independent and the numbers (G^-1 |g|)_i do not sum to zero, the "
+    "direction has the same inner product with every unit gradient g_i / |g_i|.",
     source="Liu et al. 2021 (IMTL-G, equation 3); Liu et al. 2024 (2408.11104, ConFIG)",
-    examples=lambda: jacobians(INDEPENDENT),
+    examples=lambda: histories(INDEPENDENT),
+    within=weights_add_up,
 )
 def equal_projections(plugin: Any, example: Example) -> float:
     """Stated for linearly independent gradients: dependent ones need not admit any such direction."""
-    answer = ask(plugin, example)
+    return along(plugin, example, _equally_far)
+
+
+ADDS_UP = 1e-4
+"""How much of the weights' absolute sum their sum must be: nearer to zero IMTL-G's direction grows without bound."""
+
+
+def _equally_far(answer: Answer) -> float:
+    given(weights_add_up(answer.jacobian), "the gradients are independent and sum_i (G^-1 |g|)_i is not zero")
     values = cosines(answer)
     if not values:
         return Margin(tolerance.share_left(1.0, 0.0), "the direction is zero")

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlcore import Conflict
+from mtlcore import Conflict, StepView
 from mtlcore.registry import registry
 from mtlverify.answer import view_of
 from mtlverify.example import Example
-from mtlverify.law import given, law
+from mtlverify.law import anything, given, law
 from mtlverify.laws.compare import same
 from mtlverify.laws.scaling import factor
 from mtlverify.laws.symmetry import permutation
@@ -28,15 +28,49 @@ from mtlverify.laws.universal import (
     unless,
     verdict,
 )
+from mtlverify.predicates import aligned
 from mtlverify.references import conflicts
-from mtlverify.strategies import ALIGNED, ALL, TIED, jacobians
+from mtlverify.strategies import ALIGNED_OR_ZERO, ALL, TIED, Draw, Strata, jacobians
+from mtlverify.strategies import pick as st
+from mtlverify.strategies.scales import ORDINARY
 
 
 def detect(plugin: Any, example: Example, **changes: Any) -> Conflict:
     """The verdict of a detector on ``example``, with ``changes`` to it."""
     example = example.with_(**changes) if changes else example
-    found: Conflict = plugin.detect(view_of(plugin, example.jacobian, example.losses, seed=example.seed))
+    found: Conflict = plugin.detect(asked(plugin, example, example.jacobian))
     return found
+
+
+def asked(plugin: Any, example: Example, rows: Tensor) -> StepView:
+    """The view that a detector sees: in any step, and of the tasks present if some are away (``extra["gone"]``)."""
+    view = view_of(plugin, rows, example.losses, seed=example.seed, step=example.seed)
+    away = example.extra.get("gone", ())
+    if not away:
+        return view
+    present = torch.tensor([i not in away for i in range(example.n_tasks)])
+    given(bool(present.any()), "a task is there")
+    return view.restricted(present)
+
+
+def some_away(draw: Draw, k: int, p: int) -> dict[str, Any]:
+    """Which tasks are away; in half of the inputs none."""
+    if k == 1 or not draw(st.booleans()):
+        return {}
+    out, stays = draw(st.lists(st.booleans(), min_size=k, max_size=k)), draw(st.integers(0, k - 1))
+    return {"gone": [i for i, gone in enumerate(out) if gone and i != stays]}
+
+
+def here(example: Example) -> Example:
+    """The example of the tasks present alone."""
+    away = example.extra.get("gone", ())
+    keep = [i for i in range(example.n_tasks) if i not in away]
+    return example.with_(jacobian=example.jacobian[keep], losses=example.losses[keep], extra={})
+
+
+def partial() -> Strata:
+    """Inputs in which some tasks may be away."""
+    return jacobians(more=some_away)
 
 
 def named(found: Conflict) -> dict[str, Any]:
@@ -45,7 +79,7 @@ def named(found: Conflict) -> dict[str, Any]:
 
 
 @law("finite", kind="detector", statement="The severity is a number, never NaN.", source=HOUSE, universal=True,
-     margin=VERDICT, examples=jacobians)  # fmt: skip
+     margin=VERDICT, examples=partial)  # fmt: skip
 def finite(plugin: Any, example: Example) -> float:
     """Zero rows, a single task and no task in conflict included."""
     severity = detect(plugin, example).severity
@@ -53,17 +87,17 @@ def finite(plugin: Any, example: Example) -> float:
 
 
 @law("pure", kind="detector", statement="A detector writes to nothing.", source=HOUSE, universal=True,
-     margin=VERDICT, examples=jacobians)  # fmt: skip
+     margin=VERDICT, examples=partial)  # fmt: skip
 def pure(plugin: Any, example: Example) -> float:
     """Neither to the view, nor to itself, nor to any global generator."""
     rows, before = example.jacobian.clone(), traces(plugin)
-    plugin.detect(view_of(plugin, rows, example.losses, seed=example.seed))
+    plugin.detect(asked(plugin, example, rows))
     faults = side_effects(plugin, before)
     return unless(faults if same(rows, example.jacobian) else [*faults, "it writes into view.jacobian"])
 
 
 @law("deterministic", kind="detector", statement="Asked again, a detector says the same.", source=HOUSE,
-     universal=True, margin=VERDICT, examples=jacobians)  # fmt: skip
+     universal=True, margin=VERDICT, examples=partial)  # fmt: skip
 def deterministic(plugin: Any, example: Example) -> float:
     """A new instance is asked, and then this one: after other questions, one to three of them, under other global
     seeds, and with the rows in the memory in which those of the other questions were, because a step reuses it."""
@@ -84,11 +118,12 @@ def deterministic(plugin: Any, example: Example) -> float:
     source=HOUSE,
     universal=True,
     margin=VERDICT,
-    examples=jacobians,
+    examples=partial,
+    within=anything,
 )
 def shape_dtype_device(plugin: Any, example: Example) -> float:
     """Also for one task and for float32."""
-    found, k = detect(plugin, example), example.n_tasks
+    found, k = detect(plugin, example), here(example).n_tasks
 
     faults = [
         f"{name} is a {type(value).__name__}, not a {kind.__name__}"
@@ -111,7 +146,8 @@ def shape_dtype_device(plugin: Any, example: Example) -> float:
     source="the inner product is symmetric",
     universal=True,
     margin=VERDICT,
-    examples=jacobians,
+    examples=partial,
+    within=anything,
 )
 def symmetric(plugin: Any, example: Example) -> float:
     """Exactly, not up to rounding."""
@@ -137,14 +173,15 @@ def has_definition(plugin: Any) -> str | None:
     statement="Verdict, pairs and dominated tasks are those of the definition, wherever rounding cannot decide.",
     source="mtlverify.references.conflicts",
     margin=VERDICT,
-    examples=jacobians,
+    examples=partial,
+    within=anything,
     applies=has_definition,
 )
 def matches_reference(plugin: Any, example: Example) -> float:
     """The definition looks at the gradients, not at their Gramian, with exactly rounded sums."""
     definition = conflicts.definition(definition_name(plugin), plugin)
     assert definition is not None
-    expected, found = definition(example.jacobian), detect(plugin, example)
+    expected, found = definition(here(example).jacobian), detect(plugin, example)
     asked = [("conflicting", expected.conflicting, bool(found.conflicting))]
     asked += [(f"dominated[{i}]", e, bool(found.dominated[i])) for i, e in enumerate(expected.dominated)]
     for i, row in enumerate(expected.pairs):
@@ -159,12 +196,15 @@ def matches_reference(plugin: Any, example: Example) -> float:
     statement="Multiplying all gradients by t > 0 changes neither the verdict nor the severity.",
     source="whether tasks conflict does not depend on the unit of loss",
     margin=VERDICT,
-    examples=lambda: jacobians(more=factor, scalings=("unit", "spread rows")),
+    examples=lambda: jacobians(more=factor, scalings=ORDINARY),
+    within=anything,
 )
 def scale_free(plugin: Any, example: Example) -> float:
     """From 1e-12 to 1e+12; t is a power of two, so the data are exact."""
+    t = example.extra["factor"]
+    given(bool((t * example.jacobian / t == example.jacobian).all()), "the scaled gradients exist in their dtype")
     plain = detect(plugin, example)
-    scaled = detect(plugin, example, jacobian=example.extra["factor"] * example.jacobian)
+    scaled = detect(plugin, example, jacobian=t * example.jacobian)
     return unless(_otherwise(plain, scaled))
 
 
@@ -175,6 +215,7 @@ def scale_free(plugin: Any, example: Example) -> float:
     source="no task is special by its position",
     margin=VERDICT,
     examples=lambda: jacobians((*ALL, *TIED), more=permutation),
+    within=anything,
 )
 def permutation_equivariant(plugin: Any, example: Example) -> float:
     """The sums over tasks run in another order, so a quantity that is zero up to rounding may change its sign: such
@@ -197,7 +238,8 @@ def permutation_equivariant(plugin: Any, example: Example) -> float:
     statement="Where no two gradients have a negative inner product, there is no conflict.",
     source="the definition of conflict",
     margin=VERDICT,
-    examples=lambda: jacobians(ALIGNED),
+    examples=lambda: jacobians(ALIGNED_OR_ZERO),
+    within=aligned,
 )
 def silent_on_aligned(plugin: Any, example: Example) -> float:
     """Exactly orthogonal gradients included: they do not conflict."""

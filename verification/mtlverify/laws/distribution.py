@@ -16,7 +16,7 @@ from mtlcore import Aggregator
 from mtlverify import tolerance
 from mtlverify.answer import answered, stepped, uses_randomness, view_of
 from mtlverify.example import Example
-from mtlverify.law import Margin, law
+from mtlverify.law import Margin, anything, law
 from mtlverify.laws.symmetry import permutation
 from mtlverify.strategies import jacobians
 
@@ -59,6 +59,7 @@ def excess(left: Tensor, right: Tensor, shift: float) -> float:
     "Dvoretzky-Kiefer-Wolfowitz inequality with Massart's constant",
     margin="what chance explains of the largest distance of two empirical distribution functions, minus that distance",
     examples=lambda: jacobians(more=permutation),
+    within=anything,
     applies=draws,
     effort=0.1,
 )

@@ -11,19 +11,17 @@ from torch import Tensor, nn
 from mtlcore import Aggregator, MultiTask, Needs
 from mtlverify import tolerance
 from mtlverify.example import Example
-from mtlverify.law import Margin, law, worst
+from mtlverify.law import Margin, anything, given, law, worst
 from mtlverify.laws.compare import agreement, shown
 from mtlverify.laws.runs import losses_at, step, steps
 from mtlverify.laws.universal import VERDICT, verdict
 from mtlverify.references import objectives
 from mtlverify.strategies import jacobians
 
-ONE_PASS = "one-backward-pass"
-
 
 def reads_no_gradients(plugin: Aggregator) -> str | None:
     """A method that reads task gradients pays for them, unless it promises that it does not."""
-    if plugin.needs > Needs.LOSSES and ONE_PASS not in plugin.claims:
+    if plugin.needs > Needs.LOSSES and "one-backward-pass" not in plugin.claims:
         return "reads task gradients, and these take a backward pass each"
     return None
 
@@ -57,11 +55,12 @@ class Trunk(nn.Module):
 
 
 @law(
-    ONE_PASS,
+    "one-backward-pass",
     statement="A step makes exactly one backward pass through the trunk, whatever the number of tasks.",
     source="what a loss-level method is used for: O(1) in K (specifications of BiLB4MTL and FAMO)",
     margin=VERDICT,
     examples=jacobians,
+    within=anything,
     applies=reads_no_gradients,
     effort=0.25,
 )
@@ -86,12 +85,14 @@ def one_backward_pass(plugin: Any, example: Example) -> float:
     "step of a run in which the objective's own variables are trained along.",
     source="mtlverify.references.objectives",
     examples=jacobians,
+    within=anything,
     applies=objectives.missing,
     effort=0.5,
 )
 def coefficient_identity(plugin: Any, example: Example) -> float:
     """Each weight to half of its digits, or to the last digit of K terms as large as the largest w_i L_i, which may
     cancel in it; or vanished."""
+    given(objectives.defined(plugin, example.losses), "the objective is defined: it takes logarithms of the losses")
     objective = objectives.objective_of(plugin, example.n_tasks)
     state, margins = plugin.init(example.n_tasks), []
     for number in range(steps(example)):

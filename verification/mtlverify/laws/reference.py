@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from mtlverify import references, tolerance
-from mtlverify.answer import ask
+from mtlverify.answer import Answer
 from mtlverify.example import Example
-from mtlverify.law import OutsideLaw, law
+from mtlverify.law import Margin, OutsideLaw, anything, law, worst
 from mtlverify.laws.compare import agreement, shown
-from mtlverify.strategies import jacobians
+from mtlverify.laws.runs import answers, histories, steps
 
 
 def has_reference(plugin: Any) -> str | None:
@@ -25,21 +25,33 @@ def has_reference(plugin: Any) -> str | None:
     "matches-reference",
     statement="The direction is that of the exact reference (a convex program, or a closed form, in float64).",
     source="the references' docstrings",
-    examples=jacobians,
+    examples=histories,
+    within=anything,
     applies=has_reference,
     effort=0.5,
 )
 def matches_reference(plugin: Any, example: Example) -> float:
     """Errors are relative to what the direction is made of; what the reference does not know for sure is allowed on
-    top, and where the strict tolerance fails, the conditioning of the *problem* (not of the method)."""
+    top, and where the strict tolerance fails, the conditioning of the *problem* (not of the method). Along a run, if
+    the method has a state: in the first two steps and the last."""
     reference = references.reference_for(plugin)
     assert reference is not None
-    rows, losses = example.jacobian, example.losses.numpy()
-    try:
-        exact = reference(rows.double().numpy(), plugin, losses)
-    except references.NoUniqueAnswer as none:
-        raise OutsideLaw(str(none)) from none
-    answer = ask(plugin, example)
+    last, margins, none = steps(example) - 1, [], ""
+    for number, answer in enumerate(answers(plugin, example)):
+        if number in (0, 1, last):
+            try:
+                margins.append(_as_the_reference(plugin, reference, answer))
+            except references.NoUniqueAnswer as unknown:
+                none = str(unknown)
+    if not margins:
+        raise OutsideLaw(none)
+    return worst(margins, of="step")
+
+
+def _as_the_reference(plugin: Any, reference: references.Reference, answer: Answer) -> Margin:
+    rows = answer.jacobian
+    losses = torch.ones(len(rows)).double().numpy() if answer.losses is None else answer.losses.double().numpy()
+    exact = reference(rows.double().numpy(), plugin, losses)
     error = float((answer.direction.double() - torch.from_numpy(exact.direction)).norm())
     allowed = tolerance.REFERENCE * exact.size + exact.distance + tolerance.rounding(answer)
     wrong = f"the direction is {shown(answer.direction)}, the reference's {shown(torch.from_numpy(exact.direction))}"

@@ -6,34 +6,39 @@ import functools
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from mtlverify import tolerance
 from mtlverify.answer import Answer
 from mtlverify.example import Example
-from mtlverify.law import Margin, law, worst
+from mtlverify.law import Margin, anything, given, law, worst
 from mtlverify.laws.compare import agreement, same_direction_and_length, shown
-from mtlverify.laws.runs import absences, answers, direction_in, step, steps
-from mtlverify.strategies import Draw, jacobians
-from mtlverify.strategies.scales import decade
+from mtlverify.laws.runs import answers, direction_in, histories, nth, step, steps
+from mtlverify.strategies import Draw
+from mtlverify.strategies import pick as st
+from mtlverify.strategies.scales import ORDINARY, decade
 
 
 def factor(draw: Draw, k: int, p: int) -> dict[str, Any]:
-    """One factor from 1e-12 to 1e+12."""
-    return {"factor": decade(draw(st.integers(-12, 12)))}
+    """One factor from 1e-12 to 1e+12, or one of 1e-100 and 1e+100."""
+    return {
+        "factor": decade(draw(st.integers(-12, 12)) if draw(st.integers(0, 5)) else draw(st.sampled_from([-100, 100])))
+    }
 
 
 @law(
     "positively-homogeneous",
     statement="Multiplying all gradients by t > 0 multiplies the direction by t^degree (degree 1 unless declared).",
     source="a change of the unit of loss; a method that breaks it has a length scale of its own, such as an epsilon",
-    examples=lambda: jacobians(more=factor, scalings=("unit", "spread rows")),
+    examples=lambda: histories(more=factor, scalings=ORDINARY),
+    within=anything,
 )
 def positively_homogeneous(plugin: Any, example: Example) -> float:
     """t is a power of two, so that t J is exact: a violation cannot be rounding of the data. Along a run, if the method
     has a state: what it remembers of the gradients has a unit, too."""
     t, degree = example.extra["factor"], float(getattr(plugin, "degree", 1.0))
+    exact = t * example.jacobian
+    given(bool((exact / t == example.jacobian).all()), "the scaled gradients exist in their dtype")
     both = zip(answers(plugin, example), answers(plugin, example.with_(jacobian=t * example.jacobian)), strict=True)
     margins = (
         same_direction_and_length(
@@ -55,7 +60,8 @@ def row_factors(draw: Draw, k: int, p: int) -> dict[str, Any]:
     "scale-free",
     statement="Multiplying the gradient of one task by a positive number does not turn the direction.",
     source="a change of the unit of one loss; Navon et al. 2022 (2202.01017) for Nash-MTL",
-    examples=lambda: jacobians(more=row_factors),
+    examples=lambda: histories(more=row_factors),
+    within=anything,
 )
 def scale_free(plugin: Any, example: Example) -> float:
     """Only the direction is compared: its length may follow the gradients. Along a run, if the method has a state."""
@@ -72,7 +78,7 @@ def _unturned(plugin: Any, example: Example, other: Example, number: int, plain:
         return answer.direction.double() / answer.length if answer.length > 0 else answer.direction.double()
 
     def respond(rows: torch.Tensor) -> torch.Tensor:
-        return unit(list(answers(plugin, example.with_(jacobian=rows)))[number])
+        return unit(nth(answers(plugin, example.with_(jacobian=rows)), number))
 
     if not bool(plain.direction.isfinite().all() and scaled.direction.isfinite().all()):
         return float("nan")
@@ -98,7 +104,8 @@ def two_factors(draw: Draw, k: int, p: int) -> dict[str, Any]:
     statement="As a function of positive row scales c, A(diag(c) J) is linear: A(diag(a + b) J) = A(diag(a) J) + "
     "A(diag(b) J).",
     source="Quinton & Rey 2024 (2406.16232), linearity under scaling",
-    examples=lambda: jacobians(more=two_factors),
+    examples=lambda: histories(more=two_factors),
+    within=anything,
 )
 def linear_under_scaling(plugin: Any, example: Example) -> float:
     """A task's influence is proportional to its gradient's norm. Along a run, if the method has a state."""
@@ -122,17 +129,13 @@ def linear_under_scaling(plugin: Any, example: Example) -> float:
     return worst(margins, of="step")
 
 
-def units_and_absences(draw: Draw, k: int, p: int) -> dict[str, Any]:
-    """A factor for each task, and who is away when."""
-    return {**row_factors(draw, k, p), **absences(draw, k, p)}
-
-
 @law(
     "loss-unit-invariant",
     statement="Measuring one task in another unit (loss and gradient times c_i > 0) does not turn the direction, in "
     "the first step and in those after it, whether or not a task is there from the first step on.",
     source="Lin et al. 2023 (2308.12029); Liu et al. 2023 (2306.03792): methods that work on log-losses",
-    examples=lambda: jacobians(more=units_and_absences),
+    examples=lambda: histories(more=row_factors),
+    within=anything,
 )
 def loss_unit_invariant(plugin: Any, example: Example) -> float:
     """Unlike scale-free, the losses are measured in the new unit as well, along a run: what a method remembers (a first

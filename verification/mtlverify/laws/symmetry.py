@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtlverify.answer import ask, uses_randomness
+from mtlverify.answer import Answer, uses_randomness
 from mtlverify.example import Example
-from mtlverify.law import law, worst
-from mtlverify.laws.compare import same_direction_and_length
-from mtlverify.laws.runs import absences, answers, direction_in
-from mtlverify.strategies import ALL, TIED, Draw, jacobians
+from mtlverify.law import Margin, anything, law, worst
+from mtlverify.laws.compare import agreement, same_direction_and_length, shown
+from mtlverify.laws.runs import answers, direction_in, histories
+from mtlverify.strategies import ALL, TIED, Draw
+from mtlverify.tolerance import VANISHED, half_digits
 
 
 def same_draws(plugin: Any) -> str | None:
@@ -24,21 +26,17 @@ def same_draws(plugin: Any) -> str | None:
 
 def permutation(draw: Draw, k: int, p: int) -> dict[str, Any]:
     """A reordering of the tasks."""
-    from hypothesis import strategies as st
+    from mtlverify.strategies import pick as st
 
     return {"permutation": draw(st.permutations(range(k)))}
-
-
-def permutation_and_absences(draw: Draw, k: int, p: int) -> dict[str, Any]:
-    """A reordering of the tasks, and who is away when."""
-    return {**permutation(draw, k, p), **absences(draw, k, p)}
 
 
 @law(
     "permutation-equivariant",
     statement="Reordering the tasks leaves the direction as it is and reorders the weights with them.",
     source="no task is special by its position",
-    examples=lambda: jacobians((*ALL, *TIED), more=permutation_and_absences),
+    examples=lambda: histories((*ALL, *TIED), more=permutation),
+    within=anything,
     applies=same_draws,
 )
 def permutation_equivariant(plugin: Any, example: Example) -> float:
@@ -48,21 +46,39 @@ def permutation_equivariant(plugin: Any, example: Example) -> float:
 
     Where tasks are interchangeable conditioning is no excuse: next to a tie the answer may well jump, and a method that
     then takes the first of equals looks ill-conditioned, but at the tie its answer depends on the order."""
-    tied = interchangeable(example.jacobian)
-    if tied:
+    order = example.extra["permutation"]
+    if interchangeable(example.jacobian):
         example = example.with_(losses=example.losses[0].expand(example.n_tasks))
-    both = zip(answers(plugin, example), answers(plugin, example, example.extra["permutation"]), strict=True)
+    both = zip(answers(plugin, example), answers(plugin, example, order), strict=True)
     margins = (
-        same_direction_and_length(
-            second.direction,
-            first.direction,
-            (first, second),
-            None if tied else direction_in(plugin, example, number),
-            example.jacobian,
-        )
+        worst([
+            same_direction_and_length(
+                second.direction,
+                first.direction,
+                (first, second),
+                None if interchangeable(first.jacobian) else direction_in(plugin, example, number),
+                example.jacobian,
+            ),
+            _heads_follow(first, second, order),
+        ])
         for number, (first, second) in enumerate(both)
-    )
+    )  # fmt: skip
     return worst(margins, of="step")
+
+
+def _heads_follow(first: Answer, second: Answer, order: Sequence[int]) -> Margin:
+    """Weights of task-specific parameters, which no direction shows, belong to their tasks."""
+    if first.head_weights is None or second.head_weights is None:
+        same_kind = (first.head_weights is None) == (second.head_weights is None)
+        return Margin(1.0 if same_kind else -1.0, "head_weights are there in one order and not in the other")
+    there = dict(zip((order[i] for i in second.tasks), second.head_weights.tolist(), strict=True))
+    moved = torch.tensor([there[i] for i in first.tasks], dtype=torch.float64)
+    if len(set(first.losses.tolist() if first.losses is not None else [])) < len(moved):
+        return Margin(1.0)  # equal tasks may share their weight in any way
+    error = float((moved - first.head_weights).abs().max())
+    allowed = half_digits(first) * float(first.head_weights.abs().max()) * len(moved)
+    wrong = f"head_weights {shown(first.head_weights)} become {shown(moved)}, tasks in their first order"
+    return agreement(error, allowed + VANISHED, wrong)
 
 
 def interchangeable(rows: Tensor) -> bool:
@@ -78,7 +94,7 @@ def interchangeable(rows: Tensor) -> bool:
 
 def plane(draw: Draw, k: int, p: int) -> dict[str, Any]:
     """Two coordinates to rotate in."""
-    from hypothesis import strategies as st
+    from mtlverify.strategies import pick as st
 
     return {"plane": [draw(st.integers(0, p - 1)), draw(st.integers(0, p - 1))]}
 
@@ -87,7 +103,8 @@ def plane(draw: Draw, k: int, p: int) -> dict[str, Any]:
     "parameter-rotation",
     statement="An orthogonal change of the parameters' coordinates turns the direction with them: A(J Q) = A(J) Q.",
     source="true of every method that sees gradients only through their inner products",
-    examples=lambda: jacobians(more=plane),
+    examples=lambda: histories(more=plane),
+    within=anything,
 )
 def parameter_rotation(plugin: Any, example: Example) -> float:
     """5 Q = [[3, 4], [-4, 3]] in a plane and 5 elsewhere (a sign change if the plane is one coordinate): both 5 J and
@@ -98,19 +115,27 @@ def parameter_rotation(plugin: Any, example: Example) -> float:
         turn[i, i] = -5.0
     else:
         turn[i, i], turn[i, j], turn[j, i], turn[j, j] = 3.0, 4.0, -4.0, 3.0
-    straight = ask(plugin, example, jacobian=5.0 * example.jacobian)
-    turned = ask(plugin, example, jacobian=example.jacobian @ turn)
-    return same_direction_and_length(
-        turned.direction, straight.direction.double() @ turn.double() / 5.0, (straight, turned),
-        lambda rows: ask(plugin, example, jacobian=rows).direction, 5.0 * example.jacobian,
-    )  # fmt: skip
+    plain, other = example.with_(jacobian=5.0 * example.jacobian), example.with_(jacobian=example.jacobian @ turn)
+    both = zip(answers(plugin, plain), answers(plugin, other), strict=True)
+    margins = (
+        same_direction_and_length(
+            turned.direction.roll(-number),
+            straight.direction.double().roll(-number) @ turn.double() / 5.0,
+            (straight, turned),
+            direction_in(plugin, plain, number),
+            plain.jacobian,
+        )
+        for number, (straight, turned) in enumerate(both)
+    )  # the rows of step n are turned by n coordinates
+    return worst(margins, of="step")
 
 
 @law(
     "duplicate-task",
     statement="Listing a task twice changes nothing.",
     source="a property of methods that see the set of gradients, such as the minimum-norm point of their hull",
-    examples=jacobians,
+    examples=histories,
+    within=anything,
     applies=same_draws,
 )
 def duplicate_task(plugin: Any, example: Example) -> float:

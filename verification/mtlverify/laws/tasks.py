@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from mtlverify.answer import uses_randomness
 from mtlverify.example import Example
-from mtlverify.law import law, worst
+from mtlverify.law import anything, given, law, worst
 from mtlverify.laws.compare import same_direction_and_length
-from mtlverify.laws.runs import LONG, answers, length, step
+from mtlverify.laws.runs import answers, length, step, steps
 from mtlverify.strategies import Draw, jacobians
+from mtlverify.strategies import pick as st
 
 
 def absentees(draw: Draw, k: int, p: int) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def same_draws(plugin: Any) -> str | None:
     statement="A task missing from the batch has weight 0 and no influence: the answer is that of the tasks present.",
     source="an absent task is not a zero gradient (a zero gradient would be Pareto-stationary)",
     examples=lambda: jacobians(more=absentees),
+    within=anything,
     applies=same_draws,
 )
 def absent_task(plugin: Any, example: Example) -> float:
@@ -44,6 +45,7 @@ def absent_task(plugin: Any, example: Example) -> float:
     in which the same tasks are absent all the time."""
     present = torch.tensor(example.extra["present"])
     alone = answers(plugin, example, present.nonzero().flatten().tolist())
+    given(bool(present.any()), "a task is present")
     together = _with_absent(plugin, example, present)
 
     def again(number: int, rows: Tensor) -> Tensor:
@@ -60,7 +62,9 @@ def absent_task(plugin: Any, example: Example) -> float:
 
 def _with_absent(plugin: Any, example: Example, present: Tensor) -> Iterator[Tensor]:
     """The directions of the run. (A step itself sets the weight of an absent task to 0.)"""
-    away = [[number, task] for number in range(LONG) for task, there in enumerate(present.tolist()) if not there]
+    away = [
+        [number, task] for number in range(steps(example)) for task, there in enumerate(present.tolist()) if not there
+    ]
     example = example.with_(extra={"away": away})
     state = plugin.init(example.n_tasks)
     for number in range(length(state, example)):

@@ -292,9 +292,10 @@ def zero_steps_stay(plugin: Any, example: NetworkExample) -> float:
 @law(
     "history-in-new-coordinates",
     kind="teleport",
-    statement="After an exact teleport theta' = D theta Adam's moments are those of a run in the new coordinates from "
-    "the start: m' = m / D, v' = v / D^2 (theta' = M theta: m' = M^-T m).",
-    source="the chain rule: g' = g / D in every step of that run, and both moments are averages of g' and g'^2",
+    statement="After an exact teleport theta' = D theta Adam's moments are those of the same path expressed in the new "
+    "coordinates: m' = m / D, v' = v / D^2 (theta' = M theta: m' = M^-T m).",
+    source="the chain rule: g' = g / D at every point of the path, and both moments are averages of g' and g'^2. (Not "
+    "those of a run of Adam in the new coordinates: Adam takes other steps there)",
     examples=networks,
     effort=FEW,
     decode=NetworkExample.from_json,

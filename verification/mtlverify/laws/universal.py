@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtlcore import Aggregation
+from mtlcore import Aggregation, Needs, StepView
 from mtlcore.linalg import row_dtype
 from mtlverify.answer import Answer, ask
 from mtlverify.example import Example
-from mtlverify.law import Margin, law
+from mtlverify.law import Margin, anything, law
 from mtlverify.laws.compare import same
-from mtlverify.laws.runs import answers, length, observed, step, views
-from mtlverify.strategies import jacobians
+from mtlverify.laws.runs import answers, histories, length, observed, shown_to, step, views
 
 HOUSE = "contract of mtlcore.Aggregator"
 VERDICT = "1 if obeyed, -1 if not"
@@ -38,8 +37,9 @@ def unless(faults: Sequence[str]) -> Margin:
 
 def tensors(answer: Answer) -> dict[str, Tensor]:
     """Everything that an answer consists of, by name."""
-    weights = {} if answer.weights is None else {"weights": answer.weights}
-    return {"direction": answer.direction, **weights, **{f"state[{k!r}]": v for k, v in answer.state.items()}}
+    given = {"weights": answer.weights, "head_weights": answer.head_weights}
+    found = {name: vector for name, vector in given.items() if vector is not None}
+    return {"direction": answer.direction, **found, **{f"state[{k!r}]": v for k, v in answer.state.items()}}
 
 
 @law(
@@ -48,7 +48,8 @@ def tensors(answer: Answer) -> dict[str, Tensor]:
     source=HOUSE,
     universal=True,
     margin=VERDICT,
-    examples=jacobians,
+    examples=histories,
+    within=anything,
 )
 def finite(plugin: Any, example: Example) -> float:
     """Zero rows, equal rows and rows of very different size included. Along a run, if the method has a state: what it
@@ -73,7 +74,8 @@ def _when(number: int) -> str:
     source=HOUSE,
     universal=True,
     margin=VERDICT,
-    examples=jacobians,
+    examples=histories,
+    within=anything,
 )
 def pure(plugin: Any, example: Example) -> float:
     """Everything within reach is compared with a copy taken before. Along a run, if the method has a state."""
@@ -82,12 +84,12 @@ def pure(plugin: Any, example: Example) -> float:
         rows, view, seen = views(plugin, example, number)
         untouched, before = rows.clone(), traces(plugin)
         kept = {k: v.clone() for k, v in state.items()}
-        returned = plugin.aggregate(view, state)
+        asked = shown_to(plugin, view)
+        returned = plugin.aggregate(asked, state)
         faults = [] if same(state, kept) else ["it writes into the state it is given"]
-        if any(t is rows for t in (returned.direction, returned.weights)):
-            faults.append("it returns view.jacobian itself, which is used again")
+        faults += _borrowed(plugin, asked, returned)
         kept = {k: v.clone() for k, v in returned.state.items()}
-        state = plugin.observe(seen, returned.state)
+        state = plugin.observe(shown_to(plugin, seen), returned.state)
         if not same(returned.state, kept):
             faults.append("observe writes into the state it is given")
         if not same(rows, untouched):
@@ -96,6 +98,21 @@ def pure(plugin: Any, example: Example) -> float:
         if faults:
             return unless([fault + _when(number) for fault in faults])
     return unless([])
+
+
+def _borrowed(plugin: Any, view: StepView, returned: Aggregation) -> list[str]:
+    """What of the answer is the memory of view.jacobian, in words: a step uses that memory again."""
+    if plugin.needs < Needs.JACOBIAN:
+        return []
+    memory = view.jacobian.untyped_storage().data_ptr()
+    given = {"direction": returned.direction, "weights": returned.weights}
+    given |= {f"state[{name!r}]": value for name, value in returned.state.items()}
+    held = [n for n, t in given.items() if isinstance(t, Tensor) and t.numel() and _memory(t) == memory]
+    return [f"{name} is a part of view.jacobian, whose memory is used again" for name in held]
+
+
+def _memory(tensor: Tensor) -> int:
+    return 0 if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr()
 
 
 def traces(plugin: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -117,7 +134,8 @@ def side_effects(plugin: Any, before: tuple[dict[str, Any], dict[str, Any]]) -> 
     source=HOUSE,
     universal=True,
     margin=VERDICT,
-    examples=jacobians,
+    examples=histories,
+    within=anything,
 )
 def deterministic(plugin: Any, example: Example) -> float:
     """A new instance is asked, and then this one: after other questions, one to three of them, lest a hidden count come
@@ -150,7 +168,8 @@ def differences(first: dict[str, Any], again: dict[str, Any]) -> list[str]:
     source=HOUSE,
     universal=True,
     margin=VERDICT,
-    examples=jacobians,
+    examples=histories,
+    within=anything,
 )
 def shape_dtype_device(plugin: Any, example: Example) -> float:
     """Also for one task, more tasks than parameters, and float32. Along a run, if the method has a state."""
@@ -158,13 +177,14 @@ def shape_dtype_device(plugin: Any, example: Example) -> float:
     fault = _no_state("init", state)
     for number in range(0 if fault else length(state, example)):
         rows, view, seen = views(plugin, example, number)
-        returned = plugin.aggregate(view, state)
+        asked = shown_to(plugin, view)
+        returned = plugin.aggregate(asked, state)
         if not isinstance(returned, Aggregation):
             return verdict(False, f"aggregate returns {type(returned).__name__}, not an mtlcore.Aggregation")
         fault = _no_state("aggregate", returned.state)
         if fault:
             break
-        faults = _state_faults(state, returned.state, "aggregate") + _answer_faults(returned, rows)
+        faults = _state_faults(state, returned.state, "aggregate") + _answer_faults(returned, rows[: asked.n_tasks])
         later = observed(plugin, seen, returned.state)
         fault = _no_state("observe", later)
         if fault:

@@ -7,10 +7,9 @@ from typing import Any
 from mtlverify import tolerance
 from mtlverify.answer import Answer, ask
 from mtlverify.example import Example
-from mtlverify.law import Margin, law, worst
+from mtlverify.law import Margin, anything, law
 from mtlverify.laws.compare import agreement, shown
-from mtlverify.laws.runs import answers
-from mtlverify.strategies import jacobians
+from mtlverify.laws.runs import along, histories
 
 
 def returns_weights(plugin: Any) -> str | None:
@@ -28,13 +27,14 @@ def returns_weights(plugin: Any) -> str | None:
     statement="The direction is a combination of the gradients with weights >= 0.",
     source="a direction outside the cone of the gradients spends length on what no task asked for",
     margin="smallest w_i |g_i| / sum_j |w_j| |g_j|, else minus the distance of d / |d| to the cone; plus noise",
-    examples=jacobians,
+    examples=histories,
+    within=anything,
 )
 def conic_combination(plugin: Any, example: Example) -> float:
     """Negative weights may still describe a direction inside the cone, if the gradients are dependent; and a method may
     return no weights at all. Then the distance to the cone is found by non-negative least squares. Along a run, if the
     method has a state: what turns a weight negative may be tied in the first step."""
-    return worst(map(_in_cone, answers(plugin, example)), of="step")
+    return along(plugin, example, _in_cone)
 
 
 def _in_cone(answer: Answer) -> float:
@@ -64,12 +64,13 @@ def _in_cone(answer: Answer) -> float:
     "simplex-weights",
     statement="The weights are >= 0 and sum to 1.",
     source="the direction is in the convex hull of the gradients",
-    examples=jacobians,
+    examples=histories,
+    within=anything,
     applies=returns_weights,
 )
 def simplex_weights(plugin: Any, example: Example) -> float:
     """Judged on the weights themselves, which have no unit. Along a run, if the method has a state."""
-    return worst(map(_on_simplex, answers(plugin, example)), of="step")
+    return along(plugin, example, _on_simplex)
 
 
 def _on_simplex(answer: Answer) -> float:

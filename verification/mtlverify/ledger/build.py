@@ -15,8 +15,8 @@ from mtlverify.law import Law
 from mtlverify.ledger import planar, store
 from mtlverify.ledger.negatives import harms_everybody, negative_about
 from mtlverify.ledger.proofs import proof_of
-from mtlverify.ledger.smaller import decidable, smaller
 from mtlverify.ledger.subjects import Subject
+from mtlverify.minimise import decidable, smaller
 from mtlverify.runner import Result, examine, laws
 
 

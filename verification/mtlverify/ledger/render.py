@@ -38,12 +38,12 @@ def page(
 
 
 def convergence(verdicts: Sequence[dict[str, Any]]) -> str:
-    """Where runs end, from the rows of ``python -m mtlverify.convergence --json``."""
+    """Where runs end, from the rows of ``mtl converge --json``."""
     signs = {"converged": "✓ converged", "approaching": "↘ approaching", "stalled": "✗ stalled", "error": "! error"}
     problems = list(dict.fromkeys(v["problem"] for v in verdicts))
     lines = [
         "## Where the methods go\n",
-        "Runs on problems whose Pareto set is known, with exact gradients (`python -m mtlverify.convergence`). The",
+        "Runs on problems whose Pareto set is known, with exact gradients (`mtl converge`). The",
         "number is what is left of the first min-norm, by the independent reference. Noisy gradients and all numbers:",
         "[convergence.json](convergence.json).\n",
         "| method | " + " | ".join(problems) + " |",

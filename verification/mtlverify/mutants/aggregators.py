@@ -27,6 +27,7 @@ from mtlverify.mutants.twins import (
     Twin,
     UnitSum,
     per_norm,
+    positive,
     unit_rows,
 )
 
@@ -42,7 +43,8 @@ class AbsoluteEpsilon(ConeMean):
         gram = rows @ rows.T
         if float(gram.trace()) < 1e-4:
             return torch.full((view.n_tasks,), 1.0 / view.n_tasks, dtype=torch.float64)
-        root = torch.linalg.cholesky(gram + 1e-4 * torch.eye(len(gram), dtype=torch.float64)).T.numpy()
+        values, vectors = torch.linalg.eigh(gram + 1e-4 * torch.eye(len(gram), dtype=torch.float64))
+        root = (vectors * values.clamp_min(0.0).sqrt()).T.numpy()
         y = [nnls(root, -root[:, i], maxiter=1000)[0] for i in range(len(gram))]
         return (torch.from_numpy(np.array(y)).sum(0) + 1.0) / len(gram)
 
@@ -173,7 +175,7 @@ class WritesIntoState(Remembering):
     """Updates the state in place."""
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        state["total"].add_(view.losses.log())
+        state["total"].add_(positive(view).log())
         state["count"].add_(1)
         return Aggregation(weights=torch.softmax(-state["total"] / state["count"], 0), state=dict(state))
 
@@ -421,7 +423,7 @@ class AbsentAnyway(Mean):
     handles_absent = True
 
     def weigh(self, view: StepView) -> Tensor:
-        return torch.softmax(-view.losses.log().nan_to_num(), 0)
+        return torch.softmax(-view.losses.abs().log().nan_to_num(), 0)
 
 
 @frozen
@@ -491,7 +493,7 @@ class EpsilonInLoss(InverseLoss):
     """1 / (L_i + 0.01)."""
 
     def weigh(self, view: StepView) -> Tensor:
-        return 1.0 / (view.losses + 0.01)
+        return 1.0 / (positive(view) + 0.01)
 
 
 @frozen
@@ -546,7 +548,7 @@ class PositionAmongThePresent(Remembering):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         total, count = state["total"].clone(), state["count"] + 1
-        total[: view.n_tasks] += view.losses.log()
+        total[: view.n_tasks] += positive(view).log()
         weights = torch.softmax(-total[: view.n_tasks] / count, 0)
         return Aggregation(weights=weights, state={"total": total, "count": count})
 

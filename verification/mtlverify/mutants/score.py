@@ -6,12 +6,17 @@ import dataclasses
 from collections.abc import Iterator
 
 from mtlcore.registry import registry
-from mtlverify.mutants import aggregators, detectors, teleports
+from mtlverify.mutants import aggregators, detectors, subtle, teleports
 from mtlverify.mutants.twins import instances
 from mtlverify.processes import workers
 from mtlverify.runner import Result, check, chosen, examine, kind_of
 
-CATALOGUE: dict[type, tuple[str, ...]] = {**aggregators.KILLED_BY, **detectors.KILLED_BY, **teleports.KILLED_BY}
+CATALOGUE: dict[type, tuple[str, ...]] = {
+    **aggregators.KILLED_BY,
+    **subtle.KILLED_BY,
+    **detectors.KILLED_BY,
+    **teleports.KILLED_BY,
+}
 """Every mutant, with the ids of the laws that must refute it."""
 
 

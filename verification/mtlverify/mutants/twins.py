@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from mtlcore import Aggregation, Aggregator, Conflict, ConflictDetector, Needs, StepView
+from mtlcore.errors import LossError
 from mtlverify.mutants.teleports import LAWS as RESCALING_LAWS
 from mtlverify.mutants.teleports import Chosen, Rescaling
 
@@ -24,6 +25,17 @@ def unit_rows(view: StepView) -> tuple[Tensor, Tensor]:
     rows = view.jacobian.double()
     norms = rows.norm(dim=1)
     return rows / torch.where(norms > 0, norms, 1.0)[:, None], norms
+
+
+def positive(view: StepView) -> Tensor:
+    """(K,) losses, all > 0.
+
+    Raises:
+        LossError: some are not.
+    """
+    if bool((view.losses <= 0).any()):
+        raise LossError("this method takes logarithms or quotients of losses: all must be positive.")
+    return view.losses
 
 
 def per_norm(weights: Tensor, norms: Tensor) -> Tensor:
@@ -123,7 +135,11 @@ class InverseLoss(Twin):
     reference: ClassVar[str] = "si"
 
     def weigh(self, view: StepView) -> Tensor:
-        return 1.0 / view.losses
+        return 1.0 / self.checked(view)
+
+    def checked(self, view: StepView) -> Tensor:
+        """(K,) losses, none of which is zero or negative."""
+        return positive(view)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +153,7 @@ class Remembering(Twin):
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         here = list(view.task_index)
         total, count = state["total"].clone(), state["count"] + 1
-        total[here] += view.losses.log()
+        total[here] += positive(view).log()
         return Aggregation(weights=torch.softmax(-total[here] / count, 0), state={"total": total, "count": count})
 
 
@@ -153,7 +169,7 @@ class Progress(Twin):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         here = list(view.task_index)
-        before, losses = state["before"].clone(), view.losses
+        before, losses = state["before"].clone(), positive(view)
         known = torch.where(before[here] > 0, before[here], losses)
         before[here] = losses
         return Aggregation(weights=self.progress(known, losses) / losses, state={"before": before})

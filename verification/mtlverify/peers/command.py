@@ -1,4 +1,4 @@
-"""``python -m mtlverify.peers [NAME ...]``: TorchJD's aggregators against the laws."""
+"""``mtl peers``: check the methods of TorchJD, another library, against the laws."""
 
 from __future__ import annotations
 
@@ -63,6 +63,6 @@ def main(
         json_file.write_text(json.dumps([dataclasses.asdict(r) for r in everything], indent=1) + "\n", encoding="utf-8")
     if markdown is not None:
         preface = (
-            f"TorchJD {version}, examined by `python -m mtlverify.peers`. **Bold**: stated by its documentation.\n"
+            f"TorchJD {version}, examined by `mtl peers`. **Bold**: stated by its documentation.\n"
         )
         markdown.write_text(page(everything, "TorchJD's aggregators", preface), encoding="utf-8")

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from mtlverify.law import Law
 from mtlverify.ledger import store
 from mtlverify.ledger.build import Row
-from mtlverify.ledger.smaller import Precondition, escapable, smaller
+from mtlverify.minimise import smaller
 from mtlverify.peers.torchjd import Peer
+from mtlverify.predicates import Precondition, escapable
 from mtlverify.runner import Result, examine, laws
 from mtlverify.strategies import NEARLY_STATIONARY, NOT_STATIONARY, jacobians
 

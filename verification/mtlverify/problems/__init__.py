@@ -1,7 +1,6 @@
 """Synthetic problems that declare their Pareto set and their constants, and a check of every declaration.
 
-One problem per file, registered by name through the hook ``mtlcore_register_problems``; a problem of one's own is a
-subclass of :class:`Problem`::
+One problem per file, under the name in its ``@problem``; a problem of one's own is a subclass of :class:`Problem`::
 
     from mtlverify.problems import check_declarations
 
@@ -10,6 +9,6 @@ subclass of :class:`Problem`::
 """
 
 from mtlverify.problems.declarations import Declaration, check_declarations
-from mtlverify.problems.problem import Problem
+from mtlverify.problems.problem import Problem, problem
 
-__all__ = ["Declaration", "Problem", "check_declarations"]
+__all__ = ["Declaration", "Problem", "check_declarations", "problem"]

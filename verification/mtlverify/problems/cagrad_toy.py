@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtlcore import integer
 from mtlverify.problems.curve import CurveProblem
+from mtlverify.problems.problem import problem
 
 FLOOR = 5e-6
 """Inside the logarithm [official code]."""
@@ -18,6 +19,7 @@ STARTS = ((-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0))
 """The five initial points of the papers' experiment [memory]."""
 
 
+@problem("cagrad-toy")
 @dataclass(frozen=True)
 class CAGradToy(CurveProblem):
     """L_i = f_i c_1 + q_i c_2 [official code of FAMO]: logarithmic ravines f above, quadratics q below.

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mtlcore import number
 from mtlverify.problems.curve import CurveProblem
-from mtlverify.problems.problem import Constants
+from mtlverify.problems.problem import Constants, problem
 
 
+@problem("curved-quadratics")
 @dataclass(frozen=True)
 class CurvedQuadratics(CurveProblem):
     """L_i(x) = (x - c_i)^T H_i (x - c_i) / 2 in two parameters, c = (-1, 0), (1, 0).

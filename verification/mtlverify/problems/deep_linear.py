@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mtlcore import integer
 from mtlverify.problems.hull import HullProblem
-from mtlverify.problems.problem import Constants
+from mtlverify.problems.problem import Constants, problem
 
 
+@problem("deep-linear")
 @dataclass(frozen=True)
 class DeepLinear(HullProblem):
     """L_i(W) = |W_3 W_2 W_1 - M_i|^2 / 2 with square layers: a hull problem, because the product is onto.

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mtlcore import integer
 from mtlverify.problems.hull import HullProblem
-from mtlverify.problems.problem import Constants
+from mtlverify.problems.problem import Constants, problem
 
 
+@problem("matrix-factorisation")
 @dataclass(frozen=True)
 class MatrixFactorisation(HullProblem):
     """L_i(U, V) = |U V - M_i|^2 / 2 with square U, V: a hull problem with phi(U, V) = U V, which is onto.

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from mtlcore import integer
 from mtlverify.problems.hull import HullProblem
-from mtlverify.problems.problem import Constants
+from mtlverify.problems.problem import Constants, problem
 
 
+@problem("pareto-mtl-toy")
 @dataclass(frozen=True)
 class ParetoMTLToy(HullProblem):
     """L_1 = 1 - exp(-|x - a|^2), L_2 = 1 - exp(-|x + a|^2), a = (1, ..., 1) / sqrt(P)  [official code of Pareto MTL].

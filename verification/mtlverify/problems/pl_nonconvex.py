@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mtlcore import integer, number
 from mtlverify.problems.hull import HullProblem
-from mtlverify.problems.problem import Constants
+from mtlverify.problems.problem import Constants, problem
 
 
+@problem("pl-nonconvex")
 @dataclass(frozen=True)
 class PLNonconvex(HullProblem):
     """L_i(x) = |phi(x) - a_i|^2 / 2 with phi(x) = x + b sin(x) in each coordinate, 0 <= b < 1.

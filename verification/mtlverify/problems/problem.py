@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,18 @@ from torch import Tensor
 from mtlcore.hyperparameters import Validated
 
 Constants = tuple[float, ...]
+P = TypeVar("P", bound=type)
+
+
+def problem(name: str) -> Callable[[P], P]:
+    """The name under which a class is registered: ``@problem("quadratics")``, read from the source
+    (:mod:`mtlverify.declared`)."""
+
+    def declare(cls: P) -> P:
+        cls.registered_name = name  # type: ignore[attr-defined]
+        return cls
+
+    return declare
 
 
 class Problem(Validated, abc.ABC):

@@ -13,9 +13,10 @@ from torch import Tensor
 from mtlcore import integer, number
 from mtlcore.errors import ConfigurationError
 from mtlverify.problems.hull import HullProblem
-from mtlverify.problems.problem import Constants
+from mtlverify.problems.problem import Constants, problem
 
 
+@problem("quadratics")
 @dataclass(frozen=True)
 class Quadratics(HullProblem):
     """L_i(x) = s_i / 2 (x - c_i)^T H (x - c_i) with one Hessian shape H: the Pareto set is the hull of the c_i.

@@ -9,9 +9,12 @@ reference says so (:class:`NoUniqueAnswer`) and the example shows nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import pkgutil
+import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -60,23 +63,37 @@ class Solution:
 Reference = Callable[[Array, Any, Array], Solution]
 """``reference(rows, plugin, losses)``: rows (K, P), losses (K,), float64; hyper-parameters are read from the plugin."""
 
-TABLE: dict[str, str] = {
-    "ls": "linear:mean",
-    "sum": "linear:total",
-    "mgda": "min_norm:mgda",
-    "upgrad": "dual_cone:upgrad",
-    "dualproj": "dual_cone:dualproj",
-    "cagrad": "cagrad:dual",
-    "fairgrad": "barrier:fairgrad",
-    "nash-mtl": "barrier:nash_mtl",
-    "gradops": "gradops:gradops",
-    "imtl-g": "equal_angles:imtl_g",
-    "config": "equal_angles:config",
-    "aligned-mtl": "aligned:aligned_mtl",
-    "sdmgrad": "sdmgrad:sdmgrad",
-    "pareto-mtl": "pareto_mtl:pareto_mtl",
-}
-"""Registered name of a method -> module:function in this package. A name need not be that of a built-in method."""
+F = TypeVar("F", bound=Callable[..., Solution])
+
+_KNOWN: dict[str, Callable[..., Solution]] = {}
+
+
+def reference(*names: str) -> Callable[[F], F]:
+    """``@reference("mgda")``: the function is the exact reference of the method registered under that name.
+
+    The name need not be that of a built-in method. The function takes ``(rows, plugin)``, or ``(rows, plugin, losses)``
+    if its module says ``uses_losses = True``; a function ``covers(plugin)`` in its module says for which
+    hyper-parameters it is meant. A package of one's own imports the module where it registers its laws or its method.
+    """
+
+    def declare(function: F) -> F:
+        _KNOWN.update(dict.fromkeys(names, function))
+        return function
+
+    return declare
+
+
+@functools.cache
+def _load_own() -> None:
+    """Import every module of this package once; each reference registers itself."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+def known() -> dict[str, Callable[..., Solution]]:
+    """Registered name of a method -> its reference."""
+    _load_own()
+    return dict(_KNOWN)
 
 
 def reference_for(plugin: Any) -> Reference | None:
@@ -84,18 +101,17 @@ def reference_for(plugin: Any) -> Reference | None:
 
     An unregistered class may name the method it implements in an attribute ``reference``.
     """
-    target = TABLE.get(getattr(plugin, "reference", None) or registry().name_of(plugin))
-    if target is None:
+    _load_own()
+    found = _KNOWN.get(getattr(plugin, "reference", None) or registry().name_of(plugin))
+    if found is None:
         return None
-    module, _, function = target.partition(":")
-    loaded = importlib.import_module(f"{__name__}.{module}")
-    covers = getattr(loaded, "covers", None)
+    home = sys.modules[found.__module__]
+    covers = getattr(home, "covers", None)
     if covers is not None and not covers(plugin):
         return None
-    found = getattr(loaded, function)
-    if getattr(loaded, "uses_losses", False):
+    if getattr(home, "uses_losses", False):
         return cast(Reference, found)
-    return lambda rows, plugin, losses: cast(Solution, found(rows, plugin))
+    return lambda rows, plugin, losses: found(rows, plugin)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlverify.references import Array, NoUniqueAnswer, Solution
+from mtlverify.references import Array, NoUniqueAnswer, Solution, reference
 
 GAP = 1e-6
 """Singular values between the rank cut-off and GAP (relative to the largest) are not told from zero by a method that
@@ -18,6 +18,7 @@ def covers(plugin: Any) -> bool:
     return getattr(plugin, "weights", None) is None
 
 
+@reference("aligned-mtl")
 def aligned_mtl(rows: Array, plugin: Any) -> Solution:
     """J = V S W': d = s (V W')' w over the singular values that count, with w = 1 / K (or 1) and s the smallest of them
     (or the median, or the root mean square)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlverify.references import Array, NoUniqueAnswer, ReferenceFailed, Solution, damped_newton, programs
+from mtlverify.references import Array, NoUniqueAnswer, ReferenceFailed, Solution, damped_newton, programs, reference
 from mtlverify.references.min_norm import min_norm
 from mtlverify.references.rows import UnitRows, unit_rows
 
@@ -17,11 +17,13 @@ STATIONARY = 1e-4
 agree upon to six digits."""
 
 
+@reference("nash-mtl")
 def nash_mtl(rows: Array, plugin: Any) -> Solution:
     """alpha = 1: G w = 1 / w."""
     return barrier(rows, 1.0)
 
 
+@reference("fairgrad")
 def fairgrad(rows: Array, plugin: Any) -> Solution:
     """alpha-fair utilities of the tasks' gains."""
     return barrier(rows, float(plugin.alpha))

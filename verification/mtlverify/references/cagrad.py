@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlverify.references import ACCEPTED, Array, NoUniqueAnswer, ReferenceFailed, Solution, programs
+from mtlverify.references import ACCEPTED, Array, NoUniqueAnswer, ReferenceFailed, Solution, programs, reference
 from mtlverify.references.min_norm import min_norm
 from mtlverify.references.rows import UnitRows, unit_rows
 
@@ -18,6 +18,7 @@ def covers(plugin: Any) -> bool:
     return getattr(plugin, "rescale", None) in ("none", "1+c^2", "1+c")
 
 
+@reference("cagrad")
 def dual(rows: Array, plugin: Any) -> Solution:
     """d = g_0 + c |g_0| g_w / |g_w| with w = argmin <g_w, g_0> + c |g_0| |g_w| over the simplex."""
     mean = rows.mean(axis=0)

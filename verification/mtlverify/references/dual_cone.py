@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from mtlverify.references import Array, ReferenceFailed, Solution, programs
+from mtlverify.references import Array, ReferenceFailed, Solution, programs, reference
 from mtlverify.references.rows import UnitRows, unit_rows
 
 
+@reference("upgrad")
 def upgrad(rows: Array, plugin: Any) -> Solution:
     """The mean of the K projected gradients; projections commute with positive scaling, so unit rows are used."""
     if not rows.any():
@@ -27,6 +28,7 @@ def upgrad(rows: Array, plugin: Any) -> Solution:
     ).accepted()
 
 
+@reference("dualproj")
 def dualproj(rows: Array, plugin: Any) -> Solution:
     """The projection of the mean gradient."""
     if not rows.any():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlverify.references import Array, NoUniqueAnswer, Solution
+from mtlverify.references import Array, NoUniqueAnswer, Solution, reference
 from mtlverify.references.rows import UnitRows, unit_rows
 
 DEPENDENT = 1e-6
@@ -15,6 +15,7 @@ DEPENDENT = 1e-6
 eigenvalues are the squares; for those, "equal angles" has no unique direction."""
 
 
+@reference("config")
 def config(rows: Array, plugin: Any) -> Solution:
     """d = (sum_i <g_i, x>) x, x the unit vector along the least-squares solution of <u_i, x> = 1 for all i."""
     given = _independent(rows)
@@ -23,6 +24,7 @@ def config(rows: Array, plugin: Any) -> Solution:
     return Solution(float(given.norms @ (given.units @ unit)) * unit, float(given.norms.sum()))
 
 
+@reference("imtl-g")
 def imtl_g(rows: Array, plugin: Any) -> Solution:
     """The combination of the gradients with weights summing to 1 whose projections on all u_i are equal.
 

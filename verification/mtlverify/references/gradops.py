@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlverify.references import Array, Solution
+from mtlverify.references import Array, Solution, reference
 from mtlverify.references.dual_cone import project
 from mtlverify.references.rows import unit_rows
 
@@ -19,6 +19,7 @@ def covers(plugin: Any) -> bool:
     return plugin.alpha == 0.0 and plugin.weights is None and not plugin.rescale
 
 
+@reference("gradops")
 def gradops(rows: Array, plugin: Any) -> Solution:
     """d = sum_i g_i'. If all that is left of the projected gradients is negligible (the stall), each gradient is
     projected onto the dual cone instead [choice of the method's author here, see its docstring]."""

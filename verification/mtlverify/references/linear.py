@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from mtlverify.references import Array, Solution
+from mtlverify.references import Array, Solution, reference
 
 
+@reference("sum")
 def total(rows: Array, plugin: Any) -> Solution:
     """sum_i g_i."""
     direction = np.array([math.fsum(column) for column in rows.T])
     return Solution(direction, float(np.linalg.norm(rows, axis=1).sum()))
 
 
+@reference("ls")
 def mean(rows: Array, plugin: Any) -> Solution:
     """(1/K) sum_i g_i."""
     found = total(rows, plugin)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from mtlverify.references import Array, ReferenceFailed, Solution, programs
+from mtlverify.references import Array, ReferenceFailed, Solution, programs, reference
 from mtlverify.references.rows import unit_rows
 
 
@@ -17,6 +17,7 @@ def covers(plugin: Any) -> bool:
     return getattr(plugin, "normalize", "none") in ("none", "l2")
 
 
+@reference("mgda")
 def mgda(rows: Array, plugin: Any) -> Solution:
     """argmin |d|^2 over d in conv{g_1..g_K}; with normalize="l2" over the unit gradients that are not zero."""
     if getattr(plugin, "normalize", "none") == "l2":

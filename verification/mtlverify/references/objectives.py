@@ -10,12 +10,25 @@ weight: only objectives, as the papers write them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mtlcore.registry import registry
+
+_KNOWN: dict[str, type[Objective]] = {}
+ObjectiveClass = TypeVar("ObjectiveClass", bound="type[Objective]")
+
+
+def objective(*names: str) -> Callable[[ObjectiveClass], ObjectiveClass]:
+    """``@objective("uw")``: the class is the scalar objective of the method registered under that name."""
+
+    def declare(cls: ObjectiveClass) -> ObjectiveClass:
+        _KNOWN.update(dict.fromkeys(names, cls))
+        return cls
+
+    return declare
 
 
 class Objective:
@@ -55,6 +68,7 @@ class Objective:
         optimizer.step()
 
 
+@objective("sum", "ls")
 class Linear(Objective):
     """sum_i u_i L_i: u = 1 (``sum``), 1/K or given weights on the simplex (``ls``). [textbook]"""
 
@@ -66,6 +80,7 @@ class Linear(Objective):
         return (u / u.sum()) @ losses
 
 
+@objective("si")
 class LogSum(Objective):
     """sum_i log L_i (``si``). [paper*: the scale-invariant baseline of Nash-MTL and FAMO]"""
 
@@ -73,6 +88,7 @@ class LogSum(Objective):
         return losses.log().sum()
 
 
+@objective("gls")
 class GeometricMean(Objective):
     """(prod_i L_i)^(1/K) (``gls``), through logarithms. [Chennupati et al. 2019]"""
 
@@ -86,6 +102,7 @@ def _logsumexp(x: Tensor) -> Tensor:
     return top + torch.logsumexp(x - top, 0)
 
 
+@objective("stch")
 class SmoothMaximum(Objective):
     """mu log sum_i exp(x_i / mu) (``stch``). [Lin et al. 2024; the two forms and the nadir as in the method's docs]"""
 
@@ -107,6 +124,7 @@ class SmoothMaximum(Objective):
             self.nadir += losses / self.plugin.nadir_steps
 
 
+@objective("uw")
 class Uncertainty(Objective):
     """sum_i (exp(-s_i) L_i + s_i) / 2 with s trained by Adam (``uw``). [Kendall et al. 2018; code for Adam]"""
 
@@ -121,6 +139,7 @@ class Uncertainty(Objective):
         self.descend(self.adam, self.s, self.value(losses, number))
 
 
+@objective("imtl-l")
 class Impartial(Objective):
     """sum_i (exp(s_i) L_i - s_i) with s trained by Adam (``imtl-l``). [Liu et al. 2021; Adam is a choice]"""
 
@@ -135,6 +154,7 @@ class Impartial(Objective):
         self.descend(self.adam, self.s, self.value(losses, number))
 
 
+@objective("famo")
 class EqualRates(Objective):
     """c sum_i z_i log L_i with z = softmax(u) and c (a constant) such that the weights sum to one (``famo``).
 
@@ -153,9 +173,11 @@ class EqualRates(Objective):
         self.descend(self.adam, self.u, self.u.softmax(0) @ (losses.log() - later.log()))
 
 
+@objective("bilb4mtl", "bilb4mtl-double-loop")
 class Total(Objective):
-    """TOTAL = sum_i sigma_i l~_i / S + lambda * discrepancy(tau_i l~_i), with the router trained on the same scalar
-    (``bilb4mtl``). [code: OptMN-Lab/LDC-MTL, one backward on g + lamb f; paper: arXiv 2502.08585 for f and g]
+    """TOTAL = sum_i sigma_i l~_i / S + lambda * discrepancy(tau_i l~_i), with the router trained on the same
+    scalar (``bilb4mtl``; its double loop without an inner loop is the same). [code: OptMN-Lab/LDC-MTL, one backward on
+    g + lamb f; paper: arXiv 2502.08585 for f and g]
 
     The router is a free vector with a fixed start. Adam's eps is relative to the terms of dTOTAL/dsigma [choice].
     """
@@ -232,24 +254,9 @@ class Total(Objective):
         self.descend(self.optimizer, self.w, self.value(losses, number))
 
 
-TABLE: dict[str, type[Objective]] = {
-    "sum": Linear,
-    "ls": Linear,
-    "si": LogSum,
-    "gls": GeometricMean,
-    "stch": SmoothMaximum,
-    "uw": Uncertainty,
-    "imtl-l": Impartial,
-    "famo": EqualRates,
-    "bilb4mtl": Total,
-    "bilb4mtl-double-loop": Total,
-}
-"""Registered name of a method -> its objective. (The double loop without an inner loop at hand is the single loop.)"""
-
-
 def missing(plugin: Any) -> str | None:
     """None if the objective of this method is known for its hyper-parameters, else why not."""
-    kind = TABLE.get(_name(plugin))
+    kind = _KNOWN.get(_name(plugin))
     if kind is None:
         return "no scalar objective of this method is known to the harness"
     if kind is Total and (plugin.router != "free" or plugin.init_low != plugin.init_high):
@@ -257,9 +264,14 @@ def missing(plugin: Any) -> str | None:
     return None
 
 
+def defined(plugin: Any, losses: Tensor) -> bool:
+    """Whether the objective exists at these losses: all but weighted sums take logarithms or quotients of them."""
+    return _KNOWN[_name(plugin)] is Linear or bool((losses > 0).all())
+
+
 def objective_of(plugin: Any, n_tasks: int) -> Objective:
     """A fresh objective of a method for which :func:`missing` returned None."""
-    return TABLE[_name(plugin)](plugin, n_tasks)
+    return _KNOWN[_name(plugin)](plugin, n_tasks)
 
 
 def _name(plugin: Any) -> str:

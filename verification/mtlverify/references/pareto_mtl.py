@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlverify.references import Array, NoUniqueAnswer, Solution
+from mtlverify.references import Array, NoUniqueAnswer, Solution, reference
 from mtlverify.references.min_norm import min_norm
 
 uses_losses = True
@@ -23,6 +23,7 @@ def covers(plugin: Any) -> bool:
     return all(hasattr(plugin, name) for name in ("preferences", "index")) and not getattr(plugin, "rescale", False)
 
 
+@reference("pareto-mtl")
 def pareto_mtl(rows: Array, plugin: Any, losses: Array) -> Solution:
     """argmin |d| over conv{g_1 .. g_K, h_j (j active)}, h_j = J'(u_j - u_k); j is active when (u_j - u_k)'L > 0, that
     is, when the losses have left the sector of ray k on the side of ray j. None active: MGDA."""

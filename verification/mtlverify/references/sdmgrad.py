@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlverify.references import Array, Solution
+from mtlverify.references import Array, Solution, reference
 from mtlverify.references.min_norm import min_norm
 
 
@@ -19,6 +19,7 @@ def covers(plugin: Any) -> bool:
     return float(getattr(plugin, "lambda_", -1.0)) >= 0.0 and getattr(plugin, "batches", 1) == 1
 
 
+@reference("sdmgrad")
 def sdmgrad(rows: Array, plugin: Any) -> Solution:
     """d = (J'w + lambda g_0) / (1 + lambda), w = argmin over the simplex of |J'w + lambda g_0|, g_0 the mean.
 

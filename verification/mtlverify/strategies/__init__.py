@@ -1,35 +1,39 @@
-"""Inputs on which laws are tried: Hypothesis strategies that shrink to small integers, with a proof of what they are.
+"""Inputs on which laws are tried: strategies of small integers, with a proof of what they are.
 
-A Jacobian is an integer matrix from a *family* (generic.py, stationary.py, degenerate.py), times a positive scale for
-each row (scales.py). Families are constructions with a proof in the docstring; scales are powers of two, so every
-entry is exact in float32 and float64 and the proofs survive to the last bit.
+A Jacobian is an integer matrix from a *family* (generic.py, stationary.py, degenerate.py, edge.py), times a positive
+scale for each row (scales.py). Families are constructions with a proof in the docstring; scales are powers of two, so
+every entry is exact in float32 and float64 and the proofs survive to the last bit.
 
-`jacobians()` draws from all families; `jacobians(STATIONARY)` from some. A law adds its own draws with ``more``.
+`jacobians()` draws from all families; `jacobians(STATIONARY)` from some. A law adds its own draws with ``more``. What
+is drawn is made by :mod:`.pick`, which the search samples itself and Hypothesis understands as well.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 
 from mtlverify.example import Example
-from mtlverify.strategies import degenerate, generic, stationary
+from mtlverify.strategies import degenerate, edge, generic, pick, stationary
 from mtlverify.strategies.losses import losses
+from mtlverify.strategies.profile import deep
 from mtlverify.strategies.scales import SCALINGS, row_scales
+from mtlverify.strategies.strata import Draw, Strata, Stratum
 
-Draw = Callable[[st.SearchStrategy[Any]], Any]
+__all__ = ["Draw", "Family", "Strata", "Stratum", "jacobians"]
+
 Family = Callable[[Draw], list[list[int]]]
 
 GENERIC: tuple[Family, ...] = (generic.gaussian, generic.small, generic.opposed, generic.single_task, generic.tall)
 ALIGNED: tuple[Family, ...] = (generic.aligned, generic.orthogonal)
-STRONGLY_STATIONARY: tuple[Family, ...] = (stationary.strongly,)
+ALIGNED_OR_ZERO: tuple[Family, ...] = (*ALIGNED, edge.aligned_beside_zero)
+STRONGLY_STATIONARY: tuple[Family, ...] = (stationary.strongly, edge.lopsided)
 WEAKLY_STATIONARY: tuple[Family, ...] = (stationary.weakly,)
-NOT_STATIONARY: tuple[Family, ...] = (stationary.escapable,)
+WITH_ZERO_ROWS: tuple[Family, ...] = (degenerate.one_zero_row, edge.several_zero_rows, degenerate.antiparallel)
+NOT_STATIONARY: tuple[Family, ...] = (stationary.escapable, stationary.nearly, edge.nearly_orthogonal)
 NEARLY_STATIONARY: tuple[Family, ...] = (stationary.nearly,)
 DEGENERATE: tuple[Family, ...] = (
     degenerate.rank_deficient,
@@ -39,12 +43,14 @@ DEGENERATE: tuple[Family, ...] = (
     degenerate.equal_norms,
     degenerate.one_zero_row,
     degenerate.all_zero,
+    edge.several_zero_rows,
+    edge.aligned_beside_zero,
 )
 MANY_TASKS: tuple[Family, ...] = (generic.many,)
-INDEPENDENT: tuple[Family, ...] = (generic.independent,)
+INDEPENDENT: tuple[Family, ...] = (generic.independent, edge.nearly_orthogonal)
 ALL: tuple[Family, ...] = (
-    *GENERIC, *ALIGNED, *INDEPENDENT, *STRONGLY_STATIONARY, *WEAKLY_STATIONARY, *NOT_STATIONARY,
-    *NEARLY_STATIONARY, *DEGENERATE, *MANY_TASKS,
+    *GENERIC, *ALIGNED, *INDEPENDENT, *STRONGLY_STATIONARY, *WEAKLY_STATIONARY, stationary.escapable,
+    *NEARLY_STATIONARY, edge.nearly_antiparallel, *DEGENERATE, edge.one_giant, edge.wide, *MANY_TASKS,
 )  # fmt: skip
 """Ordinary ones first: the first family that shows a violation is the one that is shrunk and shown."""
 TIED: tuple[Family, ...] = (degenerate.circulant,)
@@ -52,24 +58,8 @@ TIED: tuple[Family, ...] = (degenerate.circulant,)
 
 DTYPES = (torch.float64, torch.float32)
 
-
-@dataclasses.dataclass(frozen=True)
-class Strata:
-    """One strategy per family. A search gives each its share, so that "100 inputs" means "some of every family"."""
-
-    strata: tuple[st.SearchStrategy[Any], ...]
-
-    def filter(self, condition: Callable[[Example], bool]) -> Strata:
-        """Only examples that satisfy ``condition``."""
-        return Strata(tuple(s.filter(condition) for s in self.strata))
-
-    def map(self, change: Callable[[Example], Example]) -> Strata:
-        """Every example changed in some way."""
-        return Strata(tuple(s.map(change) for s in self.strata))
-
-    def merged(self) -> st.SearchStrategy[Example]:
-        """One ordinary strategy, for ``@given``."""
-        return st.one_of(*self.strata)
+LATE = (99, 100, 128, 255, 256, 300, 499, 500, 512, 1000, 1001, 1023, 1024, 4999, 10_000, 100_000)
+"""Step numbers at which schedules end, windows are full and periods come round; see :attr:`Example.seed`."""
 
 
 def jacobians(
@@ -80,7 +70,8 @@ def jacobians(
     more: Callable[[Draw, int, int], dict[str, Any]] | None = None,
 ) -> Strata:
     """Examples from ``families`` under one of ``scalings``; ``more(draw, K, P)`` fills ``extra``."""
-    return Strata(tuple(_stratum(family, tuple(scalings), tuple(dtypes), more) for family in families))
+    chosen = [*families, *((edge.large,) if deep() and families == ALL else ())]
+    return Strata(tuple(_stratum(family, tuple(scalings), tuple(dtypes), more) for family in chosen))
 
 
 @functools.cache
@@ -89,19 +80,27 @@ def _stratum(
     scalings: tuple[str, ...],
     dtypes: tuple[torch.dtype, ...],
     more: Callable[[Draw, int, int], dict[str, Any]] | None,
-) -> st.SearchStrategy[Example]:
-    @st.composite
-    def examples(draw: Draw) -> Example:
+) -> Stratum:
+    def recipe(draw: Draw) -> Example:
         rows = torch.tensor(family(draw), dtype=torch.float64)
-        scaling = draw(st.sampled_from(scalings))
+        scaling = draw(pick.sampled_from(scalings))
         k, p = rows.shape
-        scaled = rows * row_scales(draw, k, scaling)[:, None]
+        dtype = draw(pick.sampled_from(dtypes))
+        if scaling == "extreme" and torch.float64 in dtypes and draw(pick.booleans()):
+            dtype = torch.float64  # whose ends are farther apart
+        scaled = rows * row_scales(draw, k, scaling, dtype)[:, None]
         return Example(
-            jacobian=scaled.to(draw(st.sampled_from(dtypes))),
+            jacobian=scaled.to(dtype),
             losses=losses(draw, k),
-            seed=draw(st.integers(0, 99)),
+            seed=_seed(draw),
             family=family.__name__ + ("" if scaling == "unit" else f" ({scaling})"),
             extra={} if more is None else more(draw, k, p),
         )
 
-    return examples()
+    return Stratum(recipe, family.__name__)
+
+
+def _seed(draw: Draw) -> int:
+    if draw(pick.integers(0, 7)) == 7:
+        return int(draw(pick.sampled_from(LATE)))
+    return int(draw(pick.integers(0, 999 if deep() else 98)))

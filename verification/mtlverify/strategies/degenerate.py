@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import strategies as st
-
+from mtlverify.strategies import pick as st
 from mtlverify.strategies.generic import MAX_TASKS, entries, shape
 
 

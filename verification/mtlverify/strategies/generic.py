@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import assume
-from hypothesis import strategies as st
+from mtlverify.strategies import pick as st
+from mtlverify.strategies.pick import assume
 
 MAX_TASKS = 6
 MAX_PARAMETERS = 8

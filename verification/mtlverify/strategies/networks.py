@@ -6,15 +6,16 @@ An example is a recipe (architecture, width, tasks, seed), so it shrinks to the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtlverify.strategies import Strata
+from mtlverify.strategies import Strata, Stratum, trunks
+from mtlverify.strategies import pick as st
+from mtlverify.strategies.strata import Draw
 
 Closure = Callable[[], tuple[dict[str, Tensor], tuple[Tensor, ...]]]
 
@@ -83,6 +84,12 @@ ARCHITECTURES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "convolutional": (convolutional, (1, 6, 6)),
     "attention": (Attention, (5, 4)),
     "recurrent": (Recurrent, (5, 4)),
+    "grouped": (trunks.grouped, (1, 6, 6)),
+    "transposed": (trunks.transposed, (1, 6, 6)),
+    "saturating": (trunks.saturating, (4,)),
+    "tied": (trunks.Tied, (4,)),
+    "frozen": (trunks.frozen, (4,)),
+    "zeros": (trunks.zeros, (4,)),
 }
 """Name -> (width -> trunk, shape of one input)."""
 
@@ -100,6 +107,16 @@ class NetworkExample:
     def family(self) -> str:
         """The architecture."""
         return self.architecture
+
+    def simpler(self) -> Iterator[NetworkExample]:
+        """The same architecture with less, boldest first."""
+        yield from (dataclasses.replace(self, width=w) for w in (2, 3) if w < self.width)
+        yield from (dataclasses.replace(self, n_tasks=k) for k in (2, 3) if k < self.n_tasks)
+        yield from (dataclasses.replace(self, seed=s) for s in (0, 1, 2) if s < self.seed)
+
+    def size(self) -> tuple[int, int, int]:
+        """What "smaller" means."""
+        return self.width, self.n_tasks, self.seed
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -153,9 +170,12 @@ class Network:
 def networks() -> Strata:
     """One stratum per architecture."""
 
-    def recipes(name: str) -> st.SearchStrategy[NetworkExample]:
-        return st.builds(
-            NetworkExample, st.just(name), st.sampled_from([2, 3, 6]), st.integers(2, 4), st.integers(0, 50)
-        )
+    def recipes(name: str) -> Stratum:
+        def recipe(draw: Draw) -> NetworkExample:
+            return NetworkExample(
+                name, draw(st.sampled_from([2, 3, 6])), draw(st.integers(2, 4)), draw(st.integers(0, 50))
+            )
+
+        return Stratum(recipe, name)
 
     return Strata(tuple(recipes(name) for name in ARCHITECTURES))

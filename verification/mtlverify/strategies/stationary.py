@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import strategies as st
-
+from mtlverify.strategies import pick as st
 from mtlverify.strategies.generic import MAX_PARAMETERS, entries
 
 

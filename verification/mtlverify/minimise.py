@@ -1,24 +1,26 @@
 """Making a counterexample small, decisive and readable, without leaving what the law speaks about.
 
-The search engine shrinks what it drew; here the Jacobian itself is made smaller: fewer tasks, fewer parameters, zeros,
-small integers, plain losses. Every step is kept only if the law is still violated by more than a hair.
+Fewer tasks, fewer parameters, zeros, small integers, plain losses. Every step is kept only if the law is still violated
+by more than a hair. Used by the search for what it shows, with few measurements, and by the ledger for what it stores.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from scipy.optimize import linprog
 from torch import Tensor
 
+from mtlcore.patience import TookTooLong
+from mtlcore.safety import interrupted_by_user
 from mtlverify import references
 from mtlverify.answer import ask
 from mtlverify.example import Example
 from mtlverify.law import Law
-from mtlverify.references.min_norm import min_norm
+from mtlverify.predicates import Precondition
 
 HAIR = 0.01
 """A violation by a hundredth (of a cosine; of the tolerance) is visible; what the search found may be smaller, and is
@@ -26,90 +28,60 @@ then only made smaller as long as half of it remains."""
 BUDGET = 600
 """Measurements spent."""
 
-Precondition = Callable[[Tensor], bool]
-
-
-def anything(rows: Tensor) -> bool:
-    """The law speaks about every Jacobian."""
-    return True
-
-
-def independent(rows: Tensor) -> bool:
-    """Full row rank."""
-    return bool(torch.linalg.matrix_rank(rows.double()) == rows.shape[0])
-
-
-def aligned(rows: Tensor) -> bool:
-    """No conflict and no zero row."""
-    return bool((rows.double() @ rows.double().T >= 0).all() and (rows != 0).any(dim=1).all())
-
-
-def stationary(rows: Tensor) -> bool:
-    """Some convex combination vanishes."""
-    scale = float(rows.double().norm(dim=1).max())
-    return scale == 0 or float(torch.from_numpy(min_norm(rows.double().numpy()).direction).norm()) <= 1e-13 * scale
-
-
-def strongly_stationary(rows: Tensor) -> bool:
-    """Some combination with all weights >= 1 vanishes."""
-    k, p = rows.shape
-    matrix = rows.double().T.numpy()
-    return bool(linprog([0.0] * k, A_eq=matrix, b_eq=[0.0] * p, bounds=[(1, None)] * k).status == 0)
-
-
-def escapable(rows: Tensor) -> bool:
-    """Some direction improves every task."""
-    k, p = rows.shape
-    return bool(linprog([0.0] * p, A_ub=-rows.double().numpy(), b_ub=[-1.0] * k, bounds=[(None, None)] * p).status == 0)
-
-
-PRECONDITIONS: dict[str, Precondition] = {
-    **dict.fromkeys(
-        (
-            "non-conflicting", "descent-lower-bound", "no-worse-than-mean", "conic-combination", "simplex-weights",
-            "permutation-equivariant", "parameter-rotation", "duplicate-task", "absent-task",
-            "positively-homogeneous", "scale-free", "linear-under-scaling", "loss-unit-invariant",
-            "one-backward-pass", "coefficient-identity", "equivariant-in-distribution",
-        ),
-        anything,
-    ),
-    "equal-projections": independent,
-    "no-conflict-identity": aligned,
-    "pareto-stationary-zero": stationary,
-    "strongly-stationary-zero": strongly_stationary,
-    "zero-only-if-stationary": escapable,
-}  # fmt: skip
-"""What a smaller Jacobian must still be. A law that is not listed keeps the counterexample of the search."""
-
 BY_TASK = ("factors", "left", "right", "present", "permutation")
+KNOWN = frozenset({*BY_TASK, "plane", "factor", "away"})
+"""What laws of this wing draw besides; an input with anything else keeps its number of tasks."""
 
 
-def smaller(law: Law, plugin: Any, example: Any, allowed: Precondition | None = None) -> Any:
+def smaller(law: Law, plugin: Any, example: Any, allowed: Precondition | None = None, budget: int = BUDGET) -> Any:
     """The smallest counterexample that greedy descent reaches from ``example``; ``example`` itself if none is.
 
-    ``allowed`` replaces what the law speaks about by something narrower.
+    ``allowed`` replaces the domain of the law by something narrower. A law that declares no domain is not left alone
+    with another Jacobian: its counterexample stays as it is.
     """
-    if allowed is None and law.kind == "aggregator":
-        allowed = PRECONDITIONS.get(law.id)
+    allowed = law.domain if allowed is None else allowed
     if not isinstance(example, Example) or allowed is None:
         return example
     start = _margin(law, plugin, example)
     decided = decidable(plugin, example)
     enough = -HAIR if start <= -HAIR else 0.5 * start
-    spent = 0
+
+    def still(candidate: Example) -> bool:
+        wrong = _margin(law, plugin, candidate) <= enough
+        return wrong and (not decided or decidable(plugin, candidate))
+
+    return least(still, example, allowed, budget)
+
+
+def least(still: Callable[[Any], bool], example: Any, allowed: Precondition, budget: int) -> Any:
+    """Greedy descent to the smallest input for which ``still`` holds, within so many questions."""
+    steps, size = (_steps, _size) if isinstance(example, Example) else (_recipes, _recipe_size)
     improved = True
-    while improved and spent < BUDGET:
-        improved = False
-        for candidate in _steps(example):
-            if spent >= BUDGET:
-                break
-            if _size(candidate) >= _size(example) or not allowed(candidate.jacobian):
-                continue
-            spent += 1
-            if _margin(law, plugin, candidate) <= enough and (not decided or decidable(plugin, candidate)):
-                example, improved = candidate, True
-                break
-    return example.with_(family="")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a plugin's warnings on odd inputs are not findings
+        while improved and budget > 0:
+            improved = False
+            for candidate in steps(example):
+                if budget <= 0:
+                    break
+                if size(candidate) >= size(example):
+                    continue
+                if isinstance(candidate, Example) and not allowed(candidate.jacobian):
+                    continue
+                budget -= 1
+                if still(candidate):
+                    example, improved = candidate, True
+                    break
+    return example
+
+
+def _recipes(example: Any) -> Iterator[Any]:
+    """Simpler inputs of another kind, if they know any themselves."""
+    yield from getattr(example, "simpler", tuple)()
+
+
+def _recipe_size(example: Any) -> Any:
+    return example.size() if hasattr(example, "size") else 0
 
 
 def decidable(plugin: Any, example: Example) -> bool:
@@ -128,7 +100,9 @@ def _margin(law: Law, plugin: Any, example: Example) -> float:
     """Raising is another finding than violating: it does not count."""
     try:
         return law.measure(plugin, example)
-    except Exception:
+    except BaseException as error:
+        if isinstance(error, TookTooLong) or interrupted_by_user(error):
+            raise
         return math.inf
 
 
@@ -136,7 +110,7 @@ def _size(example: Example) -> tuple[float, ...]:
     """What "smaller" means, most important first."""
     rows = example.jacobian
     numbers = [float(v) for v in rows.flatten()]
-    extra = [float(x) for v in example.extra.values() for x in (v if isinstance(v, (list, tuple)) else [v])]
+    extra = _numbers(list(example.extra.values()))
     return (
         rows.shape[0],
         rows.shape[1],
@@ -149,6 +123,13 @@ def _size(example: Example) -> tuple[float, ...]:
     )
 
 
+def _numbers(value: Any) -> list[float]:
+    """All numbers in nested lists."""
+    if isinstance(value, (list, tuple)):
+        return [x for v in value for x in _numbers(v)]
+    return [float(value)] if isinstance(value, (int, float)) else []
+
+
 def _effort(value: float) -> float:
     """How hard a number is to read: small integers are easy."""
     size = abs(value)
@@ -159,14 +140,14 @@ def _steps(example: Example) -> Iterator[Example]:
     """Candidates, boldest first."""
     rows, extra = example.jacobian, dict(example.extra)
     k, p = rows.shape
-    known = set(extra) <= {*BY_TASK, "plane", "factor"}
-    if known and k > 1:
-        for i in range(k):
-            keep = [j for j in range(k) if j != i]
-            yield example.with_(jacobian=rows[keep], losses=example.losses[keep], extra=_without_task(extra, i, k))
+    if extra.get("away"):
+        yield example.with_(extra={**extra, "away": []})
+    if set(extra) <= KNOWN and k > 1:
+        for gone in _groups(k):
+            yield _without_tasks(example, gone)
     if "plane" not in extra and p > 1:
-        for j in range(p):
-            yield example.with_(jacobian=rows[:, [c for c in range(p) if c != j]])
+        for gone in _groups(p):
+            yield example.with_(jacobian=rows[:, [c for c in range(p) if c not in gone]])
     if rows.dtype != torch.float64:
         yield example.with_(jacobian=rows.double())
     if bool((example.losses != 1).any()):
@@ -194,8 +175,10 @@ def _steps(example: Example) -> Iterator[Example]:
                 for new in (1.0, 2.0, 8.0) if name == "factors" else (1, 2):
                     if value[i] != new:
                         yield example.with_(extra={**extra, name: [*value[:i], new, *value[i + 1 :]]})
+    for pair in extra.get("away", ()):
+        yield example.with_(extra={**extra, "away": [other for other in extra["away"] if other != pair]})
     if example.seed:
-        yield example.with_(seed=0)
+        yield from (example.with_(seed=s) for s in (0, 1, 15) if s < example.seed)
 
 
 def _row(example: Example, i: int, row: Tensor) -> Example:
@@ -204,8 +187,28 @@ def _row(example: Example, i: int, row: Tensor) -> Example:
     return example.with_(jacobian=rows)
 
 
+def _groups(n: int) -> Iterator[set[int]]:
+    """What to leave out: first halves and quarters of many, then one by one."""
+    part = n // 2
+    while part > 1:
+        yield from (set(range(first, min(first + part, n))) for first in range(0, n, part))
+        part //= 2
+    yield from ({i} for i in range(n))
+
+
+def _without_tasks(example: Example, gone: set[int]) -> Example:
+    for i in sorted(gone, reverse=True):
+        k = example.n_tasks
+        keep = [j for j in range(k) if j != i]
+        extra = _without_task(dict(example.extra), i, k)
+        example = example.with_(jacobian=example.jacobian[keep], losses=example.losses[keep], extra=extra)
+    return example
+
+
 def _without_task(extra: dict[str, Any], i: int, k: int) -> dict[str, Any]:
     out = dict(extra)
+    if "away" in out:
+        out["away"] = [[at, task - (task > i)] for at, task in out["away"] if task != i]
     for name in BY_TASK:
         if name in out:
             value = list(out[name])

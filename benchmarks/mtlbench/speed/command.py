@@ -1,0 +1,37 @@
+"""``mtl speed``: measure time and memory of gradients, methods and teleports."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Measure time and memory. `mtl speed SUITE --help` shows the options of a suite.",
+)
+
+_SUITES = {
+    "gradients": "Every gradient source against the floor and the peers, on eight workloads.",
+    "loss-level": "The cost of a step of methods that read losses only, against a summed loss.",
+    "solvers": "Time and soundness of the weights alone, given the Gramian, against TorchJD.",
+    "teleports": "What a teleport costs, and what it gains, on the benchmark's tasks.",
+}
+_PLAIN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _add(suite: str, what: str) -> None:
+    @app.command(suite, help=what, context_settings=_PLAIN)
+    def run(
+        context: typer.Context, arguments: Annotated[list[str] | None, typer.Argument(metavar="[OPTIONS]")] = None
+    ) -> None:
+        module = importlib.import_module(f"mtlbench.speed.{suite.replace('-', '_')}")
+        status = module.main([*(arguments or []), *context.args])
+        if status:
+            raise typer.Exit(status)
+
+
+for _suite, _what in _SUITES.items():
+    _add(_suite, _what)

@@ -1,0 +1,91 @@
+"""What a command prints: tables that cut nothing off, and a standard output that is the command's alone.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TextIO
+
+from mtlcore.safety import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+
+_LONG = 50_000
+"""Characters of a cell: a counterexample is shown whole."""
+
+
+@contextlib.contextmanager
+def own_stdout() -> Iterator[TextIO]:
+    """Inside, whatever anybody prints goes to standard error; what is written to the stream goes to standard output.
+
+    Plugins print where they like: when they are imported, from C, from a process that they start. A line of theirs
+    would make JSON unreadable.
+    """
+    real = sys.stdout
+    try:
+        number = real.fileno()
+    except (OSError, ValueError, AttributeError, io.UnsupportedOperation):  # a test's buffer, a notebook
+        with contextlib.redirect_stdout(sys.stderr):
+            yield real
+        return
+    real.flush()
+    kept = os.dup(number)
+    with os.fdopen(os.dup(number), "w", encoding="utf-8", errors="backslashreplace") as stream:
+        os.dup2(2, number)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield stream
+        finally:
+            stream.flush()
+            with contextlib.suppress(OSError, ValueError):
+                real.flush()  # what a plugin has left in its buffer goes to standard error, too
+            os.dup2(kept, number)
+            os.close(kept)
+
+
+def give_up_stdout() -> None:
+    """At the end of a command: what plugins print while Python shuts down goes to standard error."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        os.dup2(2, sys.stdout.fileno())
+
+
+def as_json(value: Any) -> str:
+    """JSON in ASCII, so that every terminal, pipe and encoding can carry it."""
+    return json.dumps(value, indent=2, default=plain) + "\n"
+
+
+def console() -> Console:
+    """As wide as the terminal. A file or a pipe has no width of its own, and who searches it wants one line a row."""
+    from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(width=1000, highlight=False)
+
+
+def table(*columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = ()) -> Table:
+    """A table whose cells are folded, never cut off; ``whole`` columns stay in one line."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        justify: Any = "right" if column in right else "left"
+        made.add_column(column, justify=justify, no_wrap=column in whole, overflow="fold")
+    return made
+
+
+def cell(text: Any, style: str = "") -> Text:
+    """A text that came from elsewhere, without markup and without what a terminal would obey."""
+    from rich.text import Text
+
+    return Text(plain(text, _LONG), style=style)

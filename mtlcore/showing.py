@@ -1,0 +1,145 @@
+"""``mtl show``: everything that is known about one plugin, or about one law."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+from typing import Any
+
+from mtlcore.discovery import BUILT_IN
+from mtlcore.errors import ConfigurationError, UnknownPluginError, did_you_mean
+from mtlcore.hookspecs import KINDS
+from mtlcore.hyperparameters import allowed
+from mtlcore.listing import certificate, in_short
+from mtlcore.output import cell, console, table
+from mtlcore.registry import Entry, registry
+from mtlcore.safety import one_line, plain, shown
+
+
+def find(name: str, kind: str | None) -> Entry:
+    """The entry of that name, in whatever kind it is.
+
+    Raises:
+        UnknownPluginError: no kind has it; suggests the nearest.
+        ConfigurationError: several kinds have it.
+        PluginError: it is broken.
+    """
+    kinds = [kind] if kind else [k for k in KINDS if any(e.name == name for e in registry().entries(k))]
+    if len(kinds) > 1:
+        raise ConfigurationError(f"{name!r} names plugins of several kinds: add --kind {' or --kind '.join(kinds)}.")
+    if kinds:
+        return registry().find(kinds[0], name)
+    known = sorted({e.name for k in KINDS for e in registry().entries(k) if e.status == "ok" and "." not in e.name})
+    hint = did_you_mean(name, known)
+    raise UnknownPluginError(f"there is no plugin called {shown(name)}. {hint} `mtl list` shows all.")
+
+
+def show(name: str, kind: str | None) -> None:
+    """One plugin: what it is, its options, what it claims and what is known of that, where it comes from."""
+    entry = find(name, kind)
+    if entry.kind == "law":
+        return show_law(name, None)
+    target = registry().load(entry.kind, entry.name)
+    out = console()
+    out.print(cell(f"{entry.kind} {entry.name}", "bold"), cell(f"({entry.provenance})", "dim"))
+    out.print(cell(inspect.cleandoc(target.__doc__ or "No description.") + "\n"))
+    if isinstance(target, type):
+        _options(out, target)
+    facts = _facts(entry, target)
+    for label, text in facts.items():
+        out.print(cell(f"{label}: ", "bold"), cell(text), sep="", soft_wrap=True)
+    _counterexamples(out, entry)
+    return None
+
+
+def _options(out: Any, cls: type) -> None:
+    ranges = allowed(cls)
+    fields = [f for f in dataclasses.fields(cls) if f.init] if dataclasses.is_dataclass(cls) else []
+    made = table("option", "default", "allowed", whole=("option",))
+    for field in fields:
+        default = "(none: it must be given)" if field.default is dataclasses.MISSING else shown(field.default)
+        made.add_row(cell(field.name, "cyan"), cell(default), cell(ranges.get(field.name, "anything")))
+    if fields:
+        out.print(made)
+        out.print()
+
+
+def _facts(entry: Entry, target: Any) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    needs = getattr(getattr(target, "needs", None), "name", None)
+    if needs is not None:
+        facts["needs"] = str(needs).lower()
+    claims = getattr(target, "claims", None)
+    if isinstance(claims, property):
+        claims = registry().create(entry.kind, entry.name).claims
+        facts["claims"] = (", ".join(sorted(claims)) or "nothing") + " (with the default options)"
+    elif claims is not None:
+        facts["claims"] = ", ".join(sorted(claims)) or "nothing"
+    if claims is not None:
+        known = certificate(entry)
+        facts["certificate"] = f"none yet: mtl verify {entry.name}" if known is None else in_short(known)
+    facts["source"] = _source(target)
+    if entry.distribution == BUILT_IN and claims is not None:
+        facts["more"] = f"docs/reference/methods.md#{entry.name}, docs/reference/ledger.md"
+    return facts
+
+
+def _source(target: Any) -> str:
+    module = getattr(target, "__module__", None) or type(target).__module__
+    spec = importlib.util.find_spec(module) if module not in ("__main__", "builtins") else None
+    name = getattr(target, "__qualname__", type(target).__qualname__)
+    return one_line(f"{module}:{name}" + (f" ({spec.origin})" if spec is not None and spec.origin else ""))
+
+
+def _counterexamples(out: Any, entry: Entry) -> None:
+    """Those of the stored certificate: what the plugin does not promise is interesting, too."""
+    known = registry().ask("mtlcore_certified", kind=entry.kind, name=entry.name, options={}) or {"rows": []}
+    refuted = [r for r in known["rows"] if r["status"] == "refuted"]
+    if refuted:
+        out.print(cell("\nCounterexamples:", "bold"))
+    for row in refuted:
+        example = (row.get("counterexample") or {}).get("example") or {}
+        where = {k: v for k, v in example.items() if k in ("jacobian", "losses", "extra") and v not in ({}, None)}
+        promise = ", claimed" if row["claimed"] else ""
+        out.print(cell(f"  {row['law']}{promise}: {row.get('reason') or row.get('detail') or ''}"), soft_wrap=True)
+        out.print(cell("    " + ", ".join(f"{k} = {v}" for k, v in where.items()), "dim"), soft_wrap=True)
+
+
+def show_law(id: str, kind: str | None) -> None:
+    """One law: what it states, where it comes from, what its margin means, and who claims it."""
+    entries = {e.name: e for e in registry().entries("law") if e.status == "ok"}
+    wanted = [name for name in entries if id in (name, name.rpartition(".")[2])]
+    if kind is not None:
+        wanted = [name for name in wanted if (name.partition(".")[0] if "." in name else "aggregator") == kind]
+    if not wanted:
+        raise UnknownPluginError(f"there is no law called {shown(id)}. {did_you_mean(id, entries)}")
+    out = console()
+    for name in wanted if id not in wanted or kind else [id, *[n for n in wanted if n != id]]:
+        law = registry().load("law", name)
+        out.print(cell(f"law {law.id}", "bold"), cell(f"about every {law.kind} ({entries[name].provenance})", "dim"))
+        out.print(cell(plain(law.statement)))
+        must = "every one must obey it, claimed or not" if getattr(law, "universal", False) else "a plugin may claim it"
+        facts = {
+            "status": must,
+            "margin": getattr(law, "margin", ""),
+            "source": getattr(law, "source", ""),
+            "claimed by": ", ".join(_claimants(law)) or "nobody",
+        }
+        for label, text in facts.items():
+            out.print(cell(f"{label}: ", "bold"), cell(text), sep="", soft_wrap=True)
+        out.print()
+
+
+def _claimants(law: Any) -> list[str]:
+    if getattr(law, "universal", False):
+        return [f"every {law.kind}"]
+    names = []
+    for entry in registry().entries(law.kind):
+        if entry.status == "ok":
+            try:
+                if law.id in registry().create(law.kind, entry.name).claims:
+                    names.append(entry.name)
+            except Exception:  # what cannot be made claims nothing
+                continue
+    return names
