@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -134,6 +135,10 @@ def _law_checked(task: Task) -> Result:
         return _named(examine(plugin, wanted, depth.max_examples, depth.seed, hunt=depth.hunt), entry)
     except MissingExtraError:
         raise  # the same for every plugin
+    except KeyboardInterrupt:
+        # A plugin that hangs is stopped by hand: this is where to look.
+        print(f"stopped while {kind} {name!r} was checked, at the law {law!r}", file=sys.stderr)
+        raise
     except (Exception, SystemExit) as error:
         return broken_row(entry, f"raised {type(error).__name__}: {error}", law)
 

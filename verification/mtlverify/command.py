@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from mtlcore.errors import MissingExtraError, MtlError
+from mtlcore.errors import MtlError
 from mtlcore.registry import Entry, registry
 from mtlverify.law import DEPTH, KINDS
-from mtlverify.processes import workers
 
 if TYPE_CHECKING:
+    from mtlverify.campaign import Depth
     from mtlverify.runner import Result
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -34,6 +32,7 @@ def verify(
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows there; - is stdout.")] = None,  # noqa: UP045
     jobs: Annotated[Optional[int], typer.Option(min=1, help="Processes; default: one per core.")] = None,  # noqa: UP045
+    hunt: Annotated[float, typer.Option(min=0.0, help="Seconds of adversarial search per promised law.")] = 0.0,
     all_rows: Annotated[bool, typer.Option("--all", help="Show every row, not only promises and refutations.")] = False,
 ) -> None:
     """Check what methods promise, and what they do not: every law of their kind is searched for a counterexample.
@@ -42,6 +41,8 @@ def verify(
     """
     if kind is not None and kind not in KINDS:
         raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="--kind")
+    from mtlverify.campaign import Depth, broken_row
+
     try:
         chosen, broken = _chosen(names or [], kind)
     except MtlError as error:
@@ -50,8 +51,8 @@ def verify(
     to_stdout = str(json_file) == "-"
     if json_file is not None and not to_stdout:
         _open(json_file)
-    results = [_broken_row(entry, entry.problem or "broken") for entry in broken]
-    results += _progress(chosen, max_examples, seed, jobs or _cores(), quiet=to_stdout)
+    results = [broken_row(entry, entry.problem or "broken") for entry in broken]
+    results += _progress(chosen, Depth(max_examples, seed, hunt), jobs or _cores(), quiet=to_stdout)
     if json_file is not None:
         text = json.dumps([r.to_json() for r in results], indent=2) + "\n"
         if to_stdout:
@@ -84,72 +85,25 @@ def _chosen(names: list[str], kind: str | None) -> tuple[list[Entry], list[Entry
     return [e for e in entries if e.status == "ok"], [e for e in entries if e.status != "ok"] + registry().problems()
 
 
-def _broken_row(entry: Entry, problem: str, law: str = "loads") -> Result:
-    from mtlverify.runner import Result
-
-    return Result(entry.kind, entry.name, entry.distribution, law, True, "error", detail=problem)
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _progress(chosen: list[Entry], max_examples: int, seed: int, jobs: int, quiet: bool) -> list[Result]:
+def _progress(chosen: list[Entry], depth: Depth, jobs: int, quiet: bool) -> list[Result]:
     """The results in the order of ``chosen``, whatever the number of processes, under a progress bar on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from mtlverify.campaign import campaign
 
     columns = (TextColumn("{task.description:36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task("", total=len(chosen))
         found: list[Result] = []
-        for entry, results in zip(chosen, _all_checked(chosen, max_examples, seed, jobs), strict=True):
+        for entry, results in campaign(chosen, depth, jobs=jobs):
             found += results
             bar.update(task, advance=1, description=f"{entry.kind} {entry.name}")
     return found
-
-
-def _all_checked(chosen: list[Entry], max_examples: int, seed: int, jobs: int) -> Iterator[list[Result]]:
-    """One process per core, one plugin at a time. Processes start afresh, so a plugin that was registered by hand in
-    this process is checked in this process."""
-    arguments = [(e.kind, e.name, max_examples, seed) for e in chosen]
-    if min(jobs, len(chosen)) <= 1 or any(e.distribution == "(this process)" for e in chosen):
-        yield from map(_checked, arguments)
-        return
-    with workers(jobs) as pool:
-        yield from pool.map(_checked, arguments)
-
-
-def _checked(arguments: tuple[str, str, int, int]) -> list[Result]:
-    """The results of one plugin; one that cannot be imported, made or checked is one row, and the others go on."""
-    import torch
-
-    from mtlverify import certificates
-    from mtlverify.runner import check
-
-    torch.set_num_threads(1)  # K x K problems gain nothing from more, and the cores are in use
-    kind, name, max_examples, seed = arguments
-    entry = registry().find(kind, name)  # before its import can show it to be broken
-    try:
-        plugin = registry().create(kind, name)
-    except MtlError as error:
-        return [_broken_row(entry, str(error))]
-    results: list[Result] = []
-    try:
-        for found in check(plugin, max_examples=max_examples, seed=seed):
-            # A class may be registered under several names: a row has the one that was asked for.
-            results.append(dataclasses.replace(found, name=name, distribution=entry.distribution))
-        certificates.store(kind, name, {}, results, max_examples, seed)
-    except MissingExtraError:
-        raise  # the same for every plugin
-    except KeyboardInterrupt:
-        # A plugin that hangs is stopped by hand: this is where to look.
-        where = f"at the law after {results[-1].law!r}" if results else "at its first law"
-        print(f"stopped while {kind} {name!r} was checked, {where}", file=sys.stderr)
-        raise
-    except (Exception, SystemExit) as error:
-        results.append(_broken_row(entry, f"raised {type(error).__name__}: {error}", "can-be-checked"))
-    return results
 
 
 def _show(results: list[Result], all_rows: bool) -> None:

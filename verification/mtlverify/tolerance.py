@@ -36,6 +36,10 @@ REFERENCE = 1e-6
 """Agreement asked of a method and a reference that solves the same problem in another way. A projection known up to a
 duality gap of 1e-12 (relative) is known up to its square root, 1e-6, in the direction."""
 
+EXACT = 2.0**-36
+"""1.5e-11, of the gradients' size: what double precision leaves of integers below 4 and at most four tasks, whose
+systems have condition numbers below 1e4."""
+
 PROBES = 6
 """Perturbed copies of the data that measure conditioning; a discontinuity next to the data hides from all of them
 with probability 2^-6, and only if the law failed there in the first place."""
