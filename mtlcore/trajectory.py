@@ -2,8 +2,8 @@
 
 Two cases. After an **exact linear reparametrisation** theta' = D theta the loss is the same function of the point, so
 every past gradient has a known value in the new coordinates, g' = D^{-T} g, and the history can be *transported*: it
-becomes what it would have been, had training run in the new coordinates from the start (:func:`transport`). After
-any **other jump** the past says little about the new place: *historical trajectory reuse* keeps of it what points the
+becomes the moments of the same path, expressed in the new coordinates (:func:`transport`; not those of a run there, which
+would have taken other steps). After any **other jump** the past says little about the new place: *historical trajectory reuse* keeps of it what points the
 same way as the jump (:func:`reuse`).
 
 Both write into the optimizer's own state and never replace a parameter or a parameter group, so learning-rate

@@ -21,8 +21,8 @@ def few(monkeypatch):
     return [registry().find("aggregator", "ls")]
 
 
-def rows(entries, depth=Depth(3), **options):
-    return [[r.law for r in results] for _, results in campaign(entries, depth, **options)]
+def rows(entries, **options):
+    return [[r.law for r in results] for _, results in campaign(entries, Depth(3), **options)]
 
 
 def test_filters(few):

@@ -267,6 +267,4 @@ def test_a_missing_extra_survives_the_way_out_of_a_worker():
 def test_a_check_that_is_stopped_by_hand_says_where():
     found = verify("hangs", "--max-examples", "30")
     assert found.exit_code == 130
-    assert re.search(
-        r"stopped while aggregator 'hangs' was checked, at the law '[\w-]+'", found.stderr
-    )
+    assert re.search(r"stopped while aggregator 'hangs' was checked, at the law '[\w-]+'", found.stderr)

@@ -51,19 +51,18 @@ def permutation_equivariant(plugin: Any, example: Example) -> float:
         example = example.with_(losses=example.losses[0].expand(example.n_tasks))
     both = zip(answers(plugin, example), answers(plugin, example, order), strict=True)
     margins = (
-        worst([
-            same_direction_and_length(
-                second.direction,
-                first.direction,
-                (first, second),
-                None if interchangeable(first.jacobian) else direction_in(plugin, example, number),
-                example.jacobian,
-            ),
-            _heads_follow(first, second, order),
-        ])
-        for number, (first, second) in enumerate(both)
-    )  # fmt: skip
+        worst([_same_answer(plugin, example, number, *pair), _heads_follow(*pair, order)])
+        for number, pair in enumerate(both)
+    )
     return worst(margins, of="step")
+
+
+def _same_answer(plugin: Any, example: Example, number: int, first: Answer, second: Answer) -> Margin:
+    strict = same_direction_and_length(second.direction, first.direction, (first, second), None, example.jacobian)
+    if strict >= 0 or interchangeable(first.jacobian):
+        return strict
+    respond = direction_in(plugin, example, number)
+    return same_direction_and_length(second.direction, first.direction, (first, second), respond, example.jacobian)
 
 
 def _heads_follow(first: Answer, second: Answer, order: Sequence[int]) -> Margin:
