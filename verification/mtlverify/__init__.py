@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mtlverify import strategies as strategies
     from mtlverify.answer import Answer as Answer
     from mtlverify.answer import ask as ask
-    from mtlverify.declared import laws as declared_laws
+    from mtlverify.declared import declared_laws as declared_laws
     from mtlverify.example import Example as Example
     from mtlverify.law import Law as Law
     from mtlverify.law import Margin as Margin
@@ -57,8 +57,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"mtlverify.{name}")
     if name in _HOME:
-        found = "laws" if name == "declared_laws" else name
-        value = getattr(importlib.import_module(f"mtlverify.{_HOME[name]}"), found)
+        value = getattr(importlib.import_module(f"mtlverify.{_HOME[name]}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'mtlverify' has no attribute {name!r}")

@@ -91,8 +91,20 @@ def rounding(answer: Answer) -> float:
 
 
 def cosine_noise(answer: Answer) -> float:
-    """How far below zero <g_i, d> / (|g_i| |d|) may be for rounding alone. At least 1 if d is nothing but noise."""
-    return rounding(answer) / answer.length if answer.length > 0 else 1.0
+    """How far below zero <g_i, d> / (|g_i| |d|) may be for rounding alone. At least 1 if d is nothing but noise.
+
+    A method of another degree than 1 gives directions of a length of its own, sum |g_i|^degree say. Where that is gone,
+    all but half of the digits, its problem has no finite solution (bargaining at a stationary point), and what is left
+    of huge weights that cancel has no direction.
+    """
+    if answer.length == 0:
+        return 1.0
+    if answer.degree != 1.0:
+        norms = answer.jacobian.double().norm(dim=1)
+        own = float((norms[norms > 0] ** answer.degree).sum())
+        if answer.length <= ROUNDINGS * HALF_DIGITS * own:
+            return 1.0
+    return rounding(answer) / answer.length
 
 
 def equality(*answers: Answer) -> float:

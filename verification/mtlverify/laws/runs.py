@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import Aggregator, StepView
-from mtlverify.answer import Answer, answered, start, stepped, view_of
+from mtlverify.answer import Answer, answered, degree_of, start, stepped, view_of
 from mtlverify.example import Example
 from mtlverify.law import Margin, given, worst
 from mtlverify.strategies import ALL, Draw, Strata, jacobians
@@ -148,7 +148,7 @@ def step(
     """The answer in step ``number`` of the run, and the state after it."""
     rows, before, after = views(plugin, example, number, order)
     aggregation = stepped(plugin, before, state, rows)
-    answer = answered(aggregation, rows, before.losses, before.present)
+    answer = answered(aggregation, rows, before.losses, before.present, degree_of(plugin))
     return answer, observed(plugin, after, dict(aggregation.state))
 
 
