@@ -70,6 +70,14 @@ class Answer:
             made_of = min(made_of, max(total, NATURAL * self._necessary(norms)))
         return max(made_of, self.length)
 
+    @property
+    def cancels(self) -> bool:
+        """Whether the weights are far larger than this direction needs: they cancel, and are hardly determined."""
+        if self.weights is None:
+            return False
+        made_of = float((self.weights.abs() * self.jacobian.double().norm(dim=1)).sum())
+        return made_of > 2.0 * NATURAL * self.size
+
     def _necessary(self, norms: Tensor) -> float:
         """Sum of the weights, in unit rows, of least norm that give d."""
         alive = norms > 0

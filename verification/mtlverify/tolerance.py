@@ -28,6 +28,9 @@ VANISHED = 1e-300
 ROUNDINGS = 2.0**6
 """How many roundings of the row dtype may pile up in an answer: a sum over a few dozen entries, some divisions."""
 
+BARGAINED = 8.0 * HALF_DIGITS
+"""1.2e-7, the cosine to which a method of another degree than 1 is held; see :func:`cosine_noise`."""
+
 SOLVER = 2.0**14 * EPS64
 """3.6e-12. What an exact K x K solver leaves over in its optimality conditions: backward error of a handful of
 triangular solves, relative to the normalised rows."""
@@ -93,18 +96,19 @@ def rounding(answer: Answer) -> float:
 def cosine_noise(answer: Answer) -> float:
     """How far below zero <g_i, d> / (|g_i| |d|) may be for rounding alone. At least 1 if d is nothing but noise.
 
-    A method of another degree than 1 gives directions of a length of its own, sum |g_i|^degree say. Where that is gone,
-    all but half of the digits, its problem has no finite solution (bargaining at a stationary point), and what is left
-    of huge weights that cancel has no direction.
+    A method of another degree than 1 bargains: its weights grow beyond all bounds near a stationary point, where its
+    problem has no solution. Cosines are known to half of the digits there, and so is the direction: one that is shorter
+    than that, of the length sum |g_i|^degree that is its own, is none.
     """
     if answer.length == 0:
         return 1.0
-    if answer.degree != 1.0:
-        norms = answer.jacobian.double().norm(dim=1)
-        own = float((norms[norms > 0] ** answer.degree).sum())
-        if answer.length <= ROUNDINGS * HALF_DIGITS * own:
-            return 1.0
-    return rounding(answer) / answer.length
+    if answer.degree == 1.0:
+        return rounding(answer) / answer.length
+    norms = answer.jacobian.double().norm(dim=1)
+    own = float((norms[norms > 0] ** answer.degree).sum())
+    if answer.length <= ROUNDINGS * HALF_DIGITS * own:
+        return 1.0
+    return max(rounding(answer) / answer.length, BARGAINED)
 
 
 def equality(*answers: Answer) -> float:

@@ -75,6 +75,8 @@ def _heads_follow(plugin: Any, example: Example, number: int, first: Answer, sec
     moved = torch.tensor([there[i] for i in first.tasks], dtype=torch.float64)
     if len(set(first.losses.tolist() if first.losses is not None else [])) < len(moved):
         return Margin(1.0)  # equal tasks may share their weight in any way
+    if first.cancels or second.cancels:
+        return Margin(1.0)  # a bargain without a solution: huge weights that cancel are what rounding makes of them
     error = float((moved - first.head_weights).abs().max())
     allowed = half_digits(first) * float(first.head_weights.abs().max()) * len(moved)
     if error > allowed:
