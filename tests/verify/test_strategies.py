@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +12,10 @@ from hypothesis import given, settings
 
 from mtlverify import strategies
 from mtlverify.laws.symmetry import interchangeable
+from mtlverify.predicates import aligned, exactly_strongly_stationary, independent, not_stationary
 from mtlverify.references.min_norm import min_norm
 from mtlverify.references.rows import unit_rows
-from mtlverify.strategies import degenerate, generic, jacobians, scales, stationary
+from mtlverify.strategies import degenerate, edge, generic, jacobians, pick, scales, stationary
 
 FEW = settings(max_examples=settings.default.max_examples // 2)  # 25, nightly 1000
 
@@ -150,7 +154,7 @@ def test_near_collinear_rows_lie_near_a_line(example):
 
 
 @FEW
-@given(jacobians().merged())
+@given(jacobians(scalings=("unit", "common scale", "spread rows")).merged())
 def test_scaling_is_exact_in_both_dtypes(example):
     """Every entry is an integer times a power of two, and float32 holds it."""
     rows = example.jacobian
@@ -160,6 +164,42 @@ def test_scaling_is_exact_in_both_dtypes(example):
         if unit.numel():
             mantissa, _ = torch.frexp(unit / unit.min())
             assert bool(mantissa.isfinite().all())
+
+
+@FEW
+@given(jacobians((edge.lopsided,), scalings=("unit", "common scale")).merged())
+def test_lopsided_rows_are_strongly_stationary_to_the_last_bit(example):
+    assert exactly_strongly_stationary(example.jacobian)
+
+
+@FEW
+@given(jacobians((edge.nearly_orthogonal,)).merged())
+def test_nearly_orthogonal_rows_are_independent_and_have_a_way_out(example):
+    assert independent(example.jacobian)
+    assert not_stationary(example.jacobian)
+
+
+@FEW
+@given(jacobians((edge.several_zero_rows, edge.aligned_beside_zero)).merged())
+def test_some_rows_are_zero_and_not_all(example):
+    zero = (example.jacobian == 0).all(dim=1)
+    assert bool(zero.any())
+    assert not bool(zero.all())
+    if example.family.startswith("several"):
+        assert int(zero.sum()) >= 2
+    else:
+        assert aligned(example.jacobian)
+
+
+def test_both_engines_draw_the_same_families():
+    """What the search samples itself is what Hypothesis draws: an Example of the family's name, from every stratum."""
+    for stratum in jacobians().strata:
+        rng = random.Random(0)
+        found = None
+        while found is None:
+            with contextlib.suppress(pick.Rejected):
+                found = stratum.sample(rng)
+        assert found.family.startswith(stratum.name)
 
 
 def test_every_family_is_reached_at_default_depth():
@@ -178,6 +218,7 @@ def test_every_family_is_reached_at_default_depth():
     outcome = search(spy, Mean(), spy.examples(), 100, seed=0)
     assert outcome.examples == sum(seen.values()) == 100
     assert {f.__name__ for f in strategies.ALL} == set(seen)
+    assert outcome.families == seen
 
 
 @pytest.mark.parametrize("exponent", [-12, -8, 0, 3, 12])

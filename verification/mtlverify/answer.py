@@ -34,6 +34,7 @@ class Answer:
         losses: (K,) float64 losses of these tasks.
         head_weights: (K,) float64 weights of the task-specific parameters, if the method gave some.
         tasks: which of all tasks these are.
+        degree: of homogeneity that the method declares; the length of its directions goes with |g|^degree.
     """
 
     direction: Tensor
@@ -44,6 +45,7 @@ class Answer:
     losses: Tensor | None = None
     head_weights: Tensor | None = None
     tasks: tuple[int, ...] = ()
+    degree: float = 1.0
 
     @property
     def length(self) -> float:
@@ -67,6 +69,14 @@ class Answer:
         if made_of > max(total, NATURAL * self.length):
             made_of = min(made_of, max(total, NATURAL * self._necessary(norms)))
         return max(made_of, self.length)
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the weights are far larger than this direction needs: they cancel, and are hardly determined."""
+        if self.weights is None:
+            return False
+        made_of = float((self.weights.abs() * self.jacobian.double().norm(dim=1)).sum())
+        return made_of > 2.0 * NATURAL * self.size
 
     def _necessary(self, norms: Tensor) -> float:
         """Sum of the weights, in unit rows, of least norm that give d."""
@@ -121,21 +131,28 @@ def ask(plugin: Aggregator, example: Example, *, state: dict[str, Tensor] | None
     example = example.with_(**changes) if changes else example
     view = view_of(plugin, example.jacobian, example.losses, seed=example.seed, step=at)
     state = plugin.init(example.n_tasks) if state is None else state
-    return answered(stepped(plugin, view, state, example.jacobian), example.jacobian, example.losses)
+    aggregation = stepped(plugin, view, state, example.jacobian)
+    return answered(aggregation, example.jacobian, example.losses, degree=degree_of(plugin))
+
+
+def degree_of(plugin: Any) -> float:
+    """Of homogeneity: A(tJ) = t^degree A(J)."""
+    return float(getattr(plugin, "degree", 1.0))
 
 
 class _Heard:
     """A method, and what it last returned: the core refuses some answers, and a law wants to look at them."""
 
     def __init__(self, plugin: Aggregator) -> None:
-        self.plugin, self.returned = plugin, None
+        self.plugin = plugin
+        self.returned: Any = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.plugin, name)
 
     def aggregate(self, view: StepView, state: dict[str, Tensor]) -> Any:
         """As the method; remembered."""
-        self.returned = self.plugin.aggregate(view, state)  # type: ignore[assignment]
+        self.returned = self.plugin.aggregate(view, state)
         return self.returned
 
 
@@ -159,7 +176,11 @@ def stepped(plugin: Aggregator, view: StepView, state: dict[str, Tensor], jacobi
 
 
 def answered(
-    aggregation: Aggregation, jacobian: Tensor, losses: Tensor | None = None, present: Tensor | None = None
+    aggregation: Aggregation,
+    jacobian: Tensor,
+    losses: Tensor | None = None,
+    present: Tensor | None = None,
+    degree: float = 1.0,
 ) -> Answer:
     """The answer in one form, whichever form the method chose; about the tasks present, if not all are."""
     k, keep = len(jacobian), None if present is None or bool(present.all()) else present
@@ -180,7 +201,7 @@ def answered(
         assert aggregation.direction is not None  # the constructor of Aggregation asks for exactly one of the two
         direction = aggregation.direction.detach()
         dtype = direction.dtype
-    return Answer(direction, weights, dict(aggregation.state), jacobian, dtype, losses, heads, tasks)
+    return Answer(direction, weights, dict(aggregation.state), jacobian, dtype, losses, heads, tasks, degree)
 
 
 def uses_randomness(plugin: Aggregator) -> bool:

@@ -26,14 +26,14 @@ def declared(package: str, decorator: str) -> Iterator[tuple[str, dict[str, str]
                             yield argument.value, keywords, f"{module}:{node.name}"  # type: ignore[attr-defined]
 
 
-def laws(package: str) -> Iterator[tuple[str, str]]:
+def declared_laws(package: str) -> Iterator[tuple[str, str]]:
     """(name, target) of every law in a module or package, as the hook ``mtlcore_register_laws`` takes them."""
     for id, keywords, target in declared(package, "law"):
         kind = keywords.get("kind", "aggregator")
         yield id if kind == "aggregator" else f"{kind}.{id}", target
 
 
-def problems(package: str) -> Iterator[tuple[str, str]]:
+def declared_problems(package: str) -> Iterator[tuple[str, str]]:
     """(name, target) of every problem, as the hook ``mtlcore_register_problems`` takes them."""
     for name, _, target in declared(package, "problem"):
         yield name, target

@@ -10,8 +10,9 @@ import itertools
 from collections.abc import Callable
 from fractions import Fraction
 
+import numpy as np
 import torch
-from scipy.optimize import linprog
+from scipy.optimize import linprog, nnls
 from torch import Tensor
 
 Precondition = Callable[[Tensor], bool]
@@ -38,14 +39,16 @@ def stationary(rows: Tensor) -> bool:
 
 
 def not_stationary(rows: Tensor) -> bool:
-    """No convex combination vanishes, and visibly so: the unit rows' hull is 1e-6 away from zero."""
-    from mtlverify.references.min_norm import min_norm
-    from mtlverify.references.rows import unit_rows
+    """No convex combination vanishes, and visibly so: the unit rows' hull is 1e-6 away from zero.
 
-    data = rows.double().numpy()
-    if not data.any(axis=1).all():
+    By Lawson-Hanson on min |U'b|^2 + (sum b - 1)^2, whose least value is x^2 / (1 + x^2) at distance x."""
+    data = rows.double()
+    norms = data.norm(dim=1)
+    if not bool((norms > 0).all()):
         return False
-    return float(torch.from_numpy(min_norm(unit_rows(data).units).direction).norm()) > 1e-6
+    units = (data / norms[:, None]).numpy()
+    _, residual = nnls(np.vstack([units.T, np.ones(len(units))]), np.append(np.zeros(units.shape[1]), 1.0))
+    return bool(residual > 1e-6)
 
 
 def strongly_stationary(rows: Tensor) -> bool:

@@ -11,14 +11,14 @@ from mtlverify import declared
 @hookimpl
 def mtlcore_register_laws(register: Register) -> None:
     """The laws of this wing; any plugin may add its own."""
-    for name, target in declared.laws("mtlverify.laws"):
+    for name, target in declared.declared_laws("mtlverify.laws"):
         register(name, target)
 
 
 @hookimpl
 def mtlcore_register_problems(register: Register) -> None:
     """Synthetic problems with a declared Pareto set."""
-    for name, target in declared.problems("mtlverify.problems"):
+    for name, target in declared.declared_problems("mtlverify.problems"):
         register(name, target)
 
 

@@ -28,6 +28,9 @@ VANISHED = 1e-300
 ROUNDINGS = 2.0**6
 """How many roundings of the row dtype may pile up in an answer: a sum over a few dozen entries, some divisions."""
 
+BARGAINED = 8.0 * HALF_DIGITS
+"""1.2e-7, the cosine to which a method of another degree than 1 is held; see :func:`cosine_noise`."""
+
 SOLVER = 2.0**14 * EPS64
 """3.6e-12. What an exact K x K solver leaves over in its optimality conditions: backward error of a handful of
 triangular solves, relative to the normalised rows."""
@@ -35,6 +38,10 @@ triangular solves, relative to the normalised rows."""
 REFERENCE = 1e-6
 """Agreement asked of a method and a reference that solves the same problem in another way. A projection known up to a
 duality gap of 1e-12 (relative) is known up to its square root, 1e-6, in the direction."""
+
+EXACT = 2.0**-36
+"""1.5e-11, of the gradients' size: what double precision leaves of integers below 4 and at most four tasks, whose
+systems have condition numbers below 1e4."""
 
 PROBES = 6
 """Perturbed copies of the data that measure conditioning; a discontinuity next to the data hides from all of them
@@ -87,8 +94,21 @@ def rounding(answer: Answer) -> float:
 
 
 def cosine_noise(answer: Answer) -> float:
-    """How far below zero <g_i, d> / (|g_i| |d|) may be for rounding alone. At least 1 if d is nothing but noise."""
-    return rounding(answer) / answer.length if answer.length > 0 else 1.0
+    """How far below zero <g_i, d> / (|g_i| |d|) may be for rounding alone. At least 1 if d is nothing but noise.
+
+    A method of another degree than 1 bargains: its weights grow beyond all bounds near a stationary point, where its
+    problem has no solution. Cosines are known to half of the digits there, and so is the direction: one that is shorter
+    than that, of the length sum |g_i|^degree that is its own, is none.
+    """
+    if answer.length == 0:
+        return 1.0
+    if answer.degree == 1.0:
+        return rounding(answer) / answer.length
+    norms = answer.jacobian.double().norm(dim=1)
+    own = float((norms[norms > 0] ** answer.degree).sum())
+    if answer.length <= ROUNDINGS * HALF_DIGITS * own:
+        return 1.0
+    return max(rounding(answer) / answer.length, BARGAINED)
 
 
 def equality(*answers: Answer) -> float:

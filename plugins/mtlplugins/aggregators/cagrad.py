@@ -26,7 +26,7 @@ class CAGrad(Aggregator):
 
     Proved: min_i <g_i, d> >= min_i <g_i, g_0>; for c >= 1 the ball contains 0, so min_i <g_i, d> >= 0: no conflict.
     For c < 1 conflicts may remain; c = 0 is the mean. Where no common descent direction exists the maximiser is not
-    unique; the one nearest to g_0 is taken [choice].
+    unique; one of them is taken, not always the one nearest to g_0 [choice].
 
     Rows closer than 1e-5 to opposite: the Gramian resolves them poorly, and the edge of the ball is missed (by up to a
     relative 4e-2 at 1e-7, where they may count as stationary).

@@ -28,8 +28,8 @@ class FairGrad(Aggregator):
     Solved as a convex problem on cosines (:mod:`mtlplugins.solvers.barrier`); the authors use bounded least squares on
     the residual, which is not convex.
 
-    Proved: J d = w^(-1/alpha) > 0, so no conflict, and every task gains. A(tJ) = t^p A(J), p = (1-alpha)/(1+alpha): the
-    length of d does not shrink with the gradients for alpha >= 1, so near a Pareto stationary point, where no
+    Proved where a common descent direction exists: J d = w^(-1/alpha) > 0, so no conflict, and every task gains; the
+    order of the tasks does not matter. A(tJ) = t^p A(J), p = (1-alpha)/(1+alpha): the length of d does not shrink with the gradients for alpha >= 1, so near a Pareto stationary point, where no
     finite solution exists, clip d or lower the step size (the authors clip to norm 1).
 
     Task-specific parameters get their gradients times w, as in the authors' code, which weights whole losses [code]. A

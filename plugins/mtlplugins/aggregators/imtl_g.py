@@ -22,7 +22,7 @@ class IMTLG(Aggregator):
     Gramian form: v = G^+ |g|, a = v / sum v. With unit rows a_i |g_i| is proportional to x = C^+ 1; dependent rows get
     the least-squares solution of minimal norm.
 
-    Proved (independent rows): equal projections; the direction does not depend on positive scaling of a row, up to
+    Proved (independent rows, sum v != 0): equal projections; the direction does not depend on positive scaling of a row, up to
     its sign. For K = 2 no conflict. For K >= 3 it may conflict with *every* task: if sum v < 0 the common projection
     is negative. Where sum v vanishes to within rounding no such d exists and the answer is 0, said in diagnostics.
     Cost: the Gramian and one eigendecomposition.

@@ -25,8 +25,8 @@ class NashMTL(Aggregator):
     the authors approximate it by a sequence of convex programs warm-started from the previous step, which makes
     their method depend on its history. Here it does not.
 
-    Proved: a_i <g_i, d> = 1, so no conflict and every task gains; |d|^2 = K whatever the gradients; d does not change
-    when a row is scaled by a positive factor; for K = 2, d is along the bisector of the two gradients. Near a
+    Proved (where a common descent direction exists, of the K tasks whose gradient is not zero): a_i <g_i, d> = 1, so no
+    conflict and every task gains; |d|^2 = K; d does not change when a row is scaled by a positive factor; for K = 2, d is along the bisector of the two gradients. Near a
     Pareto stationary point there is no finite solution: d is then zero to within rounding.
 
     Task-specific parameters get their gradients times a, as in the authors' code, which weights whole losses [code]. A

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from mtlcore import Aggregator, StepView
-from mtlverify.answer import Answer, answered, start, stepped, view_of
+from mtlverify.answer import Answer, answered, degree_of, start, stepped, view_of
 from mtlverify.example import Example
 from mtlverify.law import Margin, given, worst
 from mtlverify.strategies import ALL, Draw, Strata, jacobians
 from mtlverify.strategies import pick as st
 from mtlverify.strategies.generic import entries
 
-STEPS = 4
+STEPS = 3
 LONG = 8
 """Steps of one run in sixteen: what goes wrong late, a warm-up that ends or a window that is full, shows there only."""
-LONGER = 40
+LONGER = 24
 """Of one run in thirty-two."""
 VERY_LONG, LONGEST = 120, 300
 """Of the runs whose seed is 900 to 949, and 950 to 999: an ordinary search has one or two of the first, in a stratum of
@@ -40,7 +40,7 @@ def steps(example: Example) -> int:
 def absences(draw: Draw, k: int, p: int) -> dict[str, Any]:
     """Which tasks are away in which step, as pairs (step, task). In every step one task at least is there.
 
-    A third of the runs have everybody all the time; in a third tasks come and go in the first four steps, and late in a
+    A third of the runs have everybody all the time; in a third tasks come and go in the first steps, and late in a
     long one all are there; in a third one task is away for a while, from the start or from later on, and returns.
     """
     kind = draw(st.sampled_from(["nobody", "come and go", "a while"])) if k > 1 else "nobody"
@@ -75,7 +75,7 @@ def histories(families: Sequence[Any] = ALL, *, more: More | None = None, **othe
 
 
 def patient(draw: Draw) -> list[list[int]]:
-    """Two or three tasks in general position, for runs of 40 or 120 steps."""
+    """Two or three tasks in general position, for runs of 24 or 120 steps."""
     return entries(draw, draw(st.integers(2, 3)), draw(st.integers(2, 3)), -9, 9)
 
 
@@ -148,7 +148,7 @@ def step(
     """The answer in step ``number`` of the run, and the state after it."""
     rows, before, after = views(plugin, example, number, order)
     aggregation = stepped(plugin, before, state, rows)
-    answer = answered(aggregation, rows, before.losses, before.present)
+    answer = answered(aggregation, rows, before.losses, before.present, degree_of(plugin))
     return answer, observed(plugin, after, dict(aggregation.state))
 
 

@@ -8,7 +8,6 @@ law has a shrunk counterexample stored under counterexamples/, which the tests r
     proofs.py      what is proved, by whom, under which assumptions
     negatives.py   the negative statements that must stay true
     store.py       counterexamples on disk, and replaying them
-    smaller.py     making a counterexample small, decisive and readable
     planar.py      the smallest counterexample that can be drawn
     figures.py     drawing it
     render.py      the page

@@ -19,6 +19,9 @@ from mtlverify.ledger.subjects import Subject
 from mtlverify.minimise import decidable, smaller
 from mtlverify.runner import Result, examine, laws
 
+WEAK = 30
+"""A verdict that rests on fewer inputs says so."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -39,6 +42,10 @@ class Row:
         citation: of the proof.
         assumptions: of the proof.
         counterexample: {"law", "margin", "example"} or None.
+        families: inputs measured, by family.
+        hunted: inputs of the adversarial search besides; 0: nobody hunted.
+        read_by: who has read the proof, a "person" or a "machine".
+        outside_proof: there is a proof, and the counterexample does not meet its assumptions.
     """
 
     kind: str
@@ -55,14 +62,32 @@ class Row:
     citation: str = ""
     assumptions: str = ""
     counterexample: dict[str, Any] | None = None
+    families: dict[str, int] = dataclasses.field(default_factory=dict)
+    hunted: int = 0
+    read_by: str = ""
+    outside_proof: bool = False
+
+    @property
+    def strength(self) -> str:
+        """What a verdict that nothing was found rests on."""
+        if self.status not in ("proved", "verified") or not self.families:
+            return ""
+        least = min(self.families.values())
+        parts = [f"{len(self.families)} families, {least} or more of each"]
+        if self.hunted:
+            parts.append(f"hunted on {self.hunted:,}")
+        if self.examples < WEAK:
+            parts.append(f"**weak: fewer than {WEAK} inputs**")
+        return ", ".join(parts)
 
     @property
     def contradiction(self) -> bool:
         """A proof and a counterexample at once, or a broken promise: somebody must look at it."""
-        return self.status == "error" or (self.status == "refuted" and (self.claimed or bool(self.citation)))
+        proved = bool(self.citation) and not self.outside_proof
+        return self.status == "error" or (self.status == "refuted" and (self.claimed or proved))
 
 
-def rows(subject: Subject, max_examples: int, seed: int, home: Path = store.HOME) -> Iterator[Row]:
+def rows(subject: Subject, max_examples: int, seed: int, home: Path = store.HOME, hunt: float = 0.0) -> Iterator[Row]:
     """All laws of the subject's kind; its counterexample file is brought up to date."""
     plugin = subject.make()
     known = store.load(subject, home)
@@ -73,7 +98,7 @@ def rows(subject: Subject, max_examples: int, seed: int, home: Path = store.HOME
             result = examine(plugin, law, 1, seed, explicit=[store.example_of(known[law.id])])
             result = dataclasses.replace(result, examples=0) if result.status == "refuted" else None
         if result is None:
-            result = examine(plugin, law, max_examples, seed)
+            result = examine(plugin, law, max_examples, seed, hunt=hunt)
             if result.status == "refuted":
                 result = _readable(subject, plugin, law, result, max_examples, seed)
         if result.status == "refuted" and result.counterexample is not None:
@@ -116,6 +141,10 @@ def with_proof(row: Row) -> Row:
         status="proved" if proof is not None and status == "verified" else status,
         citation="" if proof is None else proof.citation,
         assumptions="" if proof is None else proof.assumptions,
+        read_by="" if proof is None else proof.read_by,
+        outside_proof=(
+            proof is not None and row.counterexample is not None and not proof.contradicted_by(row.counterexample)
+        ),
     )
 
 
@@ -134,5 +163,7 @@ def _row(subject: Subject, result: Result) -> Row:
             worst_margin=result.worst_margin,
             detail=result.detail,
             counterexample=result.counterexample,
+            families=dict(result.families),
+            hunted=result.hunted,
         )
     )

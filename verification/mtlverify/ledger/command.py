@@ -25,6 +25,7 @@ def main(
     max_examples: Annotated[int, typer.Option(min=1, help="Inputs per law that is not refuted yet.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    hunt: Annotated[float, typer.Option(min=0.0, help="Seconds of adversarial search per promise.")] = 0.0,
     render_only: Annotated[bool, typer.Option(help="Rewrite page and figures from ledger.json.")] = False,
 ) -> None:
     """Check every law of every method; a stored counterexample settles its law at once.
@@ -40,7 +41,7 @@ def main(
     fresh: dict[tuple[str, str], list[Row]] = {}
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, context, initializer=_alone) as pool:
-        waiting = {pool.submit(_rows, s, max_examples, seed): s for s in chosen}
+        waiting = {pool.submit(_rows, s, max_examples, seed, hunt): s for s in chosen}
         for done in concurrent.futures.as_completed(waiting):
             subject = waiting[done]
             fresh[subject.kind, subject.label] = done.result()
@@ -76,8 +77,8 @@ def _alone() -> None:
     torch.set_num_threads(1)
 
 
-def _rows(subject: Subject, max_examples: int, seed: int) -> list[Row]:
-    return list(rows(subject, max_examples, seed))
+def _rows(subject: Subject, max_examples: int, seed: int, hunt: float) -> list[Row]:
+    return list(rows(subject, max_examples, seed, hunt=hunt))
 
 
 def _merge(known: list[Row], fresh: dict[tuple[str, str], list[Row]], keep_others: bool) -> list[Row]:

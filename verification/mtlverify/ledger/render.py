@@ -139,14 +139,14 @@ def _methods(rows: Sequence[Row]) -> str:
         mine = [r for r in rows if (r.kind, r.label) == (kind, label)]
         lines += [
             f"### {label} ({kind})\n",
-            "| law | verdict | examples | worst margin | evidence |",
-            "|---|---|---|---|---|",
+            "| law | verdict | examples | worst margin | strength | evidence |",
+            "|---|---|---|---|---|---|",
         ]
         for r in mine:
             name = f"**{r.law}**" if r.claimed else r.law
             examples = str(r.examples) if r.examples else ""
             margin = "" if r.worst_margin is None else _short(r.worst_margin)
-            lines.append(f"| {name} | {WORDS[r.status]} | {examples} | {margin} | {_cell(r)} |")
+            lines.append(f"| {name} | {WORDS[r.status]} | {examples} | {margin} | {r.strength} | {_cell(r)} |")
         lines.append("")
     lines += ["## The laws\n"]
     for (kind, id), law in sorted(statements.items()):
@@ -157,7 +157,8 @@ def _methods(rows: Sequence[Row]) -> str:
 def _cell(row: Row) -> str:
     parts = []
     if row.citation:
-        parts.append(row.citation + (f" (needs: {row.assumptions})" if row.assumptions else ""))
+        reader = " [read by a machine for few tasks]" if row.read_by == "machine" else ""
+        parts.append(row.citation + (f" (needs: {row.assumptions})" if row.assumptions else "") + reader)
     if row.counterexample is not None:
         parts.append(_evidence(row))
     elif row.detail:

@@ -241,7 +241,7 @@ class GlobalGeneratorLater(SpoiltLater):
     """Draws from torch's global generator."""
 
     def later(self, answer: Aggregation, state: State) -> Aggregation:
-        return dataclasses.replace(answer, weights=torch.rand_like(answer.state["total"]).softmax(0))
+        return dataclasses.replace(answer, weights=torch.rand_like(answer.weights).softmax(0))
 
 
 @frozen
@@ -249,7 +249,8 @@ class NotANumberLater(SpoiltLater):
     """Divides by the spread of what it has seen, which two equal numbers do not have."""
 
     def later(self, answer: Aggregation, state: State) -> Aggregation:
-        spread = answer.state["total"] - answer.state["total"].mean()
+        assert answer.weights is not None
+        spread = answer.weights - answer.weights.mean()
         return dataclasses.replace(answer, weights=spread / spread.abs().max())
 
 

@@ -133,6 +133,43 @@ class Blind(WeakConflict):
         return super().answer(cos, torch.zeros_like(pairs), dominated)
 
 
+@frozen
+class WarmsUp(WeakConflict):
+    """Sees nothing in the first ten steps."""
+
+    def detect(self, view: StepView) -> Conflict:
+        found = super().detect(view)
+        return found if view.step >= 10 else self.answer(found.pairs.double() * 0, found.pairs & False, found.dominated)
+
+
+@frozen
+class RoomForAll(WeakConflict):
+    """Makes its masks for all tasks of the run, also where some are away."""
+
+    def detect(self, view: StepView) -> Conflict:
+        found, k = super().detect(view), 1 + max(view.task_index)
+        return dataclasses.replace(found, dominated=torch.zeros(k, dtype=torch.bool))
+
+
+@frozen
+class FloorOfNorms(WeakConflict):
+    """No norm below 1e-60."""
+
+    def detect(self, view: StepView) -> Conflict:
+        rows = view.jacobian.double()
+        units = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-60)
+        cos = units @ units.T
+        return self.answer(cos, cos < -1e-13, super().detect(view).dominated)
+
+
+@frozen
+class HardlyAConflict(WeakConflict):
+    """Cosines above -1e-4 do not count."""
+
+    def answer(self, cos: Tensor, pairs: Tensor, dominated: Tensor) -> Conflict:
+        return super().answer(cos, pairs & (cos < -1e-4), dominated)
+
+
 KILLED_BY: dict[type, tuple[str, ...]] = {
     AbsoluteThreshold: ("scale-free", "matches-reference"),
     OneSided: ("symmetric", "matches-reference"),
@@ -146,4 +183,8 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     KnowsRowsByTheirAddress: ("deterministic",),
     TensorVerdict: ("shape-dtype-device",),
     Blind: ("matches-reference",),
+    WarmsUp: ("matches-reference",),
+    RoomForAll: ("shape-dtype-device",),
+    FloorOfNorms: ("scale-free", "matches-reference"),
+    HardlyAConflict: ("matches-reference",),
 }

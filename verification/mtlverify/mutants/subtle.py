@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mtlcore import Aggregation, Needs, StepView
 from mtlverify.mutants.twins import (
+    Bargain,
     ConeMean,
     InverseLoss,
     Mean,
@@ -362,6 +363,38 @@ class BorrowsABatch(MinNorm):
         return super().weigh(view.others[0])
 
 
+@frozen
+class SlightlyUnfair(Bargain):
+    """Stops a hundredth before the solution."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return super().weigh(view) * (1.0 + 0.01 * torch.arange(view.n_tasks, dtype=torch.float64))
+
+
+@frozen
+class HardSwitch(Mean):
+    """The mean without a conflict, half of it with one."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return super().weigh(view) * (0.5 if bool((view.gramian < 0).any()) else 1.0)
+
+
+@frozen
+class TooLong(MinNorm):
+    """A step of more than twice the length that every task agrees with."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return 2.1 * super().weigh(view)
+
+
+@frozen
+class Adds(MinNorm):
+    """Sum instead of a convex combination where there are two tasks."""
+
+    def weigh(self, view: StepView) -> Tensor:
+        return super().weigh(view) * (1.0 + float(view.n_tasks == 2))
+
+
 KILLED_BY: dict[type, tuple[str, ...]] = {
     TwoZeroRows: ("pareto-stationary-zero", "matches-reference"),
     NormalisesBesideZero: ("no-conflict-identity", "linear-under-scaling"),
@@ -395,4 +428,8 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     MixesUpTheAbsent: ("absent-task",),
     StepFromTheSeed: ("permutation-equivariant",),
     BorrowsABatch: ("matches-reference",),
+    SlightlyUnfair: ("alpha-fair",),
+    HardSwitch: ("continuous", "unbiased-in-batches"),
+    TooLong: ("per-task-descent",),
+    Adds: ("matches-exact", "descent-lower-bound"),
 }

@@ -43,9 +43,14 @@ class Rescaling(TeleportStrategy):
         if not isinstance(trunk, nn.Sequential):
             return None
         for i in range(len(trunk) - 2):
-            if isinstance(trunk[i], nn.Linear) and isinstance(trunk[i + 1], nn.ReLU):
+            passes = isinstance(trunk[i], nn.Linear) and self.lets_a_scale_through(trunk[i + 1])
+            if passes and all(p.requires_grad for layer in (trunk[i], trunk[i + 2]) for p in layer.parameters()):
                 return str(i), str(i + 2)
         return None
+
+    def lets_a_scale_through(self, activation: nn.Module) -> bool:
+        """f(a x) = a f(x) for a > 0."""
+        return isinstance(activation, nn.ReLU)
 
     def finish(self, problem: TeleportProblem, known: dict[str, Tensor], maps: dict[str, Tensor]) -> Displacement:
         """The new values."""
@@ -64,6 +69,23 @@ class ConflictBlind(Rescaling):
     """Is accepted for keeping the losses, whatever happens to the conflict, and sold as a remedy."""
 
     claims: ClassVar[frozenset[str]] = frozenset({"lowers-conflict"})
+
+
+@frozen
+class TakesClippedForReLU(Rescaling):
+    """ReLU6 is a ReLU as long as nothing reaches 6."""
+
+    def lets_a_scale_through(self, activation: nn.Module) -> bool:
+        return isinstance(activation, (nn.ReLU, nn.ReLU6))
+
+
+@frozen
+class MapsByDivision(Rescaling):
+    """A map is the new value divided by the old one, whatever the old one is."""
+
+    def finish(self, problem: TeleportProblem, known: dict[str, Tensor], maps: dict[str, Tensor]) -> Displacement:
+        moved = {n: d * known[n] for n, d in maps.items()}
+        return Displacement(moved, {n: moved[n] / known[n] for n in maps})
 
 
 @frozen
@@ -213,6 +235,8 @@ class ChangesASetting(Rescaling):
 KILLED_BY: dict[type, tuple[str, ...]] = {
     ConflictBlind: ("lowers-conflict",),
     NeverRests: ("zero-steps-stay",),
+    TakesClippedForReLU: ("loss-invariant",),
+    MapsByDivision: ("finite",),
     ForgetsTheConsumer: ("loss-invariant",),
     ForgetsTheBias: ("loss-invariant",),
     Negative: ("loss-invariant",),

@@ -103,6 +103,27 @@ class ConeMean(Twin):
 
 
 @dataclasses.dataclass(frozen=True)
+class Bargain(Twin):
+    """Nash bargaining: G w = 1 / w, by Newton's method on its convex potential in log w, for unit rows."""
+
+    degree: ClassVar[float] = 0.0
+    reference: ClassVar[str] = "nash-mtl"
+
+    def weigh(self, view: StepView) -> Tensor:
+        units, norms = unit_rows(view)
+        gram, y = units @ units.T, torch.zeros(len(norms), dtype=torch.float64)
+        for _ in range(200):
+            b = y.exp()
+            slope = b * (gram @ b) - 1.0
+            if float(slope.abs().max()) < 1e-13:
+                break
+            hessian = b[:, None] * gram * b[None, :] + torch.diag((b * (gram @ b)).clamp_min(1e-9))
+            move = torch.linalg.lstsq(hessian, -slope[:, None], driver="gelsd").solution[:, 0]
+            y = (y + move / max(1.0, float(move.abs().max()))).clamp(-30.0, 30.0)  # no solution: somewhere
+        return per_norm(y.exp(), norms)
+
+
+@dataclasses.dataclass(frozen=True)
 class UnitSum(Twin):
     """sum g_i / |g_i|: free of scale."""
 
@@ -246,18 +267,20 @@ SYMMETRIES = ("permutation-equivariant", "parameter-rotation")
 TWINS: dict[type, tuple[str, ...]] = {
     Mean: (
         *UNIVERSAL, *SYMMETRIES, "positively-homogeneous", "linear-under-scaling", "conic-combination",
-        "simplex-weights", "no-conflict-identity", "no-worse-than-mean", "matches-reference",
+        "simplex-weights", "no-conflict-identity", "no-worse-than-mean", "matches-reference", "matches-exact",
+        "continuous", "unbiased-in-batches",
     ),
     MinNorm: (
         *UNIVERSAL, *SYMMETRIES, "positively-homogeneous", "non-conflicting", "descent-lower-bound", "duplicate-task",
         "simplex-weights", "conic-combination", "pareto-stationary-zero", "strongly-stationary-zero",
-        "zero-only-if-stationary", "matches-reference",
+        "zero-only-if-stationary", "matches-reference", "matches-exact", "per-task-descent", "continuous",
     ),
     ConeMean: (
         *UNIVERSAL, *SYMMETRIES, "positively-homogeneous", "non-conflicting", "linear-under-scaling",
         "no-conflict-identity", "conic-combination", "strongly-stationary-zero", "zero-only-if-stationary",
         "matches-reference",
     ),
+    Bargain: ("pure", "deterministic", "shape-dtype-device", "alpha-fair"),
     UnitSum: (*UNIVERSAL, *SYMMETRIES, "positively-homogeneous", "scale-free", "loss-unit-invariant"),
     EqualAngles: (*UNIVERSAL, "positively-homogeneous", "equal-projections"),
     InverseLoss: (

@@ -83,7 +83,9 @@ def _stratum(
 ) -> Stratum:
     def recipe(draw: Draw) -> Example:
         rows = torch.tensor(family(draw), dtype=torch.float64)
-        scaling = draw(pick.sampled_from(scalings))
+        favoured = getattr(family, "favours", "")
+        often = favoured in scalings and draw(pick.integers(0, 3)) > 0
+        scaling = favoured if often else draw(pick.sampled_from(scalings))
         k, p = rows.shape
         dtype = draw(pick.sampled_from(dtypes))
         if scaling == "extreme" and torch.float64 in dtypes and draw(pick.booleans()):

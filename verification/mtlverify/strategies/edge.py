@@ -46,6 +46,10 @@ def nearly_orthogonal(draw: Any) -> list[list[int]]:
     return rows
 
 
+nearly_orthogonal.favours = "spread rows"  # type: ignore[attr-defined]
+"""A conflict of cosine 1e-5 harms somebody where one row is 1e5 times as long as another."""
+
+
 def lopsided(draw: Any) -> list[list[int]]:
     """Strongly stationary with weights of very different size: 2^m_i g_i sum to zero, m_i from 0 to 16.
 

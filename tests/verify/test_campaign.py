@@ -1,0 +1,55 @@
+"""Work is spread over laws, filters choose among them, and what a certificate says is not asked again."""
+
+from __future__ import annotations
+
+import pytest
+
+from mtlcore.registry import registry
+from mtlverify import campaign as campaigns
+from mtlverify import runner
+from mtlverify.campaign import Depth, campaign
+
+FEW = ("finite", "positively-homogeneous", "non-conflicting", "simplex-weights")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    everything = runner.laws
+    monkeypatch.setattr(runner, "laws", lambda kind: [law for law in everything(kind) if law.id in FEW])
+    # A mean's other claims are then of nothing; that is another test.
+    monkeypatch.setattr(campaigns, "claims_of_nothing", lambda plugin, kind, laws: [])
+    return [registry().find("aggregator", "ls")]
+
+
+def rows(entries, **options):
+    return [[r.law for r in results] for _, results in campaign(entries, Depth(3), **options)]
+
+
+def test_filters(few):
+    assert rows(few, laws=["non-conflicting"]) == [["non-conflicting"]]
+    assert "non-conflicting" not in rows(few, claimed=True)[0]
+    assert "positively-homogeneous" in rows(few, claimed=True)[0]
+
+
+def test_a_second_run_reads_the_certificate_and_a_fresh_one_does_not(few, monkeypatch):
+    first = list(campaign(few, Depth(3)))
+    asked = []
+    monkeypatch.setattr(campaigns, "_law_checked", lambda task: asked.append(task[3]) or first[0][1][0])
+    assert list(campaign(few, Depth(2))) == first
+    assert asked == []
+    list(campaign(few, Depth(3), fresh=True))
+    assert sorted(asked) == sorted(FEW)
+    asked.clear()
+    list(campaign(few, Depth(4)))
+    assert sorted(asked) == sorted(FEW), "a deeper search than the certificate's"
+
+
+def test_a_method_that_cannot_be_made_is_one_row(few):
+    [(_, results)] = campaign(few, Depth(1), options={"weights": "nonsense"})
+    assert [(r.law, r.status) for r in results] == [("loads", "error")]
+
+
+def test_processes_change_nothing(few):
+    wanted = ["finite", "positively-homogeneous"]
+    alone, together = (list(campaign(few, Depth(2), laws=wanted, jobs=jobs)) for jobs in (1, 2))
+    assert alone == together
