@@ -20,18 +20,37 @@ def check_length(method: str, option: str, values: Sequence[float] | None, n_tas
         )
 
 
-def weights_present(method: str, weights: Sequence[float], view: StepView) -> list[float]:
+def preferences_present(method: str, preferences: Sequence[float] | None, view: StepView) -> list[float]:
+    """Shares (K,), sum 1, of the tasks in this view, for the option ``preferences``.
+
+    It means the same in every method that has it: how much each task counts. Only the ratios matter, so that a common
+    factor changes nothing; None is the same as equal numbers. A task of preference 0 is still protected by what the
+    method guarantees to everybody, but does not pull.
+
+    Raises:
+        ConfigurationError: the preferences of the tasks present are all zero, or one is missing.
+    """
+    if preferences is None:
+        return [1.0 / view.n_tasks] * view.n_tasks
+    chosen = weights_present(method, preferences, view, "preferences")
+    largest = max(chosen)
+    chosen = [value / largest for value in chosen]
+    total = sum(chosen)
+    return [value / total for value in chosen]
+
+
+def weights_present(method: str, weights: Sequence[float], view: StepView, option: str = "weights") -> list[float]:
     """The weights (K,) of the tasks in this view.
 
     Raises:
         ConfigurationError: all of them are zero, so that the step would stand still; or there is one missing.
     """
     if max(view.task_index) >= len(weights):
-        raise ConfigurationError(f"{method}: weights has {len(weights)} entries, but there are more tasks.")
+        raise ConfigurationError(f"{method}: {option} has {len(weights)} entries, but there are more tasks.")
     chosen = [float(weights[i]) for i in view.task_index]
     if not any(chosen):
         names = ", ".join(map(repr, view.task_names))
         raise ConfigurationError(
-            f"{method}: the weights of the tasks present ({names}) are all zero: give one number per task, some > 0."
+            f"{method}: the {option} of the tasks present ({names}) are all zero: give one number per task, some > 0."
         )
     return chosen

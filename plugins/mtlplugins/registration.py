@@ -19,6 +19,7 @@ AGGREGATORS: dict[str, str] = {
     "imtl-g": "mtlplugins.aggregators.imtl_g:IMTLG",
     "imtl-l": "mtlplugins.aggregators.imtl_l:IMTLL",
     "ls": "mtlplugins.aggregators.ls:LS",
+    "m-config": "mtlplugins.aggregators.m_config:MConFIG",
     "mgda": "mtlplugins.aggregators.mgda:MGDA",
     "nash-mtl": "mtlplugins.aggregators.nash_mtl:NashMTL",
     "pcgrad": "mtlplugins.aggregators.pcgrad:PCGrad",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, number
+from mtlplugins import outer
 from mtlplugins.aggregators import _numpy
 from mtlplugins.solvers.cagrad import cagrad
 from mtlplugins.solvers.safety import without_conflict
@@ -25,8 +26,9 @@ class CAGrad(Aggregator):
     Solved exactly, on the primal (see :mod:`mtlplugins.solvers.cagrad`); the authors use SLSQP on the dual.
 
     Proved: min_i <g_i, d> >= min_i <g_i, g_0>; for c >= 1 the ball contains 0, so min_i <g_i, d> >= 0: no conflict.
-    For c < 1 conflicts may remain; c = 0 is the mean. Where no common descent direction exists the maximiser is not
-    unique; one of them is taken, not always the one nearest to g_0 [choice].
+    For c < 1 conflicts may remain; c = 0 is the mean. Where no direction has a positive inner product with every
+    gradient, the largest level min_i <g_i, d> is 0 for c >= 1 and the maximiser is not unique; the one nearest to g_0
+    is taken [choice]. (Of the rows that are not zero: a zero gradient gains nothing from any d and is left out.)
 
     Rows closer than 1e-5 to opposite: the Gramian resolves them poorly, and the edge of the ball is missed (by up to a
     relative 4e-2 at 1e-7, where they may count as stationary).
@@ -37,28 +39,36 @@ class CAGrad(Aggregator):
         c: radius of the ball relative to |g_0|; 0.5 is the default of the authors' function [official code].
         rescale: divide d by "1+c^2" (the authors' default), by "1+c", or not at all ("none", ours, so that d is the
             maximiser itself).
+        outer_scale: "n-tasks": d times K, as the authors do "to match the sum of the losses" [official code]; "one",
+            the default, so that d is the maximiser itself.
+        max_norm: clip d to this length after ``outer_scale`` (1 in the FairGrad and FAMO repositories [code]); None,
+            the default: no clipping.
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
 
     c: float = number(0.5, low=0.0)
     rescale: str = choice("none", ("none", "1+c^2", "1+c"))
+    outer_scale: str = choice("one", outer.SCALES)
+    max_norm: float | None = number(None, low=0.0, open_low=True)
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """What is promised; non-conflict needs c >= 1."""
         always = {
             "permutation-equivariant",
-            "positively-homogeneous",
             "conic-combination",
-            "matches-reference",
             "resume-equivalent",
             "parameter-rotation",
             "zero-only-if-stationary",
         }
+        if self.max_norm is None:
+            always.add("positively-homogeneous")
+            if self.outer_scale == "one":
+                always.add("matches-reference")
         if self.c >= 1.0:
             always |= {"non-conflicting", "strongly-stationary-zero"}
-        if self.rescale == "none":
+        if self.rescale == "none" and self.outer_scale == "one" and self.max_norm is None:
             always.add("no-worse-than-mean")
         return frozenset(always)
 
@@ -75,6 +85,8 @@ class CAGrad(Aggregator):
         if self.c >= 1.0:
             b, checked = without_conflict(rows.matrix, b)
             diagnostics.update(checked)
-        scale = {"none": 1.0, "1+c^2": 1.0 + self.c**2, "1+c": 1.0 + self.c}[self.rescale]
-        weights = rows.scatter(b / rows.norms, dead=uniform) / scale
+        divisor = {"none": 1.0, "1+c^2": 1.0 + self.c**2, "1+c": 1.0 + self.c}[self.rescale]
+        scale = outer.scale(self.outer_scale, view.n_tasks) / divisor
+        scale *= outer.clip(rows.matrix, scale * b, self.max_norm)
+        weights = rows.scatter(b / rows.norms, dead=uniform) * scale
         return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=diagnostics)

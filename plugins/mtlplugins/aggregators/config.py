@@ -8,52 +8,97 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from mtlcore import Aggregation, Aggregator, Needs, StepView
+from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, vector
 from mtlplugins.aggregators import _numpy
+from mtlplugins.per_task import check_length, preferences_present
 from mtlplugins.solvers.certificate import EPS
+from mtlplugins.solvers.cosines import Array, Cosines
 from mtlplugins.solvers.least_squares import minimum_norm
 
 State = dict[str, torch.Tensor]
+LENGTHS = ("projection", "minimum", "maximum", "harmonic", "arithmetic", "geometric")
 
 
 @dataclass(frozen=True)
 class ConFIG(Aggregator):
-    """Liu et al. 2024 [official code]: with U the unit rows, x = U^+ 1, u = x / |x|, d = (sum_i <g_i, u>) u.
+    """Liu et al. 2024 [official code]: with U the unit rows, x = U^+ w, w = 1, u = x / |x|, d = (sum_i <g_i, u>) u.
 
-    In Gramian form x = U^T y, y = C^+ 1. Proved: d is linear under positive scaling of the rows (u does not change,
-    the length is linear); |d| <= sum |g_i|. For independent rows cos(d, g_i) is the same positive number for all i
-    (U x = 1), so no conflict. For dependent rows the cosines are equal only in the least-squares sense, and a
-    conflict is possible: that is why non-conflict is not claimed. Opposite gradients give d = 0.
+    In Gramian form x = U^T y, y = C^+ w. Proved: u does not depend on positive scaling of the rows. For independent
+    rows cos(d, g_i) is proportional to w_i (U x = w), so no conflict. With the "projection" length d is linear under
+    positive scaling of the rows and |d| <= sum |g_i|. For dependent rows the cosines are as asked only in the
+    least-squares sense, and a conflict is possible: that is why non-conflict is not claimed. Opposite gradients give d
+    = 0. A zero gradient is left out, also of the lengths below [choice; in the authors' code it makes "minimum" NaN].
     Cost: the Gramian and one eigendecomposition.
+
+    Args:
+        preferences: w, one number >= 0 per task, of which only the ratios matter; None: equal, the authors' only weight
+            model. A task of preference 0 is met at a right angle.
+        length: the length model, s sum_i cos(g_i, u) for all but "projection". "projection", the authors' default:
+            sum_i |g_i| cos(g_i, u). The others put one length in the place of all |g_i|: their "minimum", "maximum",
+            "harmonic", "arithmetic" or "geometric" mean [official code].
+
+    Raises:
+        ConfigurationError: the preferences of the tasks present are all zero, or there is not one per task.
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
-    claims: ClassVar[frozenset[str]] = frozenset(
-        {
-            "permutation-equivariant",
-            "positively-homogeneous",
-            "linear-under-scaling",
-            "matches-reference",
-            "resume-equivalent",
-            "equal-projections",
-            "parameter-rotation",
-        }
-    )
+
+    preferences: tuple[float, ...] | None = vector(None, low=0.0)
+    length: str = choice("projection", LENGTHS)
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        """What is promised; preferences belong to tasks in their order, and not every length is linear."""
+        out = {"positively-homogeneous", "resume-equivalent", "parameter-rotation"}
+        if self.length in ("projection", "arithmetic"):
+            out.add("linear-under-scaling")
+        if self.preferences is None:
+            out |= {"permutation-equivariant", "equal-projections"}
+            if self.length == "projection":
+                out.add("matches-reference")
+        return frozenset(out)
+
+    def init(self, n_tasks: int) -> State:
+        """No state."""
+        check_length("config", "preferences", self.preferences, n_tasks)
+        return {}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """weights = (sum_i |g_i| (C y)_i / y'Cy) y / |g|."""
-        rows = _numpy.read(view)
-        if not len(rows.norms):
-            return Aggregation(weights=_numpy.tensor(np.zeros(view.n_tasks)), state=state)
-        y, rank = minimum_norm(rows.matrix, np.ones(len(rows.norms)))
-        cosines = rows.matrix @ y
-        square = float(y @ cosines)
-        diagnostics: dict[str, object] = {"rank": rank}
-        if square <= 16.0 * len(y) * EPS * float(np.abs(y).sum()) ** 2:
-            diagnostics["undefined"] = "no direction has a positive cosine with the gradients"
-            return Aggregation(weights=_numpy.tensor(np.zeros(view.n_tasks)), state=state, diagnostics=diagnostics)
-        length = float(rows.norms @ cosines)
-        # d points against u where the projections sum to less than zero, which dependent rows allow.
-        diagnostics["min_cosine"] = float((cosines if length >= 0.0 else -cosines).min()) / square**0.5
-        weights = (length / square) * y / rows.norms
-        return Aggregation(weights=_numpy.tensor(rows.scatter(weights)), state=state, diagnostics=diagnostics)
+        """The weights of :func:`combination`."""
+        share = np.array(preferences_present("config", self.preferences, view))
+        weights, diagnostics = combination(_numpy.read(view), share, self.length)
+        return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=diagnostics)
+
+
+def combination(rows: Cosines, share: Array, length: str) -> tuple[Array, dict[str, object]]:
+    """Weights (K,) of d for preferences ``share`` (K,): (sum_i |g_i| (C y)_i / y'Cy) y / |g|, y = C^+ w, or with one
+    length for all |g_i|; and diagnostics."""
+    w = rows.gather(share)
+    if not len(rows.norms) or not w.any():
+        return np.zeros(rows.n_tasks), {}
+    y, rank = minimum_norm(rows.matrix, w / w.max())
+    cosines = rows.matrix @ y
+    square = float(y @ cosines)
+    diagnostics: dict[str, object] = {"rank": rank}
+    if square <= 16.0 * len(y) * EPS * float(np.abs(y).sum()) ** 2:
+        diagnostics["undefined"] = "no direction has a positive cosine with the gradients"
+        return np.zeros(rows.n_tasks), diagnostics
+    size = float(_lengths(rows.norms, length) @ cosines)
+    # d points against u where the projections sum to less than zero, which dependent rows allow.
+    diagnostics["min_cosine"] = float((cosines if size >= 0.0 else -cosines).min()) / square**0.5
+    return rows.scatter((size / square) * y / rows.norms), diagnostics
+
+
+def _lengths(norms: Array, length: str) -> Array:
+    """(k,) what takes the place of |g_i| in the length."""
+    if length == "projection":
+        return norms
+    one = {
+        "minimum": norms.min(),
+        "maximum": norms.max(),
+        "harmonic": norms.min() * len(norms) / (norms.min() / norms).sum(),
+        "arithmetic": norms.mean(),
+        # Through logarithms: a product of 40 norms of 1e-12 would underflow.
+        "geometric": np.exp(np.log(norms).mean()),
+    }[length]
+    return np.full_like(norms, one)

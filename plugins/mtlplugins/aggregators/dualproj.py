@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from mtlcore import Aggregation, Aggregator, Needs, StepView
+from mtlcore import Aggregation, Aggregator, Needs, StepView, vector
 from mtlplugins.aggregators import _numpy
+from mtlplugins.per_task import check_length, preferences_present
 from mtlplugins.solvers.dual_cone import project
 from mtlplugins.solvers.safety import without_conflict
 
@@ -18,38 +19,57 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class DualProj(Aggregator):
-    """d = argmin |d - g_0|^2 subject to J d >= 0, g_0 the mean gradient (Lopez-Paz and Ranzato 2017, equation 11;
-    name and form after Quinton and Rey 2024 [paper*]).
+    """d = argmin |d - J^T u|^2 subject to J d >= 0, J^T u the mean gradient, u_i = 1/K (Lopez-Paz and Ranzato 2017,
+    equation 11; name and form after Quinton and Rey 2024 [paper*]).
 
-    Weights: argmin v'Gv over v >= 1/K. Proved: the closest direction to the mean gradient that conflicts with no task;
-    without conflicts it is the mean; d = 0 only at Pareto stationary points (then -g_0 is in the cone of the rows).
+    Weights: argmin v'Gv over v >= u. Proved: the closest direction to J^T u that conflicts with no task; without
+    conflicts it is J^T u; if all u_i > 0, d = 0 only at Pareto stationary points (then -J^T u is in the cone of the
+    rows). With preferences u, d is what equal ones give for the losses K u_i L_i. One preference of 1 among zeros is
+    GEM: the gradient of that task, turned as little as the others ask for.
     Cost: the Gramian, then a few systems of size K.
+
+    Args:
+        preferences: u, one number >= 0 per task, of which only the ratios matter; None: equal, the paper's mean.
+            (TorchJD's ``pref_vector``, which is not normalised [lib code].)
+
+    Raises:
+        ConfigurationError: the preferences of the tasks present are all zero, or there is not one per task.
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
-    claims: ClassVar[frozenset[str]] = frozenset(
-        {
+
+    preferences: tuple[float, ...] | None = vector(None, low=0.0)
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        """What is promised; preferences belong to tasks in their order, and those of 0 do not pull."""
+        out = {
             "non-conflicting",
-            "permutation-equivariant",
             "positively-homogeneous",
             "conic-combination",
-            "no-conflict-identity",
-            "matches-reference",
             "resume-equivalent",
             "parameter-rotation",
             "strongly-stationary-zero",
-            "zero-only-if-stationary",
         }
-    )
+        if self.preferences is None:
+            out |= {"permutation-equivariant", "no-conflict-identity", "matches-reference"}
+        if self.preferences is None or all(self.preferences):
+            out.add("zero-only-if-stationary")
+        return frozenset(out)
+
+    def init(self, n_tasks: int) -> State:
+        """No state."""
+        check_length("dualproj", "preferences", self.preferences, n_tasks)
+        return {}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """One projection."""
         rows = _numpy.read(view)
-        uniform = 1.0 / view.n_tasks
+        share = np.array(preferences_present("dualproj", self.preferences, view))
         if not len(rows.norms):
-            return Aggregation(weights=_numpy.tensor(np.full(view.n_tasks, uniform)), state=state)
-        b, certificate = project(rows.matrix, rows.norms * uniform)
+            return Aggregation(weights=_numpy.tensor(share), state=state)
+        b, certificate = project(rows.matrix, rows.norms * rows.gather(share))
         b, checked = without_conflict(rows.matrix, b)
-        weights = rows.scatter(b / rows.norms, dead=uniform)
+        weights = rows.scatter(b / rows.norms, dead=share)
         diagnostics = {**certificate.diagnostics(), **checked}
         return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=diagnostics)

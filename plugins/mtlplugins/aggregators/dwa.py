@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import torch
 
-from mtlcore import integer, number
+from mtlcore import choice, integer, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlplugins.arrays import Array, arrays, losses_of, put, softmax, take, tensors
+from mtlplugins.arrays import Array, Arrays, arrays, losses_of, put, softmax, take, tensors
 from mtlplugins.positive import positive
 
 _LARGEST = 1e150
@@ -19,36 +19,73 @@ _LARGEST = 1e150
 class DWA(Aggregator):
     """w_i = K softmax(r_i / T), r_i = mean loss of the last window / mean loss of the one before [paper*].
 
-    A task whose loss falls slower than the others' has the larger r_i and gets the larger weight. Windows are epochs
-    in the paper, 25 steps in the Nash-MTL code. A task's windows are those in which it was met, also when others lie
-    between; until it has two, r_i = 1. [choice]
-    Proved: weights are positive and sum to K; the losses' units do not change them.
+    A task whose loss falls slower than the others' has the larger r_i and gets the larger weight. A task's windows are
+    those in which it was met, also when others lie between [choice].
+    Proved: weights are positive and have the sum asked for; with windows "fixed" the losses' units do not change them.
     Not promised: that r_i says anything when windows are short and losses noisy, or descent of every task.
 
     Args:
         temperature: T.
-        window: steps per window.
+        window: steps per window: an epoch in the paper, 25 steps in the Nash-MTL code.
+        windows: "fixed", the default: one after the other, weights change when a window ends, as with the epochs of the
+            paper; until a task has two, r_i = 1. "sliding": the last ``window`` steps, this one included, and those
+            before, so that weights change in every step, as in the Nash-MTL code [code]; there the memory starts as
+            losses of 1 and is used from step ``window`` + 2 on, so that units count until it is full.
+        total: of the weights: "n-tasks", the default, as in the paper; "one", as in the Nash-MTL code, whose loss is
+            the mean of the w_i L_i [code].
 
     Raises:
         LossError: a negative loss; names the task.
     """
 
     needs = Needs.LOSSES
-    claims = frozenset({"conic-combination", "permutation-equivariant", "resume-equivalent", "one-backward-pass"})
 
     temperature: float = number(2.0, low=0.0, open_low=True, log=True)
     window: int = integer(25, low=1)
+    windows: str = choice("fixed", ("fixed", "sliding"))
+    total: str = choice("n-tasks", ("n-tasks", "one"))
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        """The weights sum to one only if asked to."""
+        return frozenset(
+            {"conic-combination", "permutation-equivariant", "resume-equivalent", "one-backward-pass"}
+            | ({"simplex-weights"} if self.total == "one" else set())
+        )
 
     def init(self, n_tasks: int) -> State:
-        """Sum and count of the running window, each task's last two means (0: none yet), and the window's number."""
+        """Fixed windows: sum and count of the running one, each task's last two means (0: none yet), and the window's
+        number. Sliding ones: each task's last losses, the newest last, and how many it has had."""
+        if self.windows == "sliding":
+            return tensors({"history": np.ones((2 * self.window, n_tasks)), "count": np.zeros(n_tasks)})
         zeros = {k: np.zeros(n_tasks) for k in ("sum", "count", "last", "before")}
         return tensors({**zeros, "window": np.array(0)})
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """Weights (K,) that sum to K."""
-        losses = losses_of(view)
+        """Weights (K,)."""
         positive(view, "dwa compares ratios of losses: shift the loss, or use another method.")
-        old = arrays(state)
+        ratio, new = (self._sliding if self.windows == "sliding" else self._fixed)(view, arrays(state))
+        weights = softmax(ratio / self.temperature)
+        if self.total == "n-tasks":
+            weights = view.n_tasks * weights
+        return Aggregation(
+            weights=torch.from_numpy(weights), state=tensors(new), diagnostics={"ratio": torch.from_numpy(ratio)}
+        )
+
+    def _sliding(self, view: StepView, old: Arrays) -> tuple[Array, Arrays]:
+        """Ratios (K,) of the two halves of the memory, this step's losses included, and the next state."""
+        history, count = old["history"].copy(), old["count"].copy()
+        index = list(view.task_index)
+        history[:-1, index] = history[1:, index]
+        history[-1, index] = losses_of(view)
+        count[index] += 1.0
+        halves = history[:, index].reshape(2, self.window, -1).mean(axis=1)
+        ratio = np.where(count[index] > self.window + 1, _ratio(halves[1], halves[0]), 1.0)
+        return ratio, {"history": history, "count": count}
+
+    def _fixed(self, view: StepView, old: Arrays) -> tuple[Array, Arrays]:
+        """Ratios (K,) of the last two windows that are full, and the next state."""
+        losses = losses_of(view)
         total, count, last, before = old["sum"], old["count"], old["last"], old["before"]
         number = view.step // self.window
         if number != old["window"]:
@@ -57,12 +94,8 @@ class DWA(Aggregator):
             last = np.divide(total, count, out=last.copy(), where=met)
             total, count = np.zeros_like(total), np.zeros_like(count)
         ratio = _ratio(take(last, view), take(before, view))
-        weights = view.n_tasks * softmax(ratio / self.temperature)
         total, count = put(total, view, take(total, view) + losses), put(count, view, take(count, view) + 1.0)
-        new = {"sum": total, "count": count, "last": last, "before": before, "window": np.array(number)}
-        return Aggregation(
-            weights=torch.from_numpy(weights), state=tensors(new), diagnostics={"ratio": torch.from_numpy(ratio)}
-        )
+        return ratio, {"sum": total, "count": count, "last": last, "before": before, "window": np.array(number)}
 
 
 def _ratio(last: Array, before: Array) -> Array:

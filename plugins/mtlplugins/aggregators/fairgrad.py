@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from mtlcore import Aggregation, Aggregator, Needs, StepView, number
+from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, number
+from mtlplugins import outer
 from mtlplugins.aggregators import _numpy
 from mtlplugins.solvers.barrier import barrier
 from mtlplugins.solvers.safety import without_conflict
@@ -28,12 +29,11 @@ class FairGrad(Aggregator):
     Solved as a convex problem on cosines (:mod:`mtlplugins.solvers.barrier`); the authors use bounded least squares on
     the residual, which is not convex.
 
-    Proved where a common descent direction exists: J d = w^(-1/alpha) > 0, so no conflict, and every task gains; the
-    order of the tasks does not matter. A(tJ) = t^p A(J), p = (1-alpha)/(1+alpha): the length of d does not shrink with the gradients for alpha >= 1, so near a Pareto stationary point, where no
-    finite solution exists, clip d or lower the step size (the authors clip to norm 1).
+    Proved: J d = w^(-1/alpha) > 0, so no conflict, and every task gains. A(tJ) = t^p A(J), p = (1-alpha)/(1+alpha): the
+    length of d does not shrink with the gradients for alpha >= 1, so near a Pareto stationary point, where no
+    finite solution exists, clip d (``max_norm``) or lower the step size.
 
-    Task-specific parameters get their gradients times w, as in the authors' code, which weights whole losses [code]. A
-    task with zero gradient is left out (its equation has no finite solution); its head gets the mean weight [choice].
+    A task with zero gradient is left out (its equation has no finite solution).
 
     Cost: the Gramian, then 4 to 12 systems of size K; about a hundred more on some rows if alpha is near 0.1 or 10.
 
@@ -41,26 +41,40 @@ class FairGrad(Aggregator):
         alpha: fairness; the authors run alpha = 2 on every data set, their default is 1 [official code]. From 0.1 to
             10, the range in which the solver was tested: on rows with a common descent direction, more tasks than
             parameters and hostile ones included, it always converged. The diagnostic ``solver`` says if it did not.
+        heads: factors of the task-specific gradients: "ones", the default, as the authors leave them [official code];
+            "weights": times w, as LibMTL, which weights whole losses [lib code] (a task with zero gradient then gets
+            the mean weight [choice]).
+        outer_scale: "n-tasks": d times K, as the authors do "to match the sum of the losses" [official code]; "one",
+            the default: d = J^T w.
+        max_norm: clip d to this length after ``outer_scale``; the authors clip to 1 [official code]. None, the default:
+            no clipping. The authors' trunk is outer_scale="n-tasks", max_norm=1.
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
 
     alpha: float = number(1.0, low=0.1, high=10.0, log=True)
+    heads: str = choice("ones", outer.HEADS)
+    outer_scale: str = choice("one", outer.SCALES)
+    max_norm: float | None = number(None, low=0.0, open_low=True)
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """What is promised; only alpha = 1 is free of scale."""
-        always = {
+        out = {
             "non-conflicting",
             "permutation-equivariant",
-            "positively-homogeneous",
             "conic-combination",
-            "matches-reference",
             "resume-equivalent",
             "parameter-rotation",
             "zero-only-if-stationary",
         }
-        return frozenset(always | ({"scale-free"} if self.alpha == 1.0 else set()))
+        if self.alpha == 1.0:
+            out.add("scale-free")
+        if self.alpha == 1.0 or self.max_norm is None:
+            out.add("positively-homogeneous")
+        if self.outer_scale == "one" and self.max_norm is None:
+            out.add("matches-reference")
+        return frozenset(out)
 
     @property
     def degree(self) -> float:  # type: ignore[override]
@@ -71,12 +85,16 @@ class FairGrad(Aggregator):
         """w = b / |g|."""
         rows = _numpy.read(view)
         if not len(rows.norms):
-            zero = _numpy.tensor(np.zeros(view.n_tasks))
-            return Aggregation(weights=zero, state=state, head_weights=torch.ones_like(zero))
+            return Aggregation(
+                weights=_numpy.tensor(np.zeros(view.n_tasks)),
+                state=state,
+                head_weights=_numpy.tensor(np.ones(view.n_tasks)),
+            )
         b, certificate = barrier(rows.matrix, rows.norms, self.alpha)
         b, checked = without_conflict(rows.matrix, b)
+        b = b * outer.scale(self.outer_scale, view.n_tasks)
         w = b / rows.norms
-        weights = _numpy.tensor(rows.scatter(w))
-        heads = weights if rows.live is None else _numpy.tensor(rows.scatter(w, dead=float(w.mean())))
+        weights = _numpy.tensor(rows.scatter(w * outer.clip(rows.matrix, b, self.max_norm)))
+        heads = outer.head_weights(self.heads, _numpy.tensor(rows.scatter(w, dead=float(w.mean()))))
         diagnostics = {**certificate.diagnostics(), **checked}
         return Aggregation(weights=weights, state=state, diagnostics=diagnostics, head_weights=heads)

@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 import torch
 
-from mtlcore import number
+from mtlcore import choice, integer, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlplugins import adam
+from mtlplugins import adam, schedule
 from mtlplugins.arrays import arrays, losses_of, put, take, tensors, touched
+from mtlplugins.positive import positive, solve_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +22,21 @@ class IMTLL(Aggregator):
     the paper puts s into the network's optimizer.]
     Proved: for fixed L_i > 0 the optimum is exp(s_i) L_i = 1: all scaled losses equal 1, w_i = 1 / L_i, whatever the
     losses' units. Weights are positive.
-    Not promised: a minimum in s for a loss <= 0 (s_i grows without bound), or descent of every task.
+    A loss <= 0 has no optimum: s_i would grow without bound. So a negative loss is an error, and one of exactly zero is
+    left out of the step, its s_i untouched (see mtlplugins.positive).
+    Not promised: descent of every task.
 
     Args:
         lr: step size of s.
+        lr_schedule: how ``lr`` changes: "constant" (default [choice], as the training loop's schedule is not visible
+            here), "step" or "cosine" (see mtlplugins.schedule). In the paper s is in the network's optimizer, whose
+            schedule moves it, too: give the same schedule here.
+        lr_steps: its length in steps.
+        lr_factor: of "step".
+
+    Raises:
+        LossError: a negative loss; names the task.
+        ConfigurationError: a schedule without its length.
     """
 
     needs = Needs.LOSSES
@@ -39,6 +51,13 @@ class IMTLL(Aggregator):
     )
 
     lr: float = number(0.025, low=0.0, log=True)
+    lr_schedule: str = choice("constant", schedule.KINDS)
+    lr_steps: int | None = integer(None, low=1)
+    lr_factor: float = number(0.5, low=0.0, high=1.0, open_low=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        schedule.check("imtl-l", self.lr_schedule, self.lr_steps)
 
     def init(self, n_tasks: int) -> State:
         """s (K,) and Adam's moments."""
@@ -46,12 +65,16 @@ class IMTLL(Aggregator):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights exp(s) at the s before its step."""
+        keep = positive(view, "imtl-l learns its logarithm: shift the loss by its lower bound, or use another method.")
+        if keep is not None:
+            return solve_part(view, keep, state, lambda part: self.aggregate(part, state))
         old = arrays(state)
         s = old["log_scale"]
         weights = np.exp(take(s, view))
         scaled = weights * losses_of(view)
         gradient = put(np.zeros_like(s), view, np.clip(scaled - 1.0, -adam.LARGEST, adam.LARGEST))
-        moved, moments = adam.step(s, gradient, old[adam.KEY], lr=self.lr, touched=touched(s, view))
+        lr = schedule.rate(self.lr, self.lr_schedule, self.lr_steps, self.lr_factor, view.step)
+        moved, moments = adam.step(s, gradient, old[adam.KEY], lr=lr, touched=touched(s, view))
         return Aggregation(
             weights=torch.from_numpy(weights),
             state=tensors({"log_scale": moved, adam.KEY: moments}),

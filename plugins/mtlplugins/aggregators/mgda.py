@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from mtlcore import Aggregation, Aggregator, Needs, StepView, choice
+from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, number
 from mtlcore.errors import LossError
+from mtlplugins import outer
 from mtlplugins.aggregators import _numpy
 from mtlplugins.solvers.cosines import Array, Cosines
 from mtlplugins.solvers.min_norm import min_norm
@@ -26,13 +27,23 @@ class MGDA(Aggregator):
 
     Proved (optimality conditions): <g_i, d> >= |d|^2 for every i, with equality where a_i > 0; hence no conflict, and
     d = 0 if and only if the point is Pareto stationary. A task with zero gradient makes it so: d = 0 (with
-    ``normalize="l2"`` or ``"loss+"`` such a row has no direction and is left out instead).
+    ``normalize="l2"`` or ``"loss+"`` such a row has no direction and is left out instead). With applied_to="losses" and
+    a normalisation only the last of these holds, in one direction: d = 0 only at Pareto stationary points.
 
     Cost: the Gramian, then a few K x K systems.
 
     Args:
         normalize: rescale the gradients first: "none"; "l2" by |g_i|; "loss" by L_i; "loss+" by L_i |g_i|
-            (Sener and Koltun's variants [lib code]). d is then the min-norm point of the rescaled gradients.
+            (Sener and Koltun's variants [lib code]).
+        applied_to: what the simplex weights a of the rescaled gradients multiply. "rescaled", the default: d is the
+            min-norm point itself, which conflicts with no task (as in LibMTL [lib code]). "losses": d = sum_i a_i g_i
+            of the original gradients, as Sener and Koltun's own code, and Nash-MTL's, apply a to the losses [code]; it
+            may conflict. No difference without a normalisation.
+        heads: factors of the task-specific gradients: "ones", the default, as a weight of 0, which the minimum often
+            has, would stop a head; "weights", as in code that weights whole losses [code].
+        outer_scale: "n-tasks": the weights times K, as in the Nash-MTL code [code]; "one", the default: the min-norm
+            point.
+        max_norm: clip d to this length after ``outer_scale``; None, the default: no clipping.
 
     Raises:
         LossError: "loss" or "loss+" with a loss that is not positive.
@@ -41,52 +52,72 @@ class MGDA(Aggregator):
     needs: ClassVar[Needs] = Needs.GRAMIAN
 
     normalize: str = choice("none", ("none", "l2", "loss", "loss+"))
+    applied_to: str = choice("rescaled", ("rescaled", "losses"))
+    heads: str = choice("ones", outer.HEADS)
+    outer_scale: str = choice("one", outer.SCALES)
+    max_norm: float | None = number(None, low=0.0, open_low=True)
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """What is promised; the normalisation decides how d reacts to scale."""
-        always = {
-            "non-conflicting",
+        out = {
             "permutation-equivariant",
-            "positively-homogeneous",
             "conic-combination",
             "resume-equivalent",
             "parameter-rotation",
-            "strongly-stationary-zero",
             "zero-only-if-stationary",
         }
-        own = {
-            "none": {"simplex-weights", "duplicate-task", "descent-lower-bound"},
-            "l2": {"scale-free"},
-        }
-        if self.normalize in ("none", "l2"):
-            always.add("matches-reference")
+        plain = self.outer_scale == "one" and self.max_norm is None
+        if self.max_norm is None or self.degree == 0.0:
+            out.add("positively-homogeneous")
+        if self._on_losses:
+            return frozenset(out | ({"simplex-weights"} if plain else set()))
+        out |= {"non-conflicting", "strongly-stationary-zero"}
         if self.normalize in ("none", "loss"):
-            always.add("pareto-stationary-zero")
-        return frozenset(always | own.get(self.normalize, set()))
+            out.add("pareto-stationary-zero")
+        if self.normalize == "l2":
+            out.add("scale-free")
+        if plain and self.normalize in ("none", "l2"):
+            out.add("matches-reference")
+        if plain and self.normalize == "none":
+            out |= {"simplex-weights", "duplicate-task", "descent-lower-bound"}
+        return frozenset(out)
 
     @property
     def degree(self) -> float:  # type: ignore[override]
         """p in A(tJ) = t^p A(J)."""
-        return 0.0 if self.normalize in ("l2", "loss+") else 1.0
+        return 0.0 if self.normalize in ("l2", "loss+") and not self._on_losses else 1.0
+
+    @property
+    def _on_losses(self) -> bool:
+        return self.applied_to == "losses" and self.normalize != "none"
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """Solve for b on the unit rows; in every normalisation w_i = b_i / |g_i|."""
+        """Solve for b on the unit rows: w_i = b_i / |g_i| for the rescaled gradients, b_i / length_i for the losses."""
         rows = _numpy.read(view)
         scaled = self.normalize in ("l2", "loss+")
         if rows.live is not None and (not scaled or not len(rows.live)):
             weights = np.ones(view.n_tasks)
             weights[rows.live] = 0.0
             weights = weights / weights.sum() if weights.any() else weights
-            answer = _numpy.tensor(weights)
-            return Aggregation(weights=answer, state=state, diagnostics={"solver": "stationary: zero gradient"})
+            return self._answer(view, rows, weights, state, {"solver": "stationary: zero gradient"})
         inverse = self._inverse_lengths(view, rows)
         b, square, certificate = min_norm(rows.matrix, inverse)
         b, checked = without_conflict(rows.matrix, b)
         if "polished" in checked:
             b = b / float(inverse @ b)  # back onto the simplex
         diagnostics = {**certificate.diagnostics(), **checked, "squared_norm": square}
-        return Aggregation(weights=_numpy.tensor(rows.scatter(b / rows.norms)), state=state, diagnostics=diagnostics)
+        weights = rows.scatter(inverse * b if self._on_losses else b / rows.norms)
+        return self._answer(view, rows, weights, state, diagnostics)
+
+    def _answer(
+        self, view: StepView, rows: Cosines, weights: Array, state: State, diagnostics: dict[str, Any]
+    ) -> Aggregation:
+        """``weights`` (K,), multiplied and clipped as asked."""
+        whole = weights * outer.scale(self.outer_scale, view.n_tasks)
+        clipped = whole * outer.clip(rows.matrix, rows.norms * rows.gather(whole), self.max_norm)
+        heads = outer.head_weights(self.heads, _numpy.tensor(whole))
+        return Aggregation(_numpy.tensor(clipped), None, state, diagnostics, heads)
 
     def _inverse_lengths(self, view: StepView, rows: Cosines) -> Array:
         """1 / length of each rescaled gradient."""

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from mtlcore import Aggregation, Aggregator, Needs, StepView, integer, number
+from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, integer, number
+from mtlplugins import outer
 from mtlplugins.aggregators import _numpy
 from mtlplugins.solvers.barrier import barrier
 from mtlplugins.solvers.safety import without_conflict
@@ -25,18 +26,21 @@ class NashMTL(Aggregator):
     the authors approximate it by a sequence of convex programs warm-started from the previous step, which makes
     their method depend on its history. Here it does not.
 
-    Proved (where a common descent direction exists, of the K tasks whose gradient is not zero): a_i <g_i, d> = 1, so no
-    conflict and every task gains; |d|^2 = K; d does not change when a row is scaled by a positive factor; for K = 2, d is along the bisector of the two gradients. Near a
-    Pareto stationary point there is no finite solution: d is then zero to within rounding.
+    Proved, where a direction has a positive inner product with every gradient: a_i <g_i, d> = 1, so no conflict and
+    every task gains; |d|^2 is the number of gradients that are not zero; d does not change when a row is scaled by a
+    positive factor; for K = 2, d is along the bisector of the two gradients. Elsewhere, as at a Pareto stationary
+    point, there is no finite solution: rows that cancel get huge weights and add nothing to d beyond rounding.
 
-    Task-specific parameters get their gradients times a, as in the authors' code, which weights whole losses [code]. A
-    task with zero gradient is left out; its head gets the mean weight, which is also what is reused for it [choice].
+    A task with zero gradient is left out; its head gets the mean weight, which is also what is reused for it [choice].
 
     Cost: the Gramian, then about 5 systems of size K; nothing but the Gramian if weights are reused.
 
     Args:
         update_every: compute the weights in every n-th step and reuse them in between [official code: 1].
-        max_norm: clip d to this length; None: no clipping. The authors clip to 1 [official code].
+        max_norm: clip the trunk's d to this length in every step, also where weights are reused, and never the heads;
+            the authors clip to 1 [official code]. None, the default: no clipping, so that d solves the equation.
+        heads: factors of the task-specific gradients: "weights", the default: a, as in the authors' code, which weights
+            whole losses [official code]; "ones".
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
@@ -45,6 +49,7 @@ class NashMTL(Aggregator):
 
     update_every: int = integer(1, low=1)
     max_norm: float | None = number(None, low=0.0, open_low=True)
+    heads: str = choice("weights", outer.HEADS)
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
@@ -76,25 +81,28 @@ class NashMTL(Aggregator):
         """a = b / |g|."""
         index = list(view.task_index)
         if self.update_every > 1 and int(state["age"]) % self.update_every:
-            held = state["weights"][index]
-            return Aggregation(
-                weights=held, state={**state, "age": state["age"] + 1}, diagnostics={"reused": True}, head_weights=held
-            )
+            return self._reused(view, state["weights"][index], {**state, "age": state["age"] + 1})
         rows = _numpy.read(view)
-        if len(rows.norms):
-            b, certificate = barrier(rows.matrix, rows.norms, 1.0)
-            b, checked = without_conflict(rows.matrix, b)
-            diagnostics = {**certificate.diagnostics(), **checked}
-            if self.max_norm is not None:
-                b = b * min(1.0, self.max_norm / max(float(b @ rows.matrix @ b), 1e-300) ** 0.5)
-            a = b / rows.norms
-            weights, heads = rows.scatter(a), rows.scatter(a, dead=float(a.mean()))
-        else:
-            weights, heads, diagnostics = np.zeros(view.n_tasks), np.ones(view.n_tasks), {}
-        out, outer = _numpy.tensor(weights), _numpy.tensor(heads)
-        # Without a gradient there is nothing to hold, and the next step tries again.
-        if self.update_every > 1 and len(rows.norms):
+        if not len(rows.norms):
+            # There is nothing to hold, and the next step tries again.
+            zeros, ones = np.zeros(view.n_tasks), np.ones(view.n_tasks)
+            return Aggregation(weights=_numpy.tensor(zeros), state=state, head_weights=_numpy.tensor(ones))
+        b, certificate = barrier(rows.matrix, rows.norms, 1.0)
+        b, checked = without_conflict(rows.matrix, b)
+        a = b / rows.norms
+        weights = _numpy.tensor(rows.scatter(a * outer.clip(rows.matrix, b, self.max_norm)))
+        whole = _numpy.tensor(rows.scatter(a, dead=float(a.mean())))
+        if self.update_every > 1:
             held = state["weights"].clone()
-            held[index] = outer
+            held[index] = whole
             state = {"weights": held, "age": state["age"] + 1}
-        return Aggregation(weights=out, state=state, diagnostics=diagnostics, head_weights=outer)
+        diagnostics = {**certificate.diagnostics(), **checked}
+        return Aggregation(weights, None, state, diagnostics, outer.head_weights(self.heads, whole))
+
+    def _reused(self, view: StepView, held: torch.Tensor, state: State) -> Aggregation:
+        """The weights (K,) of an earlier step on the gradients of this one."""
+        weights = held
+        if self.max_norm is not None:
+            rows = _numpy.read(view)
+            weights = held * outer.clip(rows.matrix, rows.norms * rows.gather(held.numpy()), self.max_norm)
+        return Aggregation(weights, None, state, {"reused": True}, outer.head_weights(self.heads, held))

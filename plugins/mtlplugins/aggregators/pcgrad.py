@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from mtlcore import Aggregation, Aggregator, Needs, StepView, choice
+from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, flag
 from mtlplugins.aggregators import _numpy
 
 State = dict[str, torch.Tensor]
@@ -29,6 +29,9 @@ class PCGrad(Aggregator):
 
     Args:
         reduction: "sum" of the projected gradients (the authors' code), or their "mean".
+        include_own: whether the order of task i contains i itself, so that a g_i' that earlier projections turned
+            against g_i is projected off g_i, too. False, the default, is the paper's algorithm (j != i); True is what
+            the authors' TensorFlow code, Nash-MTL and LibMTL do [code]. No difference for K = 2.
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
@@ -45,6 +48,7 @@ class PCGrad(Aggregator):
     )
 
     reduction: str = choice("sum", ("sum", "mean"))
+    include_own: bool = flag(False)
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """All tasks take their k-th projection at once."""
@@ -57,7 +61,9 @@ class PCGrad(Aggregator):
         coefficients, inner = np.eye(k), c.copy()  # inner[i, j] = <g_i', unit row j> / |g_i|
         projections = 0
         for j in orders.T:
-            overlap = np.where(j == task, 0.0, np.minimum(inner[task, j], 0.0))
+            overlap = np.minimum(inner[task, j], 0.0)
+            if not self.include_own:
+                overlap[j == task] = 0.0
             if overlap.any():
                 coefficients[task, j] -= overlap
                 inner -= overlap[:, None] * c[j]

@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from mtlcore import Aggregation, Aggregator, Needs, StepView
+from mtlcore import Aggregation, Aggregator, Needs, StepView, vector
 from mtlplugins.aggregators import _numpy
+from mtlplugins.per_task import check_length, preferences_present
 from mtlplugins.solvers.dual_cone import project_rows
 from mtlplugins.solvers.safety import without_conflict
 
@@ -18,41 +19,59 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class UPGrad(Aggregator):
-    """Quinton and Rey 2024 [paper*]: d = (1/K) sum_i P(g_i), P the projection onto {x : J x >= 0}.
+    """Quinton and Rey 2024 [paper*]: d = sum_i u_i P(g_i), P the projection onto {x : J x >= 0}, u_i = 1/K.
 
     P(g_i) = J^T v, v = argmin v'Gv over v >= e_i. The K projections share one row-normalised Gramian and are solved
     together; a projection commutes with positive scaling, so no norm enters.
 
     Proved: P(g_i) is in the dual cone, a convex cone, hence so is d: no conflict. d is linear under positive scaling of
-    the rows, because the cone does not change. Without conflicts d is the mean. If d = 0 then every P(g_i) = 0 and
-    the point is Pareto stationary. Cost: the Gramian, then a few batches of K systems of size K.
+    the rows, because the cone does not change. Without conflicts d is J^T u. If d = 0 and all u_i > 0, then every
+    P(g_i) = 0 and the point is Pareto stationary. With preferences u, d is what equal ones give for the losses K u_i
+    L_i. Cost: the Gramian, then a few batches of K systems of size K.
+
+    Args:
+        preferences: u, one number >= 0 per task, of which only the ratios matter; None: equal, the paper's mean.
+            (TorchJD's ``pref_vector``, which is not normalised [lib code].)
+
+    Raises:
+        ConfigurationError: the preferences of the tasks present are all zero, or there is not one per task.
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
-    claims: ClassVar[frozenset[str]] = frozenset(
-        {
+
+    preferences: tuple[float, ...] | None = vector(None, low=0.0)
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        """What is promised; preferences belong to tasks in their order, and those of 0 do not pull."""
+        out = {
             "non-conflicting",
-            "permutation-equivariant",
             "positively-homogeneous",
             "linear-under-scaling",
             "conic-combination",
-            "no-conflict-identity",
-            "matches-reference",
             "resume-equivalent",
             "parameter-rotation",
             "strongly-stationary-zero",
-            "zero-only-if-stationary",
         }
-    )
+        if self.preferences is None:
+            out |= {"permutation-equivariant", "no-conflict-identity", "matches-reference"}
+        if self.preferences is None or all(self.preferences):
+            out.add("zero-only-if-stationary")
+        return frozenset(out)
+
+    def init(self, n_tasks: int) -> State:
+        """No state."""
+        check_length("upgrad", "preferences", self.preferences, n_tasks)
+        return {}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """Row j of V projects unit row j; its contribution is |g_j| / K times that."""
+        """Row j of V projects unit row j; its contribution is u_j |g_j| times that."""
         rows = _numpy.read(view)
-        uniform = 1.0 / view.n_tasks
+        share = np.array(preferences_present("upgrad", self.preferences, view))
         if not len(rows.norms):
-            return Aggregation(weights=_numpy.tensor(np.full(view.n_tasks, uniform)), state=state)
+            return Aggregation(weights=_numpy.tensor(share), state=state)
         v, certificate = project_rows(rows.matrix)
-        b, checked = without_conflict(rows.matrix, (rows.norms * uniform) @ v)
-        weights = rows.scatter(b / rows.norms, dead=uniform)
+        b, checked = without_conflict(rows.matrix, (rows.norms * rows.gather(share)) @ v)
+        weights = rows.scatter(b / rows.norms, dead=share)
         diagnostics = {**certificate.diagnostics(), **checked}
         return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=diagnostics)

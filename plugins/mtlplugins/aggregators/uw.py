@@ -7,25 +7,37 @@ import dataclasses
 import numpy as np
 import torch
 
-from mtlcore import number
+from mtlcore import choice, integer, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlplugins import adam
+from mtlplugins import adam, schedule
 from mtlplugins.arrays import arrays, losses_of, put, take, tensors, touched
+from mtlplugins.positive import positive, solve_part
 
 
 @dataclasses.dataclass(frozen=True)
 class UW(Aggregator):
     """Learns s_i = log sigma_i^2 with the network: min sum_i (exp(-s_i) L_i + s_i) / 2, hence w_i = exp(-s_i) / 2.
 
-    s starts at ``init`` and takes one step of Adam beside each step of the network, at the losses before it. [lib
+    s starts at ``start`` and takes one step of Adam beside each step of the network, at the losses before it. [lib
     code: Nash-MTL's repository, s = 0 and Adam with lr 0.025; LibMTL starts at -0.5. The form with 1/2 is meant for
     regression; it is used for every loss there and here.]
     Proved: for fixed L_i > 0 the optimum is exp(s_i) = L_i, that is w_i = 1 / (2 L_i); weights are positive.
-    Not promised: a minimum in s for a loss <= 0 (s_i falls without bound, the weight grows), or descent of every task.
+    A loss <= 0 has no optimum: s_i would fall, and the weight grow, without bound. So a negative loss is an error, and
+    one of exactly zero is left out of the step, its s_i untouched (see mtlplugins.positive).
+    Not promised: descent of every task.
 
     Args:
         lr: step size of s.
         start: first value of s.
+        lr_schedule: how ``lr`` changes: "constant" (default [choice], as the training loop's schedule is not visible
+            here), "step" or "cosine" (see mtlplugins.schedule). Published code keeps s in the network's optimizer,
+            whose schedule moves it, too [lib code]: give the same schedule here.
+        lr_steps: its length in steps.
+        lr_factor: of "step".
+
+    Raises:
+        LossError: a negative loss; names the task.
+        ConfigurationError: a schedule without its length.
     """
 
     needs = Needs.LOSSES
@@ -41,6 +53,13 @@ class UW(Aggregator):
 
     lr: float = number(0.025, low=0.0, log=True)
     start: float = number(0.0)
+    lr_schedule: str = choice("constant", schedule.KINDS)
+    lr_steps: int | None = integer(None, low=1)
+    lr_factor: float = number(0.5, low=0.0, high=1.0, open_low=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        schedule.check("uw", self.lr_schedule, self.lr_steps)
 
     def init(self, n_tasks: int) -> State:
         """s (K,) and Adam's moments."""
@@ -48,11 +67,15 @@ class UW(Aggregator):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights exp(-s) / 2 at the s before its step."""
+        keep = positive(view, "uw learns its logarithm: shift the loss by its lower bound, or use another method.")
+        if keep is not None:
+            return solve_part(view, keep, state, lambda part: self.aggregate(part, state))
         old = arrays(state)
         s = old["log_variance"]
         weights = 0.5 * np.exp(-take(s, view))
         gradient = put(np.zeros_like(s), view, np.clip(0.5 - weights * losses_of(view), -adam.LARGEST, adam.LARGEST))
-        moved, moments = adam.step(s, gradient, old[adam.KEY], lr=self.lr, touched=touched(s, view))
+        lr = schedule.rate(self.lr, self.lr_schedule, self.lr_steps, self.lr_factor, view.step)
+        moved, moments = adam.step(s, gradient, old[adam.KEY], lr=lr, touched=touched(s, view))
         return Aggregation(
             weights=torch.from_numpy(weights),
             state=tensors({"log_variance": moved, adam.KEY: moments}),

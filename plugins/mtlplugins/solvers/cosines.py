@@ -32,8 +32,8 @@ class Cosines:
     live: Index | None
     n_tasks: int
 
-    def scatter(self, weights: Array, dead: float = 0.0) -> Array:
-        """(k,) values of the live rows -> (K,), with ``dead`` for rows that are zero."""
+    def scatter(self, weights: Array, dead: float | Array = 0.0) -> Array:
+        """(k,) values of the live rows -> (K,), with ``dead``, one for all or (K,), for rows that are zero."""
         if self.live is None:
             return weights
         out = np.full(self.n_tasks, dead)

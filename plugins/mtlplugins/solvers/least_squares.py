@@ -6,6 +6,7 @@ import numpy as np
 
 from mtlplugins.solvers.certificate import EPS
 from mtlplugins.solvers.cosines import Array
+from mtlplugins.solvers.spectrum import singular
 
 
 def minimum_norm(matrix: Array, right: Array) -> tuple[Array, int]:
@@ -18,3 +19,14 @@ def minimum_norm(matrix: Array, right: Array) -> tuple[Array, int]:
     along[np.abs(along) <= 8.0 * len(values) * EPS * np.abs(right).sum()] = 0.0
     solution: Array = vectors @ (along / values[keep])
     return solution, int(keep.sum())
+
+
+def of_gramian(matrix: Array, norms: Array) -> tuple[Array, int]:
+    """v = G^+ |g| (k,), up to a positive factor, and the numerical rank of G = D C D; eigenvalues of G below 8K eps
+    times the largest count as zero. For independent rows v = D^-1 C^-1 1."""
+    unit = norms / norms.max()
+    values, basis = singular(matrix, unit)
+    along = (basis @ unit) / values
+    # The factor keeps the square of the least singular value in range.
+    solution: Array = (along / values * values[-1]) @ basis
+    return solution, len(values)

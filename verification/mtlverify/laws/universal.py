@@ -228,7 +228,11 @@ def _state_faults(before: dict[str, Tensor], after: dict[str, Tensor], source: s
             faults.append(f"state[{name!r}] is in what init returns, but not in what {source} returns")
         elif name not in before:
             faults.append(f"state[{name!r}] is in what {source} returns, but not in what init returns")
-        elif (before[name].shape, before[name].dtype) != (after[name].shape, after[name].dtype):
+        # A tensor without numbers waits for the first step, which tells how long the rows are.
+        elif before[name].numel() and (before[name].shape, before[name].dtype) != (
+            after[name].shape,
+            after[name].dtype,
+        ):
             was, now = (f"{tuple(t.shape)} {_dtype(t)}" for t in (before[name], after[name]))
             faults.append(f"state[{name!r}] is {was} in what init returns and {now} in what {source} returns")
         elif after[name].requires_grad:

@@ -14,14 +14,15 @@ sees the Gramian; the definition jumps there."""
 
 
 def covers(plugin: Any) -> bool:
-    """Uniform weights."""
-    return getattr(plugin, "weights", None) is None
+    """Uniform weights, and the rank of float64."""
+    plain = getattr(plugin, "weights", None) is None and getattr(plugin, "preferences", None) is None
+    return plain and getattr(plugin, "rank_cut", "float64") == "float64"
 
 
 @reference("aligned-mtl")
 def aligned_mtl(rows: Array, plugin: Any) -> Solution:
     """J = V S W': d = s (V W')' w over the singular values that count, with w = 1 / K (or 1) and s the smallest of them
-    (or the median, or the root mean square)."""
+    (or the median, of an even number the lower of the two, or the root mean square)."""
     scale = float(np.abs(rows).max(initial=0.0))
     if scale == 0:
         return Solution(np.zeros(rows.shape[1]), 0.0)
@@ -31,7 +32,7 @@ def aligned_mtl(rows: Array, plugin: Any) -> Solution:
         raise NoUniqueAnswer("nearly dependent gradients: the rank, and with it the answer, hangs on rounding")
     kept = values[rank]
     how = getattr(plugin, "scale", "min")
-    length = {"min": kept.min(), "median": np.median(kept), "rmse": float(np.sqrt((kept**2).mean()))}[how]
+    length = {"min": kept.min(), "median": kept[len(kept) // 2], "rmse": float(np.sqrt((kept**2).mean()))}[how]
     preference = np.full(len(rows), 1.0 if getattr(plugin, "reduction", "mean") == "sum" else 1.0 / len(rows))
     direction = scale * length * (right[rank].T @ (left[:, rank].T @ preference))
     return Solution(direction, scale * float(values[0]))

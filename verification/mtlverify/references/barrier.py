@@ -30,8 +30,9 @@ def fairgrad(rows: Array, plugin: Any) -> Solution:
 
 
 def covers(plugin: Any) -> bool:
-    """The plain solution: no clipping, no weights reused from earlier steps."""
-    return getattr(plugin, "max_norm", None) is None and getattr(plugin, "update_every", 1) == 1
+    """The plain solution: no clipping, no factor, no weights reused from earlier steps."""
+    plain = getattr(plugin, "max_norm", None) is None and getattr(plugin, "outer_scale", "one") == "one"
+    return plain and getattr(plugin, "update_every", 1) == 1
 
 
 def barrier(rows: Array, alpha: float) -> Solution:

@@ -15,7 +15,8 @@ from mtlverify.references.rows import UnitRows, unit_rows
 
 def covers(plugin: Any) -> bool:
     """The direction as in the paper, and the factors that its authors put on top of it."""
-    return getattr(plugin, "rescale", None) in ("none", "1+c^2", "1+c")
+    plain = getattr(plugin, "max_norm", None) is None and getattr(plugin, "outer_scale", "one") == "one"
+    return plain and getattr(plugin, "rescale", None) in ("none", "1+c^2", "1+c")
 
 
 @reference("cagrad")

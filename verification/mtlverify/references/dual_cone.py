@@ -12,6 +12,11 @@ from mtlverify.references import Array, ReferenceFailed, Solution, programs, ref
 from mtlverify.references.rows import UnitRows, unit_rows
 
 
+def covers(plugin: Any) -> bool:
+    """Equal preferences."""
+    return getattr(plugin, "preferences", None) is None
+
+
 @reference("upgrad")
 def upgrad(rows: Array, plugin: Any) -> Solution:
     """The mean of the K projected gradients; projections commute with positive scaling, so unit rows are used."""

@@ -15,6 +15,11 @@ DEPENDENT = 1e-6
 eigenvalues are the squares; for those, "equal angles" has no unique direction."""
 
 
+def covers(plugin: Any) -> bool:
+    """Equal preferences, and ConFIG's own length."""
+    return getattr(plugin, "preferences", None) is None and getattr(plugin, "length", "projection") == "projection"
+
+
 @reference("config")
 def config(rows: Array, plugin: Any) -> Solution:
     """d = (sum_i <g_i, x>) x, x the unit vector along the least-squares solution of <u_i, x> = 1 for all i."""

@@ -13,8 +13,11 @@ from mtlverify.references.rows import unit_rows
 
 
 def covers(plugin: Any) -> bool:
-    """Gradients as they are, or normalised to length 1."""
-    return getattr(plugin, "normalize", "none") in ("none", "l2")
+    """Gradients as they are, or normalised to length 1; the min-norm point itself."""
+    normalize = getattr(plugin, "normalize", "none")
+    plain = getattr(plugin, "max_norm", None) is None and getattr(plugin, "outer_scale", "one") == "one"
+    itself = normalize == "none" or getattr(plugin, "applied_to", "rescaled") == "rescaled"
+    return plain and itself and normalize in ("none", "l2")
 
 
 @reference("mgda")

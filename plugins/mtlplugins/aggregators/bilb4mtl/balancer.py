@@ -31,7 +31,7 @@ from torch import Tensor
 from mtlcore import choice, flag, integer, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlcore.errors import ConfigurationError, LossError
-from mtlplugins import adam
+from mtlplugins import adam, schedule
 from mtlplugins.aggregators.bilb4mtl import discrepancy as discrepancies
 from mtlplugins.aggregators.bilb4mtl import features, squash
 from mtlplugins.aggregators.bilb4mtl import normalisation as normalisations
@@ -72,6 +72,11 @@ class Balancer(Aggregator):
         detach_features: False adds the router's derivative with respect to the features to the backward pass.
         router_optimizer: "adam" or "sgd".
         router_lr: its step size.
+        lr_schedule: how ``router_lr`` changes: "constant" (default [choice], also of the presets, as the training
+            loop's schedule is not visible here), "step" or "cosine" (see mtlplugins.schedule). The published code has
+            one optimizer and one schedule for network and router [code]: give the same schedule here.
+        lr_steps: its length in steps.
+        lr_factor: of "step".
         beta1: Adam's.
         beta2: Adam's.
         eps: Adam's, relative to the terms of dTOTAL/dsigma, max_i |l~_i| / S + max_i |lambda l~_i k_i|: the losses'
@@ -102,6 +107,9 @@ class Balancer(Aggregator):
     detach_features: bool = flag(True)
     router_optimizer: str = choice("adam", ("adam", "sgd"))
     router_lr: float = number(1e-3, low=0.0, log=True)
+    lr_schedule: str = choice("constant", schedule.KINDS)
+    lr_steps: int | None = integer(None, low=1)
+    lr_factor: float = number(0.5, low=0.0, high=1.0, open_low=True)
     beta1: float = number(0.9, low=0.0, high=1.0, open_high=True)
     beta2: float = number(0.999, low=0.0, high=1.0, open_high=True)
     eps: float = number(1e-8, low=0.0)
@@ -118,6 +126,7 @@ class Balancer(Aggregator):
         for name, value in {**fields, **PRESETS.get(str(preset), {}), **options, "preset": preset}.items():
             object.__setattr__(self, name, value)
         self.__post_init__()
+        schedule.check(type(self).__name__, self.lr_schedule, self.lr_steps)
         if self.clamp_low is not None and self.clamp_high is not None and self.clamp_low > self.clamp_high:
             raise ConfigurationError(f"clamp_low={self.clamp_low} is larger than clamp_high={self.clamp_high}.")
         if self.init_low > self.init_high:
@@ -203,7 +212,8 @@ class Balancer(Aggregator):
         unit = normalisations.unit(self.normalisation, references)
         if size and not _LOWEST <= size / unit <= adam.LARGEST:
             unit = size / min(max(size / unit, _LOWEST), adam.LARGEST)
-        rule = routers.Rule(self.router_lr, self.beta1, self.beta2, self.eps * size / unit, unit)
+        lr = schedule.rate(self.router_lr, self.lr_schedule, self.lr_steps, self.lr_factor, view.step)
+        rule = routers.Rule(lr, self.beta1, self.beta2, self.eps * size / unit, unit)
         new = {**state, "router": router.trained(view, gradient, rule)}
         if references is not old:
             new |= references.state()

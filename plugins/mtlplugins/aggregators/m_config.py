@@ -1,0 +1,127 @@
+"""M-ConFIG: ConFIG on moving averages, so that a step needs the gradient of one task only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, flag, linalg, number, vector
+from mtlcore.errors import ConfigurationError
+from mtlplugins.aggregators import _numpy
+from mtlplugins.aggregators.config import LENGTHS, combination
+from mtlplugins.per_task import check_length, preferences_present
+from mtlplugins.solvers.cosines import cosines
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class MConFIG(Aggregator):
+    """Liu et al. 2024, algorithm 2 [official code: its pseudo-momentum operator].
+
+    With m_i the moving average of task i's gradients, updated in the steps in which the task is present, t_i of them,
+    and t the number of steps since all tasks have been met:
+
+        d_t = ConFIG(m_1 / (1 - beta1^t_1), ..., m_K / (1 - beta1^t_K))
+        e_t = ((1 - beta1^t) d_t - (1 - beta1^(t-1)) d_(t-1)) / (1 - beta1)
+        s_t = beta2 s_(t-1) + (1 - beta2) e_t^2
+        step along  d_t / (sqrt(s_t / (1 - beta2^t)) + eps) ,
+
+    e_t is the gradient whose moving average would be d_t, and s_t its second moment, all entry by entry. One task a
+    step, in turn (``mt.backward({task: loss})``), costs one backward pass whatever K; absent tasks keep their averages
+    and take part. Until every task has been met d is zero [official code]. The step is Adam's already: use plain SGD
+    outside [official code]. All tasks in every step, beta1 = 0 and ``second_moment=False`` is ConFIG.
+
+    Promised: resumption, and that the order of the tasks does not matter. Not promised: no conflict; d answers to
+    averages, and the division by sqrt(s) turns it. Memory: K + 2 vectors of the size of the trunk.
+
+    Args:
+        beta1: decay of the gradients' averages.
+        beta2: decay of the second moment.
+        eps: added to its root, in units of the gradients [official code]. An entry in which both are zero does not
+            move.
+        second_moment: whether to divide by the root of s, as published. False: d_t itself, in which another optimizer
+            may keep its own.
+        preferences: as in ``config``.
+        length: as in ``config``.
+
+    Raises:
+        ConfigurationError: the preferences are all zero, or there is not one per task; or the trunk has another number
+            of parameters than before.
+    """
+
+    needs: ClassVar[Needs] = Needs.JACOBIAN
+    handles_absent: ClassVar[bool] = True
+
+    beta1: float = number(0.9, low=0.0, high=1.0, open_high=True)
+    beta2: float = number(0.999, low=0.0, high=1.0, open_high=True)
+    eps: float = number(1e-8, low=0.0)
+    second_moment: bool = flag(True)
+    preferences: tuple[float, ...] | None = vector(None, low=0.0)
+    length: str = choice("projection", LENGTHS)
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        """Preferences belong to tasks in their order."""
+        return frozenset({"resume-equivalent"} | ({"permutation-equivariant"} if self.preferences is None else set()))
+
+    def init(self, n_tasks: int) -> State:
+        """Averages (K, P), whose P the first step tells, and how often each task was met; (1 - beta1^t) d_t and s (P,),
+        and t."""
+        check_length("m-config", "preferences", self.preferences, n_tasks)
+        empty = {name: torch.zeros(0, device="cpu") for name in ("pseudo", "second")}
+        counts = {"met": torch.zeros(n_tasks, dtype=torch.float64, device="cpu")}
+        steps = {"steps": torch.zeros((), dtype=torch.float64, device="cpu")}
+        return {"first": torch.zeros(n_tasks, 0, device="cpu"), **empty, **counts, **steps}
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """Average, combine, divide."""
+        rows, present = view.jacobian, view.present
+        old = _sized(state, rows)
+        here = present.to(rows.device)[:, None]
+        first = torch.where(here, self.beta1 * old["first"] + (1.0 - self.beta1) * rows, old["first"])
+        met = old["met"] + present
+        new = {**old, "first": first, "met": met}
+        waiting = [name for name, count in zip(view.task_names, met.tolist()) if not count]
+        if waiting:
+            note = {"waiting": f"for the first gradient of {', '.join(waiting)}"}
+            return Aggregation(direction=torch.zeros_like(rows[0]), state=new, diagnostics=note)
+        share = np.array(preferences_present("m-config", self.preferences, view))
+        averages = first / (1.0 - self.beta1**met).to(first)[:, None]
+        weights, diagnostics = combination(cosines(linalg.gramian(averages).cpu().numpy()), share, self.length)
+        direction = linalg.combine(averages, _numpy.tensor(weights))
+        return self._divided(direction, new, diagnostics)
+
+    def _divided(self, direction: Tensor, state: State, diagnostics: dict[str, Any]) -> Aggregation:
+        steps = state["steps"] + 1.0
+        t = float(steps)
+        pseudo = (1.0 - self.beta1**t) * direction
+        gradient = (pseudo - self.beta1 * state["pseudo"]) / (1.0 - self.beta1)
+        second = self.beta2 * state["second"] + (1.0 - self.beta2) * gradient.square()
+        if self.second_moment:
+            root = (second / (1.0 - self.beta2**t)).sqrt() + self.eps
+            direction = torch.where(root > 0.0, direction / root, 0.0)
+        new = {**state, "pseudo": pseudo, "second": second, "steps": steps}
+        return Aggregation(direction=direction, state=new, diagnostics=diagnostics)
+
+
+def _sized(state: State, rows: Tensor) -> State:
+    """The state with vectors of the rows' size, dtype and device; zeros before the first step."""
+    out = dict(state)
+    for name in ("first", "pseudo", "second"):
+        known = state[name]
+        shape = rows.shape if name == "first" else rows.shape[1:]
+        if not known.numel():
+            out[name] = rows.new_zeros(shape)
+        elif known.shape[-1] != rows.shape[1]:
+            raise ConfigurationError(
+                f"m-config remembers gradients of {known.shape[-1]} parameters, but the trunk has {rows.shape[1]} now: "
+                "begin with a fresh state."
+            )
+        else:
+            out[name] = known.to(rows)
+    return out
