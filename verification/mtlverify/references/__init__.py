@@ -75,6 +75,10 @@ TABLE: dict[str, str] = {
     "aligned-mtl": "aligned:aligned_mtl",
     "sdmgrad": "sdmgrad:sdmgrad",
     "pareto-mtl": "pareto_mtl:pareto_mtl",
+    "capped-mgda": "capped:capped_mgda",
+    "conicgrad": "cone:conicgrad",
+    "imgrad": "balanced_cagrad:imgrad",
+    "pivrg": "priorities:pivrg",
 }
 """Registered name of a method -> module:function in this package. A name need not be that of a built-in method."""
 

@@ -249,9 +249,11 @@ TABLE: dict[str, type[Objective]] = {
 
 def missing(plugin: Any) -> str | None:
     """None if the objective of this method is known for its hyper-parameters, else why not."""
-    kind = TABLE.get(_name(plugin))
+    kind = _kind(plugin)
     if kind is None:
         return "no scalar objective of this method is known to the harness"
+    if getattr(plugin, "concentration", None) is not None and plugin.preferences is None:
+        return "its preferences are drawn in every step, which the reference does not follow"
     if kind is Total and (plugin.router != "free" or plugin.init_low != plugin.init_high):
         return "its router starts at random or reads features, which the reference does not follow"
     return None
@@ -259,7 +261,17 @@ def missing(plugin: Any) -> str | None:
 
 def objective_of(plugin: Any, n_tasks: int) -> Objective:
     """A fresh objective of a method for which :func:`missing` returned None."""
-    return TABLE[_name(plugin)](plugin, n_tasks)
+    kind = _kind(plugin)
+    assert kind is not None
+    return kind(plugin, n_tasks)
+
+
+def _kind(plugin: Any) -> type[Objective] | None:
+    """From this file, or from that of the scalarisations."""
+    from mtlverify.references import scalarisations
+
+    name = _name(plugin)
+    return TABLE.get(name) or scalarisations.TABLE.get(name)
 
 
 def _name(plugin: Any) -> str:
