@@ -86,14 +86,11 @@ class GradNorm(Aggregator):
         return np.asarray(w * (len(w) / w.sum()))
 
     def _gradient(self, weights: Array, norms: Array, pace: Array) -> Array:
-        """Of sum_i |w_i |g_i| - T_i| with respect to the scores (K,), up to the gradients' common size."""
-        largest = float(norms.max())
-        if largest == 0.0:
-            return np.zeros_like(norms)
-        lengths = weights * (norms / largest)
+        """Of sum_i |w_i |g_i| - T_i| with respect to the scores (K,)."""
+        lengths = weights * norms
         gap = lengths - lengths.mean() * pace
         gap[np.abs(gap) <= 16.0 * np.finfo(float).eps * len(gap) * (lengths + lengths.mean() * pace)] = 0.0
-        slope = np.sign(gap) * (norms / largest)
+        slope = np.sign(gap) * np.minimum(norms, adam.LARGEST)
         if self.form == "plain":
             return np.asarray(slope)
         out: Array = weights * (slope - float(weights @ slope) / len(slope))

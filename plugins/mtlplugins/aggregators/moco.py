@@ -12,7 +12,7 @@ from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlcore.errors import LossError
 from mtlplugins import rows
 from mtlplugins.arrays import softmax
-from mtlplugins.solvers.simplex import project_simplex
+from mtlplugins.solvers.simplex import project_simplex, settled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class MoCo(Aggregator):
         own = w.numpy()[listed]
         share = float(own.sum())
         own = own / share if share > 0.0 else own + 1.0 / len(own)
-        pull = gram @ own + self.rho * own
+        pull = settled(gram @ own + self.rho * own, float(gram.diagonal().max()))
         # Beyond it a step's length says no more; the projection of an infinity would be none.
         pull = pull.clip(-1e150, 1e150)
         moved = own - (self.gamma / count[listed].numpy() ** self.gamma_sigma) * pull

@@ -12,7 +12,7 @@ from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins import rows
 from mtlplugins.aggregators import _numpy
 from mtlplugins.arrays import Array
-from mtlplugins.solvers.simplex import project_simplex
+from mtlplugins.solvers.simplex import project_simplex, settled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,9 @@ class MoDo(Aggregator):
         w = full.numpy()[listed]
         share = float(w.sum())
         if there.any() and share > 0.0:
-            moved = w - self.gamma * (rows.cross(first, second) @ w + self.rho * w)
-            w = _moved(w, moved, there)
+            product = rows.cross(first, second)
+            pull = settled(product @ w + self.rho * w, float(abs(product).max()))
+            w = _moved(w, w - self.gamma * pull, there)
         full.numpy()[listed] = w
         weights = w / share if share > 0.0 else w + 1.0 / len(w)
         return Aggregation(weights=_numpy.tensor(weights), state={"weights": full})

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from mtlplugins.solvers.certificate import EPS
 from mtlplugins.solvers.cosines import Array
+
+
+def settled(pull: Array, size: float) -> Array:
+    """A gradient (k,) on the simplex, from which only differences count, with those that rounding explains removed:
+    ``size`` is the largest of the terms that were added up. A step of any length then keeps tasks equal that are."""
+    centred = pull - pull.mean()
+    out: Array = np.where(np.abs(centred) <= 64.0 * len(pull) * EPS * size, 0.0, centred)
+    return out
 
 
 def project_simplex(point: Array, total: float = 1.0) -> Array:

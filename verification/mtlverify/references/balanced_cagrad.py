@@ -14,7 +14,7 @@ from mtlverify.references.min_norm import min_norm
 
 
 def imgrad(rows: Array, plugin: Any) -> Solution:
-    """w minimises (1.5 - q) <g_w, g_0> + q c |g_0| |g_w|, then d = g_0 + c |g_0| g_w / |g_w|; divided as in the code."""
+    """w minimises (1.5 - q) <g_w, g_0> + q c |g_0| |g_w|, then d = g_0 + c |g_0| g_w / |g_w|, divided as asked."""
     mean, c = rows.mean(axis=0), float(plugin.c)
     length, largest = float(np.linalg.norm(mean)), float(np.linalg.norm(rows, axis=1).max(initial=0.0))
     if not rows.any(axis=1).all():

@@ -12,8 +12,8 @@ from mtlverify.references import Array, ReferenceFailed, Solution, programs
 
 
 def capped_mgda(rows: Array, plugin: Any) -> Solution:
-    """min |J'a|^2 over the capped simplex. The optimality conditions r = G a, r_i >= t for a_i = 0, <= t at the cap, = t
-    between, up to e give |d - d*|^2 <= <d, d - d*> <= sum_i a_i r_i - min over feasible a of a'r."""
+    """min |J'a|^2 over the capped simplex. With r = G a, |d - d*|^2 <= <d, d - d*> <= a'r - min over feasible a* of
+    a*'r, which is 0 at the solution and bounds the distance elsewhere."""
     k = len(rows)
     cap = min(1.0, max(1.0 / (float(plugin.share) * k), 1.0 / k))
     scale = float(np.linalg.norm(rows, axis=1).max())

@@ -48,7 +48,7 @@ def _scaled(nearest: Solution, length: float) -> Solution:
 
 
 def _on_edge(units: Array, norms: Array, axis: Array, c: float) -> tuple[Array, float]:
-    """d = c a + s u, u orthogonal to a, |u| <= 1, with the largest smallest gain; that gain relative to the least row."""
+    """d = c a + s u, u orthogonal to a, |u| <= 1, with the largest smallest gain; that gain over the shortest row."""
     cp = programs.cvxpy()
     basis, _ = np.linalg.qr(np.vstack([units, axis]).T)
     inside, along = units @ basis, basis.T @ axis

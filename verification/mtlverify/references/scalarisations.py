@@ -1,4 +1,4 @@
-"""Scalar objectives of the scalarisations: what ``constant``, ``cosmos`` and ``pbi`` minimise, as their papers write it.
+"""Scalar objectives of ``constant``, ``cosmos`` and ``pbi``, as their papers write them.
 
 Their derivatives, taken by autograd, are what the weights must be.
 """
