@@ -164,7 +164,8 @@ def differences(first: dict[str, Any], again: dict[str, Any]) -> list[str]:
 @law(
     "shape-dtype-device",
     statement="Weights are (K,) floating numbers, a direction is (P,) in the dtype of the rows, a state is a dict of "
-    "tensors of constant shape; a direction is on the device of the rows, weights there or on the processor.",
+    "tensors of constant shape (an empty one may take its shape in a step); a direction is on the device of the rows, "
+    "weights there or on the processor.",
     source=HOUSE,
     universal=True,
     margin=VERDICT,

@@ -41,6 +41,8 @@ class Objective:
 
     clipped = False
     """Whether the method keeps the non-negative part of the derivative only."""
+    positive_only = True
+    """Whether it takes logarithms or quotients of the losses, so that it exists for positive ones only."""
 
     def __init__(self, plugin: Any, n_tasks: int) -> None:
         self.plugin, self.n_tasks = plugin, n_tasks
@@ -71,6 +73,8 @@ class Objective:
 @objective("sum", "ls")
 class Linear(Objective):
     """sum_i u_i L_i: u = 1 (``sum``), 1/K or given weights on the simplex (``ls``). [textbook]"""
+
+    positive_only = False
 
     def value(self, losses: Tensor, number: int) -> Tensor:
         given = getattr(self.plugin, "weights", None)
@@ -256,9 +260,11 @@ class Total(Objective):
 
 def missing(plugin: Any) -> str | None:
     """None if the objective of this method is known for its hyper-parameters, else why not."""
-    kind = _KNOWN.get(_name(plugin))
+    kind = _kind(plugin)
     if kind is None:
         return "no scalar objective of this method is known to the harness"
+    if getattr(plugin, "concentration", None) is not None and plugin.preferences is None:
+        return "its preferences are drawn in every step, which the reference does not follow"
     if kind is Total and (plugin.router != "free" or plugin.init_low != plugin.init_high):
         return "its router starts at random or reads features, which the reference does not follow"
     return None
@@ -266,12 +272,22 @@ def missing(plugin: Any) -> str | None:
 
 def defined(plugin: Any, losses: Tensor) -> bool:
     """Whether the objective exists at these losses: all but weighted sums take logarithms or quotients of them."""
-    return _KNOWN[_name(plugin)] is Linear or bool((losses > 0).all())
+    kind = _kind(plugin)
+    return kind is None or not kind.positive_only or bool((losses > 0).all())
 
 
 def objective_of(plugin: Any, n_tasks: int) -> Objective:
     """A fresh objective of a method for which :func:`missing` returned None."""
-    return _KNOWN[_name(plugin)](plugin, n_tasks)
+    kind = _kind(plugin)
+    assert kind is not None
+    return kind(plugin, n_tasks)
+
+
+def _kind(plugin: Any) -> type[Objective] | None:
+    from mtlverify.references import scalarisations  # registers its own
+
+    assert scalarisations is not None
+    return _KNOWN.get(_name(plugin))
 
 
 def _name(plugin: Any) -> str:

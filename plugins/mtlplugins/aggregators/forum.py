@@ -1,0 +1,124 @@
+"""``forum``: first-order bilevel multi-objective optimisation, weights that make the lower level serve the upper
+one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtlcore import integer, linalg, number
+from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
+from mtlplugins import adam, rows
+from mtlplugins.arrays import Array, arrays, losses_of, put, softmax, take, tensors, touched
+from mtlplugins.solvers.quadratic import minimise
+
+
+@dataclasses.dataclass(frozen=True)
+class FORUM(Aggregator):
+    """Ye et al. 2024 [official code]: upper level, the losses F_i of a second (validation) batch; lower level, the
+    weighted loss f = sum_i s_i L_i of the first, s = softmax(alpha).
+
+    With q = f(alpha, x) - f(alpha, x_T), x_T = T gradient steps from x on f, its gradient is g_q = sum_i s_i g_i in the
+    network and s_i ((L_i - L_i(x_T)) - mean) in alpha. With the unit gradients h_i = grad F_i / |grad F_i|,
+
+        min |sum_i l_i h_i + v g_q|^2 - v rho |g_q|^2    over l on the simplex, v >= max(0, sum_i l_i p_i) ,
+        p_i = rho - <g_q, h_i> / |g_q|^2 ;   l <- l + t^(-3/4) (l* - l) ;   v = max(0, sum_i l_i p_i) ;
+        d = sum_i l_i h_i + v g_q ,     and alpha moves along v times its part, by Adam.
+
+    Solved exactly (:mod:`mtlplugins.solvers.quadratic`). Two closures: training batch, validation batch. The inner
+    steps come from ``view.inner``, which only ``MultiTask.step`` offers; elsewhere alpha stays, and the diagnostics say
+    so.
+
+    Differs from the code: lengths are those of the trunk's gradients (the code: all parameters); heads take v s_i times
+    their gradients on the training batch [choice]; t counts steps, not epochs; no 1e-8. g_q's length counts alpha's
+    part, too. Proved: <g_q, d> >= rho |g_q|^2 for the l in use; F_i's units do not matter. Not promised: no conflict.
+    A task missing from either batch takes no part. Cost: T + 2 forward passes, rows of two batches.
+
+    Args:
+        rho: [official code: 0.1].
+        inner_steps: T [official code: 5].
+        inner_lr: their step size [official code: 0.1].
+        lr: Adam's step size of alpha [official code: 1e-3].
+    """
+
+    needs = Needs.JACOBIAN
+    batches: ClassVar[int] = 2
+    paper: ClassVar[str] = "https://arxiv.org/abs/2401.09257"
+    claims = frozenset({"permutation-equivariant", "resume-equivalent", "parameter-rotation"})
+
+    rho: float = number(0.1, low=0.0, open_low=True)
+    inner_steps: int = integer(5, low=1)
+    inner_lr: float = number(0.1, low=0.0, open_low=True, log=True)
+    lr: float = number(1e-3, low=0.0, log=True)
+
+    def init(self, n_tasks: int) -> State:
+        """alpha and l (K,), the steps each task has taken, Adam's moments."""
+        zeros = {name: np.zeros(n_tasks) for name in ("scores", "mixture", "count")}
+        return tensors({**zeros, **adam.fresh(n_tasks)})
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """A direction (P,)."""
+        old, (upper, there) = arrays(state), rows.other(view, 0)
+        s = softmax(take(old["scores"], view))
+        by_score, notes = self._score_gradient(view, s)
+        units = _units(upper)
+        mine = linalg.combine(view.jacobian, torch.from_numpy(s))
+        gram = linalg.gramian(torch.cat([units, mine[None].to(units)])).cpu().numpy()
+        k = view.n_tasks
+        square = float(gram[k, k] + by_score @ by_score)
+        mixture, count = take(old["mixture"], view), take(old["count"], view) + there
+        reach = np.full(k, self.rho)
+        if square > 0.0:
+            reach = self.rho - gram[k, :k] / square
+        if there.any():
+            best = self._best(gram[:k, :k], gram[k, :k], square, reach, there)
+            rate = np.where(there, np.maximum(count, 1.0) ** -0.75, 0.0)
+            mixture = mixture + rate * (best - mixture)
+        pull = max(0.0, float(mixture @ reach)) if square > 0.0 else 0.0
+        direction = linalg.combine(units, torch.from_numpy(mixture)).double() + pull * mine.double()
+        full = put(np.zeros_like(old["scores"]), view, pull * by_score)
+        moved, moments = adam.step(
+            old["scores"], full, old[adam.KEY], lr=self.lr, eps=0.0, touched=touched(old["scores"], view)
+        )
+        new = {"scores": moved, "mixture": put(old["mixture"], view, mixture), "count": put(old["count"], view, count)}
+        out = tensors({**new, adam.KEY: moments})
+        notes |= {"pull": pull, "mixture": torch.from_numpy(mixture), "lower_weights": torch.from_numpy(s)}
+        heads = torch.from_numpy(pull * s)
+        return Aggregation(direction=direction.to(view.jacobian), state=out, diagnostics=notes, head_weights=heads)
+
+    def _score_gradient(self, view: StepView, s: Array) -> tuple[Array, dict[str, object]]:
+        """The part of g_q in alpha (K,)."""
+        if view.inner is None:
+            return np.zeros(view.n_tasks), {"inner": "not available: alpha stays; use MultiTask.step(closures)"}
+        weights = torch.from_numpy(s)
+        there = view.inner(lambda point: weights, self.inner_steps, self.inner_lr)
+        gain = losses_of(view) - losses_of(there)
+        return np.asarray(s * (gain - s @ gain)), {"inner_gain": torch.from_numpy(gain)}
+
+    def _best(self, gram: Array, cross: Array, square: float, reach: Array, there: Array) -> Array:
+        """l* (K,), zero for tasks that are not in the upper batch."""
+        index = there.nonzero()[0]
+        n, out = len(index), np.zeros(len(there))
+        scale = square**0.5 if square > 0.0 else 1.0
+        h = np.zeros((n + 1, n + 1))
+        h[:n, :n] = gram[np.ix_(index, index)]
+        h[:n, n] = h[n, :n] = cross[index] / scale  # the variable is v |g_q|
+        h[n, n] = 1.0
+        linear = np.append(np.zeros(n), -0.5 * self.rho * scale)
+        equal = np.append(np.ones(n), 0.0)
+        above = np.append(-reach[index] * scale, 1.0)
+        found = minimise(h, linear, equal, 1.0, above)
+        out[index] = found[:n] / found[:n].sum()
+        return out
+
+
+def _units(gradients: Tensor) -> Tensor:
+    """Rows of length 1, or of zeros."""
+    largest = gradients.abs().amax(dim=1, keepdim=True)
+    part = torch.where(largest > 0.0, gradients / torch.where(largest > 0.0, largest, 1.0), 0.0).double()
+    length = part.norm(dim=1, keepdim=True)
+    return (part / torch.where(length > 0.0, length, 1.0)).to(gradients)

@@ -1,0 +1,98 @@
+"""``gradvac``: gradients turned towards each other until their cosines reach what has been usual."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from mtlcore import choice, number
+from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
+from mtlplugins.aggregators import _numpy
+from mtlplugins.solvers.certificate import EPS
+from mtlplugins.solvers.cosines import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class GradVac(Aggregator):
+    """Wang et al. 2021 [lib code; paper*]: for each task i, in a random order of the others j, with original g_j,
+
+        phi = cos(g_i', g_j);   if phi < rho_ij:
+            g_i' <- g_i' + |g_i'| (rho_ij sqrt(1 - phi^2) - phi sqrt(1 - rho_ij^2)) / (|g_j| sqrt(1 - rho_ij^2)) g_j ;
+        rho_ij <- (1 - beta) rho_ij + beta phi ;        d = sum_i g_i' .
+
+    Done on the Gramian, with g_i' as K coefficients on unit rows; one independent order per task from the view's
+    generator, as ``pcgrad``. The whole gradient is one group (the code's group type 0; by layer, use ``layerwise``).
+
+    Proved: after its update cos(g_i', g_j) = rho_ij; every coefficient is >= 0; with beta = 0, so rho = 0 for ever, it
+    is PCGrad. Not promised: no conflict (even for K = 2, if rho is negative), or independence of history. Targets
+    within 1e-12 of 1 are not chased: no finite multiple of g_j gets there [choice; the code adds 1e-8]. A gradient that
+    is zero takes no part, and its targets stay. Absent tasks: theirs stay.
+    Cost: the Gramian and O(K^3), K vectorised steps.
+
+    Args:
+        beta: step of the moving average; 0.5 is LibMTL's default [lib code], 0.01 the paper's [paper*].
+        reduction: "sum" of the gradients, or their "mean".
+    """
+
+    needs = Needs.GRAMIAN
+    paper: ClassVar[str] = "https://arxiv.org/abs/2010.05874"
+    claims = frozenset(
+        {
+            "positively-homogeneous",
+            "conic-combination",
+            "equivariant-in-distribution",
+            "resume-equivalent",
+            "parameter-rotation",
+        }
+    )
+
+    beta: float = number(0.5, low=0.0, high=1.0)
+    reduction: str = choice("sum", ("sum", "mean"))
+
+    def init(self, n_tasks: int) -> State:
+        """The targets rho (K, K)."""
+        return {"target": torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device="cpu")}
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """All tasks take their k-th update at once."""
+        rows = _numpy.read(view)
+        k = len(rows.matrix)
+        draws = torch.rand(view.n_tasks, view.n_tasks, generator=view.generator, dtype=torch.float64, device="cpu")
+        live = np.arange(view.n_tasks) if rows.live is None else rows.live
+        orders = draws.numpy()[live[:, None], live].argsort(axis=1)
+        listed = np.array(view.task_index)[live]
+        target = state["target"].clone()
+        rho = target.numpy()[listed[:, None], listed]
+        coefficients, count = np.eye(k), 0
+        for j in orders.T:
+            coefficients, rho, turned = self._turn(rows.matrix, coefficients, rho, j)
+            count += turned
+        target.numpy()[listed[:, None], listed] = rho
+        weights = rows.scatter((rows.norms @ coefficients) / rows.norms, dead=1.0)
+        if self.reduction == "mean":
+            weights = weights / view.n_tasks
+        answer, notes = _numpy.tensor(weights), {"turned": count}
+        return Aggregation(weights=answer, state={"target": target}, diagnostics=notes)
+
+    def _turn(self, c: Array, coefficients: Array, rho: Array, other: Array) -> tuple[Array, Array, int]:
+        """Row i of ``coefficients`` turned towards unit row ``other[i]``; for g_i of length 1."""
+        task = np.arange(len(c))
+        overlap = coefficients @ c
+        length = np.sqrt(np.maximum((coefficients * overlap).sum(axis=1), 0.0))
+        along = overlap[task, other]
+        phi = np.clip(np.divide(along, length, out=np.zeros_like(along), where=length > 0.0), -1.0, 1.0)
+        wanted = rho[task, other]
+        sine = np.sqrt((1.0 - wanted) * (1.0 + wanted))
+        turn = (other != task) & (phi < wanted - 4.0 * EPS * len(c)) & (sine > 1e-12) & (length > 0.0)
+        # rho |g| sqrt(1 - phi^2) / sqrt(1 - rho^2) - phi |g|
+        across = length * np.sqrt((1.0 - phi) * (1.0 + phi))
+        add = np.divide(wanted * across, sine, out=np.zeros_like(sine), where=turn) - np.where(turn, along, 0.0)
+        coefficients = coefficients.copy()
+        coefficients[task, other] += add
+        rho = rho.copy()
+        moves = other != task
+        rho[task[moves], other[moves]] += self.beta * (phi - wanted)[moves]
+        return coefficients, rho, int(turn.sum())

@@ -1,0 +1,69 @@
+"""``ema``: any method, on task gradients that are averaged over steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+
+from mtlcore import Aggregation, Needs, StepView, linalg, number
+from mtlcore.contracts import State
+from mtlplugins import rows
+from mtlplugins.wrapping import Wrapper, changed
+
+
+@dataclasses.dataclass(frozen=True)
+class EMA(Wrapper):
+    """m_i <- beta m_i + (1 - beta) g_i, corrected for its start as Adam's; the method sees m instead of g. [choice]
+
+    Momentum before the method instead of after it: conflicts between tasks are then judged on less noisy gradients, as
+    MoCo, DB-MTL and M-ConFIG do, each in its own way. d = M' w. Heads are left to the method.
+
+    Kept: what says how d follows from rows of any kind (scaling, symmetry). Dropped: everything about the present
+    gradients, no conflict first. beta = 0 passes all through. Absent tasks keep m.
+    Cost: the rows, and K P numbers of state.
+
+    Args:
+        method: any aggregator.
+        beta: weight of the past [choice: 0.9].
+    """
+
+    paper: ClassVar[str] = ""
+    least = Needs.JACOBIAN
+    keeps = frozenset(
+        {
+            "permutation-equivariant",
+            "equivariant-in-distribution",
+            "positively-homogeneous",
+            "linear-under-scaling",
+            "scale-free",
+            "parameter-rotation",
+        }
+    )
+
+    beta: float = number(0.9, low=0.0, high=1.0, open_high=True)
+
+    def init(self, n_tasks: int) -> State:
+        """m (K, P) and the steps that each task has taken, beside the method's state."""
+        count = torch.zeros(n_tasks, dtype=torch.float64, device="cpu")
+        return {"mean": rows.empty(), "count": count, **super().init(n_tasks)}
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """A direction (P,)."""
+        count = state["count"].clone()
+        mean = rows.read(state["mean"], view, len(count))
+        at, listed = rows.index(view, mean), list(view.task_index)
+        count[listed] += 1.0
+        mean[at] = self.beta * mean[at] + (1.0 - self.beta) * view.jacobian
+        correction = 1.0 - self.beta ** count[listed]
+        seen = (mean[at].double() / correction.to(mean.device)[:, None]).to(mean.dtype)
+        answer, new = self.asked(changed(view, jacobian=seen), state)
+        direction = answer.direction
+        if direction is None:
+            assert answer.weights is not None
+            direction = linalg.combine(seen, answer.weights)
+        new = {**new, "mean": mean, "count": count}
+        return dataclasses.replace(
+            answer, weights=None, direction=direction, state=new, head_weights=self.heads(answer)
+        )

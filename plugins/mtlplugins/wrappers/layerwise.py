@@ -1,0 +1,91 @@
+"""``layerwise``: any method, on each group of parameters by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+
+from mtlcore import Aggregation, Needs, StepView, linalg, vector
+from mtlcore.contracts import State
+from mtlcore.errors import ConfigurationError
+from mtlplugins.wrapping import Wrapper, changed
+
+
+@dataclasses.dataclass(frozen=True)
+class Layerwise(Wrapper):
+    """The columns of J are cut into groups, and the method answers for each: d = (A(J_1), A(J_2), ...). [choice]
+
+    Groups are layers, or whatever ``sizes`` says, in the order of the trunk's parameters
+    (:func:`mtlplugins.layers.sizes_of` makes them of a module). GradVac's groups and grouped aggregation in other
+    libraries are this.
+
+    Proved: a group's direction that conflicts with no task's part of the gradient adds up to one that conflicts with no
+    task: no conflict is kept. So is what is linear in the rows, or depends on symmetry alone. Dropped: the cone (each
+    group has weights of its own), invariance under a rotation that mixes groups, stationarity. Heads get the factors
+    that the method gives for the whole gradient's first group. Groups share no draws with one another.
+
+    Args:
+        method: any aggregator without a state and with one batch a step.
+        sizes: numbers of parameters per group, in order; what they leave over is a last group. None: one group.
+
+    Raises:
+        ConfigurationError: the method has a state or wants several batches; sizes are not whole or more than there are.
+    """
+
+    paper: ClassVar[str] = ""
+    least = Needs.JACOBIAN
+    keeps = frozenset(
+        {
+            "non-conflicting",
+            "permutation-equivariant",
+            "positively-homogeneous",
+            "linear-under-scaling",
+            "no-conflict-identity",
+            "strongly-stationary-zero",
+        }
+    )
+
+    sizes: tuple[float, ...] | None = vector(None, low=1.0)
+
+    def init(self, n_tasks: int) -> State:
+        """No state."""
+        if self.wrapped.init(n_tasks) or self.wrapped.batches > 1:
+            raise ConfigurationError(
+                f"layerwise asks its method once per group in every step: {type(self.wrapped).__name__} keeps a "
+                f"state or needs several batches; choose one that does neither."
+            )
+        return {}
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """A direction (P,)."""
+        rows, parts, answers = view.jacobian, [], []
+        for columns in self._groups(rows.shape[1]):
+            block = rows[:, columns].contiguous()
+            answer, _ = self.asked(changed(view, jacobian=block), {})
+            direction = answer.direction
+            if direction is None:
+                assert answer.weights is not None
+                direction = linalg.combine(block, answer.weights)
+            parts.append(direction.to(rows.dtype))
+            answers.append(answer)
+        notes = {"groups": len(parts)}
+        heads = self.heads(answers[0])
+        return Aggregation(direction=torch.cat(parts), state=state, diagnostics=notes, head_weights=heads)
+
+    def _groups(self, n: int) -> list[slice]:
+        sizes = [] if self.sizes is None else [int(s) for s in self.sizes]
+        if self.sizes is not None and any(s != int(s) for s in self.sizes):
+            raise ConfigurationError(f"layerwise: sizes must be whole numbers of parameters, found {self.sizes}.")
+        if sum(sizes) > n:
+            raise ConfigurationError(
+                f"layerwise: sizes sum to {sum(sizes)}, but the trunk has {n} parameters that need gradients."
+            )
+        ends, groups, start = [*sizes], [], 0
+        if sum(sizes) < n:
+            ends.append(n - sum(sizes))
+        for size in ends:
+            groups.append(slice(start, start + size))
+            start += size
+        return groups

@@ -1,0 +1,149 @@
+"""What wrappers share: an aggregator that changes what another one sees, or what it answers.
+
+A wrapper is a frozen dataclass with the wrapped method as its first field, given by its registered name or as an
+instance. It says in :attr:`Wrapper.keeps` which of that method's promises survive: all others are dropped, because a
+promise about gradients is not one about averaged, clipped or weighted gradients. State is the wrapped method's, with
+its keys under ``method.``, beside the wrapper's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtlcore import Aggregation, Aggregator, Needs, StepView, create
+from mtlcore.contracts import State
+from mtlcore.errors import ConfigurationError
+
+_PREFIX = "method."
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper(Aggregator):
+    """Abstract: an aggregator around another.
+
+    Args:
+        method: the wrapped aggregator, a registered name (with its default hyper-parameters) or an instance.
+    """
+
+    keeps: ClassVar[frozenset[str]] = frozenset()
+    """Laws that hold for the wrapper whenever they hold for the wrapped method."""
+    adds: ClassVar[frozenset[str]] = frozenset({"resume-equivalent"})
+    """Laws that hold whatever is wrapped."""
+    least: ClassVar[Needs] = Needs.LOSSES
+    """What the wrapper itself reads."""
+
+    method: str | Aggregator = "upgrad"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrapped = create("aggregator", self.method) if isinstance(self.method, str) else self.method
+        if not isinstance(wrapped, Aggregator):
+            raise ConfigurationError(
+                f"{type(self).__name__}(method={self.method!r}): method must be a registered aggregator's name or an "
+                f"mtlcore.Aggregator."
+            )
+        object.__setattr__(self, "method", wrapped)
+
+    @property
+    def wrapped(self) -> Aggregator:
+        """The wrapped method."""
+        assert isinstance(self.method, Aggregator)
+        return self.method
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        """What either of the two reads."""
+        return max(self.least, self.wrapped.needs)
+
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        """The wrapped method's promises that are kept, and those that the wrapper adds."""
+        return (self.wrapped.claims & self.keeps) | self.adds
+
+    @property
+    def degree(self) -> float:  # type: ignore[override]
+        """That of the wrapped method."""
+        return self.wrapped.degree
+
+    @property
+    def batches(self) -> int:  # type: ignore[override]
+        """As many as the wrapped method asks for."""
+        return self.wrapped.batches
+
+    @property
+    def handles_absent(self) -> bool:  # type: ignore[override]
+        """As the wrapped method."""
+        return self.wrapped.handles_absent
+
+    def looks_twice(self) -> bool:  # type: ignore[override]
+        """Only if the wrapped method does."""
+        return self.wrapped.looks_twice()
+
+    def init(self, n_tasks: int) -> State:
+        """The wrapped method's state."""
+        return within(self.wrapped.init(n_tasks))
+
+    def observe(self, view: StepView, state: State) -> State:
+        """Passed on."""
+        return {**state, **within(self.wrapped.observe(view, part_of(state)))}
+
+    def asked(self, view: StepView, state: State) -> tuple[Aggregation, State]:
+        """The wrapped method's answer, and the wrapper's state with its next one."""
+        answer = self.wrapped.aggregate(view.limited_to(self.wrapped.needs), part_of(state))
+        return answer, {**state, **within(answer.state)}
+
+    def heads(self, answer: Aggregation) -> Tensor | None:
+        """Factors (K,) of the task-specific parameters: what they would be without the wrapper."""
+        if answer.head_weights is None and self.wrapped.needs == Needs.LOSSES:
+            return answer.weights
+        return answer.head_weights
+
+
+def part_of(state: State) -> State:
+    """The wrapped method's part of a wrapper's state."""
+    return {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
+
+
+def within(state: State) -> State:
+    """A wrapped method's state as part of a wrapper's."""
+    return {_PREFIX + name: value for name, value in state.items()}
+
+
+def changed(
+    view: StepView, *, losses: Tensor | None = None, gramian: Tensor | None = None, jacobian: Tensor | None = None
+) -> StepView:
+    """The same view with other losses or gradients. Given a Gramian alone, there are no rows."""
+    inner = view.inner
+    return StepView(
+        losses=view.losses if losses is None else losses,
+        gramian=gramian,
+        jacobian=jacobian,
+        present=None if view.complete else view.present,
+        task_names=view.task_names,
+        task_index=view.task_index,
+        step=view.step,
+        generator=view.generator,
+        features=view.features,
+        others=view.others,
+        inner=None if inner is None else lambda _, weigh, steps, lr: inner(weigh, steps, lr),
+    )
+
+
+def scaled(view: StepView, factors: Tensor, needs: Needs, *, losses: Tensor | None = None) -> StepView:
+    """The view with task i's gradient multiplied by factor i (K,), as much of it as ``needs`` asks for."""
+    gramian = jacobian = None
+    if needs >= Needs.GRAMIAN:
+        gramian = view.gramian * factors[:, None] * factors[None, :]
+    if needs == Needs.JACOBIAN:
+        rows = view.jacobian
+        jacobian = (rows.double() * factors.to(rows.device)[:, None]).to(rows.dtype)
+    return changed(view, losses=losses, gramian=gramian, jacobian=jacobian)
+
+
+def finite(factors: Tensor) -> Tensor:
+    """Factors (K,) with the reciprocal of zero replaced by zero: a task without a gradient keeps none."""
+    return torch.where(factors.isfinite(), factors, 0.0)
