@@ -298,7 +298,7 @@ def test_a_suite_json_of_another_shape_is_an_error_that_names_the_file_the_key_a
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        ([1], "Input should be a valid dictionary"),
+        ([1], "Input should be an object"),
         ({"a": 1}, "a: "),
         ({"a": {"kind": "aggregator", "name": "sum", "passed": "yes", "summary": ""}}, "a.passed: "),
         ({"a": {"kind": "aggregator", "name": "sum", "passed": True, "summary": "", "rows": [3]}}, "a.rows.0: "),
