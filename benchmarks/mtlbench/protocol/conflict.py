@@ -34,10 +34,18 @@ class ConflictProbe:
         """Where the network is in ``step``."""
         training = network.training
         network.eval()
-        rows = [self._rows(network, *batch) for batch in self._batches]
+        noisy, total, counts = [], None, None
+        for batch in self._batches:  # one at a time: a row is as long as the trunk
+            rows = self._rows(network, *batch)
+            there = ~rows[:, :1].isnan()
+            rows = rows.nan_to_num()
+            noisy.append(_angles(rows))
+            total = rows if total is None else total.add_(rows)
+            counts = there.float() if counts is None else counts + there
         network.train(training)
-        averaged = _angles(torch.stack(rows).nanmean(dim=0).nan_to_num())
-        noisy = [_angles(r.nan_to_num()) for r in rows]
+        assert total is not None
+        assert counts is not None
+        averaged = _angles(total.div_(counts.clamp_min(1.0)))
         self.seen.append(
             {
                 "step": step,
@@ -63,7 +71,7 @@ class ConflictProbe:
             rows.append(
                 torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found)])
             )
-        return torch.stack(rows).to("cpu", torch.float64)
+        return torch.stack(rows)
 
     def summary(self) -> dict[str, float | None]:
         """Means over training; the point before training, equal for all methods, is left out."""
@@ -74,10 +82,18 @@ class ConflictProbe:
         }
 
 
+_COLUMNS = 1 << 20
+
+
 def _angles(rows: Tensor) -> dict[str, float]:
-    norms = rows.norm(dim=1)
-    unit = rows / norms.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
-    cosines = unit @ unit.T
+    """Of (K, P) gradients; products are summed in float64, some columns at a time."""
+    gramian = sum(
+        (part @ part.T for part in (c.to("cpu", torch.float64) for c in rows.split(_COLUMNS, dim=1))),
+        start=torch.zeros(len(rows), len(rows), dtype=torch.float64),
+    )
+    norms = gramian.diagonal().sqrt()
+    scale = norms.clamp_min(torch.finfo(torch.float64).tiny)
+    cosines = gramian / scale[:, None] / scale
     off = cosines[torch.triu(torch.ones_like(cosines), diagonal=1).bool()]
     least = float(norms.min())
     return {

@@ -31,9 +31,10 @@ class SuiteFacts:
     seeds: int | None
     left_out: list[str]
     refused: list[str]
-    protocol: str = ""
-    protocol_about: str = ""
-    protocol_source: str = ""
+    protocol: str
+    protocol_about: str
+    protocol_source: str
+    protocol_traps: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,6 +291,9 @@ class Report:
     overall: Overall | None
     certificates: list[CertificateRow]
     uncertified: list[str]
+    """Methods that were trained without asking."""
+    allowed: list[str]
+    """Methods that were trained although they are not certified, because that was asked for."""
     environment: dict[str, list[Any]]
     files: dict[str, str]
     verdict: list[str] = dataclasses.field(default_factory=list)

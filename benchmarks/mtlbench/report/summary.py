@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import pandas as pd
 from mtlbench import records as raw
 from mtlbench import statistics as stats
 from mtlbench.certification import CERTIFICATES
-from mtlbench.formats import Certificate, Hyperparameters, Manifest
+from mtlbench.formats import Certificate, Hyperparameters, Manifest, Short
+from mtlbench.protocols import PROTOCOLS
 from mtlbench.report import comparisons, fronts
 from mtlbench.report.curves import mean_lines
 from mtlbench.report.declared import Declared, declared
@@ -82,7 +83,8 @@ class _Reporter:
             tuned=_tuned(self.manifest, self.settings),
             overall=overall(tasks, self.order, self.reference),
             certificates=[_certificate(c) for c in self.certificates],
-            uncertified=self._uncertified(),
+            uncertified=self._without(lambda c: c is None),
+            allowed=self._without(lambda c: c is not None and c.passed is not True),
             environment=_environment(self.ok["environment"]),
             files={
                 "records": raw.RECORDS, "trials": raw.TRIALS, "certificates": CERTIFICATES, "suite": MANIFEST,
@@ -105,12 +107,16 @@ class _Reporter:
             seeds=manifest.seeds,
             left_out=manifest.left_out,
             refused=manifest.refused,
+            protocol=(followed := PROTOCOLS[suite.protocol if suite else "validation"]).name,
+            protocol_about=followed.about,
+            protocol_source=followed.source,
+            protocol_traps=list(followed.traps),
         )
 
-    def _uncertified(self) -> list[str]:
-        """Trained without having been asked for what they claim, whatever is in the folder about their plugins."""
-        alone = set(self.ok.loc[self.ok["certificate"].isna(), "method"]) - {SINGLE_TASK}
-        return [m for m in self.order if m in alone]
+    def _without(self, lacks: Callable[[Short | None], bool]) -> list[str]:
+        """The methods with a run whose own certificate is like this, whatever is in the folder about their plugins."""
+        found = {m for m, c in zip(self.ok["method"], self.ok["certificate"]) if m != SINGLE_TASK and lacks(c)}
+        return [m for m in self.order if m in found]
 
     def _task(self, name: str, runs: pd.DataFrame) -> TaskReport:
         metrics = unpacked(runs["metrics"])

@@ -204,8 +204,9 @@ class MultiSplit(Split):
         inputs: dict[str, Tensor] = {}
         targets: dict[str, Tensor] = {}
         for name, part in self.parts.items():
-            own = index % len(part)
-            inputs[name], targets[name] = part.inputs[own], part.targets[name][own]
+            found, wanted = part.batch(index % len(part))
+            assert isinstance(found, Tensor)
+            inputs[name], targets[name] = found, wanted[name]
         return inputs, targets
 
     def chunks(self, size: int) -> Iterator[Batch]:
@@ -318,11 +319,12 @@ class Network(nn.Module):
         self.heads = nn.ModuleDict({name: head for name, head in heads.items() if only in (None, name)})
 
     def forward(self, inputs: Inputs) -> tuple[dict[str, Tensor], Any]:
-        """{sub-task: output} and the shared features; where sub-tasks have inputs of their own, of those that have
-        some, and no features, because no tensor is shared."""
+        """{sub-task: output} and the shared features. Where sub-tasks have inputs of their own: of those that have
+        some, and no features, because none is shared; nor are there any where the trunk gives more than one tensor."""
         if isinstance(inputs, Tensor):
             features = self.trunk(inputs)
-            return {name: head(features) for name, head in self.heads.items()}, features
+            outputs = {name: head(features) for name, head in self.heads.items()}
+            return outputs, features if isinstance(features, Tensor) else None
         return {name: self.heads[name](self.trunk(x)) for name, x in inputs.items() if name in self.heads}, None
 
 
