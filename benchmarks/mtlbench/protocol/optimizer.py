@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,9 +55,11 @@ class Schedule:
 
     def after_step(self, step: int) -> None:
         """After the step of this number, from 0."""
-        if self._rule is not None and (
-            self._every == "step" or (self._every == "epoch" and (step + 1) % self._epoch == 0)
-        ):
+        due = self._every == "step" or (self._every == "epoch" and (step + 1) % self._epoch == 0)
+        if self._rule is None or not due:
+            return
+        with warnings.catch_warnings():  # a first step that the scaler of fp16 skips is a step of the schedule
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self._rule.step()
 
     def after_look(self, score: float | None) -> None:

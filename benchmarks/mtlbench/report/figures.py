@@ -55,9 +55,13 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [0.0 if i == 0 else i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+_DRAWABLE = 1e150
+"""Larger numbers, which only a broken run has, lie beyond the edge: the width of an axis must exist."""
+
+
 def padded(values: Sequence[float], include: Sequence[float] = (), share: float = 0.06) -> tuple[float, float]:
     """The range of the values and of ``include``, a little widened."""
-    everything = [v for v in [*values, *include] if v is not None and math.isfinite(v)]
+    everything = [v for v in [*values, *include] if v is not None and abs(v) < _DRAWABLE]
     if not everything:
         return 0.0, 1.0
     low, high = min(everything), max(everything)
