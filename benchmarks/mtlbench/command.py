@@ -1,4 +1,4 @@
-"""``mtl bench``: compare methods on real data, with paired seeds, equal budgets and raw records."""
+"""`mtl bench`: list, show, run, report, export."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def list_(
 ) -> None:
     """Suites, tasks (and where their data are), and methods."""
     from mtlbench import jobs
+    from mtlbench.costs import costs
     from mtlbench.data import sources
     from mtlbench.suite import TaskEntry, read, shipped
     from mtlcore.registry import registry
 
-    suites = [{"name": n, "title": read(n).title} for n in shipped()]
+    suites = [{"name": n, "title": read(n).title, "costs": costs(read(n))} for n in shipped()]
     tasks = []
     for entry in registry().entries("task"):
         try:
@@ -59,14 +60,32 @@ def list_(
 
 
 @app.command()
+def show(
+    suite: Annotated[str, typer.Argument(help="A shipped suite (see `mtl bench list`) or the path of a .toml file.")],
+) -> None:
+    """Print a suite as TOML, to start one of your own from."""
+    from mtlbench.suite import read, text
+
+    read(suite)  # what is wrong with it is said before it is copied
+    print(text(suite), end="")
+
+
+@app.command()
 def run(
     suite: Annotated[str, typer.Argument(help="A shipped suite (see `mtl bench list`) or the path of a .toml file.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the records. Default: bench-results/SUITE.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each.")] = 1,
     seeds: Annotated[int | None, typer.Option(min=1, help="Paired seeds. Default: what the suite says.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method of the suite; may be repeated.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task of the suite; may be repeated.")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...; several are used in turn.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds after which a run is stopped.")] = None,
     certify: Annotated[bool, typer.Option(help="Verify every method before training it.")] = True,
     allow_refuted: Annotated[
-        bool, typer.Option("--allow-refuted", help="Train a method although a law it claims is refuted.")
+        bool,
+        typer.Option("--allow-refuted", help="Train a method although its certificate is refuted or missing."),
     ] = False,
 ) -> None:
     """Train every method of a suite. Run it again to go on where it stopped.
@@ -82,7 +101,8 @@ def run(
     try:
         summary = runner.run(
             chosen, folder, jobs=jobs, seeds=seeds, certify=certify, allow_refuted=allow_refuted, console=console,
-            source=suite,
+            source=suite, methods=tuple(method or ()), tasks=tuple(task or ()), devices=tuple(device or ("cpu",)),
+            timeout=timeout,
         )  # fmt: skip
     except KeyboardInterrupt:
         console.print(
@@ -94,9 +114,7 @@ def run(
         f"{escape(str(folder / records.RECORDS))}"
     )
     for name in summary.refused:
-        console.print(
-            f"[red]refused[/] {escape(name)}: a law it claims is refuted (--allow-refuted trains it all the same)"
-        )
+        console.print(f"[red]refused[/] {escape(name)}: it is not certified (--allow-refuted trains it all the same)")
     for name in summary.failed:
         console.print(f"[red]failed[/] {escape(name)}; run again to retry")
     if not summary.ok:
@@ -110,13 +128,32 @@ def report(
     html: Annotated[Path | None, typer.Option(help="Where to write the page. Default: FOLDER/report.html.")] = None,
 ) -> None:
     """One self-contained HTML page of what the records say."""
-    from mtlbench import records, runner
     from mtlbench.report.page import write
+
+    _something_in(folder)
+    page = write(folder, html or folder / "report.html", as_json)
+    Console().print(f"report: {page}", markup=False)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="The folder given to `mtl bench run --out`.")],
+    form: Annotated[str, typer.Option("--format", help="csv, markdown, latex or parquet.")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="Where to write. Default: FOLDER/export.")] = None,
+) -> None:
+    """Every table of the report as a file, and its figures as SVG and PDF."""
+    from mtlbench.export import export as write
+
+    _something_in(folder)
+    for path in write(folder, out or folder / "export", form):
+        Console().print(path, markup=False, highlight=False, soft_wrap=True)
+
+
+def _something_in(folder: Path) -> None:
+    from mtlbench import records, runner
 
     if folder.is_dir() and not any((folder / name).is_file() for name in (records.RECORDS, runner.MANIFEST)):
         raise ConfigurationError(
             f"there is nothing to report in {str(folder)!r}: it has neither {records.RECORDS} nor {runner.MANIFEST}. "
             f"Run `mtl bench run SUITE --out {folder}` first."
         )
-    page = write(folder, html or folder / "report.html", as_json)
-    Console().print(f"report: {page}", markup=False)

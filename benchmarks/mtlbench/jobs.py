@@ -8,20 +8,22 @@ import datetime
 import functools
 import os
 import platform
+import subprocess
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import mtlcore
-from mtlbench import protocol
+from mtlbench import deadline, protocol, records, workers
+from mtlbench.devices import Device
+from mtlbench.formats import Key, Record, Short
 from mtlbench.suite import SINGLE_TASK, MethodEntry, TaskEntry
 from mtlbench.tasks.base import BenchmarkTask, Budget
 from mtlcore.discovery import BUILT_IN
 from mtlcore.errors import PluginError
-from mtlcore.patience import allowed, limited
 from mtlcore.registry import registry
 from mtlcore.safety import blame, plain
 
@@ -36,10 +38,12 @@ class Job:
     seed: int
     budget: Budget
     config_hash: str
-    certificate: dict[str, Any] | None = None
-    baseline: dict[str, float] = dataclasses.field(default_factory=dict)
-    baseline_validation: dict[str, float] = dataclasses.field(default_factory=dict)
+    certificate: Short | None = None
+    baseline: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    baseline_validation: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     trial: int | None = None
+    device: str = "cpu"
+    timeout: float | None = None
 
     @property
     def method_name(self) -> str:
@@ -47,14 +51,15 @@ class Job:
         return name_of(self.method)
 
     @property
-    def key(self) -> tuple[str, str, int, str]:
-        """As :func:`mtlbench.records.key`."""
-        return (self.task.name, self.method_name, self.seed, self.config_hash)
+    def key(self) -> Key:
+        """That of its record."""
+        return Key(self.task.name, self.method_name, self.seed, self.config_hash)
 
     def steps(self) -> int:
         """Optimizer steps, for the progress bar."""
-        networks = len(make_task(self.task).tasks) if self.method is None else 1
-        return self.budget.steps * networks
+        task = make_task(self.task)
+        budget = self.budget if self.budget.epochs is None else self.budget.resolved(len(task.load().train))
+        return budget.steps * (len(task.tasks) if self.method is None else 1)
 
 
 def name_of(method: MethodEntry | None) -> str:
@@ -72,66 +77,65 @@ def make_task(entry: TaskEntry) -> BenchmarkTask:
     return task
 
 
-def do_job(job: Job, progress: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
+def do_job(job: Job, progress: Callable[[int], None] = lambda step: None) -> Record:
     """Train and measure; an error becomes a record with status "failed"."""
-    record = record_of(job)
-    trial = job.trial is not None
     with one_thread():
         try:
-            with limited(allowed()):
-                task = make_task(job.task)
-                if job.method is None:
-                    outcome = protocol.train_single_tasks(
-                        job.task.name, task, job.seed, job.budget, progress, trial=trial
-                    )
-                else:
-                    outcome = protocol.train(
-                        job.task.name, task, job.method, job.seed, job.budget, job.baseline_validation, progress,
-                        trial=trial,
-                    )  # fmt: skip
-            record |= dataclasses.asdict(outcome)
-            if trial:
-                record["metrics"] = None
-            else:
-                baseline = outcome.metrics if job.method is None else job.baseline
-                record["delta_m"] = protocol.delta_m(outcome.metrics, baseline, task.metrics)
+            with deadline.within(job.timeout, in_worker=workers.is_worker()):
+                return _measured(job, progress)
+        except deadline.Overtime:
+            return failed(job, f"stopped: it took longer than the {job.timeout:g} s that --timeout allows")
         except BaseException as error:  # whatever a plugin raises ends its run, not ours
             why = blame(error)
-            record["traceback"] = plain("".join(traceback.format_exception(error, limit=-6)), 20_000)
-            return failed(record, why)
-    return record | _finished_now()
+            return failed(job, why, plain("".join(traceback.format_exception(error, limit=-6)), 20_000))
 
 
-def failed(record: dict[str, Any], error: str) -> dict[str, Any]:
+def _measured(job: Job, progress: Callable[[int], None]) -> Record:
+    task, trial = make_task(job.task), job.trial is not None
+    job = dataclasses.replace(job, budget=job.budget.resolved(len(task.load().train)))
+    how: dict[str, Any] = {"trial": trial, "device": job.device}
+    if job.method is None:
+        outcome = protocol.train_single_tasks(job.task.name, task, job.seed, job.budget, progress, **how)
+    else:
+        against = job.baseline_validation
+        outcome = protocol.train(job.task.name, task, job.method, job.seed, job.budget, against, progress, **how)
+    found = dataclasses.asdict(outcome)
+    if trial:
+        found["metrics"] = None
+    else:
+        baseline = outcome.metrics if job.method is None else job.baseline
+        found["delta_m"] = protocol.delta_m(outcome.metrics, baseline, task.metrics)
+    return _record(job, {"status": "ok", **found})
+
+
+def failed(job: Job, error: str, traceback: str | None = None) -> Record:
     """The record of a run that ended in this error."""
-    return record | {"status": "failed", "error": error} | _finished_now()
+    return _record(job, {"status": "failed", "error": error, "traceback": traceback})
 
 
-def _finished_now() -> dict[str, str]:
-    return {"finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
-
-
-def record_of(job: Job) -> dict[str, Any]:
-    """A record as far as it is known before the run."""
-    return {
+def _record(job: Job, found: dict[str, Any]) -> Record:
+    """What is known before the run, and what it found."""
+    method = None if job.method is None else job.method.model_dump(exclude={"search", "optional", "front"})
+    known = {
         "suite": job.suite,
         "task": job.task.name,
         "method": job.method_name,
         "seed": job.seed,
-        "status": "ok",
         "metrics": None,
         "delta_m": None,
         "seconds_per_step": None,
         "peak_memory_mb": None,
-        "environment": environment() | _others(job),
+        "environment": environment() | _used(job) | _others(job),
         "config_hash": job.config_hash,
         "hyperparameters": {
             "budget": dataclasses.asdict(job.budget),
             "task_options": job.task.options,
-            "method": None if job.method is None else job.method.model_dump(exclude={"search", "optional", "front"}),
+            "method": method,
         },
         "certificate": job.certificate,
+        "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     } | ({} if job.trial is None else {"trial": job.trial})
+    return Record.model_validate(records.plain(known | found))
 
 
 @functools.cache
@@ -145,9 +149,29 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads_per_run": 1,
-        "device": "cpu",
-        "dtype": "float32",
+        "commit": _commit(),
     }
+
+
+def _used(job: Job) -> dict[str, Any]:
+    device = Device(job.device)
+    exact = "bit for bit" if device.is_cpu else "where torch can; it warns where it cannot"
+    return {"device": device.label(), "dtype": job.budget.precision, "repeatable": exact}
+
+
+def _commit() -> str | None:
+    """The git commit of the code, where it runs from a checkout; "+" where files have changed since."""
+    root = Path(mtlcore.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        said = [
+            subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10, check=True)
+            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said[0].stdout.strip() + ("+" if said[1].stdout.strip() else "")
 
 
 def _others(job: Job) -> dict[str, str]:

@@ -7,7 +7,7 @@ import functools
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mtlbench.jobs import Job, do_job, failed, record_of
+from mtlbench.formats import Record
+from mtlbench.jobs import Job, do_job, failed
 from mtlbench.suite import SINGLE_TASK
 from mtlbench.workers import end_if_orphaned, parallel
 from mtlcore.patience import PATIENCE, allowed
@@ -57,20 +58,20 @@ class Bar:
         self._progress.stop()
         self._folder.cleanup()
 
-    def finished(self, record: Mapping[str, Any]) -> None:
+    def finished(self, record: Record) -> None:
         """One line."""
-        self._finished.add(self._name(record["method"], record["seed"], record["config_hash"]))
-        who = f"{record['task']} · {record['method']} · seed {record['seed']}"
-        if record.get("trial") is not None:
-            who += f" · trial {record['trial']}"
-        if record["status"] != "ok":
-            self._progress.console.print("[red]failed[/] " + escape(f"{who}: {record['error']}"), highlight=False)
+        self._finished.add(self._name(record.method, record.seed, record.config_hash))
+        who = f"{record.task} · {record.method} · seed {record.seed}"
+        if record.trial is not None:
+            who += f" · trial {record.trial}"
+        if not record.ok:
+            self._progress.console.print("[red]failed[/] " + escape(f"{who}: {record.error}"), highlight=False)
             return
-        numbers = [f"{record['seconds']:.1f} s"]
-        if record["method"] != SINGLE_TASK and record["delta_m"] is not None:
-            numbers.insert(0, f"delta-m {record['delta_m']:+.2f} %")
-        if record.get("ratio_to_sum"):
-            numbers.append(f"{record['ratio_to_sum']:.2f} x a summed-loss step")
+        numbers = [f"{record.seconds or 0.0:.1f} s"]
+        if record.method != SINGLE_TASK and record.delta_m is not None:
+            numbers.insert(0, f"delta-m {record.delta_m:+.2f} %")
+        if record.ratio_to_sum:
+            numbers.append(f"{record.ratio_to_sum:.2f} x a summed-loss step")
         self._progress.console.print("[green]done[/] " + escape(f"{who}: {', '.join(numbers)}"), highlight=False)
 
     def _watch(self) -> None:
@@ -100,13 +101,13 @@ class Bar:
                 self._progress.console.print(escape(text), highlight=False)
 
 
-def results(jobs: list[Job], processes: int, bar: Bar) -> Iterable[dict[str, Any]]:
+def results(jobs: list[Job], processes: int, bar: Bar) -> Iterable[Record]:
     """The records of jobs as they finish; each job tells the bar how far it is."""
     work = [functools.partial(_job_with_progress, job, bar.path_of(job)) for job in jobs]
-    return parallel(work, processes, lambda job, path, *, why: failed(record_of(job), why))
+    return parallel(work, processes, lambda job, path, *, why: failed(job, why))
 
 
-def _job_with_progress(job: Job, path: str) -> dict[str, Any]:
+def _job_with_progress(job: Job, path: str) -> Record:
     """A worker tells how far it is through a small file: that works with every backend of joblib."""
     last = 0.0
     with contextlib.suppress(OSError):

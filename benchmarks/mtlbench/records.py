@@ -6,20 +6,23 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from mtlbench.formats import Certificate, Manifest, Record, mistakes
+from mtlbench.formats import Certificate, Key, Manifest, Record, mistakes
 from mtlcore.errors import ConfigurationError
 
 RECORDS = "records.jsonl"
 TRIALS = "trials.jsonl"
+T = TypeVar("T")
+_RECORD, _MANIFEST, _CERTIFICATES = TypeAdapter(Record), TypeAdapter(Manifest), TypeAdapter(dict[str, Certificate])
 
 
-def append(path: Path, record: Mapping[str, Any]) -> None:
+def append(path: Path, record: Record | Mapping[str, Any]) -> None:
     """Add one line and force it to disk. A torn last line, left by a crash, is closed first so that it harms only
     itself.
 
@@ -67,25 +70,75 @@ def replace(path: Path, content: Any) -> None:
             scratch.unlink(missing_ok=True)
 
 
-def read(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """All records, in the order written, and of each line that is none where it is and why."""
+class Line(NamedTuple):
+    """One line of a file of records: where it is, and what it is or why it is none."""
+
+    offset: int
+    record: Record | None
+    problem: str = ""
+
+
+def scan(path: Path) -> Iterator[Line]:
+    """The lines that are not empty, one after the other: a file may be larger than memory."""
     if not path.is_file():
-        return [], []
-    found: list[dict[str, Any]] = []
-    unreadable: list[str] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line, parse_constant=lambda name: None)  # other writers than plain() write NaN
-            Record.model_validate(record)
-        except ValidationError as error:
-            unreadable.append(f"line {number}: {mistakes(error)}")
-        except ValueError:
-            unreadable.append(f"line {number}: torn, or no JSON")
-        else:
-            found.append(record)
-    return found, unreadable
+        return
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield Line(offset, _record(line))
+                except ValueError as error:
+                    yield Line(offset, None, f"line {number}: {_why(error)}")
+            offset += len(line)
+
+
+def read(path: Path) -> tuple[list[Record], list[str]]:
+    """All records, in the order written, and of each line that is none where it is and why."""
+    lines = list(scan(path))
+    return [x.record for x in lines if x.record is not None], [x.problem for x in lines if x.record is None]
+
+
+def read_at(path: Path, offsets: Iterable[int]) -> Iterator[Record]:
+    """The records that begin at these places, which :func:`scan` has found."""
+    with path.open("rb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            yield _record(file.readline())
+
+
+def finished(path: Path) -> dict[Key, Record]:
+    """The last successful record of each run, without its curves; failed ones are to be tried again."""
+    found = (line.record for line in scan(path))
+    return {r.key: r.model_copy(update={"curves": None}) for r in found if r is not None and r.ok}
+
+
+def _record(line: bytes) -> Record:
+    return _parsed(line, _RECORD)
+
+
+def _parsed(content: bytes, shape: TypeAdapter[T]) -> T:
+    """Raises ValueError, of which ValidationError is one."""
+    try:
+        return shape.validate_json(content)
+    except ValidationError:
+        mended = _HALVES.sub(lambda m: b"\\" + m[0] if m["half"] else m[0], content)
+        if mended == content:
+            raise
+        return shape.validate_json(mended)
+
+
+_HALVES = re.compile(rb"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<half>\\u[dD][89a-fA-F]..)")
+"""Half of a surrogate pair, which other writers let through (in an error, say), becomes its escape."""
+
+
+def _why(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return "torn, or no JSON"
+    (first, *_) = error.errors()
+    if first["type"] != "json_invalid":
+        return mistakes(error)
+    return "nested too deeply" if "recursion" in first["msg"] else "torn, or no JSON"
 
 
 def manifest(path: Path) -> Manifest:
@@ -94,20 +147,18 @@ def manifest(path: Path) -> Manifest:
     Raises:
         ConfigurationError: it is damaged, or not what such a file has.
     """
-    found: Manifest = _content(path, Manifest)
-    return found
+    return _content(path, _MANIFEST)
 
 
 def certificates(path: Path) -> dict[str, Certificate]:
     """What is in a folder's certificates.json, as :func:`manifest`."""
-    found: dict[str, Certificate] = _content(path, dict[str, Certificate])
-    return found
+    return _content(path, _CERTIFICATES)
 
 
-def _content(path: Path, shape: Any) -> Any:
+def _content(path: Path, shape: TypeAdapter[T]) -> T:
     try:
-        return TypeAdapter(shape).validate_python(json.loads(path.read_bytes()) if path.is_file() else {})
-    except ValueError as error:  # a ValidationError is one
+        return _parsed(path.read_bytes() if path.is_file() else b"{}", shape)
+    except ValueError as error:
         why = mistakes(error) if isinstance(error, ValidationError) else error
         raise ConfigurationError(
             f"{path} is damaged ({why}). Delete it and run `mtl bench run` again with this folder: it is written anew, "
@@ -115,30 +166,12 @@ def _content(path: Path, shape: Any) -> Any:
         ) from error
 
 
-def key(record: Mapping[str, Any]) -> tuple[str, str, int, str]:
-    """What a record is the result of: task, method, seed, and the hash of the configuration."""
-    return (record["task"], record["method"], int(record["seed"]), record.get("config_hash", ""))
-
-
-def finished(records: list[dict[str, Any]]) -> dict[tuple[str, str, int, str], dict[str, Any]]:
-    """The last successful record of each run; failed ones are to be tried again."""
-    return {key(r): r for r in records if r["status"] == "ok"}
-
-
-def latest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record per run and configuration: the successful one if there is one, else the last failure."""
-    chosen: dict[tuple[str, str, int, str], dict[str, Any]] = {}
-    for record in records:
-        known = chosen.get(key(record))
-        if known is None or known["status"] != "ok" or record["status"] == "ok":
-            chosen[key(record)] = record
-    return list(chosen.values())
-
-
 def plain(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become null, so that every reader can read the file."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump(exclude_unset=True))
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

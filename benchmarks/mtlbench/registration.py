@@ -5,9 +5,18 @@ from __future__ import annotations
 from mtlcore.hookspecs import Register, hookimpl
 
 TASKS: dict[str, str] = {
+    "adult": "mtlbench.tasks.adult:Adult",
+    "celeba": "mtlbench.tasks.celeba:CelebA",
+    "cityscapes": "mtlbench.tasks.scenes:Cityscapes",
+    "digits-domains": "mtlbench.tasks.digits_domains:DigitsDomains",
     "fashion-scenes": "mtlbench.tasks.fashion_scenes:FashionScenes",
+    "grid-digits": "mtlbench.tasks.grid_fashion:GridDigits",
     "grid-fashion": "mtlbench.tasks.grid_fashion:GridFashion",
+    "multifashion": "mtlbench.tasks.multimnist:MultiFashion",
+    "multifashion-mnist": "mtlbench.tasks.multimnist:MultiFashionMNIST",
     "multimnist": "mtlbench.tasks.multimnist:MultiMNIST",
+    "nyuv2": "mtlbench.tasks.scenes:NYUv2",
+    "office": "mtlbench.tasks.office:Office",
     "qm9": "mtlbench.tasks.qm9:QM9",
     "rf1": "mtlbench.tasks.rf1:RiverFlow",
 }

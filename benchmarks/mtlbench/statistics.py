@@ -25,9 +25,13 @@ SMALL = 10
 """Fewer pairs than this: Student's t. From here on: resampling."""
 LEVEL = 0.95
 _RESAMPLES = 4000
+_DRAWS = 400_000
+"""With very many runs there are fewer resamples (never below 1,000): so many values are drawn."""
 _EXACT = 14
 """Up to so many pairs all signs are tried; with more of them, so many draws:"""
 _FLIPS = 20_000
+_MANY = 100
+"""With more pairs than this the normal limit of the sign-flip test is used: it differs by less than the draws do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +145,8 @@ def stratified_bootstrap(strata: Sequence[Sequence[float]], trimmed: bool = Fals
     if not _freedom(parts):
         return Interval(float(statistic(pooled)) if len(pooled) else math.nan, None, None, len(pooled), "none")
     generator = np.random.default_rng(seed)
-    draws = statistic(np.concatenate([p[generator.integers(len(p), size=(_RESAMPLES, len(p)))] for p in parts], axis=1))
+    resamples = max(1000, min(_RESAMPLES, _DRAWS // len(pooled)))
+    draws = statistic(np.concatenate([p[generator.integers(len(p), size=(resamples, len(p)))] for p in parts], axis=1))
     too_small = sum((len(p) - 1) / len(p) ** 2 for p in parts) / sum(1 / len(p) for p in parts)
     outside = float(stats.norm.sf(_quantile(_freedom(parts)) / math.sqrt(too_small)))
     low, high = np.quantile(draws, [outside, 1 - outside])
@@ -162,6 +167,8 @@ def sign_flip_test(differences: Sequence[float], seed: int = 0) -> float:
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(d))))
         means = np.abs(signs @ d) / len(d)
         return float(np.mean(means >= observed * (1 - 1e-12)))
+    if len(d) > _MANY:  # the distribution over signs is normal then, with this variance
+        return max(1 / (_FLIPS + 1), float(2 * stats.norm.sf(abs(d.sum()) / math.sqrt(float((d**2).sum()) or 1.0))))
     generator = np.random.default_rng(seed)
     means = np.abs(generator.choice((-1.0, 1.0), size=(_FLIPS, len(d))) @ d) / len(d)
     return float((1 + np.sum(means >= observed * (1 - 1e-12))) / (_FLIPS + 1))

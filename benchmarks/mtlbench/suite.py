@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,6 +22,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+Selection = Literal["best-validation", "last", "mean-of-last-epochs"]
+Precision = Literal["float32", "bf16", "fp16"]
+PROTOCOL_NAMES = ("validation", "nash-mtl", "ldc-mtl", "libmtl")
 SINGLE_TASK = "single-task"
 """Name of the baseline: one network per sub-task, same budget, same initial weights."""
 
@@ -37,6 +40,24 @@ class BudgetChanges(_Strict):
     batch_size: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     evaluations: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    optimizer: str | None = None
+    optimizer_options: dict[str, Any] | None = None
+    head_learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    schedule: str | None = None
+    schedule_options: dict[str, Any] | None = None
+    selection: Selection | None = None
+    last_epochs: int | None = Field(None, ge=1)
+    precision: Precision | None = None
+    augment: bool | None = None
+    train_on_validation: bool | None = None
+
+    @model_validator(mode="after")
+    def _length(self) -> BudgetChanges:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs both say how long a training is; give one of them")
+        return self
 
 
 class TaskEntry(_Strict):
@@ -133,6 +154,8 @@ class Suite(_Strict):
     seeds: int = Field(3, ge=1)
     budget: BudgetChanges = BudgetChanges()
     tuning: Tuning = Tuning()
+    protocol: str = "validation"
+    """Whose rules are followed: a name in :data:`mtlbench.protocols.PROTOCOLS`."""
     reference: str = "ls"
     """The method that the others are compared with in words."""
 
@@ -152,6 +175,30 @@ class Suite(_Strict):
                 raise ValueError(f"{what} {', '.join(map(repr, twice))} is listed twice")
         return self
 
+    @model_validator(mode="after")
+    def _protocol(self) -> Suite:
+        if self.protocol not in PROTOCOL_NAMES:
+            raise ValueError(f"there is no protocol {self.protocol!r}. {suggestion(self.protocol, PROTOCOL_NAMES)}")
+        return self
+
+    def only(self, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -> Suite:
+        """The suite with some of its methods and tasks; nothing given: all.
+
+        Raises:
+            ConfigurationError: it has none of that name.
+        """
+        chosen: dict[str, Any] = {}
+        for what, wanted, entries in (("methods", methods, self.methods), ("tasks", tasks, self.tasks)):
+            names = [e.name for e in entries]
+            for name in wanted:
+                if name not in names:
+                    raise ConfigurationError(
+                        f"suite {self.name!r} has no {what[:-1]} {name!r}. {suggestion(name, names)}"
+                    )
+            if wanted:
+                chosen[what] = tuple(e for e in entries if e.name in wanted)
+        return self.model_copy(update=chosen)
+
 
 def shipped() -> list[str]:
     """Names of the suites that come with the package."""
@@ -165,19 +212,10 @@ def read(name: str) -> Suite:
     Raises:
         ConfigurationError: no such suite, or what is wrong in it and where.
     """
-    path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
-        if not path.is_file():
-            raise ConfigurationError(f"there is no suite file {name!r}. Shipped suites: {', '.join(shipped())}.")
-        text, stem = path.read_text(encoding="utf-8"), path.stem
-    else:
-        if name not in shipped():
-            raise ConfigurationError(
-                f"there is no suite {name!r}. Shipped: {', '.join(shipped())}; or give the path of a .toml file."
-            )
-        text, stem = (resources.files("mtlbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8"), name
+    stem = Path(name).stem if _is_file(name) else name
+    content = text(name)
     try:
-        suite = Suite.model_validate({"name": stem, **tomllib.loads(text)})
+        suite = Suite.model_validate({"name": stem, **tomllib.loads(content)})
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"suite {name!r} is not valid TOML: {error}") from error
     except ValidationError as error:
@@ -190,6 +228,32 @@ def read(name: str) -> Suite:
             f"{suggestion(suite.reference, names)}"
         )
     return suite
+
+
+def text(name: str) -> str:
+    """The TOML of a shipped suite by name, or of a suite file by path.
+
+    Raises:
+        ConfigurationError: there is no such suite, or it cannot be read.
+    """
+    if _is_file(name):
+        try:
+            return Path(name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ConfigurationError(
+                f"there is no suite file {name!r}. Shipped suites: {', '.join(shipped())}."
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"suite file {name!r} cannot be read: {error}") from error
+    if name not in shipped():
+        raise ConfigurationError(
+            f"there is no suite {name!r}. Shipped: {', '.join(shipped())}; or give the path of a .toml file."
+        )
+    return (resources.files("mtlbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix == ".toml" or Path(name).is_file()
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:

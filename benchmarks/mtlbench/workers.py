@@ -8,15 +8,15 @@ import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar
 
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+T = TypeVar("T")
 
-def parallel(
-    work: list[functools.partial[dict[str, Any]]], jobs: int, instead: Callable[..., dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+
+def parallel(work: list[functools.partial[T]], jobs: int, instead: Callable[..., T]) -> Iterator[T]:
     """Results in the order in which they finish. Ctrl-C ends the workers; what is on disk stays valid.
 
     A worker that dies (a crash in native code, out of memory) takes with it what its siblings are at. Then whatever may
@@ -44,9 +44,7 @@ def parallel(
                 yield result
 
 
-def _in_workers(
-    work: list[tuple[int, functools.partial[dict[str, Any]]]], jobs: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _in_workers(work: list[tuple[int, functools.partial[T]]], jobs: int) -> Iterator[tuple[int, T]]:
     with parallel_config(backend="loky", inner_max_num_threads=1), warnings.catch_warnings():
         # Workers grow while they cache data, and are stopped on Ctrl-C: joblib warns about both, and both are meant.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
@@ -63,16 +61,23 @@ def _in_workers(
             raise
 
 
-def _in_worker(i: int, task: functools.partial[dict[str, Any]], parent: int) -> tuple[int, dict[str, Any]]:
+def _in_worker(i: int, task: functools.partial[T], parent: int) -> tuple[int, T]:
     if os.getpid() != parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-        global _runner
+        global _runner, _worker
+        _worker = True
         if os.getppid() == parent:  # not so where joblib's backend is a cluster
             _runner = parent
     return i, task()
 
 
+_worker = False
 _runner: int | None = None  # in a worker process: who will write down what it finds
+
+
+def is_worker() -> bool:
+    """Whether this process works for another one, which goes on if this one dies."""
+    return _worker
 
 
 def end_if_orphaned() -> None:

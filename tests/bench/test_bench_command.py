@@ -108,8 +108,8 @@ def test_a_folder_that_cannot_be_used_is_named(tiny, invoke, suite_file, tmp_pat
         (("run", suite_file, "--out", "afile"), "'afile' cannot be the folder of the records: File exists"),
         (("run", suite_file, "--out", "afile/below"), "'afile/below' cannot be the folder of the records: Not a dir"),
         (("report", "empty"), "there is nothing to report in 'empty': it has neither records.jsonl nor suite.json"),
-        (("run", suite_file, "--out", "damaged"), "damaged/suite.json is damaged (Expecting value"),
-        (("report", "damaged"), "damaged/suite.json is damaged (Expecting value"),
+        (("run", suite_file, "--out", "damaged"), "damaged/suite.json is damaged (Invalid JSON"),
+        (("report", "damaged"), "damaged/suite.json is damaged (Invalid JSON"),
     ):
         error = invoke(*arguments).exception
         assert isinstance(error, ConfigurationError)
@@ -124,3 +124,40 @@ def test_mistakes_are_errors_of_ours(invoke, arguments):
 def test_bad_usage_exits_with_2(invoke):
     assert invoke("run").exit_code == 2
     assert invoke("run", "demo", "--jobs", "0").exit_code == 2
+
+
+def test_show_prints_a_suite_to_start_from(invoke, tmp_path):
+    (tmp_path / "copy.toml").write_text(invoke("show", "demo").stdout)
+    from mtlbench.suite import read
+
+    assert read("copy.toml").methods == read("demo").methods
+    assert isinstance(invoke("show", "dmeo").exception, ConfigurationError)
+
+
+@pytest.mark.parametrize("form", ["csv", "markdown", "latex", "parquet"])
+def test_every_table_can_be_exported(invoke, tmp_path, form):
+    from mtlbench import records
+    from mtlbench.export import export
+
+    for seed in range(3):
+        for method, delta in (("single-task", 0.0), ("sum", 5.0 + seed), ("a_b & | 50%\n$x", 1.0 + seed * seed)):
+            record = {"task": "multimnist", "method": method, "seed": seed, "status": "ok", "delta_m": delta}
+            metrics = {"top-left/accuracy": 90.0 - delta, "bottom-right/accuracy": 80.0}
+            records.append(tmp_path / "out" / "records.jsonl", {**record, "metrics": metrics, "ratio_to_sum": 1.5})
+    written = export(tmp_path / "out", tmp_path / "out" / "export", form)
+    names = {p.stem for p in written}
+    assert {"runs", "multimnist-delta-m", "multimnist-metrics", "multimnist-metrics-versus", "multimnist-cost"} <= names
+    assert {p.suffix for p in written if p.parent.name == "figures"} == {".svg", ".pdf"}
+    assert all(p.stat().st_size for p in written)
+    (table,) = [p for p in written if p.stem == "multimnist-delta-m"]
+    if form == "parquet":
+        import pandas as pd
+
+        assert pd.read_parquet(table)["delta_m"].tolist() == pytest.approx([6.0, 8 / 3])
+    else:
+        text = table.read_text()
+        row = {"csv": '"a_b & | 50%\n$x"', "markdown": "| a_b & \\| 50% $x |", "latex": r"a\_b \& | 50\% \$x &"}[form]
+        assert row in text
+    with pytest.raises(ConfigurationError, match="no format 'xls'"):
+        export(tmp_path / "out", tmp_path, "xls")
+    assert isinstance(invoke("export", tmp_path).exception, ConfigurationError)

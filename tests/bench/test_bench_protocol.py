@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mtlbench import protocol
-from mtlbench.protocol import conflict, cost, log, randomness, selection, training
+from mtlbench.protocol import conflict, cost, log, plan, randomness, selection, training
 from mtlbench.suite import MethodEntry
 from mtlbench.tasks.base import Metric, Network
 
@@ -104,7 +104,7 @@ def test_the_test_part_is_evaluated_once_and_at_the_checkpoint_that_validation_c
         return real(task, network, split, *rest)
 
     monkeypatch.setattr(tiny.Tiny, "load", lambda self: splits)
-    for module in (training, selection):
+    for module in (training, plan):
         monkeypatch.setattr(module, "evaluate", spy)
     outcome = _train(tiny)
     assert looked == ["validation"] * 4 + ["test"]
@@ -124,7 +124,7 @@ def test_selection_keeps_the_best_checkpoint_even_if_training_gets_worse(tiny):
         for p in network.parameters():
             p.add_(1.0)
     best.look(2, {"score": 3.0}, network)
-    best.test(task, network, task.load().test)
+    best.test(network, lambda network: {})
     assert best.step == 2
     assert all(torch.equal(v, kept[k]) for k, v in network.state_dict().items())
 
@@ -212,7 +212,7 @@ def test_loss_curves_are_means_of_all_steps():
 def test_a_trial_trains_the_same_way_and_never_looks_at_the_test_part(tiny, monkeypatch):
     task, looked = tiny.Tiny(), []
     real = training.evaluate
-    for module in (training, selection):
+    for module in (training, plan):
         monkeypatch.setattr(
             module, "evaluate", lambda t, n, split: looked.append(int(split.sources[0])) or real(t, n, split)
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -298,7 +300,7 @@ def test_a_suite_json_of_another_shape_is_an_error_that_names_the_file_the_key_a
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        ([1], "Input should be a valid dictionary"),
+        ([1], "Input should be an object"),
         ({"a": 1}, "a: "),
         ({"a": {"kind": "aggregator", "name": "sum", "passed": "yes", "summary": ""}}, "a.passed: "),
         ({"a": {"kind": "aggregator", "name": "sum", "passed": True, "summary": "", "rows": [3]}}, "a.rows.0: "),
@@ -554,3 +556,109 @@ def test_an_interval_that_goes_on_beyond_the_axis_has_an_arrowhead_there():
 
 def test_the_caption_explains_the_arrowheads(folder):
     assert "an arrowhead where it goes on beyond the axis" in _page(folder)
+
+
+# --- what anybody may put into a folder -----------------------------------------------------------------------------
+
+
+DEEP = b"[" * 100_000
+CURVES = {
+    "unequal loss": {"loss": {"step": [1, 2, 3], "by_task": {"a": [1.0], "b": []}}, "conflict": [], "validation": []},
+    "no steps": {"loss": {"step": [], "by_task": {"a": []}}, "conflict": [], "validation": []},
+    "no tasks": {"loss": {"step": [1, 2], "by_task": {}}, "conflict": [{}], "validation": []},
+    "gaps": {"loss": {"step": [1, 1], "by_task": {"a": [None, 2.0]}}, "conflict": [{"step": None}, {"step": 3}],
+             "validation": [{"step": 1, "score": None}]},
+    "huge": {"loss": {"step": [1, 2], "by_task": {"a": [1e308, -1e308]}},
+             "conflict": [{"step": 1, "min_cosine": 1e308}], "validation": [{"step": 1e308, "score": 1e308}]},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("curves", CURVES.values(), ids=CURVES)
+def test_curves_of_any_shape_are_drawn_as_far_as_they_go(folder, curves):
+    records.append(folder / "records.jsonl", _record("sum", 7, 5.0, curves=curves))
+    records.append(folder / "records.jsonl", _record("odd", 0, 5.0, curves=curves))
+    assert "nan" not in "".join(re.findall(r"<path.*?/>", _page(folder)))
+    assert summarise(folder)["state"]["finished"] == 14
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "line",
+    [DEEP, b'{"task": ' + DEEP, b'{"a":' * 50_000, b"\xff\xfe\x00", b"1" * 5000, b"null", b'{"seed": 1e999}',
+     b'{"task": "t", "method": "m", "status": "ok", "seed": ' + b"9" * 5000 + b"}"],
+    ids=["deep list", "deep task", "deep object", "binary", "long number", "null", "infinite", "huge seed"],
+)  # fmt: skip
+def test_a_hostile_line_harms_only_itself(folder, line):
+    with (folder / "records.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    found = summarise(folder)
+    assert (found["state"]["torn_lines"], found["state"]["finished"]) == (1, 12)
+    assert found["state"]["unreadable"][0].startswith("line 13: ")
+    assert len(found["state"]["unreadable"][0]) < 1000
+
+
+@pytest.mark.parametrize("name", ["suite.json", "certificates.json"])
+@pytest.mark.parametrize("content", [DEEP, b"\x00\xff", b""], ids=["deep", "binary", "empty"])
+def test_a_hostile_file_beside_the_records_is_an_error_of_ours(folder, name, content):
+    (folder / name).write_bytes(content)
+    with pytest.raises(ConfigurationError, match=f"{name} is damaged"):
+        summarise(folder)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_of_any_size_and_names_of_any_kind(tmp_path):
+    for seed in range(3):
+        for method, delta in (
+            ("single-task", 0.0),
+            ("sum", 1e308),
+            ("x" * 3000, -1e308),
+            ("\u202e\x1b[31m$a_b", 5e-324),
+        ):
+            given = _record(method, seed, 0.0, delta_m=delta, metrics=dict.fromkeys(KEYS, delta))
+            records.append(tmp_path / "records.jsonl", given)
+    assert "<html" in _page(tmp_path)
+
+
+def _large(path, tasks, methods, seeds):
+    """A folder as a grid on a cluster leaves it; returns how many runs."""
+    curve = {"loss": {"step": list(range(0, 800, 10)), "by_task": {"a": [1.0] * 80, "b": [2.0] * 80}}, "conflict": [],
+             "validation": [{"step": s, "score": 1.0} for s in range(8)]}  # fmt: skip
+    with path.open("w") as file:
+        for t in range(tasks):
+            for m in range(methods):
+                row = _record(f"m{m}" if m else "single-task", -1, 0.5, task=f"t{t}", curves=curve)
+                before, after = json.dumps(row).split('"seed": -1')
+                for seed in range(seeds):
+                    delta = (seed * 7919 + m) % 101 / 10
+                    file.write(f'{before}"seed": {seed}{after}\n'.replace('"delta_m": 0.5', f'"delta_m": {delta}'))
+    return tasks * methods * seeds
+
+
+def _measured(folder):
+    """Seconds of the processor and peak MB of a process that writes the report."""
+    script = (
+        "import resource, sys, time; from pathlib import Path; from mtlbench.report.page import write; "
+        "start = time.process_time(); write(Path(sys.argv[1]), Path(sys.argv[1]) / 'report.html'); "
+        "print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
+    return tuple(map(float, done.stdout.split()))
+
+
+def test_a_large_folder_is_reported_within_bounds(tmp_path):
+    """A twentieth of the one below. Before, outdated records were looked up in a list: hours for 50,000."""
+    runs = _large(tmp_path / "records.jsonl", tasks=2, methods=10, seeds=125)
+    seconds, megabytes = _measured(tmp_path)
+    assert runs == 2500
+    assert megabytes < 500
+    assert seconds < 10
+
+
+@pytest.mark.slow
+def test_50_000_runs_are_reported_within_10_s_and_500_mb(tmp_path):
+    runs = _large(tmp_path / "records.jsonl", tasks=10, methods=25, seeds=200)
+    seconds, megabytes = _measured(tmp_path)
+    assert runs == 50_000
+    assert megabytes < 500
+    assert seconds < 10

@@ -37,7 +37,8 @@ def toy(monkeypatch, tmp_path):
 
     monkeypatch.setitem(sources.SOURCES, "toy", source)
     monkeypatch.setitem(sources._CLIENTS, "pip", client)
-    monkeypatch.setenv("MTLCORE_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("MTLCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MTLCORE_DATA", raising=False)
     monkeypatch.delenv("MTLCORE_OFFLINE", raising=False)
     sources._locate.cache_clear()
     yield source, calls, tmp_path
@@ -53,7 +54,7 @@ def test_fetched_once_and_only_the_data_members_are_kept(toy):
     sources.locate("toy")
     assert calls == ["toydata==1.0"]
     assert sources.status("toy") == "cached"
-    assert sorted(p.name for p in (folder / "cache").rglob("*")) == ["toy", "x.csv"]
+    assert sorted(p.name for p in (folder / "cache").rglob("*")) == ["data", "toy", "x.csv"]
 
 
 def test_a_wrong_archive_is_not_used(toy, monkeypatch):
@@ -67,8 +68,8 @@ def test_a_wrong_archive_is_not_used(toy, monkeypatch):
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(toy):
     _, calls, folder = toy
-    (folder / "cache" / "toy").mkdir(parents=True)
-    (folder / "cache" / "toy" / "x.csv").write_bytes(b"torn")
+    (folder / "cache" / "data" / "toy").mkdir(parents=True)
+    (folder / "cache" / "data" / "toy" / "x.csv").write_bytes(b"torn")
     (path,) = sources.locate("toy").values()
     assert path.read_bytes() == CONTENT
     assert len(calls) == 1
@@ -103,3 +104,24 @@ def test_mnist_comes_from_the_installed_package():
     assert sources.status("mnist-5k") == "installed"
     (path,) = sources.locate("mnist-5k").values()
     assert path.name == "mnist_5k.csv.gz"
+
+
+def test_data_that_a_user_keeps_are_found_and_never_written_to(toy, monkeypatch):
+    _, calls, folder = toy
+    (folder / "mine" / "toy").mkdir(parents=True)
+    (folder / "mine" / "toy" / "x.csv").write_bytes(CONTENT)
+    monkeypatch.setenv("MTLCORE_DATA", str(folder / "mine"))
+    assert sources.status("toy") == "in $MTLCORE_DATA"
+    assert list(sources.locate("toy").values()) == [folder / "mine" / "toy" / "x.csv"]
+    (folder / "mine" / "toy" / "x.csv").write_bytes(b"damaged")
+    sources._locate.cache_clear()
+    assert sources.locate("toy") == {"toydata_nowhere/data/x.csv": folder / "cache" / "data" / "toy" / "x.csv"}
+    assert (folder / "mine" / "toy" / "x.csv").read_bytes() == b"damaged"
+    assert len(calls) == 1
+
+
+def test_the_cache_is_that_of_the_system(monkeypatch, tmp_path):
+    monkeypatch.delenv("MTLCORE_CACHE", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert sources.cache_folder() == tmp_path / "mtlcore"

@@ -146,12 +146,12 @@ def test_a_learning_rate_cannot_choose_the_options(tiny, tmp_path, trainer):
     assert tuned["gradops"]["at_the_edge"]
     assert tuned["ls"]["learning_rate"] == pytest.approx(3e-2 * 3**0.5)
     for method in (SINGLE_TASK, "ls", "gradops"):
-        mine = [t for t in trials if t["method"] == method]
-        assert sorted(t["trial"] for t in mine) == list(range(6))
-        assert all(t["metrics"] is None and t["delta_m"] is None and t["seed"] == tuning.TRIAL_SEED for t in mine)
-        used = next(r for r in records.read(tmp_path / "records.jsonl")[0] if r["method"] == method)["hyperparameters"]
-        assert used["budget"]["learning_rate"] == tuned[method]["learning_rate"]
-        assert (used["method"] or {"options": {}})["options"] == tuned[method]["options"]
+        mine = [t for t in trials if t.method == method]
+        assert sorted(t.trial for t in mine) == list(range(6))
+        assert all(t.metrics is None and t.delta_m is None and t.seed == tuning.TRIAL_SEED for t in mine)
+        used = next(r for r in records.read(tmp_path / "records.jsonl")[0] if r.method == method).hyperparameters
+        assert used.budget.learning_rate == tuned[method]["learning_rate"]
+        assert (used.method.options if used.method else {}) == tuned[method]["options"]
 
 
 def test_what_tuning_chooses_is_certified_as_it_is_trained(tiny, tmp_path, trainer, monkeypatch):
@@ -168,9 +168,9 @@ def test_what_tuning_chooses_is_certified_as_it_is_trained(tiny, tmp_path, train
     runner.run(tiny.suite(method, reference="cagrad", tuning={"trials": 5}), tmp_path, console=tiny.quiet())
     assert sorted(asked, key=str) == [{"c": 0.2}, {"c": 0.6}, {}]
     for record in records.read(tmp_path / "records.jsonl")[0]:
-        if record["method"] == "cagrad":
-            assert record["hyperparameters"]["method"]["options"] == {"c": 0.2}
-            assert record["certificate"]["summary"] == "cagrad: {'c': 0.2}"
+        if record.method == "cagrad":
+            assert record.hyperparameters.method.options == {"c": 0.2}
+            assert record.certificate.summary == "cagrad: {'c': 0.2}"
 
     method["search"] = {"c": [0.8]}
     console = tiny.quiet()

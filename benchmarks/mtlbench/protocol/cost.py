@@ -4,57 +4,61 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from mtlbench.devices import Device
 from mtlbench.protocol.optimizer import optimizer_of
-from mtlbench.tasks.base import BenchmarkTask, Budget, Network
+from mtlbench.protocol.precision import autocast
+from mtlbench.tasks.base import Batch, BenchmarkTask, Budget, Inputs, Network, closure
 from mtlcore.report import StepReport
 
 
 class PlainTwin:
     """The yardstick of cost: a copy of the network that takes plain summed-loss steps on the same batches."""
 
-    def __init__(self, network: Network, task: BenchmarkTask, budget: Budget) -> None:
+    def __init__(self, network: Network, task: BenchmarkTask, budget: Budget, device: Device | None = None) -> None:
         self._task = task
+        self._device = device or Device()
+        self._context = autocast(budget, self._device)
         self._network = copy.deepcopy(network)
-        self._optimizer, _ = optimizer_of(self._network, budget)
+        self._optimizer = optimizer_of(self._network, budget)
 
-    def step(self, inputs: Tensor, targets: Mapping[str, Tensor]) -> float:
-        """Processor seconds of one step. The run's random stream is not touched."""
-        with torch.random.fork_rng(devices=[]):
-            start = time.process_time()
+    def step(self, inputs: Inputs, targets: Mapping[str, Tensor]) -> float:
+        """Seconds of one step. The run's random stream is not touched."""
+        others = self._device.random_devices()
+        with torch.random.fork_rng(devices=others, device_type=self._device.kind if others else "cuda"):
+            start = self._device.busy()
             self._optimizer.zero_grad()
-            outputs, _ = self._network(inputs)
-            total = sum(self._task.loss(name, output, targets[name]) for name, output in outputs.items())
+            losses, _ = closure(self._task, self._network, inputs, targets, self._context)()
+            total = sum(losses.values())
             assert isinstance(total, Tensor)
             total.backward()
             self._optimizer.step()
-            return time.process_time() - start
+            return self._device.busy() - start
 
 
 class Clock:
     """Times every step, and some of them against a plain summed-loss step right before or after."""
 
-    def __init__(self, plain: PlainTwin, paired: set[int]) -> None:
-        self._plain, self._paired = plain, paired
+    def __init__(self, plain: PlainTwin, paired: set[int], device: Device | None = None) -> None:
+        self._plain, self._paired, self._device = plain, paired, device or Device()
         self.calm: list[float] = []  # wall seconds of the steps without a teleport
         self.calm_cpu: list[float] = []
         self.pairs: list[tuple[float, float]] = []  # processor seconds: this method, plain
         self.teleport_wall = 0.0
         self.teleport_cpu: list[float] = []  # whole steps in which a teleport was tried
 
-    def time(self, step: int, batch: tuple[Tensor, dict[str, Tensor]], do: Callable[[], StepReport]) -> StepReport:
+    def time(self, step: int, batch: Batch, do: Callable[[], StepReport]) -> StepReport:
         """Do a step. The plain step goes first every other time, so that a warm cache favours neither."""
         paired = step in self._paired
         plain_first = paired and len(self.pairs) % 2 == 0
         plain = self._plain.step(*batch) if plain_first else 0.0
-        start, start_cpu = time.perf_counter(), time.process_time()
+        start, start_busy = self._device.wall(), self._device.busy()
         report = do()
-        wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+        wall, cpu = self._device.wall() - start, self._device.busy() - start_busy
         if paired and not plain_first:
             plain = self._plain.step(*batch)
         if report.teleport is not None:

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from mtlbench.tasks.base import Metric
 
 
-def delta_m(metrics: Mapping[str, float], baseline: Mapping[str, float], declared: tuple[Metric, ...]) -> float | None:
+def delta_m(
+    metrics: Mapping[str, float | None], baseline: Mapping[str, float | None], declared: tuple[Metric, ...]
+) -> float | None:
     """Mean relative worsening against the baseline in percent; lower is better, negative means "better than".
 
     [paper] (100 / K) sum_k (-1)^{s_k} (M_k - B_k) / B_k over the K *metrics*, s_k = 1 where higher is better: the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,8 @@ def batches(size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
 class own_randomness:  # used like a function
     """Everything inside draws from a seed of its own; the caller's random state comes back afterwards."""
 
-    def __init__(self, seed: int) -> None:
-        self._fork = torch.random.fork_rng(devices=[])
+    def __init__(self, seed: int, devices: Sequence[torch.device] = ()) -> None:
+        self._fork = torch.random.fork_rng(devices=list(devices), device_type=devices[0].type if devices else "cuda")
         self._seed = seed
 
     def __enter__(self) -> None:

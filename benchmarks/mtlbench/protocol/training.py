@@ -9,25 +9,21 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 import mtlcore
+from mtlbench.devices import Device, repeatable
 from mtlbench.protocol.conflict import ConflictProbe
 from mtlbench.protocol.cost import Clock, PlainTwin
 from mtlbench.protocol.delta_m import delta_m
 from mtlbench.protocol.log import Log, thinned
 from mtlbench.protocol.memory import peak_memory_mb, reset_peak_memory
-from mtlbench.protocol.optimizer import optimizer_of
-from mtlbench.protocol.randomness import batches, own_randomness, seed_for
-from mtlbench.protocol.selection import Best, OwnScore
+from mtlbench.protocol.plan import Plan
+from mtlbench.protocol.precision import scaled, scaler_of
+from mtlbench.protocol.randomness import own_randomness, seed_for
+from mtlbench.protocol.selection import OwnScore
 from mtlbench.suite import MethodEntry
-from mtlbench.tasks.base import BenchmarkTask, Budget, Network, Splits, closure, evaluate
+from mtlbench.tasks.base import BenchmarkTask, Budget, Network, Splits, closure, evaluate, losses_of
 from mtlcore.errors import ConfigurationError
 
-PROBES = 8
-"""Checkpoints at which conflict is measured."""
-TIMED_PAIRS = 24
-"""Steps that are compared with a plain summed-loss step."""
 Progress = Callable[[int], None]
 
 
@@ -43,6 +39,7 @@ class Outcome:
     seconds: float = 0.0
     peak_memory_mb: float | None = None
     memory_above_start_mb: float | None = None
+    device_memory_mb: float | None = None
     curves: dict[str, Any] = dataclasses.field(default_factory=dict)
     conflict: dict[str, float | None] = dataclasses.field(default_factory=dict)
     teleports: dict[str, Any] | None = None
@@ -51,16 +48,35 @@ class Outcome:
     splits: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+class _Meter:
+    """Time and memory of a run from its start to its end."""
+
+    def __init__(self, device: Device) -> None:
+        self._device, self._began = device, time.perf_counter()
+        self._resident = reset_peak_memory()
+        device.reset_peak_memory()
+
+    def read(self) -> dict[str, float | None]:
+        peak = peak_memory_mb()
+        return {
+            "seconds": time.perf_counter() - self._began,
+            "peak_memory_mb": peak,
+            "memory_above_start_mb": None if peak is None or self._resident is None else peak - self._resident,
+            "device_memory_mb": self._device.peak_memory_mb(),
+        }
+
+
 def train(
     task_name: str,
     task: BenchmarkTask,
     method: MethodEntry,
     seed: int,
     budget: Budget,
-    baseline_validation: Mapping[str, float],
+    baseline_validation: Mapping[str, float | None],
     progress: Progress = lambda step: None,
     *,
     trial: bool = False,
+    device: str = "cpu",
 ) -> Outcome:
     """Train one network with one method and measure it.
 
@@ -68,53 +84,93 @@ def train(
         baseline_validation: validation metrics of the single-task networks of this seed; the checkpoint is
             selected by delta-m against them.
         trial: all that tuning needs, and no more: the validation part. No test part, no conflict, no cost.
+        device: where, as torch names it.
     """
-    began = time.perf_counter()
-    splits = task.load()
-    resident = reset_peak_memory()
-    with own_randomness(seed_for("weights", task_name, seed)):
-        network = Network(task)
-        run = _Run(task_name, task, network, splits, seed, budget)
-        multi = _multi_task(method, network, run, task_name, seed)
-        clock = Clock(PlainTwin(network, task, budget), set() if trial else run.timed)
-        best = Best(lambda metrics: delta_m(metrics, baseline_validation, task.metrics))
-        probe = ConflictProbe(task_name, task, splits.train, seed, budget.batch_size)
-        probed = set() if trial else run.probes | {budget.steps}
-        log = Log()
-        n_batches = multi.aggregator.batches
-        for step in range(budget.steps):
-            if step in probed:
-                probe.look(network, step)
-            drawn = run.next_batches(n_batches)
-            closures = [closure(task, network, *batch) for batch in drawn]
-            run.renew_held_out()
-            whole_step = functools.partial(multi.step, closures[0] if n_batches == 1 else closures)
-            report = clock.time(step, drawn[0], whole_step)
-            run.schedule.step()
-            log.note(report)
-            if step in run.looks:
-                best.look(step, evaluate(task, network, splits.validation), network)
-            progress(step + 1)
-        if budget.steps in probed:
-            probe.look(network, budget.steps)
-        test = {} if trial else best.test(task, network, splits.test)
-    per_step, ratio = clock.cost(budget.steps)
-    return Outcome(
-        metrics=test,
-        validation=best.metrics,
-        selected_step=best.step,
-        seconds_per_step=per_step,
-        ratio_to_sum=ratio,
-        seconds=time.perf_counter() - began,
-        peak_memory_mb=(peak := peak_memory_mb()),
-        memory_above_start_mb=None if peak is None or resident is None else peak - resident,
-        curves={"loss": thinned(log.losses, task.tasks), "validation": best.seen, "conflict": probe.seen},
-        conflict=probe.summary(),
-        teleports=log.teleports(per_step * budget.steps) if multi.detector is not None or method.teleport else None,
-        gradient_source=log.source,
-        diagnostics={name: total / budget.steps for name, total in log.diagnostics.items()},
-        splits=splits.fingerprints(),
-    )
+    run = _Training(task_name, task, method, seed, budget, baseline_validation, trial=trial, device=device)
+    return run.go(progress)
+
+
+class _Training:
+    """One run of :func:`train`."""
+
+    def __init__(
+        self,
+        task_name: str,
+        task: BenchmarkTask,
+        method: MethodEntry,
+        seed: int,
+        budget: Budget,
+        baseline_validation: Mapping[str, float | None],
+        *,
+        trial: bool,
+        device: str,
+    ) -> None:
+        self.name, self.task, self.method, self.seed, self.trial = task_name, task, method, seed, trial
+        self.device = Device(device)
+        self.splits = task.load()
+        self.budget = budget.resolved(len(self.splits.train))
+        self.baseline = baseline_validation
+        self.meter = _Meter(self.device)
+        self.log = Log()
+
+    def go(self, progress: Progress) -> Outcome:
+        seed = seed_for("weights", self.name, self.seed)
+        with own_randomness(seed, self.device.random_devices()), repeatable(self.device):
+            self._prepare()
+            for step in range(self.budget.steps):
+                self._step(step)
+                progress(step + 1)
+            if not self.trial:
+                self.probe.look(self.network, self.budget.steps)
+            test = {} if self.trial else self.best.test(self.network, self._test)
+        return self._outcome(test)
+
+    def _prepare(self) -> None:
+        network = self.network = Network(self.task).to(self.device.name)
+        self.plan = Plan(self.name, self.task, network, self.splits, self.seed, self.budget, self.device, self.trial)
+        self.scaler = scaler_of(self.budget, self.device)
+        self.multi = _multi_task(self.method, network, self.plan, self.name, self.seed)
+        twin = PlainTwin(network, self.task, self.budget, self.device)
+        self.clock = Clock(twin, set() if self.trial else self.plan.timed, self.device)
+        metrics = self.task.metrics
+        self.best = self.plan.selection(lambda found: delta_m(found, self.baseline, metrics), self._test)
+        self.probe = ConflictProbe(
+            self.name, self.task, self.splits.train, self.seed, self.budget.batch_size, self.device.name
+        )
+
+    def _step(self, step: int) -> None:
+        if step in self.plan.probes and not self.trial:
+            self.probe.look(self.network, step)
+        drawn = self.plan.next_batches(self.multi.aggregator.batches)
+        closures = [closure(self.task, self.network, *batch, self.plan.context) for batch in drawn]
+        self.plan.renew_held_out()
+        what = closures[0] if len(closures) == 1 else closures
+        whole_step = functools.partial(self.multi.step, what, **scaled(self.scaler))
+        self.log.note(self.clock.time(step, drawn[0], whole_step))
+        self.plan.after_step(step, self.best, self.network)
+
+    def _test(self, network: Network) -> dict[str, float]:
+        return evaluate(self.task, network, self.splits.test)
+
+    def _outcome(self, test: dict[str, float]) -> Outcome:
+        steps = self.budget.steps
+        per_step, ratio = self.clock.cost(steps)
+        moves = self.multi.detector is not None or self.method.teleport
+        losses = thinned(self.log.losses, self.task.tasks)
+        return Outcome(
+            metrics=test,
+            validation=self.best.metrics,
+            selected_step=self.best.step,
+            seconds_per_step=per_step,
+            ratio_to_sum=ratio,
+            **self.meter.read(),  # type: ignore[arg-type]  # seconds are always there
+            curves={"loss": losses, "validation": self.best.seen, "conflict": self.probe.seen},
+            conflict=self.probe.summary(),
+            teleports=self.log.teleports(per_step * steps) if moves else None,
+            gradient_source=self.log.source,
+            diagnostics={name: total / steps for name, total in self.log.diagnostics.items()},
+            splits=self.splits.fingerprints(),
+        )
 
 
 def train_single_tasks(
@@ -125,92 +181,102 @@ def train_single_tasks(
     progress: Progress = lambda step: None,
     *,
     trial: bool = False,
+    device: str = "cpu",
 ) -> Outcome:
     """The baseline: one network per sub-task, each with the whole budget and the same initial weights.
 
-    ``trial``: as for :func:`train`.
+    ``trial``, ``device``: as for :func:`train`.
     """
-    began = time.perf_counter()
+    where = Device(device)
     splits = task.load()
-    resident = reset_peak_memory()
-    metrics: dict[str, float] = {}
-    validation: dict[str, float] = {}
-    curves: dict[str, Any] = {"loss": {"step": [], "by_task": {}}, "validation": [], "conflict": []}
-    selected: dict[str, int] = {}
-    per_step: list[float] = []
+    meter = _Meter(where)
+    budget = budget.resolved(len(splits.train))
+    alone = []
     for position, name in enumerate(task.tasks):
-        with own_randomness(seed_for("weights", task_name, seed)):
-            network = Network(task, only=name)
-            run = _Run(task_name, task, network, splits, seed, budget)
-            own = tuple(m for m in task.metrics if m.task == name)
-            best = Best(OwnScore(own))
-            losses: list[list[float]] = []
-            for step in range(budget.steps):
-                inputs, targets = run.next_batches(1)[0]
-                start = time.perf_counter()
-                run.optimizer.zero_grad()
-                loss = task.loss(name, network(inputs)[0][name], targets[name])
-                loss.backward()
-                run.optimizer.step()
-                per_step.append(time.perf_counter() - start)
-                run.schedule.step()
-                losses.append([float(loss.detach())])
-                if step in run.looks:
-                    best.look(step, evaluate(task, network, splits.validation), network)
-                progress(position * budget.steps + step + 1)
-            metrics |= {} if trial else best.test(task, network, splits.test)
-            validation |= best.metrics
-            selected[name] = best.step
-            thin = thinned(losses, (name,))
-            curves["loss"]["step"] = thin["step"]
-            curves["loss"]["by_task"] |= thin["by_task"]
+        first = position * budget.steps
+        with own_randomness(seed_for("weights", task_name, seed), where.random_devices()), repeatable(where):
+            one = _SingleTask(task_name, task, name, splits, seed, budget, where, trial)
+            one.go(lambda step, first=first: progress(first + step))  # type: ignore[misc]
+            alone.append(one)
+    per_step = [s for one in alone for s in one.per_step]
+    losses: dict[str, Any] = {"step": [], "by_task": {}}
+    for one in alone:
+        thin = thinned(one.losses, (one.name,))
+        losses = {"step": thin["step"], "by_task": losses["by_task"] | thin["by_task"]}
     return Outcome(
-        metrics=metrics,
-        validation=validation,
-        selected_step=max(selected.values()),
+        metrics={key: value for one in alone for key, value in one.test.items()},
+        validation={key: value for one in alone for key, value in one.best.metrics.items()},
+        selected_step=max(one.best.step for one in alone),
         # All K networks have to be trained, so one "step" of the baseline is one step of each.
         seconds_per_step=statistics.median(per_step) * len(task.tasks),
-        seconds=time.perf_counter() - began,
-        peak_memory_mb=(peak := peak_memory_mb()),
-        memory_above_start_mb=None if peak is None or resident is None else peak - resident,
-        curves=curves,
+        **meter.read(),  # type: ignore[arg-type]
+        curves={"loss": losses, "validation": [], "conflict": []},
         splits=splits.fingerprints(),
     )
 
 
-class _Run:
-    """Optimizer, schedule, data order and the steps at which things are looked at: equal for all methods."""
+class _SingleTask:
+    """The network of one sub-task, trained alone."""
 
     def __init__(
-        self, task_name: str, task: BenchmarkTask, network: Network, splits: Splits, seed: int, budget: Budget
+        self,
+        task_name: str,
+        task: BenchmarkTask,
+        name: str,
+        splits: Splits,
+        seed: int,
+        budget: Budget,
+        device: Device,
+        trial: bool,
     ) -> None:
-        self.task, self.budget = task, budget
-        self.optimizer, self.schedule = optimizer_of(network, budget)
-        self._train = splits.train
-        self._main = batches(len(splits.train), budget.batch_size, seed_for("order", task_name, seed))
-        # A method that draws further batches must not shift the order that all the others see.
-        self._further = batches(len(splits.train), budget.batch_size, seed_for("further order", task_name, seed))
-        self._held_out = batches(len(splits.train), budget.batch_size, seed_for("held out", task_name, seed))
-        self.looks = {round((i + 1) * budget.steps / budget.evaluations) - 1 for i in range(budget.evaluations)}
-        self.probes = {round(i * budget.steps / PROBES) for i in range(PROBES)}
-        first = min(3, budget.steps - 1)  # the first steps pay for warming up
-        count = max(1, min(TIMED_PAIRS, (budget.steps - first) // 2))
-        self.timed = {first + round(i * (budget.steps - first) / count) for i in range(count)}
+        self.name, self._task, self._trial, self._splits, self._device = name, task, trial, splits, device
+        self._network = Network(task, only=name).to(device.name)
+        self._plan = Plan(task_name, task, self._network, splits, seed, budget, device, trial)
+        self._scaler = scaler_of(budget, device)
+        own = tuple(m for m in task.metrics if m.task == name)
+        self.best = self._plan.selection(OwnScore(own), self._evaluate)
+        self.losses: list[list[float]] = []
+        self.per_step: list[float] = []
+        self.test: dict[str, float] = {}
 
-    def next_batches(self, n: int) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        further = [self._train.batch(next(self._further)) for _ in range(n - 1)]
-        return [self._train.batch(next(self._main)), *further]
+    def go(self, progress: Progress) -> None:
+        for step in range(self._plan.budget.steps):
+            self._step()
+            self._plan.after_step(step, self.best, self._network)
+            progress(step + 1)
+        if not self._trial:
+            self.test = self.best.test(self._network, self._evaluate)
 
-    def renew_held_out(self) -> None:
-        """Another training batch than the step's own: the probe on which a teleport must keep its promise."""
-        self.held_out = self._train.batch(next(self._held_out))
+    def _step(self) -> None:
+        plan = self._plan
+        inputs, targets = plan.next_batches(1)[0]
+        start = self._device.wall()
+        plan.optimizer.zero_grad()
+        with plan.context():
+            outputs, _ = self._network(inputs)
+        loss = losses_of(self._task, outputs, targets).get(self.name)
+        if loss is None:  # no label in this batch
+            self.losses.append([float("nan")])
+            return
+        if self._scaler is None:
+            loss.backward()
+            plan.optimizer.step()
+        else:
+            self._scaler.scale(loss).backward()
+            self._scaler.step(plan.optimizer)
+            self._scaler.update()
+        self.per_step.append(self._device.wall() - start)
+        self.losses.append([float(loss.detach())])
+
+    def _evaluate(self, network: Network) -> dict[str, float]:
+        return evaluate(self._task, network, self._splits.test)
 
 
-def _multi_task(method: MethodEntry, network: Network, run: _Run, task_name: str, seed: int) -> mtlcore.MultiTask:
+def _multi_task(method: MethodEntry, network: Network, plan: Plan, task_name: str, seed: int) -> mtlcore.MultiTask:
     extra: dict[str, Any] = {}
     if method.teleport is not None:
         extra["teleport"] = mtlcore.create("teleport", method.teleport, **method.teleport_options)
-        extra["probe"] = lambda: closure(run.task, network, *run.held_out)()
+        extra["probe"] = lambda: closure(plan.task, network, *plan.held_out, plan.context)()
         if method.tolerance is not None:
             extra["tolerance"] = method.tolerance
     if method.detector is not None:
@@ -223,9 +289,9 @@ def _multi_task(method: MethodEntry, network: Network, run: _Run, task_name: str
     return mtlcore.MultiTask(
         network.trunk,
         aggregator=mtlcore.create("aggregator", method.aggregator, **method.options),
-        optimizer=run.optimizer,
+        optimizer=plan.optimizer,
         seed=seed_for("method", task_name, seed),
-        tasks=run.task.tasks,
+        tasks=plan.task.tasks,
         heads=network.heads,
         **extra,
     )

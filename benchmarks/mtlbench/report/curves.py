@@ -1,0 +1,67 @@
+"""Mean curves of a method: read from the file when they are drawn, and only so many as a mean needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mtlbench.formats import Curves
+from mtlbench.records import read_at
+from mtlbench.report.model import ConflictLines, Line, Lines, LossLines, ScoreLine
+from mtlbench.report.table import numbers
+
+SEEDS = 32
+"""More runs than this do not make a visible difference to a mean curve."""
+_LOOKS = ("min_cosine", "mean_cosine", "norm_ratio", "min_cosine_minibatch")
+
+
+def mean_lines(path: Path, offsets: Sequence[int]) -> Lines:
+    """The mean curves of the records at these places.
+
+    Runs are averaged where they have the same step; curves of unequal length are used as far as both lists go.
+    """
+    curves = [r.curves for r in read_at(path, offsets[:SEEDS]) if r.curves is not None]
+    return Lines(_loss(curves), _conflict(curves), _validation(curves))
+
+
+def _loss(curves: Sequence[Curves]) -> LossLines | None:
+    names = dict.fromkeys(name for c in curves for name in c.loss.by_task)
+    columns = {name: _mean((c.loss.step, c.loss.by_task.get(name, [])) for c in curves) for name in names}
+    whole = pd.DataFrame(columns)
+    return LossLines(*_drawn(whole)) if len(whole) else None
+
+
+def _conflict(curves: Sequence[Curves]) -> ConflictLines | None:
+    points = [[p for p in c.conflict if p.get("step") is not None] for c in curves]
+    columns = {
+        name: _mean(([float(p["step"] or 0.0) for p in run], [p.get(name) for p in run]) for run in points)
+        for name in _LOOKS
+    }
+    whole = pd.DataFrame(columns)
+    if not len(whole):
+        return None
+    step, lines = _drawn(whole)
+    return ConflictLines(step, **lines)
+
+
+def _validation(curves: Sequence[Curves]) -> ScoreLine | None:
+    mean = _mean(([p.step for p in c.validation], [p.score for p in c.validation]) for c in curves)
+    if not len(mean):
+        return None
+    step, lines = _drawn(mean.to_frame("score"))
+    return ScoreLine(step, lines["score"])
+
+
+def _mean(runs: Iterable[tuple[Sequence[float], Sequence[float | None]]]) -> pd.Series:
+    """The mean at each step over (steps, values) of several runs."""
+    pairs = [(s, np.nan if v is None else v) for steps, values in runs for s, v in zip(steps, values)]
+    finite = [(s, v if np.isfinite(v) else np.nan) for s, v in pairs if np.isfinite(s)]
+    series = pd.Series([v for _, v in finite], index=[s for s, _ in finite], dtype=float)
+    return series.groupby(level=0).mean()
+
+
+def _drawn(whole: pd.DataFrame) -> tuple[list[float], dict[str, Line]]:
+    return [float(s) for s in whole.index], {str(name): numbers(whole[name].tolist()) for name in whole.columns}
