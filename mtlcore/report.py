@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,8 @@ class StepReport:
         diagnostics: what method and gradient source logged; with a detector also how often it was asked so far
             (``detector_looks``) and found a conflict (``detector_fired``).
         gradient_source: name of the source, and why it was taken.
+        method: name of the aggregator.
+        run: the name that the MultiTask was given, "" without one.
     """
 
     step: int
@@ -66,6 +69,25 @@ class StepReport:
     teleport: TeleportResult | None
     diagnostics: Mapping[str, Any]
     gradient_source: str
+    method: str = ""
+    run: str = ""
+
+    def scalars(self) -> dict[str, float]:
+        """Every number of the step under a flat name, for a logger: plain floats that JSON can hold.
+
+        ``loss/TASK`` and ``weight/TASK``, ``conflict/min_cosine``, ``conflict/severity``, ``conflict/conflicting``,
+        ``teleport/accepted``, ``diagnostics/NAME``. What a step does not have, and what is not finite, is left out.
+        """
+        out: dict[str, Any] = {f"loss/{n}": v for n, v in zip(self.task_names, self.losses.tolist())}
+        if self.weights is not None:
+            out |= {f"weight/{n}": v for n, v in zip(self.task_names, self.weights.tolist())}
+        out["conflict/min_cosine"] = self.min_cosine()
+        if self.conflict is not None:
+            out |= {"conflict/severity": self.conflict.severity, "conflict/conflicting": self.conflict.conflicting}
+        if self.teleport is not None:
+            out["teleport/accepted"] = self.teleport.accepted
+        out |= {f"diagnostics/{n}": v for n, v in self.diagnostics.items() if isinstance(v, (int, float))}
+        return {name: float(v) for name, v in out.items() if v is not None and math.isfinite(v)}
 
     def min_cosine(self) -> float | None:
         """The smallest cosine between two task gradients; None without a Gramian or with fewer than two tasks."""
