@@ -89,8 +89,8 @@ COSTS = {
 }
 TAGS = (
     "A tag in brackets says where a statement comes from: [paper] read in the paper ([paper*]: as generally known, not "
-    "read again); [code], [official code] read in the authors' code; [lib code] in a library's; [textbook]; [memory] not "
-    "confirmed; [choice] ours."
+    "read again); [code], [official code] read in the authors' code; [lib code] in a library's; [textbook]; [derived] "
+    "here; [memory] not confirmed; [choice] ours."
 )
 
 
