@@ -20,7 +20,7 @@ demo: $(READY)  ## verify the methods, train them on real images, write the repo
 test: $(READY)  ## the fast tests
 	$(BIN)/python -m pytest -n 2
 
-test-nightly: $(READY)  ## everything, with deeper property search
+test-nightly: $(VENV)/.docs-ready  ## everything, with deeper property search
 	MTLCORE_HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --slow
 
 test-device: $(READY)  ## what depends on the device, on an accelerator (DEVICE=cuda)

@@ -7,9 +7,10 @@ is shown as code.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 SECTION = re.compile(r"^\s*(Args|Arguments|Raises|Returns|Yields|Example|Examples|Note|Attributes):\s*$")
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`~?\.?([^`]+)`")

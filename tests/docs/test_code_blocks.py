@@ -96,3 +96,11 @@ def test_links_into_a_page_find_their_heading():
                 if anchor not in [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]:
                     broken.append(f"{identifier(page)} -> {target}#{anchor}")
     assert not broken
+
+
+def test_no_page_installs_what_no_index_has():
+    """mtlcore is on no package index: only the page about installing may name it, and says when that works."""
+    told = re.compile(r"pip install[^\n]*['\" ]mtlcore(?:\[|['\" ]|$)", re.MULTILINE)
+    found = [identifier(p) for p in PAGES if told.search(p.read_text())]
+    assert found == ["docs/install.md"]
+    assert "Once mtlcore is installed" in (ROOT / "docs" / "install.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import socket
 import subprocess
@@ -48,6 +49,29 @@ def site(tmp_path_factory) -> Path:
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return out / "html"
+
+
+def test_docstrings_become_sound_markup():
+    """|x| is no substitution, w_ no link, a formula keeps its lines, and the items of a section stay items."""
+    spec = importlib.util.spec_from_file_location("docstrings", DOCS / "extensions" / "docstrings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    given = [
+        "See :class:`~a.B`, |g| and w_ and ``|code|``:",
+        "",
+        "    d = |x|",
+        "",
+        "Args:",
+        "    c: one",
+        "        2",
+    ]
+    wanted = [
+        "See ``a.B``, \\|g\\| and w\\_ and ``|code|``:", "", "::", "", "    d = |x|", "", "Args:", "    c: one",
+        "        2",
+    ]  # fmt: skip
+    assert module.sound(given) == wanted
 
 
 @pytest.mark.slow
