@@ -32,8 +32,8 @@ FACTS: dict[str, Facts] = {
         (arxiv("Independent component alignment for multi-task learning", "2305.19000"),),
     ),
     "bilb4mtl": Facts(
-        r"d = \nabla_x \left( \tfrac{1}{S} \sum_i \sigma_i(W)\, \tilde\ell_i(x) "
-        r"+ \lambda \sum_i \left| \tau_i \tilde\ell_i(x) - \tau_{i+1} \tilde\ell_{i+1}(x) \right| \right)",
+        r"d = \nabla_x \left( \tfrac{1}{S} \sum_i \sigma_i(W)\, {\tilde\ell}_i(x) "
+        r"+ \lambda \sum_i \left| \tau_i {\tilde\ell}_i(x) - \tau_{i+1} {\tilde\ell}_{i+1}(x) \right| \right)",
         (BILB,),
     ),
     "bilb4mtl-double-loop": Facts(
@@ -73,8 +73,8 @@ FACTS: dict[str, Facts] = {
         (arxiv("MultiNet++: multi-stream feature aggregation and geometric loss strategy", "1904.08492"),),
     ),
     "gradops": Facts(
-        r"d = \sum_i w_i\, g_i', \qquad g_i' = g_i - \Pi_{\operatorname{span}\{g_j,\, j \ne i\}}\, g_i "
-        r"\ \text{ for every task in conflict}",
+        r"d = \sum_i w_i\, g_i', \qquad g_i' = g_i - \Pi_{S_i}\, g_i \ \text{ for every task in conflict}, \qquad "
+        r"S_i = \operatorname{span}(g_j : j \ne i)",
         (arxiv("Gradient deconfliction via orthogonal projections onto subspaces (GradOPS)", "2503.03438"),),
     ),
     "imtl-g": Facts(
