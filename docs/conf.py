@@ -10,7 +10,14 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "extensions"))
 os.environ["MTLCORE_PLUGINS"] = "off"  # the site describes this distribution, whatever else is installed
 
-import mtlcore  # noqa: E402 - after the switch above
+import mtlbench  # noqa: E402 - after the switch above
+import mtlcore  # noqa: E402
+import mtlverify  # noqa: E402
+
+# Public names are imported on first use; autodoc documents those that a module has.
+for package in (mtlcore, mtlverify, mtlbench):
+    for name in getattr(package, "__all__", ()):
+        getattr(package, name)
 
 project = "mtlcore"
 author = "The mtlcore developers"
