@@ -6,10 +6,12 @@ DEVICE ?= cuda
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# The pins are for Python 3.11 and later; 3.10 takes the newest that it can have within the ranges of pyproject.toml.
+PINS   := $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' if sys.version_info >= (3, 11) else '')")
 # One thread per process: the work is many small steps, and the processes run side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-nightly test-device check format bench-speed bench-systems verify verify-nightly docs clean
+.PHONY: demo test test-nightly test-device check format bench-speed bench-systems verify verify-nightly docs site wheel clean
 
 demo: $(READY)  ## verify the methods, train them on real images, write the report
 	$(BIN)/mtl bench run demo --out out/demo --jobs 2
@@ -18,7 +20,7 @@ demo: $(READY)  ## verify the methods, train them on real images, write the repo
 test: $(READY)  ## the fast tests
 	$(BIN)/python -m pytest -n 2
 
-test-nightly: $(READY)  ## everything, with deeper property search
+test-nightly: $(VENV)/.docs-ready  ## everything, with deeper property search
 	MTLCORE_HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --slow
 
 test-device: $(READY)  ## what depends on the device, on an accelerator (DEVICE=cuda)
@@ -53,11 +55,22 @@ docs: $(READY)  ## regenerate the reference pages and the ledger
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m mtlverify.ledger --render-only
 
+site: $(VENV)/.docs-ready  ## the documentation site in out/site; a warning or a broken link is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs out/site
+	@echo "open out/site/index.html"
+
+wheel: $(READY)  ## a wheel and an sdist in dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+$(VENV)/.docs-ready: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[docs]'
+	touch $@
+
 # The stamp depends on what is installed: a changed requirement reinstalls, nothing else does.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[dev]'
 	touch $(READY)
 
 clean:  ## remove the environment and what the commands wrote

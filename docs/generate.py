@@ -1,4 +1,4 @@
-"""Writes the reference pages that are made from the code: docs/reference/{api,methods,command-line}.md.
+"""Writes the reference pages that are made from the code: docs/reference/{methods,command-line}.md, methods/*.md.
 
 Run by `make docs`; a test fails when a page is stale.
 """
@@ -6,22 +6,26 @@ Run by `make docs`; a test fails when a page is stale.
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import enum
+import functools
 import inspect
 import itertools
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ["MTLCORE_PLUGINS"] = "off"  # the pages describe this distribution, whatever else is installed
 
+import typer
+from method_facts import FACTS
+
 import mtlcore
-from mtlcore import errors
+from mtlcore import cli
 from mtlcore.hyperparameters import allowed
 from mtlcore.registry import registry
 
@@ -29,127 +33,212 @@ REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Made by docs/generate.py from the code. Do not edit. -->\n\n"
 
 
-def prose(text: str | None) -> str:
-    """A docstring as Markdown: roles become code, Args and Raises become lists."""
-    lines: list[str] = []
+SECTIONS = ("Args:", "Raises:", "Returns:")
+FORMULA = re.compile(r"(?:^    .*\n?|^\n(?=    ))+", re.MULTILINE)
+
+
+def sections(text: str | None) -> dict[str, str]:
+    """A docstring in parts: "" is its text, "Args:" and so on are what stands below these headings."""
+    parts: dict[str, list[str]] = {"": []}
+    here = ""
     for line in inspect.cleandoc(text or "").splitlines():
         line = re.sub(r":(?:class|func|meth|mod|attr):`~?([^`]+)`", lambda m: f"`{m[1].split('.')[-1]}`", line)
-        line = line.replace("``", "`")
-        if line in ("Args:", "Raises:", "Returns:"):
-            line = f"**{line[:-1]}**\n"
-        elif line.startswith("        "):
-            line = line[4:]
-        elif line.startswith("    "):
-            head, colon, rest = line.strip().partition(": ")
-            line = f"- `{head}`: {rest}" if colon and re.fullmatch(r"[\w, *]+", head) else f"  {line.strip()}"
-        lines.append(line.rstrip())
-    return "\n".join(lines) + "\n"
+        line = line.replace("``", "`").rstrip()
+        if line in SECTIONS:
+            here = line
+        elif here and line and not line.startswith(" "):
+            here = ""
+        if line not in SECTIONS:
+            parts.setdefault(here, []).append(line)
+    return {name: "\n".join(lines).strip("\n") for name, lines in parts.items()}
 
 
-def signature(thing: Any) -> str:
-    """Its signature without the quotes of deferred annotations."""
-    try:
-        return str(inspect.signature(thing)).replace("'", "").replace("torch.Tensor", "Tensor")
-    except (TypeError, ValueError):
-        return ""
+def items(section: str) -> dict[str, str]:
+    """{name: what it is} of a section of arguments or errors."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in inspect.cleandoc("\n" + section).splitlines():
+        head, colon, rest = line.partition(": ")
+        if colon and re.fullmatch(r"[\w, *]+", head) and not line.startswith(" "):
+            name, line = head, rest
+        if name:
+            found[name] = f"{found.get(name, '')} {line.strip()}".strip()
+    return found
 
 
-def attributes(cls: type) -> list[str]:
-    """One line per documented attribute of the class: its name, what it is set to, and the string below it."""
-    [body] = [n.body for n in ast.parse(inspect.getsource(cls)).body if isinstance(n, ast.ClassDef)]
-    lines = []
-    for node, below in itertools.pairwise(body):
-        text = getattr(getattr(below, "value", None), "value", None)
-        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(text, str):
-            name = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
-            default = f" = {ast.unparse(node.value)}" if node.value is not None else ""
-            lines.append(f"- `{name}{default}`: " + prose(text).strip().replace("\n", "\n  "))
-    return lines
+def prose(text: str) -> str:
+    """The text of a docstring as Markdown: an indented formula keeps its lines."""
+
+    def fenced(match: re.Match[str]) -> str:
+        above = text[: match.start()].rstrip().splitlines()
+        if above and re.match(r"\s*([-*]|\d+\.) ", above[-1]):
+            return match[0]  # goes on with an item of a list
+        return f"\n```text\n{inspect.cleandoc(match[0])}\n```\n"
+
+    return re.sub(r"\n{3,}", "\n\n", FORMULA.sub(fenced, text))
 
 
-def api() -> str:
-    """Everything ``mtlcore`` exports, and its errors."""
-    out = [
-        "# Python reference\n",
-        f"What `mtlcore` {mtlcore.__version__} exports, and [the errors](#errors) of `mtlcore.errors`. "
-        "Everything else is internal.\n",
-    ]
-    for name in sorted(mtlcore.__all__, key=str.lower):
-        thing = getattr(mtlcore, name)
-        if name.startswith("__") or name == "hookimpl":
-            continue
-        if not inspect.isclass(thing):
-            out += [f"## {name}\n", f"```text\n{name}{signature(thing)}\n```\n", prose(thing.__doc__)]
-            continue
-        called = "" if issubclass(thing, enum.Enum) else signature(thing)
-        out += [f"## {name}\n", f"```text\n{name}{called}\n```\n", prose(thing.__doc__)]
-        known = attributes(thing)
-        out += [*known, ""] if known else []
-        for attribute, value in vars(thing).items():
-            documented = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-            if attribute.startswith("_") or not inspect.isfunction(documented) or not documented.__doc__:
-                continue
-            shown = (
-                ""
-                if isinstance(value, property)
-                else signature(documented).replace("(self, ", "(").replace("(self)", "()")
-            )
-            out += [f"### {name}.{attribute}\n", f"```text\n{attribute}{shown}\n```\n", prose(documented.__doc__)]
-    out.append("## Errors\n")
-    for name, error in vars(errors).items():
-        if inspect.isclass(error):
-            out.append(f"- `{name}({', '.join(b.__name__ for b in error.__bases__)})`: {prose(error.__doc__).strip()}")
-    return "\n".join(out)
+TITLES = {"aggregator": "Aggregators", "detector": "Conflict detectors", "teleport": "Teleports"}
+MARKS = {"proved": "● proved", "verified": "✓ verified", "refuted": "✗ refuted", "not-applicable": "– not applicable"}
+COSTS = {
+    "LOSSES": "One backward pass, whatever the number of tasks. The method reads the losses only.",
+    "GRAMIAN": "The inner products of the K task gradients (K, K). How they are obtained, and what that costs in "
+    "time and memory: [gradients](../../explanation/gradients.md).",
+    "JACOBIAN": "The rows of the Jacobian (K, P): K gradients of the shared parameters in memory at once. See "
+    "[gradients](../../explanation/gradients.md).",
+}
+TAGS = (
+    "A tag in brackets says where a statement comes from: [paper] read in the paper ([paper*]: as generally known, not "
+    "read again); [code], [official code] read in the authors' code; [lib code] in a library's; [textbook]; [derived] "
+    "here; [memory] not confirmed; [choice] ours."
+)
+
+
+def summary(cls: type) -> str:
+    """The first line of the docstring of the method's module: what it is, in one line."""
+    text = (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip().splitlines()[0].replace("``", "`")
+    text = re.sub(r"^`[\w-]+`: ", "", text)
+    return text[0].upper() + text[1:]
+
+
+def claims_of(kind: str, name: str) -> list[str]:
+    return sorted(mtlcore.create(kind, name).claims)
 
 
 def methods() -> str:
-    """Every built-in aggregator, detector and teleport with its hyper-parameters and claims."""
+    """The table of all built-in methods, each with its page."""
     out = [
         "# Methods\n",
-        "Every built-in plugin: its docstring, its hyper-parameters and the laws it claims. What was verified and what "
-        "was refuted is in [the ledger](ledger.md).\n",
-        "Tags: [paper] read in the paper ([paper*]: as generally known, not read again); [code], [official code] read "
-        "in the authors' code; [lib code] in a library's; [textbook]; [memory] not confirmed; [choice] ours.\n",
+        "Every built-in method has a page: equation, options, cost, what it promises, and what was refuted. "
+        "`mtl list` shows the same names, and those of every other plugin that is installed.\n",
     ]
-    for kind, title in (("aggregator", "Aggregators"), ("detector", "Conflict detectors"), ("teleport", "Teleports")):
-        out.append(f"## {title}\n")
+    for kind, title in TITLES.items():
+        out.append(f"## {title}\n\n| name | what it is | reads | promises |\n|---|---|---|---|")
         for name in mtlcore.available(kind):
             cls = registry().load(kind, name)
-            out += [f"### {name}\n", prose(cls.__doc__)]
-            ranges = allowed(cls)
-            if ranges:
-                out.append("| hyper-parameter | default | allowed |\n|---|---|---|")
-                for field in dataclasses.fields(cls):
-                    if field.name in ranges:
-                        out.append(f"| `{field.name}` | `{field.default!r}` | {ranges[field.name]} |")
-                out.append("")
             needs = getattr(cls, "needs", None)
-            claims = sorted(mtlcore.create(kind, name).claims)
-            facts = [f"Needs `{needs.name}`."] if needs is not None else []
-            facts.append("Claims " + (", ".join(f"`{c}`" for c in claims) if claims else "nothing"))
-            out.append(" ".join(facts) + f". Source: `{cls.__module__}`.\n")
+            reads = f"`{needs.name}`" if needs is not None else "parameters"
+            promises = len(claims_of(kind, name))
+            out.append(f"| [{name}](methods/{name}.md) | {summary(cls)} | {reads} | {promises} laws |")
+        out.append("")
+    out.append("## Tags\n\n" + TAGS)
+    names = [n for kind in TITLES for n in mtlcore.available(kind)]
+    out.append("\n```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(f"methods/{n}" for n in names) + "\n```")
     return "\n".join(out)
+
+
+def options(cls: type, meanings: dict[str, str]) -> str:
+    """Its hyper-parameters as a table; one sentence without any."""
+    ranges = allowed(cls)
+    rows = [
+        f"| `{f.name}` | `{f.default!r}` | {ranges[f.name]} | {meanings.get(f.name, '').replace('|', chr(92) + '|')} |"
+        for f in dataclasses.fields(cls)
+        if f.name in ranges
+    ]
+    head = ["| option | default | allowed | meaning |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows, ""]) if rows else "It has no options.\n"
+
+
+def meanings(cls: type) -> dict[str, str]:
+    """What its docstring, and those of its bases, say about each hyper-parameter."""
+    out: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        out |= items(sections(base.__doc__).get("Args:", "")) if base.__doc__ else {}
+    return out
+
+
+def shown(counterexample: dict[str, Any] | None) -> str:
+    """A counterexample in a cell of a table: its Jacobian where it is small, otherwise where to find it."""
+    rows = (counterexample or {}).get("example", {}).get("jacobian")
+    text = str([[int(v) if float(v).is_integer() else v for v in row] for row in rows]) if rows else ""
+    return f"J = `{text}`" if text and len(text) <= 100 else "stored in ledger.json"
+
+
+def verdicts(name: str, rows: list[dict[str, Any]]) -> str:
+    """What the ledger knows about one method, one table for each set of options that it was asked with."""
+    out = []
+    for label, group in itertools.groupby((r for r in rows if r["name"] == name), key=lambda r: r["label"]):
+        asked = [r for r in group if r["status"] != "not-applicable"]
+        out += [
+            f"### {label}\n",
+            "| law | promised | verdict | inputs | why, or a counterexample |",
+            "|---|---|---|---|---|",
+        ]
+        for r in sorted(asked, key=lambda r: (not r["claimed"], r["law"])):
+            why = shown(r["counterexample"]) if r["status"] == "refuted" else (r["citation"] or r["detail"])
+            why = why.replace("|", "\\|")
+            promised = "yes" if r["claimed"] else ""
+            out.append(f"| `{r['law']}` | {promised} | {MARKS[r['status']]} | {r['examples'] or 'stored'} | {why} |")
+        out.append("")
+    return "\n".join(out) or "It is not in the ledger yet.\n"
+
+
+def pictures(kind: str, name: str) -> str:
+    """The drawings that the ledger keeps of this method's counterexamples."""
+    found = sorted((REFERENCE / "figures").glob(f"{kind}.{name}.svg"))
+    return "\n".join(f"![A counterexample for {name}, drawn in the plane](../figures/{p.name})\n" for p in found)
+
+
+def method(kind: str, name: str, ledger: list[dict[str, Any]]) -> str:
+    """The page of one method."""
+    cls = registry().load(kind, name)
+    facts = FACTS.get(name)
+    out = [f"# {name}\n", summary(cls) + "\n"]
+    if facts:
+        out.append(f"$$\n{facts.equation}\n$$\n")
+    keyword = {"aggregator": "aggregator", "detector": "detector", "teleport": "teleport"}[kind]
+    out.append(f'```text\nmtlcore.MultiTask(trunk, {keyword}="{name}", ...)\nmtl verify {name}\n```\n')
+    text = sections(cls.__doc__)
+    out += [
+        "## What it does\n",
+        prose(text[""]) + "\n",
+        "What the tags in brackets mean: [methods](../methods.md#tags).\n",
+    ]
+    out += ["## Options\n", options(cls, meanings(cls))]
+    errors = items(text.get("Raises:", ""))
+    if errors:
+        out += ["## Errors\n", *(f"- `{name}`: {why}" for name, why in errors.items()), ""]
+    needs = getattr(cls, "needs", None)
+    if needs is not None:
+        out += ["## Cost\n", COSTS[needs.name] + "\n"]
+    claims = ", ".join(f"`{c}`" for c in claims_of(kind, name)) or "nothing"
+    out += ["## Promises and refutations\n", f"With default options it promises {claims}.\n", verdicts(name, ledger)]
+    out += [
+        pictures(kind, name),
+        "How to read this: [what is verified](../../explanation/what-is-verified.md). All methods ",
+    ]
+    out[-1] += "side by side: [the ledger](../ledger.md).\n"
+    out.append("## Sources\n")
+    out += [f"- Paper: [{title}]({address})" for title, address in (facts.papers if facts else ())]
+    file = Path(inspect.getsourcefile(cls) or "").resolve().relative_to(REFERENCE.parents[1])
+    out.append(f"- Code: [`{file}`](../../../{file})")
+    return "\n".join(out)
+
+
+def method_pages() -> dict[str, Callable[[], str]]:
+    """File name -> maker, for every built-in method."""
+    ledger = json.loads((REFERENCE / "ledger.json").read_text(encoding="utf-8"))
+    return {
+        f"methods/{name}.md": functools.partial(method, kind, name, ledger)
+        for kind in TITLES
+        for name in mtlcore.available(kind)
+    }
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command of ``mtl``, from whichever package it comes."""
+    yield path
+    if hasattr(group, "list_commands"):
+        context = group.make_context("mtl", [], resilient_parsing=True)
+        for name in group.list_commands(context):
+            yield from commands(group.get_command(context, name), (*path, name))
 
 
 def command_line() -> str:
     """The help of every command."""
     out = ["# Command line\n", "`mtl ...` is the same as `python -m mtlcore ...`.\n"]
     env = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
-    for command in (
-        [],
-        ["list"],
-        ["show"],
-        ["verify"],
-        ["converge"],
-        ["peers"],
-        ["ghostwrite"],
-        ["speed"],
-        ["bench"],
-        ["bench", "list"],
-        ["bench", "run"],
-        ["bench", "report"],
-        ["new-plugin"],
-    ):
+    for command in commands(typer.main.get_command(cli.app)):
         done = subprocess.run(
             [sys.executable, "-m", "mtlcore", *command, "--help"], capture_output=True, text=True, env=env, check=True
         )
@@ -159,15 +248,27 @@ def command_line() -> str:
     return "\n".join(out)
 
 
-PAGES = {"api.md": api, "methods.md": methods, "command-line.md": command_line}
+def pages() -> dict[str, Callable[[], str]]:
+    """Every page that is made from the code: its file below docs/reference, and its maker."""
+    return {"methods.md": methods, "command-line.md": command_line, **method_pages()}
+
+
+def write(to: Path) -> None:
+    """Write all pages below ``to``; pages of methods that are gone disappear."""
+    (to / "methods").mkdir(parents=True, exist_ok=True)
+    made = pages()
+    for stale in (to / "methods").glob("*.md"):
+        if f"methods/{stale.name}" not in made:
+            stale.unlink()
+    for page, make in made.items():
+        (to / page).write_text(NOTE + make().rstrip() + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Write all pages. There are no options: whoever asks for help must not get new pages instead."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    for page, make in PAGES.items():
-        (REFERENCE / page).write_text(NOTE + make().rstrip() + "\n", encoding="utf-8")
-        print(f"wrote {REFERENCE / page}")
+    write(REFERENCE)
+    print(f"wrote {len(pages())} pages below {REFERENCE}")
 
 
 if __name__ == "__main__":

@@ -101,22 +101,22 @@ class StepReport:
     def scalars(self) -> dict[str, float]:
         """Everything that is one number, flat, as plain floats: for a logger, or ``json.dumps``.
 
-        Keys: ``loss/TASK``, ``weight/TASK``, ``cosine/TASK`` (with the direction), ``min_cosine``, ``conflict``,
-        ``conflict_severity``, ``teleport_accepted``, ``skipped``, ``step``, and ``diagnostics/NAME`` for every number
-        among the diagnostics. What is not known, or not finite, is left out.
+        Keys: ``loss/TASK``, ``weight/TASK``, ``cosine/TASK`` (with the direction), ``conflict/min_cosine``,
+        ``conflict/severity``, ``conflict/conflicting``, ``teleport/accepted``, ``skipped`` (in a skipped step), and
+        ``diagnostics/NAME`` for every number among the diagnostics. What is not known, or not finite, is left out.
         """
-        out: dict[str, float] = {"step": float(self.step), "skipped": float(self.skipped)}
+        out: dict[str, float] = {"skipped": 1.0} if self.skipped else {}
         for what, values in (("loss", self.losses), ("weight", self.weights), ("cosine", self.direction_cosines())):
             if values is not None:
                 out |= {f"{what}/{name}": float(v) for name, v in zip(self.task_names, values.tolist())}
         lowest = self.min_cosine()
         if lowest is not None:
-            out["min_cosine"] = lowest
+            out["conflict/min_cosine"] = lowest
         if self.conflict is not None:
-            out["conflict"] = float(self.conflict.conflicting)
-            out["conflict_severity"] = float(self.conflict.severity)
+            out["conflict/conflicting"] = float(self.conflict.conflicting)
+            out["conflict/severity"] = float(self.conflict.severity)
         if self.teleport is not None:
-            out["teleport_accepted"] = float(self.teleport.accepted)
+            out["teleport/accepted"] = float(self.teleport.accepted)
         for name, value in self.diagnostics.items():
             number = _number(value)
             if number is not None:

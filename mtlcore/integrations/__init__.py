@@ -1,0 +1,10 @@
+"""mtlcore beside other libraries: one module for each, which alone needs that library.
+
+Loggers (:mod:`mtlcore.integrations.csv`, :mod:`~mtlcore.integrations.tensorboard`,
+:mod:`~mtlcore.integrations.wandb`) are plugins: add one, and every step of this process is logged::
+
+    import mtlcore
+    from mtlcore.integrations.csv import CSVLogger
+
+    mtlcore.add_plugin(CSVLogger("run.csv"))
+"""
