@@ -345,7 +345,14 @@ def test_a_report_answers_what_happened():
     report = mt.backward(*losses_of(trunk, heads, x, y))
     assert (report.method, report.run) == ("upgrad", "run 7")
     flat = report.scalars()
-    assert {"loss/t0", "weight/t1", "cosine/t0", "conflict/min_cosine", "conflict/severity", "conflict/conflicting"} <= set(flat)
+    assert {
+        "loss/t0",
+        "weight/t1",
+        "cosine/t0",
+        "conflict/min_cosine",
+        "conflict/severity",
+        "conflict/conflicting",
+    } <= set(flat)
     assert all(type(v) is float for v in flat.values())
     import json
 

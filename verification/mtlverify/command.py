@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -19,7 +20,6 @@ from mtlcore.safety import plain
 from mtlverify.law import DEPTH, KINDS
 
 if TYPE_CHECKING:
-    from mtlverify.campaign import Depth
     from mtlverify.runner import Result
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

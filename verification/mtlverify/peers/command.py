@@ -62,7 +62,5 @@ def main(
     if json_file is not None:
         json_file.write_text(json.dumps([dataclasses.asdict(r) for r in everything], indent=1) + "\n", encoding="utf-8")
     if markdown is not None:
-        preface = (
-            f"TorchJD {version}, examined by `mtl peers`. **Bold**: stated by its documentation.\n"
-        )
+        preface = f"TorchJD {version}, examined by `mtl peers`. **Bold**: stated by its documentation.\n"
         markdown.write_text(page(everything, "TorchJD's aggregators", preface), encoding="utf-8")
