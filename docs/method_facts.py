@@ -32,8 +32,9 @@ FACTS: dict[str, Facts] = {
         (arxiv("Independent component alignment for multi-task learning", "2305.19000"),),
     ),
     "bilb4mtl": Facts(
-        r"d = \nabla_x \left( \tfrac{1}{S} \sum_i \sigma_i(W)\, {\tilde\ell}_i(x) "
-        r"+ \lambda \sum_i \left| \tau_i {\tilde\ell}_i(x) - \tau_{i+1} {\tilde\ell}_{i+1}(x) \right| \right)",
+        r"d = \nabla_x \left( \tfrac{1}{S} \sum_i \sigma_i(W)\, \ell_i(x) "
+        r"+ \lambda \sum_i \left| \tau_i \ell_i(x) - \tau_{i+1} \ell_{i+1}(x) \right| \right), "
+        r"\qquad \ell_i \ \text{normalised}",
         (BILB,),
     ),
     "bilb4mtl-double-loop": Facts(
