@@ -34,7 +34,7 @@ def saturating(width: int) -> nn.Module:
     )
     with torch.no_grad():
         for parameter in made.parameters():
-            parameter *= 4.0
+            parameter.mul_(4.0)
     return made
 
 
@@ -62,10 +62,10 @@ def frozen(width: int) -> nn.Module:
 
 def zeros(width: int) -> nn.Module:
     """A unit that is dead, biases that are zero, and one entry in three of the second layer that is zero."""
-    made = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+    first, second = nn.Linear(4, width), nn.Linear(width, width)
     with torch.no_grad():
-        made[0].weight[0].zero_()
-        made[0].bias.zero_()
-        made[2].weight.flatten()[::3].zero_()
-        made[2].bias.zero_()
-    return made
+        first.weight[0].zero_()
+        first.bias.zero_()
+        second.weight.flatten()[::3].zero_()
+        second.bias.zero_()
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(width, width))
