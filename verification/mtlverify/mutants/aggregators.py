@@ -241,6 +241,7 @@ class GlobalGeneratorLater(SpoiltLater):
     """Draws from torch's global generator."""
 
     def later(self, answer: Aggregation, state: State) -> Aggregation:
+        assert answer.weights is not None
         return dataclasses.replace(answer, weights=torch.rand_like(answer.weights).softmax(0))
 
 
