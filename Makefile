@@ -40,7 +40,7 @@ verify: $(READY)  ## every law on every built-in plugin
 	$(BIN)/mtl verify
 
 verify-nightly: $(READY)  ## ten times deeper, on the seed of the day; mutants, correct twins, convergence (hours)
-	$(BIN)/mtl verify --max-examples 1000 --seed $$(date +%Y%m%d)
+	$(BIN)/mtl verify --max-examples 1000 --hunt 10 --seed $$(date +%Y%m%d)
 	$(BIN)/python -m mtlverify.mutants --seeds 1000 --jobs 2
 	$(BIN)/mtl converge
 
