@@ -48,14 +48,39 @@ def project_rows(matrix: Array) -> tuple[Array, Certificate]:
         t, u = nonnegative.pair(a, b, c)
         y = np.array([[0.0, p, q], [r, 0.0, s], [t, u, 0.0]])
         count = 0
-    else:
+    elif k < nonnegative.LARGE:
         # The conflicting rows are the first guess of the active constraints, never row j itself.
         y, rows, count = nonnegative.pivot(matrix, matrix, matrix < 0.0)
         if 2 * len(rows) > k:
             rows, more = _cancelled(matrix, y, rows)
             count += more
         count += nonnegative.finish(matrix, matrix, y, rows)
+    else:
+        y, count = _of_many(matrix)
     return identity + y, _certificate(matrix, matrix, y, 1.0, count)
+
+
+def _of_many(matrix: Array) -> tuple[Array, int]:
+    """y (k, k) of hundreds of rows, and the number of systems. What is dear is a system per row: a sweep of them comes only
+    after one system for all rows that says whether they cancel, and an iteration for all rows that finds supports."""
+    k = len(matrix)
+    y, rows, count = np.zeros((k, k)), np.arange(k), 0
+    if not _independent(matrix):
+        rows, count = _cancelled(matrix, y, rows)
+    if len(rows):
+        linear = matrix[rows]
+        found, left, sweeps = nonnegative.pivot(matrix, linear, nonnegative.likely_supports(matrix, linear))
+        y[rows] = found
+        rows, count = rows[left], count + sweeps
+    return y, count + nonnegative.finish(matrix, matrix, y, rows)
+
+
+def _independent(matrix: Array) -> bool:
+    """False where the rows may depend on each other to within rounding."""
+    try:
+        return bool(np.linalg.cholesky(matrix).diagonal().min() > 1e-6)
+    except np.linalg.LinAlgError:
+        return False
 
 
 def _cancelled(matrix: Array, y: Array, rows: Index) -> tuple[Index, int]:
