@@ -42,7 +42,7 @@ def run(name: str, steps: int = STEPS, rows: Callable[[int], Array] | None = Non
 
 @pytest.mark.parametrize("window", [3, 25])
 def test_dwa_with_sliding_windows(window):
-    """A memory of 2 W losses that starts as ones; from step W + 2 on the ratio of its halves' means; weights sum to 1."""
+    """A memory of 2 W losses that starts as ones; from step W + 2 on the ratio of its halves' means; they sum to 1."""
     memory = [np.ones(K)] * (2 * window)
     for step, answer in enumerate(run("dwa", window=window, windows="sliding", total="one")):
         memory = [*memory[1:], losses_at(step)]
@@ -72,7 +72,7 @@ def test_dwa_with_sliding_windows_of_a_task_that_is_away():
 def published(
     objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], lr: float, start: float, how: str
 ) -> Any:
-    """The parameters in a torch optimizer with a torch scheduler, as training loops have them; values before each step."""
+    """The parameters in a torch optimizer with a torch scheduler, as training loops have them; before each step."""
     s = torch.full((K,), start, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([s], lr=lr)
     scheduler: Any = {

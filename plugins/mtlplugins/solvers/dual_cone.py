@@ -61,8 +61,8 @@ def project_rows(matrix: Array) -> tuple[Array, Certificate]:
 
 
 def _of_many(matrix: Array) -> tuple[Array, int]:
-    """y (k, k) of hundreds of rows, and the number of systems. What is dear is a system per row: a sweep of them comes only
-    after one system for all rows that says whether they cancel, and an iteration for all rows that finds supports."""
+    """y (k, k) of hundreds of rows, and the number of systems. What is dear is a system per row: a sweep of them comes
+    only after one system for all rows that says whether they cancel, and an iteration for all that finds supports."""
     k = len(matrix)
     y, rows, count = np.zeros((k, k)), np.arange(k), 0
     if not _independent(matrix):

@@ -147,8 +147,8 @@ def _near(matrix: Array, linear: Array) -> Array:
 
 
 def _alternated(inverse: Any, linear: Any, penalty: Any, y: Any, dual: Any, iterations: int) -> tuple[Any, Any]:
-    """Alternating directions (Boyd et al. 2011 [memory]), for which all problems and all iterations share the inverse of
-    C + penalty: the next y >= 0 (m, k) and its dual, in the dtype of what is given."""
+    """Alternating directions (Boyd et al. 2011 [memory]), for which all problems and all iterations share the inverse
+    of C + penalty: the next y >= 0 (m, k) and its dual, in the dtype of what is given."""
     relaxed = linear.dtype.type(_RELAXED)
     for _ in range(iterations):
         x = (penalty * (y - dual) - linear) @ inverse
