@@ -203,9 +203,10 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
         _fits(jacobian, torch.float64, squared=True)
     try:
         answer = call(method, view, start(method, k), jacobian.shape[1])
-    except PluginError:
-        # Sums and inner products of rows that do not fit into their dtype are no fault of the plugin's.
-        _fits(jacobian, jacobian.dtype, squared=method.needs == Needs.JACOBIAN)
+    except PluginError as error:
+        if "not finite" in str(error):
+            # Sums and inner products of rows that do not fit into their dtype are no fault of the plugin's.
+            _fits(jacobian, jacobian.dtype, squared=method.needs == Needs.JACOBIAN)
         raise
     if answer.direction is not None:
         return answer.direction.to(jacobian)

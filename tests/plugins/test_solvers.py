@@ -12,7 +12,7 @@ from mtlplugins.solvers.barrier import barrier
 from mtlplugins.solvers.cagrad import cagrad
 from mtlplugins.solvers.certificate import EPS
 from mtlplugins.solvers.cosines import cosines
-from mtlplugins.solvers.dual_cone import project, project_rows
+from mtlplugins.solvers.dual_cone import project, project_rows, resolution
 from mtlplugins.solvers.least_squares import minimum_norm
 from mtlplugins.solvers.min_norm import min_norm
 from mtlplugins.solvers.safety import without_conflict
@@ -233,6 +233,24 @@ def test_active_set_ends_at_the_same_point_from_any_start(k, p, seed):
         assert (y >= 0).all()
         assert nonnegative.residual(c, c[0], y) <= 64 * k * EPS
         np.testing.assert_allclose(u.T @ y, u.T @ expected, atol=1e-7)
+
+
+def test_rows_that_cancel_project_to_zero_within_the_stated_resolution():
+    """Weights that differ by up to 2^30: what the Gramian resolves, and no more is promised."""
+    rng, met = np.random.default_rng(0), 0
+    for _ in range(400):
+        k = int(rng.integers(3, 7))
+        e = 2.0 ** -rng.integers(0, 30, size=k - 1).astype(float)
+        g = rng.integers(-3, 4, size=(k - 1, 4)).astype(float)
+        j = np.vstack([g, -(e[:, None] * g).sum(axis=0)])
+        if not j.any(axis=1).all():
+            continue
+        found = cosines(j @ j.T)
+        v, _ = project_rows(found.matrix)
+        bound = resolution(np.append(e, 1.0) * found.norms)
+        met += bool((bound < 1e-3).any())
+        assert (np.linalg.norm(v @ unit(j), axis=1) <= 2.0 * bound).all()
+    assert met > 100
 
 
 # --- CAGrad ---------------------------------------------------------------------------------------------------------
