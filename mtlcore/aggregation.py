@@ -27,7 +27,8 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
     Raises:
         UnknownPluginError: no aggregator of that name.
         ConfigurationError: no aggregator at all, wrong shapes or dtype, or a seed that is no whole number.
-        NonFiniteError: NaN or infinity in ``jacobian`` or ``losses``; names the task's row.
+        NonFiniteError: NaN or infinity in ``jacobian`` or ``losses``, or gradients so long that their inner products
+            (float64) or the direction (the dtype of ``jacobian``) overflow; names the task's row.
         PluginError: the method broke its contract.
     """
     method: Aggregator = inputs.plugin("aggregator", aggregator, Aggregator)
@@ -47,8 +48,34 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
             raise NonFiniteError(f"{what} of task{int((~finite).nonzero()[0])} is NaN or infinite.")
     # A plugin gets a copy: what the caller handed over is never at its mercy.
     view = StepView(losses=losses, jacobian=jacobian.detach().clone(), generator=step_seed(seed, 0))
-    answer = call(method, view, start(method, k), jacobian.shape[1])
+    if method.needs == Needs.GRAMIAN:
+        _fits(jacobian, torch.float64, squared=True)
+    try:
+        answer = call(method, view, start(method, k), jacobian.shape[1])
+    except PluginError as error:
+        if "not finite" in str(error):
+            # Sums and inner products of rows that do not fit into their dtype are no fault of the plugin's.
+            _fits(jacobian, jacobian.dtype, squared=method.needs == Needs.JACOBIAN)
+        raise
     if answer.direction is not None:
         return answer.direction.to(jacobian)
     assert answer.weights is not None
-    return linalg.combine(jacobian.detach(), answer.weights)
+    direction = linalg.combine(jacobian.detach(), answer.weights)
+    if not _finite(direction):
+        parts = jacobian.detach().abs().amax(1).double() * answer.weights.to(jacobian.device).abs().double()
+        raise _overflow(int(parts.argmax()), f"the direction, to which it adds most, in {jacobian.dtype}")
+    return direction
+
+
+def _fits(rows: Tensor, dtype: torch.dtype, squared: bool) -> None:
+    """Raises NonFiniteError, with the longest row's name, if sums of rows, or their squares, overflow ``dtype``."""
+    sizes = rows.detach().double().square().sum(1).to(dtype) if squared else rows.detach().double().abs().amax(1)
+    if not bool(torch.isfinite(sizes.sum().to(dtype))):
+        what = "inner products" if squared else "sums"
+        raise _overflow(int(rows.detach().abs().amax(1).argmax()), f"{what} of gradients in {dtype}")
+
+
+def _overflow(task: int, what: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"gradient of task{task} is too long: it overflows {what}. Measure its loss in a larger unit."
+    )

@@ -6,6 +6,8 @@ The projection of J^T u is J^T v with v the solution of  min v'Gv over v >= u  (
 Projecting the rows themselves (u = e_j, what UPGrad needs K times) has more structure. Row j's own multiplier is
 zero: <proj g_j, g_j> = |proj g_j|^2, which is positive unless the projection is zero, and then the others
 suffice. And a projection commutes with positive scaling of its argument, so unit rows serve every scale.
+
+Resolution: :func:`resolution` says how far from zero a projection may be that is zero in exact arithmetic.
 """
 
 from __future__ import annotations
@@ -16,6 +18,24 @@ from mtlplugins.solvers import nonnegative
 from mtlplugins.solvers.barrier import barrier
 from mtlplugins.solvers.certificate import EPS, Certificate
 from mtlplugins.solvers.cosines import Array, Index
+
+
+def resolution(b: Array) -> Array:
+    """Of rows that cancel, sum_i b_i (unit row i) = 0 with all b_i > 0: bounds (k,) on the length of the projection of
+    each unit row, which is zero in exact arithmetic.
+
+    Proof. The projection of row j is J^T (e_j + y) with y >= 0 least in 1/2 |J^T (e_j + y)|^2 + r/2 |y|^2, r the ridge
+    of 4 sqrt(K) eps, which stands for the rounding of the cosines (:mod:`.nonnegative`). y = b / b_j without its own
+    entry makes the first term zero and the second at most r/2 (|b| / b_j)^2; the minimum is no larger. So
+
+        |P (unit row j)| <= min(1, (4 sqrt(K) eps)^(1/2) |b| / b_j) ,
+
+    proved for exact cosines, and met with rounded ones [measured: 0.92 of the bound at worst]. Weights that differ by more
+    than about 1e7 say nothing: the Gramian does not hold the digits in which such rows differ from others that do have
+    a common descent direction. It follows for upgrad and dualproj that |d| <= sum_j u_j |g_j| times the bound.
+    """
+    ridge = 4.0 * len(b) ** 0.5 * EPS
+    return np.minimum(1.0, ridge**0.5 * float(np.linalg.norm(b)) / b)
 
 
 def project(matrix: Array, b: Array) -> tuple[Array, Certificate]:
@@ -48,14 +68,39 @@ def project_rows(matrix: Array) -> tuple[Array, Certificate]:
         t, u = nonnegative.pair(a, b, c)
         y = np.array([[0.0, p, q], [r, 0.0, s], [t, u, 0.0]])
         count = 0
-    else:
+    elif k < nonnegative.LARGE:
         # The conflicting rows are the first guess of the active constraints, never row j itself.
         y, rows, count = nonnegative.pivot(matrix, matrix, matrix < 0.0)
         if 2 * len(rows) > k:
             rows, more = _cancelled(matrix, y, rows)
             count += more
         count += nonnegative.finish(matrix, matrix, y, rows)
+    else:
+        y, count = _of_many(matrix)
     return identity + y, _certificate(matrix, matrix, y, 1.0, count)
+
+
+def _of_many(matrix: Array) -> tuple[Array, int]:
+    """y (k, k) of hundreds of rows, and the number of systems. What is dear is a system per row: a sweep of them comes
+    only after one system for all rows that says whether they cancel, and an iteration for all that finds supports."""
+    k = len(matrix)
+    y, rows, count = np.zeros((k, k)), np.arange(k), 0
+    if not _independent(matrix):
+        rows, count = _cancelled(matrix, y, rows)
+    if len(rows):
+        linear = matrix[rows]
+        found, left, sweeps = nonnegative.pivot(matrix, linear, nonnegative.likely_supports(matrix, linear))
+        y[rows] = found
+        rows, count = rows[left], count + sweeps
+    return y, count + nonnegative.finish(matrix, matrix, y, rows)
+
+
+def _independent(matrix: Array) -> bool:
+    """False where the rows may depend on each other to within rounding."""
+    try:
+        return bool(np.linalg.cholesky(matrix).diagonal().min() > 1e-6)
+    except np.linalg.LinAlgError:
+        return False
 
 
 def _cancelled(matrix: Array, y: Array, rows: Index) -> tuple[Index, int]:

@@ -18,6 +18,8 @@ different length differ by as much, and the largest of them would hide what the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mtlplugins.solvers.certificate import EPS
@@ -27,9 +29,13 @@ _SWEEPS = 10
 _COMPRESSED = 48
 """Variables from which on gathering the free ones costs less than solving systems of full size."""
 
+LARGE = 128
+"""Variables from which on a start is worth its price for every problem, and each is solved by a Cholesky of its own."""
 _MANY = 150
 """Unknowns from which on looking for a start of the active-set method costs less than what it saves."""
 _ITERATIONS, _PENALTY, _RELAXED = 100, 0.1, 1.7
+_ROUNDS, _BETWEEN, _LARGE_PENALTY = 16, 5, 0.3
+"""The same for a start that only has to have most of the supports right: so many times so many iterations at most."""
 
 
 def pair(c: float, p: float, q: float) -> tuple[float, float]:
@@ -115,17 +121,41 @@ def finish(matrix: Array, linear: Array, y: Array, rows: Index) -> int:
     return count
 
 
+def likely_supports(matrix: Array, linear: Array) -> Mask:
+    """(m, k): a guess of the supports of the solutions for ``linear`` (m, k), right but for one entry in a thousand or
+    fewer [measured on 500 Gaussian rows in 300 to 1000 dimensions]. In float32, as a guess needs no more."""
+    penalty = np.float32(_LARGE_PENALTY)
+    inverse = np.linalg.inv(matrix + _LARGE_PENALTY * np.eye(len(matrix))).astype(np.float32)
+    linear = linear.astype(np.float32)
+    y, dual = np.zeros_like(linear), np.zeros_like(linear)
+    support = y > 0.0
+    for _ in range(_ROUNDS):
+        before = support
+        y, dual = _alternated(inverse, linear, penalty, y, dual, _BETWEEN)
+        support = y > 0.0
+        # What still changes comes right in a sweep over few rows, which costs as much as some more iterations.
+        if np.count_nonzero(support != before) <= len(matrix) // 4:
+            break
+    return support
+
+
 def _near(matrix: Array, linear: Array) -> Array:
-    """y >= 0 (m, k) near the solutions, good enough to have most of their supports: alternating directions (Boyd et
-    al. 2011 [memory]), for which all problems and all iterations share one inverse."""
+    """y >= 0 (m, k) near the solutions, good enough to have most of their supports."""
     inverse = np.linalg.inv(matrix + _PENALTY * np.eye(len(matrix)))
     y, dual = np.zeros_like(linear), np.zeros_like(linear)
-    for _ in range(_ITERATIONS):
-        x = (_PENALTY * (y - dual) - linear) @ inverse
-        x = _RELAXED * x + (1.0 - _RELAXED) * y
-        y = np.maximum(x + dual, 0.0)
-        dual += x - y
-    return y
+    return np.asarray(_alternated(inverse, linear, _PENALTY, y, dual, _ITERATIONS)[0])
+
+
+def _alternated(inverse: Any, linear: Any, penalty: Any, y: Any, dual: Any, iterations: int) -> tuple[Any, Any]:
+    """Alternating directions (Boyd et al. 2011 [memory]), for which all problems and all iterations share the inverse
+    of C + penalty: the next y >= 0 (m, k) and its dual, in the dtype of what is given."""
+    relaxed = linear.dtype.type(_RELAXED)
+    for _ in range(iterations):
+        x = (penalty * (y - dual) - linear) @ inverse
+        x = relaxed * x + (1 - relaxed) * y
+        y = np.maximum(x + dual, 0)
+        dual = dual + x - y
+    return y, dual
 
 
 def tolerance(linear: Array, y: Array) -> Array:
@@ -142,6 +172,8 @@ def _on_free(c: Array, free: Mask, linear: Array) -> Array:
         system = np.where(free[:, :, None] & free[:, None, :], c, 0.0)
         system.reshape(m, -1)[:, :: k + 1] = np.where(free, c.flat[0], 1.0)
         return np.linalg.solve(system, np.where(free, -linear, 0.0)[:, :, None])[:, :, 0]
+    if k >= LARGE:
+        return _on_free_alone(c, free, linear)
     # The same, on as many rows and columns as the largest free set has.
     out, size = np.zeros((m, k)), int(free.sum(axis=1).max())
     if size:
@@ -152,6 +184,20 @@ def _on_free(c: Array, free: Mask, linear: Array) -> Array:
         system.reshape(m, -1)[:, :: size + 1] = np.where(inside, c.flat[0], 1.0)
         right = np.where(inside, -np.take_along_axis(linear, index, 1), 0.0)
         np.put_along_axis(out, index, np.linalg.solve(system, right[:, :, None])[:, :, 0], 1)
+    return out
+
+
+def _on_free_alone(c: Array, free: Mask, linear: Array) -> Array:
+    """One by one: half of the operations of a general solve, and nothing padded."""
+    from scipy.linalg.lapack import dposv  # takes time to import, and is needed for many rows only
+
+    out = np.zeros(linear.shape)
+    for x, where, q in zip(out, free, linear):
+        index = where.nonzero()[0]
+        if len(index):
+            system = c[index[:, None], index]
+            _, found, fault = dposv(system, -q[index], lower=1, overwrite_a=1)
+            x[index] = np.linalg.solve(c[index[:, None], index], -q[index]) if fault else found
     return out
 
 

@@ -2,10 +2,18 @@
 
 For independent rows this is the dual basis: with P = C^-1 the remainder of unit row i is (1 / P_ii) sum_j P_ij (unit
 row j), and its squared length, the squared sine of the angle between row i and the span, is 1 / P_ii. So one
-inversion serves all K rows, instead of K Gram-Schmidt runs of O(K^2 P). Where C is singular, one eigendecomposition
-still serves most: the remainder is zero for a row that a null vector of C gives a part in, and as before with P = C^+
-for one that none does. The few in between, and all if C is close to singular without being it, are treated one by one
-with a truncated eigendecomposition of the other rows' cosines.
+inversion serves all K rows, instead of K Gram-Schmidt runs of O(K^2 P). Where C is singular or close to it, one
+eigendecomposition serves all K rows. With N the null vectors, a row is of one of three kinds:
+
+- It has a part in N. Then it depends on the others: the combination of least norm that has its coefficient 1 and
+  vanishes is N N' e_i / |N' e_i|^2.
+- It has none. Then the remainder is as before, with P = C^+.
+- Rounding does not tell: its part is not above the error of N, eps over the gap below the other eigenvalues. Then
+  P = (C + ridge)^-1 decides, which is the first where the part is large, the second where it is small.
+
+In every case the combination found is at least as long as the remainder. Resolution: the error of C, of about
+4 sqrt(K) eps in norm, makes a remainder with coefficients c uncertain by (4 sqrt(K) eps)^(1/2) sum |c|; one that is not
+longer than that, or than 1e-6, is zero.
 """
 
 from __future__ import annotations
@@ -13,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from mtlplugins.solvers.certificate import EPS
-from mtlplugins.solvers.cosines import Array, Index
+from mtlplugins.solvers.cosines import Array
 
 SMALLEST_SINE = 1e-6
 """Remainders shorter than this, relative to the row, are zero. A remainder of relative length r is known from C only
@@ -42,40 +50,28 @@ def remainders(matrix: Array) -> tuple[Array, Array]:
 
 
 def _of_dependent(matrix: Array) -> tuple[Array, Array]:
-    k = len(matrix)
-    values, vectors = np.linalg.eigh(matrix)
-    null = values <= 8.0 * k * EPS
-    part = (vectors[:, null] ** 2).sum(axis=1)
-    values, vectors = values[~null], vectors[:, ~null]
-    # |J^T v| of a null vector v is rounding, and the remainder of row i is no longer than |J^T v| / |v_i|.
-    zero = part * SMALLEST_SINE**2 > 8.0 * k * EPS
-    inverse = (vectors / values) @ vectors.T
-    reciprocal = inverse.diagonal()
-    clear = (part < _NO_PART) & (reciprocal < _TRUSTED) & (values[0] * _TRUSTED > 1.0)
-    coefficients, lengths = np.zeros((k, k)), np.zeros(k)
-    coefficients[clear] = inverse[clear] / reciprocal[clear, None]
-    lengths[clear] = 1.0 / np.sqrt(reciprocal[clear])
-    rest = (~zero & ~clear).nonzero()[0]
-    coefficients[rest], lengths[rest] = _one_by_one(matrix, rest)
-    return coefficients, lengths
-
-
-def _one_by_one(matrix: Array, rows: Index) -> tuple[Array, Array]:
-    k = len(matrix)
-    own = np.eye(k, dtype=bool)[rows]
-    # Batch: the cosines of the rows other than i (row and column i belong to the identity).
-    others = np.where(own[:, :, None] | own[:, None, :], np.eye(k), matrix)
-    values, vectors = np.linalg.eigh(others)
-    target = np.where(own, 0.0, matrix[rows])
-    along = np.einsum("iab,ia->ib", vectors, target)
-    keep = values > 8.0 * k * EPS
-    inverse = np.where(keep, 1.0, 0.0) / np.where(keep, values, 1.0)
-    coefficients = np.where(own, 1.0, -np.einsum("iab,ib->ia", vectors, along * inverse))
-    squares = np.einsum("ia,ab,ib->i", coefficients, matrix, coefficients)
+    coefficients = _combinations(matrix)
+    squares = ((coefficients @ matrix) * coefficients).sum(axis=1)
     lengths = np.sqrt(np.clip(squares, 0.0, 1.0))
     # Large coefficients come from others that nearly depend on each other; what their cancellation leaves is rounding.
-    rounding = (4.0 * EPS * k**0.5) ** 0.5 * np.abs(coefficients).sum(axis=1)
+    rounding = (4.0 * EPS * len(matrix) ** 0.5) ** 0.5 * np.abs(coefficients).sum(axis=1)
     zero = lengths <= np.maximum(SMALLEST_SINE, rounding)
     coefficients[zero] = 0.0
     lengths[zero] = 0.0
     return coefficients, lengths
+
+
+def _combinations(matrix: Array) -> Array:
+    """(k, k): row i has a one in place i and makes |J^T c| least, of those the shortest c."""
+    rounding = 8.0 * len(matrix) * EPS
+    values, vectors = np.linalg.eigh(matrix)
+    null = values <= rounding
+    projector = vectors[:, null] @ vectors[:, null].T
+    part = projector.diagonal()
+    inverse = (vectors[:, ~null] / values[~null]) @ vectors[:, ~null].T
+    unknown = (part > _NO_PART) & (part <= (rounding / values[~null].min()) ** 2)
+    inverse[part > _NO_PART] = projector[part > _NO_PART]
+    if unknown.any():
+        inverse[unknown] = ((vectors / (np.maximum(values, 0.0) + rounding)) @ vectors.T)[unknown]
+    coefficients: Array = inverse / inverse.diagonal()[:, None]
+    return coefficients
