@@ -64,6 +64,7 @@ DETECTORS: dict[str, str] = {
     "cosine": "mtlplugins.detectors.cosine:Cosine",
     "dominated": "mtlplugins.detectors.dominated:Dominated",
     "imbalance": "mtlplugins.detectors.imbalance:Imbalance",
+    "layer-conflict": "mtlplugins.detectors.layer_conflict:LayerConflict",
 }
 TELEPORTS: dict[str, str] = {
     "attention-qk": "mtlplugins.teleports.attention_qk:AttentionQK",

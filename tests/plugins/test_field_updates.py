@@ -41,7 +41,7 @@ SIZES = torch.tensor([[1.0], [0.3], [2.0], [0.7]], dtype=torch.float64)
 
 
 def batches(number: int, count: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Rows of ``count`` batches of one step, and its losses. Sizes differ, most pairs of tasks conflict at some time."""
+    """Rows of ``count`` batches of one step, and its losses. Sizes differ, most pairs conflict at some time."""
     generator = torch.Generator().manual_seed(number)
     base = torch.randn(K, P, generator=generator, dtype=torch.float64) * SIZES
     rows = [base + 0.1 * torch.randn(K, P, generator=generator, dtype=torch.float64) for _ in range(count)]
