@@ -1,4 +1,4 @@
-"""Writes the reference pages that are made from the code: docs/reference/{api,methods,command-line}.md.
+"""Writes the reference pages that are made from the code: docs/reference/{api,methods,choosing,command-line}.md.
 
 Run by `make docs`; a test fails when a page is stale.
 """
@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import inspect
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -123,11 +124,53 @@ def methods() -> str:
                     if field.name in ranges:
                         out.append(f"| `{field.name}` | `{field.default!r}` | {ranges[field.name]} |")
                 out.append("")
-            needs = getattr(cls, "needs", None)
-            claims = sorted(mtlcore.create(kind, name).claims)
+            plugin = mtlcore.create(kind, name)
+            needs = getattr(plugin, "needs", None)
+            claims = sorted(plugin.claims)
             facts = [f"Needs `{needs.name}`."] if needs is not None else []
             facts.append("Claims " + (", ".join(f"`{c}`" for c in claims) if claims else "nothing"))
             out.append(" ".join(facts) + f". Source: `{cls.__module__}`.\n")
+    return "\n".join(out)
+
+
+def choosing() -> str:
+    """One line per aggregator: what it needs, what is known about it, and where it comes from."""
+    rows = json.loads((REFERENCE / "ledger.json").read_text(encoding="utf-8"))
+    known = {(r["name"], r["law"]): r["status"] for r in rows if r["kind"] == "aggregator" and not r["options"]}
+    marks = {"proved": "proved", "verified": "verified", "refuted": "refuted"}
+    out = [
+        "# Which method?\n",
+        "Start from what you can pay. Methods that need `LOSSES` cost one backward pass; `GRAMIAN` costs one per task "
+        "(or one through the heads, where features are handed over); `JACOBIAN` keeps the gradients of all tasks, and "
+        "several batches multiply the forward passes, too.\n",
+        "- **No reason to think that tasks harm each other**: `ls`, tuned. It is the baseline that others must beat.\n"
+        "- **Losses of different units, many tasks**: a method on log losses (`si`, `famo`, `stch`, `db-mtl`).\n"
+        "- **No task may be harmed by a step**: a method whose column *no conflict* says proved (`upgrad`, `mgda`, "
+        "`nash-mtl`, `fairgrad`, `gradops`, `dualproj`). MGDA stops at the first Pareto-stationary point it meets.\n"
+        "- **A preference between tasks**: `ls` with weights, `pbi`, `cosmos`, `stch`; or `task-weighted` around any.\n"
+        "- **Noisy gradients**: `moco`, `modo`, `sdmgrad`; or `cr-mogm` and `ema` around any method.\n"
+        "- **Some tasks may be broken**: `capped-mgda`, `krum`, `trimmed-mean`.\n",
+        "Verdicts are those of [the ledger](ledger.md); *claimed* is a promise that `mtl verify` checks and that has "
+        "no row in it yet. Absent tasks: every method is asked about those present; *state* says what it remembers.\n",
+        "| method | needs | batches | no conflict | scale-free | cone | state | source |\n|---|---|---|---|---|---|---|---|",
+    ]
+    for name in mtlcore.available("aggregator"):
+        plugin = mtlcore.create("aggregator", name)
+        verdicts = []
+        for law in ("non-conflicting", "scale-free", "conic-combination"):
+            verdicts.append(marks.get(known.get((name, law), ""), "claimed" if law in plugin.claims else "–"))
+        state = ", ".join(f"`{key}`" for key in plugin.init(2)) or "none"
+        paper = getattr(type(plugin), "paper", "")
+        source = f"[paper or code]({paper})" if paper else "[see](methods.md#" + name + ")"
+        cells = [
+            f"[`{name}`](methods.md#{name})",
+            f"`{plugin.needs.name}`",
+            str(plugin.batches),
+            *verdicts,
+            state,
+            source,
+        ]
+        out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
 
 
@@ -154,7 +197,7 @@ def command_line() -> str:
     return "\n".join(out)
 
 
-PAGES = {"api.md": api, "methods.md": methods, "command-line.md": command_line}
+PAGES = {"api.md": api, "methods.md": methods, "choosing.md": choosing, "command-line.md": command_line}
 
 
 def main() -> None:
