@@ -65,6 +65,7 @@ DETECTORS: dict[str, str] = {
     "cosine": "mtlplugins.detectors.cosine:Cosine",
     "dominated": "mtlplugins.detectors.dominated:Dominated",
     "imbalance": "mtlplugins.detectors.imbalance:Imbalance",
+    "layer-conflict": "mtlplugins.detectors.layer_conflict:LayerConflict",
 }
 TELEPORTS: dict[str, str] = {
     "attention-qk": "mtlplugins.teleports.symmetry.attention_qk:AttentionQK",

@@ -1,6 +1,6 @@
 """SDMGrad without noise: the min-norm point, drawn towards the mean. [Xiao, Ban & Ji 2023]
 
-No built-in method has this name: the reference is there for a plugin that has it.
+For one batch a step, of the built-in method or of any other plugin of this name.
 """
 
 from __future__ import annotations

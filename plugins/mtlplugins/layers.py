@@ -1,0 +1,41 @@
+"""The groups of a trunk's parameters: how many numbers each layer has in a row of the Jacobian."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+
+def layers_of(trunk: nn.Module) -> dict[str, int]:
+    """Layer -> number of its parameters that need gradients, in the order of the Jacobian's columns.
+
+    A layer is a module with parameters of its own: its weight and bias belong together, as in Recon. A parameter that
+    several modules share counts where it comes first, as it does in a row.
+    """
+    sizes: dict[str, int] = {}
+    for name, parameter in trunk.named_parameters():
+        if parameter.requires_grad:
+            layer = name.rpartition(".")[0] or name
+            sizes[layer] = sizes.get(layer, 0) + parameter.numel()
+    return sizes
+
+
+def sizes_of(trunk: nn.Module) -> tuple[float, ...]:
+    """The same as the option ``sizes`` of ``layerwise`` and ``layer-conflict`` takes it.
+
+    Raises:
+        ValueError: the parameters of one layer do not follow one another, so that sizes in order cannot tell layers.
+    """
+    if not _contiguous(name.rpartition(".")[0] for name, p in trunk.named_parameters() if p.requires_grad):
+        raise ValueError("the parameters of one layer are not together in the trunk's order: give the sizes by hand.")
+    return tuple(float(size) for size in layers_of(trunk).values())
+
+
+def _contiguous(names: Iterable[str]) -> bool:
+    met: list[str] = []
+    for name in names:
+        if name and name in met and met[-1] != name:
+            return False
+        met.append(name)
+    return True

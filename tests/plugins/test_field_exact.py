@@ -1,0 +1,312 @@
+"""Methods without a memory, against convex programs, the definitions that they state, and each other's limits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import mtlcore
+from mtlcore import StepView
+from mtlcore.errors import ConfigurationError, LossError
+from mtlplugins.grouping import group_means
+from mtlplugins.solvers.quadratic import minimise
+from mtlplugins.solvers.simplex import project_simplex
+from mtlverify import references
+from mtlverify.references import NoUniqueAnswer
+
+
+def rows(seed: int, k: int = 4, p: int = 9) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.rand(k, 1, generator=generator, dtype=torch.float64) * 3 + 0.1
+    return sizes * torch.randn(k, p, generator=generator, dtype=torch.float64)
+
+
+def ask(name: str, j: Tensor, losses: Tensor | None = None, state: Any = None, step: int = 0, **options: Any):
+    method = mtlcore.create("aggregator", name, **options)
+    losses = torch.ones(len(j), dtype=torch.float64) if losses is None else losses
+    view = StepView(losses=losses, jacobian=j, step=step, needs=method.needs)
+    answer = method.aggregate(view, method.init(len(j)) if state is None else state)
+    return (j.T @ answer.weights if answer.direction is None else answer.direction), answer
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("conicgrad", {}),
+        ("conicgrad", {"c": 0.9}),
+        ("imgrad", {}),
+        ("capped-mgda", {}),
+        ("capped-mgda", {"share": 0.3}),
+        ("sdmgrad", {"double_sampling": False}),
+        ("pivrg", {}),
+    ],
+)
+def test_200_random_jacobians_against_a_convex_program(name, options):
+    method = mtlcore.create("aggregator", name, **options)
+    reference, compared = references.reference_for(method), 0
+    for seed in range(30):
+        j = rows(seed, k=2 + seed % 5, p=3 + seed % 7)
+        try:
+            exact = reference(j.numpy(), method, np.ones(len(j)))
+        except NoUniqueAnswer:
+            continue
+        got, _ = ask(name, j, **options)
+        apart = float((got - torch.from_numpy(exact.direction)).norm())
+        assert apart <= 1e-6 * exact.size + exact.distance, seed
+        compared += 1
+    assert compared >= 24
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def test_capped_mgda_is_mgda_at_one_end_and_the_mean_at_the_other():
+    for seed in range(10):
+        j = rows(seed)
+        torch.testing.assert_close(ask("capped-mgda", j, share=0.25)[0], ask("mgda", j)[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(ask("capped-mgda", j, share=1.0)[0], j.mean(0))
+        weights = ask("capped-mgda", j, share=0.5)[1].weights
+        assert float(weights.max()) <= 0.5 + 1e-12
+
+
+def test_capped_mgda_maximises_the_mean_gain_of_the_worst_half():
+    """The conditional value at risk: no other unit direction, among many tried, has a larger one."""
+    for seed in range(10):
+        j = rows(seed, p=5)
+        d, _ = ask("capped-mgda", j, share=0.5)
+        tried = torch.randn(5, 2000, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        near = d[:, None] / d.norm() + 0.05 * tried[:, :500]
+        for others in (tried, near):
+            assert float(_worst_half(j, others).max()) <= float(_worst_half(j, d)) * (1 + 1e-9)
+
+
+def _worst_half(j: Tensor, direction: Tensor) -> Tensor:
+    """Mean of the two smallest of four gains of a unit direction, or of several in columns."""
+    return (j @ (direction / direction.norm(dim=0))).sort(dim=0).values[:2].mean(0)
+
+
+def test_sdmgrad_is_mgda_without_the_mean_and_the_mean_with_much_of_it():
+    j = rows(3)
+    torch.testing.assert_close(ask("sdmgrad", j, double_sampling=False, lambda_=0.0)[0], ask("mgda", j)[0])
+    torch.testing.assert_close(
+        ask("sdmgrad", j, double_sampling=False, lambda_=1e9)[0], j.mean(0), rtol=1e-6, atol=1e-9
+    )
+
+
+def test_conicgrad_keeps_its_angle_and_its_length_and_harms_nobody():
+    for seed in range(60):
+        j = rows(seed, k=3, p=4)
+        d, answer = ask("conicgrad", j, c=0.6, fallback=False)
+        mean = j.mean(0)
+        assert float((j @ d).min()) >= -1e-9 * float(d.norm()) * float(j.norm())
+        if answer.diagnostics["solver"] == "outside":
+            assert float(d.norm()) == 0.0
+        elif float(d.norm()) > 0:
+            assert float(d.norm()) == pytest.approx(float(mean.norm()), rel=1e-7)
+            assert float(d @ mean) >= (0.6 - 1e-7) * float(d.norm() * mean.norm())
+
+
+def test_conicgrad_leaves_the_cone_only_with_the_fallback():
+    j = torch.tensor([[10.0, 0.0], [-1.0, 0.1]], dtype=torch.float64)
+    inside, answer = ask("conicgrad", j, c=0.9, fallback=False)
+    assert answer.diagnostics["solver"] == "outside"
+    assert not inside.any()
+    d, answer = ask("conicgrad", j, c=0.9)
+    assert "fallback" in answer.diagnostics
+    assert float((j @ d).min()) > 0.0
+
+
+def test_imgrad_weighs_its_terms_by_the_cosine_of_mean_and_min_norm_point():
+    j = rows(5)
+    _, answer = ask("imgrad", j)
+    expected = torch.nn.functional.cosine_similarity(j.mean(0), ask("mgda", j)[0], 0)
+    assert answer.diagnostics["balance"] == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_pivrg_solves_its_equation_with_the_priorities_of_its_history():
+    j, method = rows(7), mtlcore.create("aggregator", "pivrg", window=2, least_temperature=20.0)
+    state, scale = method.init(4), torch.ones(4, dtype=torch.float64)
+    for step in range(6):
+        scale = scale * torch.tensor([0.9, 1.0, 1.1, 0.7], dtype=torch.float64)
+        view = StepView(losses=scale, jacobian=j, step=step, needs=method.needs)
+        answer = method.aggregate(view, state)
+        state, w, p = answer.state, answer.weights, answer.diagnostics["priority"]
+        torch.testing.assert_close(j @ (j.T @ w), (p / w).sqrt(), rtol=1e-9, atol=1e-12)
+    last = torch.tensor([0.9, 1.0, 1.1, 0.7], dtype=torch.float64)
+    ratio = (last**3 + last**4) / (last + last**2)
+    s = 100 * (ratio - 1)
+    temperature = max(float(s.max() - s.min()) / np.log(2.0), 20.0)
+    torch.testing.assert_close(p, 4 * torch.softmax(s / temperature, 0))
+    assert float(p.max() / p.min()) <= 2.0 + 1e-9
+
+
+def test_emtl_is_a_gradient_step_on_losses_plus_the_variance_of_contributions():
+    j = rows(9)
+    losses = torch.tensor([1.0, 3.0, 0.2, 0.7], dtype=torch.float64)
+    for variance in ("plain", "relative"):
+        leaf = losses.clone().requires_grad_()
+        r = leaf / j.norm(dim=1)
+        spread = r.var(unbiased=False)
+        if variance == "relative":
+            spread = spread / r.mean() ** 2 * losses.sum()
+        (w,) = torch.autograd.grad(leaf.sum() + 0.05 * spread, leaf)
+        w = w.clamp_min(0.0)
+        _, answer = ask("emtl", j, losses, lamb=0.05, variance=variance)
+        torch.testing.assert_close(answer.weights, w * 4 / w.sum())
+
+
+def test_wpcgrad_with_one_certain_task_is_deterministic_and_protects_it():
+    for seed in range(20):
+        for mode in ("order", "protect-one"):
+            j = rows(seed, k=3, p=3)
+            options = {"mode": mode, "scheme": "fixed", "priorities": (1e-300, 1.0, 1e-300)}
+            d, answer = ask("wpcgrad", j, **options)
+            assert answer.diagnostics["protected"] == "task1"
+            assert float(d @ j[1]) >= float(j[1] @ j[1]) * (1 - 1e-12)
+
+
+def test_wpcgrad_draws_the_protected_task_in_proportion_to_its_priority():
+    j = torch.tensor([[1.0, 0.0], [-1.0, 1.0]], dtype=torch.float64)
+    method = mtlcore.create("aggregator", "wpcgrad", scheme="fixed", priorities=(3.0, 1.0))
+    generator, first = torch.Generator().manual_seed(0), 0
+    for _ in range(2000):
+        view = StepView(losses=torch.ones(2), jacobian=j, generator=generator, needs=method.needs)
+        first += method.aggregate(view, {}).diagnostics["protected"] == "task0"
+    assert first / 2000 == pytest.approx(0.75, abs=0.04)  # four standard deviations
+
+
+# --- robust means -----------------------------------------------------------------------------------------------------
+
+
+def test_krum_takes_the_gradients_nearest_to_the_others():
+    for seed in range(50):
+        j = rows(seed, k=6)
+        for distance, power in (("squared", 2), ("plain", 1)):
+            apart = torch.cdist(j, j, compute_mode="donot_use_mm_for_euclid_dist") ** power
+            scores = apart.sort(dim=1).values[:, 1 : 6 - 1 - 2 + 1].sum(1)
+            expected = torch.zeros(6, dtype=torch.float64)
+            expected[scores.topk(2, largest=False).indices] = 0.5
+            _, answer = ask("krum", j, broken=1, selected=2, distance=distance)
+            torch.testing.assert_close(answer.weights, expected)
+
+
+def test_krum_shares_a_tie():
+    j = torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(ask("krum", j)[1].weights, torch.full((4,), 0.25, dtype=torch.float64))
+
+
+def test_a_wild_task_moves_neither_krum_nor_the_trimmed_mean_far():
+    j = torch.ones(5, 3, dtype=torch.float64) + 0.01 * rows(1, k=5, p=3)
+    j[2] = torch.tensor([1e9, -1e9, 1e9])
+    for name in ("krum", "trimmed-mean"):
+        assert float((ask(name, j)[0] - 1.0).abs().max()) < 0.2
+    torch.testing.assert_close(ask("trimmed-mean", j, trim=0)[0], j.mean(0))
+
+
+# --- solvers ----------------------------------------------------------------------------------------------------------
+
+
+def test_grouping_is_the_best_of_all_partitions():
+    import itertools
+
+    generator = np.random.default_rng(0)
+    for _ in range(12):
+        values = generator.normal(size=6)
+        means, _ = group_means(values, 3)
+        best = min(_spread(values, labels) for labels in itertools.product(range(3), repeat=6))
+        assert float(((values - means) ** 2).sum()) == pytest.approx(best, rel=1e-9)
+
+
+def _spread(values, labels):
+    labels = np.array(labels)
+    return float(sum(((values[labels == g] - values[labels == g].mean()) ** 2).sum() for g in set(labels.tolist())))
+
+
+def test_the_simplex_projection_is_the_nearest_point():
+    generator = np.random.default_rng(1)
+    for _ in range(50):
+        point = generator.normal(size=5) * 10.0 ** generator.integers(-3, 8)
+        w = project_simplex(point)
+        assert w.min() >= 0.0
+        assert w.sum() == pytest.approx(1.0, rel=1e-9)
+        others = generator.dirichlet(np.ones(5), 200)
+        assert ((point - w) @ (others - w).T <= 1e-9 * np.abs(point).max()).all()  # the variational inequality
+
+
+def test_the_quadratic_program_agrees_with_clarabel():
+    import cvxpy as cp
+
+    generator = np.random.default_rng(2)
+    for _ in range(25):
+        n = int(generator.integers(2, 7))
+        root = generator.normal(size=(n, n))
+        h, f = root.T @ root, generator.normal(size=n)
+        equal = np.append(np.ones(n - 1), 0.0)
+        above = np.append(generator.normal(size=n - 1), 1.0)
+        x = cp.Variable(n)
+        program = cp.Problem(
+            cp.Minimize(0.5 * cp.sum_squares(root @ x) + f @ x), [x >= 0, equal @ x == 1, above @ x >= 0]
+        )
+        program.solve(solver=cp.CLARABEL)
+        found = minimise(h, f, equal, 1.0, above)
+        np.testing.assert_allclose(0.5 * found @ h @ found + f @ found, program.value, rtol=1e-6, atol=1e-7)
+        assert above @ found >= -1e-9
+
+
+# --- scalarisations and edges ----------------------------------------------------------------------------------------
+
+
+def test_constant_keeps_the_numbers_and_says_what_is_missing():
+    j = rows(0, k=3)
+    assert ask("constant", j, weights=(2.0, -1.0, 0.0))[1].weights.tolist() == [2.0, -1.0, 0.0]
+    with pytest.raises(ConfigurationError, match="2 entries for 3 tasks"):
+        ask("constant", j, weights=(1.0, 1.0))
+
+
+@pytest.mark.parametrize("form", ["uniform", "normal", "dirichlet", "bernoulli", "one-task"])
+def test_random_weights_are_even_on_average(form):
+    method, total = mtlcore.create("aggregator", "random", form=form), torch.zeros(3, dtype=torch.float64)
+    for seed in range(3000):
+        weights = method.aggregate(StepView(losses=torch.ones(3), generator=seed), {}).weights
+        assert float(weights.sum()) == pytest.approx(1.0)
+        total += weights
+    torch.testing.assert_close(total / 3000, torch.full((3,), 1 / 3, dtype=torch.float64), atol=0.035, rtol=0.0)
+
+
+def test_scalarisations_point_to_the_preference():
+    """One small step of the losses along minus the weights brings cosmos and pbi nearer to their ray."""
+    r = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
+    losses = torch.tensor([3.0, 1.0, 1.0], dtype=torch.float64)
+
+    def cosine(x: Tensor) -> float:
+        return float(torch.nn.functional.cosine_similarity(x, r, 0))
+
+    for name, more in (("cosmos", {"lamb": 10.0}), ("pbi", {})):
+        method = mtlcore.create("aggregator", name, preferences=tuple(r.tolist()), **more)
+        w = method.aggregate(StepView(losses=losses), {}).weights
+        assert cosine(losses - 1e-3 * w) > cosine(losses)
+
+
+@pytest.mark.parametrize("name", ["go4align", "gradnorm", "db-mtl", "emtl", "pivrg"])
+def test_a_negative_loss_is_refused_by_name(name):
+    with pytest.raises(LossError, match="task1"):
+        ask(name, rows(0, k=2), torch.tensor([1.0, -1.0], dtype=torch.float64))
+
+
+def test_go4align_and_db_mtl_leave_out_a_loss_of_zero():
+    losses = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
+    j = rows(1, k=3)
+    assert ask("go4align", j, losses)[1].weights[1] == 0.0
+    d, answer = ask("db-mtl", j, losses)
+    assert answer.head_weights[1] == 0.0
+    torch.testing.assert_close(d, ask("db-mtl", j[[0, 2]], losses[[0, 2]])[0])
+
+
+def test_references_read_the_radius_that_imgrad_uses():
+    assert references.reference_for(mtlcore.create("aggregator", "imgrad")) is not None
+    assert references.reference_for(SimpleNamespace(reference="conicgrad", c=0.5, fallback=True)) is not None
