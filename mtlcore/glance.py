@@ -85,7 +85,7 @@ def _lazy_needs(module: str, name: str, deep: int) -> str:
     if not isinstance(node, ast.ClassDef) or deep == 0:
         return ""
     for statement in node.body:
-        target = statement.target if isinstance(statement, ast.AnnAssign) else None
+        target: ast.expr | None = statement.target if isinstance(statement, ast.AnnAssign) else None
         if isinstance(statement, ast.Assign):
             target = statement.targets[0]
         value = getattr(statement, "value", None)
