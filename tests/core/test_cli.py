@@ -280,3 +280,50 @@ def test_a_plugin_that_breaks_on_first_use_is_an_error_row_and_the_others_are_ch
     listed = [r for r in rows("--load", "--kind", "detector", site=tmp_path) if r["name"] == "lazily-broken"]
     assert listed[0]["status"] == "broken"
     assert "a library is missing" in listed[0]["problem"]
+
+
+NOISY = {
+    "noisy_mtl.py": r"""
+        import atexit, os
+        from mtlcore import hookimpl
+
+        def shout(*_):
+            print("[bold]not json[/]")
+            os.write(1, b"nor this\n")
+            os.system("echo from a child")
+
+        shout()
+        atexit.register(shout)
+
+        @hookimpl
+        def mtlcore_register_detectors(register):
+            shout()
+            register("loud\x1b[31m", "noisy_mtl:Nothing")
+            raise RuntimeError("\x1b]0;title\x07 \udcff [red]markup[/]")
+    """
+}
+HANGING = {"hanging_mtl.py": "import time\ntime.sleep(600)\n"}
+
+
+def test_nothing_that_a_plugin_prints_breaks_json_and_one_that_hangs_is_a_row(tmp_path):
+    third_party.install(tmp_path, "noisy-mtl", "noisy = noisy_mtl", NOISY)
+    third_party.install(tmp_path, "hanging-mtl", "hanging = hanging_mtl", HANGING)
+    done = mtl("list", "--json", "--timeout", "3", site=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = {r["distribution"]: r for r in json.loads(done.stdout) if r["status"] == "broken"}
+    assert "it took longer than 3 s" in found["hanging-mtl"]["problem"]
+    assert r"RuntimeError: \x1b]0;title\x07 \udcff [red]markup[/]" in found["noisy-mtl"]["problem"]
+    assert "not json" in done.stderr
+    assert not {"\x1b", "\x07", "\udcff"} & set(
+        done.stdout + done.stderr.replace("\x1b[33m", "").replace("\x1b[0m", "")
+    )
+
+
+def test_misspelt_commands_and_show():
+    assert "Did you mean 'list'?" in mtl("lst").stderr
+    shown = mtl("show", "cagrad").stdout
+    assert "a finite number in [0, inf)" in shown
+    assert "claims: conic-combination" in shown
+    law = mtl("show", "--law", "non-conflicting").stdout
+    assert "No task gradient has a negative inner product" in law
+    assert "Did you mean 'cagrad'" in mtl("show", "cagrd").stderr
