@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,7 +94,7 @@ class _Shared:
         return None if thing is None else self((kind, thing.model_dump_json()), thing)
 
     def plain(self, kind: str, thing: Any) -> Any:
-        return None if thing is None else self((kind, json.dumps(thing, sort_keys=True, default=str)), thing)
+        return None if thing is None else self((kind, repr(thing)), thing)
 
 
 def _row(record: Record, offset: int, shared: _Shared) -> tuple[Any, ...]:
@@ -111,7 +110,9 @@ def _row(record: Record, offset: int, shared: _Shared) -> tuple[Any, ...]:
         shared.packed(record.metrics),
         shared.packed(record.conflict),
         shared.packed(record.diagnostics),
-        shared.model("hyperparameters", record.hyperparameters or Hyperparameters()),
+        shared((*record.key[:2], record.config_hash), record.hyperparameters)
+        if record.config_hash and record.hyperparameters  # equal by what the hash means
+        else shared.model("hyperparameters", record.hyperparameters or Hyperparameters()),
         shared.plain("environment", record.environment or {}),
         shared.model("certificate", record.certificate),
         shared.plain("splits", record.splits),

