@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import time
-
 import pytest
 import torch
 from torch import nn
 
+from mtlcore.teleporting.transaction import Transaction
 from support.teleport_nets import TASKS, Falling, Problem, problem, teleport
 from support.traces import assert_unchanged, everything
 
@@ -55,32 +53,25 @@ def test_a_closure_may_differentiate_inside(name):
             assert float(value.detach()) == pytest.approx(before[task], rel=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that strikes in a destructor
-def test_an_interrupt_at_many_moments_leaves_all_or_nothing():
-    """Timed, so that it strikes in a search, in a verdict, in a roll back: afterwards all is as before."""
-    reference = problem("mlp")
-    optimizer = reference.optimizer()
-    reference.train(optimizer, 2)
-    started = time.perf_counter()
-    teleport(reference, "relu-rescaling", optimizer=optimizer)
-    lasts = time.perf_counter() - started
-    seen = 0
-    for i in range(12):
-        made = problem("mlp")
-        optimizer = made.optimizer()
-        made.train(optimizer, 2)
-        before = everything(made, optimizer)
-        former = signal.signal(signal.SIGALRM, signal.default_int_handler)
-        done = False
-        try:
-            signal.setitimer(signal.ITIMER_REAL, lasts * (i + 0.5) / 12)
-            teleport(made, "relu-rescaling", optimizer=optimizer)
-            done = True
-        except KeyboardInterrupt:
-            seen += 1
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, former)
-        if not done:
-            assert_unchanged(before, everything(made, optimizer))
-    assert seen
+MOMENTS = ["freeze", "same_noise", "undo_search", "move", "restore_buffers", "other_statistics", "commit", "at_start"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_interrupt_in_any_part_of_an_attempt_leaves_all_as_before(moment, monkeypatch):
+    """In a search, in a verdict, in what follows an acceptance: at the first call of every part."""
+    made = problem("conv")
+    optimizer = made.optimizer()
+    made.train(optimizer, 2)
+    before, whole, struck = everything(made, optimizer), getattr(Transaction, moment), []
+
+    def interrupted(self, *arguments, **options):
+        if not struck:
+            struck.append(1)
+            raise KeyboardInterrupt
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(Transaction, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        teleport(made, "lora", {"steps": 1}, optimizer=optimizer, detector=Falling())
+    assert_unchanged(before, everything(made, optimizer))
+    assert not nn.modules.module._global_forward_pre_hooks

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from mtlcore.snapshot import Noise, Structure, copied_buffers
+from mtlcore.snapshot import Noise, Structure, copied_buffers, interrupts_held
 
 
 def traces(module: nn.Module) -> list[fx.Graph]:
@@ -52,7 +52,8 @@ def trace(module: nn.Module) -> fx.Graph:
         for name, p in inspect.signature(module.forward).parameters.items()
         if p.default is not inspect.Parameter.empty
     }
-    graph = fx.Tracer().trace(module, concrete_args=defaults or None)
+    with interrupts_held():  # it puts functions of its own into torch, and an interrupt could leave them there
+        graph = fx.Tracer().trace(module, concrete_args=defaults or None)
     kept = [p.node for part in module.modules() for p in _proxies(part.__dict__) if p.node.graph is graph]
     if kept:
         output = next(iter(reversed(graph.nodes)))

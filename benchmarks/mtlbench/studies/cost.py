@@ -1,0 +1,252 @@
+"""Does COST pay, and which part of it?
+
+    python -m mtlbench.studies.cost OUT [--task grid-fashion ...] [--base ls fairgrad ...] [--arm default ...]
+        [--seeds 5] [--steps N] [--report]
+
+Trains each base method alone and with each arm of :mod:`.cost_arms`, on the same seeds: the same initial weights and
+the same batches. Every finished run is a line of OUT/runs.jsonl; run again, it goes on where it stopped. The score of
+an arm is the mean relative worsening of the test metrics against the base method alone on the same seed, in percent.
+The report gives its mean, its 95 % interval, p corrected by Holm over all arms of a task and base, and the p of an
+*equivalence test* (two one-sided t-tests against half a point): so that "no difference" is shown, and not merely not
+refuted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+import mtlcore
+from mtlbench.protocol.delta_m import delta_m
+from mtlbench.statistics import corrected, paired
+from mtlbench.studies.cost_arms import ARMS, Arm, detector_of, teleporter_of
+from mtlbench.tasks.base import BenchmarkTask, Network, Split, closure, evaluate
+from mtlcore.snapshot import Snapshot
+
+BASES = ("ls", "cagrad", "fairgrad", "nash-mtl", "gradops")
+TASKS = ("grid-fashion", "qm9")
+MARGIN = 0.5
+"""Percent: differences within it are none that anybody would pay for."""
+
+
+class Run:
+    """One training."""
+
+    def __init__(self, task: BenchmarkTask, base: str, arm: Arm, seed: int, steps: int) -> None:
+        self.task, self.arm, self.steps = task, arm, steps
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.network = Network(task)
+        self.splits = task.load()
+        self.draws, self.held_out_draws = (torch.Generator().manual_seed(s) for s in (seed, seed + 1_000_003))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=task.budget.learning_rate)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=steps)
+        parameters: list[Tensor] = list(self.network.trunk.parameters())
+        looks = arm.strategy is not None or arm.extra_steps > 0
+        self.multi = mtlcore.MultiTask(
+            self.network.trunk,
+            mtlcore.create("aggregator", base),
+            self.optimizer,
+            detector=detector_of(arm, self.optimizer, parameters) if looks else None,
+            teleport=teleporter_of(arm, self.optimizer, parameters),
+            heads=self.network.heads,
+            tasks=task.tasks,
+            probe=self._held_out,
+            brakes=mtlcore.Brakes(start_step=int(arm.first * steps), cooldown=arm.gap),
+            seed=seed,
+        )
+        self._probe = torch.randint(
+            len(self.splits.validation), (task.budget.batch_size,), generator=self.held_out_draws
+        )
+        self.notes = {"fired": 0, "tried": 0, "accepted": 0, "taken back": 0, "extra": 0}
+        self._way_back: tuple[int, Snapshot, dict[str, float]] | None = None
+        self._last_extra = -arm.gap
+
+    def go(self) -> dict[str, Any]:
+        """Train, and measure on the test part."""
+        began = time.perf_counter()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for step in range(self.steps):
+                self._step(step)
+        metrics = evaluate(self.task, self.network, self.splits.test)
+        return {"metrics": metrics, "notes": self.notes, "seconds": time.perf_counter() - began}
+
+    def _step(self, step: int) -> None:
+        if step >= self.arm.last * self.steps and self.multi.brakes.cap is None:
+            self.multi.brakes = mtlcore.Brakes(cap=0)
+        trying = self.arm.probation and self._way_back is None
+        before = self._here() if trying else None
+        report = self.multi.step(self._batch(self.splits.train, self.draws))
+        self.schedule.step()
+        self.notes["fired"] += bool(report.conflict is not None and report.conflict.conflicting)
+        if report.teleport is not None:
+            self.notes["tried"] += 1
+            self.notes["accepted"] += report.teleport.accepted
+            if before is not None and report.teleport.accepted:
+                self._way_back = (step + self.arm.probation, *before)
+        self._settle(step)
+        self._extra(step, report)
+
+    def _here(self) -> tuple[Snapshot, dict[str, float]]:
+        kept = Snapshot(
+            modules=[self.network], parameters=self.network.parameters(), optimizer=self.optimizer, noise=False
+        )
+        return kept, self._look()
+
+    def _look(self) -> dict[str, float]:
+        """Losses on the validation part, in evaluation mode."""
+        split = self.splits.validation
+        self.network.eval()
+        with torch.no_grad():
+            losses, _ = closure(self.task, self.network, *split.batch(torch.arange(min(len(split), 500))))()
+        self.network.train()
+        return {name: float(v) for name, v in losses.items()}
+
+    def _settle(self, step: int) -> None:
+        """The end of a probation: back, if not every task is better off than before the teleport."""
+        if self._way_back is None or step < self._way_back[0]:
+            return
+        _, kept, before = self._way_back
+        self._way_back = None
+        now = self._look()
+        if not all(now[name] < before[name] for name in before):
+            kept.restore()
+            self.notes["taken back"] += 1
+
+    def _extra(self, step: int, report: mtlcore.StepReport) -> None:
+        """The control: where a teleport would have been tried, plain steps of the same price."""
+        conflict = report.conflict
+        if not self.arm.extra_steps or conflict is None or not conflict.conflicting:
+            return
+        if step - self._last_extra >= self.arm.gap:
+            self._last_extra = step
+            for _ in range(self.arm.extra_steps):
+                self.multi.step(self._batch(self.splits.train, self.held_out_draws))
+                self.notes["extra"] += 1
+
+    def _held_out(self) -> Any:
+        return closure(self.task, self.network, *self.splits.validation.batch(self._probe))()
+
+    def _batch(self, split: Split, draws: torch.Generator) -> Any:
+        index = torch.randint(len(split), (self.task.budget.batch_size,), generator=draws)
+        return closure(self.task, self.network, *split.batch(index))
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def wanted(tasks: Sequence[str], bases: Sequence[str], arms: Sequence[str], seeds: int) -> Iterator[tuple[Any, ...]]:
+    """(task, base, arm, seed), the base alone first: without it no arm has a score."""
+    for task in tasks:
+        for base in bases:
+            for seed in range(seeds):
+                for arm in ("alone", *(a for a in arms if a != "alone")):
+                    yield task, base, arm, seed
+
+
+def finished(file: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """What is there; the last line may have been cut off by the end of a run."""
+    found = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[row["task"], row["base"], row["arm"], row["seed"], row["steps"]] = row
+    return found
+
+
+def run_all(folder: Path, jobs: Iterator[tuple[Any, ...]], steps: int | None) -> int:
+    """Train what is missing; returns how many runs that were."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file, count = folder / "runs.jsonl", 0
+    known = finished(file)
+    for name, base, arm, seed in jobs:
+        task: BenchmarkTask = mtlcore.create("task", name)
+        length = steps or task.budget.steps
+        if (name, base, arm, seed, length) in known:
+            continue
+        row = {"task": name, "base": base, "arm": arm, "seed": seed, "steps": length}
+        row |= Run(task, base, ARMS[arm], seed, length).go()
+        with file.open("a", encoding="utf-8") as stream:
+            # A line of its own, also after one that was cut off.
+            stream.write("\n" + json.dumps(row) + "\n")
+        count += 1
+    return count
+
+
+def equivalence(differences: Sequence[float], margin: float = MARGIN) -> float | None:
+    """p of "the mean difference is beyond the margin": two one-sided t-tests [Schuirmann 1987]. Small: it is within."""
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return None
+    error = float(values.std(ddof=1)) / len(values) ** 0.5
+    mean = float(values.mean())
+    if error <= 1e-12:
+        return 0.0 if abs(mean) < margin else 1.0
+    freedom = len(values) - 1
+    return float(max(stats.t.sf((mean + margin) / error, freedom), stats.t.cdf((mean - margin) / error, freedom)))
+
+
+def scores(file: Path) -> dict[tuple[str, str, int], dict[str, list[float]]]:
+    """(task, base, steps) -> arm -> differences from the base alone, in percent, seed by seed; lower is better."""
+    rows = finished(file)
+    table: dict[tuple[str, str, int], dict[str, list[float]]] = {}
+    for (task, base, arm, seed, steps), row in sorted(rows.items()):
+        alone = rows.get((task, base, "alone", seed, steps))
+        if arm == "alone" or alone is None:
+            continue
+        difference = delta_m(row["metrics"], alone["metrics"], mtlcore.create("task", task).metrics)
+        if difference is not None:
+            table.setdefault((task, base, steps), {}).setdefault(arm, []).append(difference)
+    return table
+
+
+def report(folder: Path) -> str:
+    """Markdown."""
+    lines = []
+    for (task, base, steps), arms in scores(folder / "runs.jsonl").items():
+        lines += [
+            f"\n### {task}, {base}, {steps} steps\n",
+            "| arm | n | difference, % | 95 % | p (Holm) | equivalent |",
+        ]
+        lines.append("|---|---|---|---|---|---|")
+        family = corrected({arm: paired([values]) for arm, values in arms.items()})
+        for arm, found in family.items():
+            d, p = found.difference, equivalence(arms[arm])
+            between = "" if d.low is None or d.high is None else f"[{d.low:.2f}, {d.high:.2f}]"
+            chance = "" if found.p_holm is None else f"{found.p_holm:.3f}"
+            same = "" if p is None else f"p = {p:.3f}{' yes' if p < 0.05 else ''}"
+            lines.append(f"| {arm} | {d.n} | {d.estimate:+.2f} | {between} | {chance} | {same} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder for the runs")
+    parser.add_argument("--task", nargs="+", default=TASKS, help="registered benchmark tasks")
+    parser.add_argument("--base", nargs="+", default=BASES, help="methods inside")
+    parser.add_argument("--arm", nargs="+", default=tuple(ARMS), choices=tuple(ARMS), help="what is compared")
+    parser.add_argument("--seeds", type=int, default=5, help="paired seeds; ten for the arms that survive a screening")
+    parser.add_argument("--steps", type=int, help="training steps; default: the task's")
+    parser.add_argument("--report", action="store_true", help="only the report of what is there")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if not chosen.report:
+        run_all(chosen.out, wanted(chosen.task, chosen.base, chosen.arm, chosen.seeds), chosen.steps)
+    print(report(chosen.out))
+
+
+if __name__ == "__main__":
+    main()
