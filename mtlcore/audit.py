@@ -37,14 +37,8 @@ def check_unchanged(trunk: nn.Module, known: Sequence[Tensor]) -> None:
         ConfigurationError: the trunk has other parameters than when MultiTask took them; names them.
     """
     ids = set(map(id, known))
-    n = 0
-    for p in trunk.parameters():
-        n += 1
-        if id(p) not in ids:
-            break
-    else:
-        if n == len(ids):
-            return
+    if set(map(id, trunk.parameters())) == ids:
+        return
     new = [name for name, p in trunk.named_parameters() if id(p) not in ids]
     gone = len(ids) - sum(id(p) in ids for p in trunk.parameters())
     what = [f"parameter {_list(new)} was not there when MultiTask took them"] if new else []

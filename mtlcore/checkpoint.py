@@ -143,7 +143,8 @@ def _entries(state: Any) -> dict[str, Any]:
 def _wrong(entry: str, value: Any, expected: str) -> StateError:
     found = f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str, bool)) else type(value).__name__
     return StateError(
-        f"not the state of a MultiTask, or a damaged one: its entry {entry!r} should be {expected}, and is {found[:200]}."
+        f"not the state of a MultiTask, or a damaged one: its entry {entry!r} should be {expected}, and is "
+        f"{found[:200]}."
     )
 
 

@@ -87,7 +87,9 @@ def check_helpers(optimizer: Any, heads: Any, probe: Any) -> None:
     """Raises ConfigurationError for what a step would stumble over when it has changed things already."""
     for each in [] if optimizer is None else optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
         if not (hasattr(each, "step") and hasattr(each, "zero_grad")):
-            raise ConfigurationError(f"optimizer must be a torch.optim.Optimizer, found {each!r} (or a list of optimizers).")
+            raise ConfigurationError(
+                f"optimizer must be a torch.optim.Optimizer, found {each!r} (or a list of optimizers)."
+            )
         if isinstance(each, torch.optim.LBFGS):
             raise ConfigurationError(
                 "LBFGS evaluates the losses several times a step, and a multi-task step evaluates them itself: leave "

@@ -69,7 +69,7 @@ def _check_heads(heads: Sequence[list[Pair]], names: Sequence[str], total: Tenso
     bad = [repr(n) for n, pairs in zip(names, heads) if not graph.finite([g for _, g in pairs])]
     if bad:
         raise NonFiniteError(
-            f"the gradient of task {' and '.join(bad)} is NaN or infinite at parameters outside of the trunk (its head), "
-            f"although its loss is finite. Parameters, method state and .grad are untouched. Look for sqrt, log or a "
-            f"division at zero in the head."
+            f"the gradient of task {' and '.join(bad)} is NaN or infinite at parameters outside of the trunk (its "
+            f"head), although its loss is finite. Parameters, method state and .grad are untouched. Look for sqrt, log "
+            f"or a division at zero in the head."
         )

@@ -8,6 +8,7 @@ no task is too small to be seen and no two can be exchanged.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.jacobian import Blocks, Stored
 
 _GOLDEN = 0.6180339887498949
+_BLOCK = 1 << 20
 
 
 def disagreement(found: Stored | Blocks, batch: Batch) -> float | None:
@@ -32,7 +34,7 @@ def disagreement(found: Stored | Blocks, batch: Batch) -> float | None:
         return None
     weights = _weights(norms)
     expected = graph.differentiate(batch.losses, batch.shared, batch.seeds(weights), retain=True)
-    squares = _total([g.to_dense() if g.is_sparse else g for g in expected if g is not None])
+    squares = _total([_dense(g) for g in expected if g is not None])
     if not math.isfinite(squares):
         return None
     scale = float((weights * norms).sum())
@@ -62,17 +64,37 @@ def _weights(norms: Tensor) -> Tensor:
 
 
 def _distance(found: Stored, weights: Tensor, batch: Batch, expected: tuple[Tensor | None, ...]) -> float:
-    by_id = {id(p): g for p, g in zip(batch.shared, expected)}
-    apart = []
+    by_id = dict(zip(map(id, batch.shared), expected))
+    right, wrong = [], []
     for parameter, gradient in found.combined(weights):
-        right = by_id.pop(id(parameter))
-        dense = 0.0 if right is None else right.to_dense() if right.is_sparse else right
-        apart.append(gradient.to(torch.float64) - dense)
-    return math.sqrt(_total(apart))
+        wanted = by_id[id(parameter)]
+        wrong.append(gradient)
+        right.append(torch.zeros_like(gradient) if wanted is None else _dense(wanted))
+    return math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(_blocks(wrong), _blocks(right))))
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _total(tensors: list[Tensor]) -> float:
     """The sum of all squares."""
-    if not tensors:
-        return 0.0
-    return float(graph.total([t.to(torch.float64).square().sum() for t in tensors]))
+    return sum(float(block.square().sum()) for block in _blocks(tensors))
+
+
+def _blocks(tensors: list[Tensor]) -> Iterator[Tensor]:
+    """The numbers of all tensors in float64, many small ones at a time: an operation each would take longer than all
+    the rest in a network of ten thousand layers."""
+    waiting: list[Tensor] = []
+    size = 0
+    for t in tensors:
+        if waiting and waiting[0].device != t.device:
+            yield torch.cat(waiting).to(torch.float64)
+            waiting, size = [], 0
+        waiting.append(t.flatten())
+        size += t.numel()
+        if size >= _BLOCK:
+            yield torch.cat(waiting).to(torch.float64)
+            waiting, size = [], 0
+    if waiting:
+        yield torch.cat(waiting).to(torch.float64)

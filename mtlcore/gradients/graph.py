@@ -245,11 +245,12 @@ def work(use: Use, weight: Tensor) -> int:
     """Multiply-adds that this use of a weight costs in one vector-Jacobian product, and once more if its own gradient
     is wanted: rows (or sites) times the weight's numbers. 0 for what costs no products."""
     if use.kind == "convolution":
-        image = torch_internals.saved(use.node, "input")
-        return int(image.shape[0]) * math.prod(image.shape[2:]) * weight.numel()
+        image: Tensor = torch_internals.saved(use.node, "input")
+        return len(image) * math.prod(image.shape[2:]) * weight.numel()
     if use.kind in ("linear", "matmul"):
         added = type(use.node).__name__ == "AddmmBackward0"
-        return len(torch_internals.saved(use.node, "mat1" if added else "self")) * weight.numel()
+        rows: Tensor = torch_internals.saved(use.node, "mat1" if added else "self")
+        return len(rows) * weight.numel()
     return 0
 
 

@@ -17,8 +17,8 @@ from mtlcore.gradients.front import Front
 from mtlcore.gradients.plan import Plan
 from mtlcore.gradients.rows import Part, Whole, parts
 from mtlcore.gradients.storage import Storage
-from mtlcore.gradients.task_gradients import Answer, Pair, TaskGradients, accumulate, all_or_nothing, write_heads
 from mtlcore.gradients.taps import Taps
+from mtlcore.gradients.task_gradients import Answer, Pair, TaskGradients, accumulate, all_or_nothing, write_heads
 
 
 def collect(
@@ -55,7 +55,7 @@ def _tapped(front: Front, plan: Plan) -> Iterator[list[Part]]:
     uses = graph.uses(front.roots) if known else {}
     while True:
         with torch.no_grad():
-            pieces = parts(shared, uses, factors)
+            pieces = parts(shared, uses, factors, plan.together)
         taps = Taps(n for p in pieces for n in p.nodes)
         if not taps.hooked:
             break

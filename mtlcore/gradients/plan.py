@@ -9,8 +9,8 @@ matrix products are multiplied out in one product for all tasks instead of by vm
 
 **streaming**: the Gramian without the K x P rows. For a weight matrix used in y = A W^T, task i's gradient is D_i^T A
 with the cotangent D_i (N, out) of y. When N (the batch, or batch x tokens) is at most half the fan-in, only D_i is
-kept, N/fan-in of the row. The Gramian's share is <D_i, (A A^T) D_j> and the weighted gradient is (sum_i w_i D_i)^T A: the
-K weight gradients are never formed, so that a step costs K passes for the *activations* only. Convolutions with few
+kept, N/fan-in of the row. The Gramian's share is <D_i, (A A^T) D_j> and the weighted gradient is (sum_i w_i D_i)^T A:
+the K weight gradients are never formed, so that a step costs K passes for the *activations* only. Convolutions with few
 sites are treated the same way, embeddings keep the rows that were looked up, all else keeps its part of the row. Exact,
 with weights used several times included. Where that does not save enough, parameters are taken block by block, each
 block with K passes of its own, and the weighted gradient is one more backward pass: slower, and never more than a fifth

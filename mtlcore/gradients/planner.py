@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Mapping
 
@@ -46,7 +45,7 @@ class Planner:
         self._check = check
         self.storage = Storage()
         self.pins: dict[str, str] = {}
-        """By the name of what is asked ("GRAMIAN", "JACOBIAN"), the plan that ``MultiTask.tune`` measured as fastest."""
+        """By what is asked ("GRAMIAN", "JACOBIAN"), the name of the plan that ``MultiTask.tune`` found fastest."""
         self._choices: dict[object, _Choice] = {}
 
     def collect(self, needs: Needs, batch: Batch, *, rows: bool = False) -> tuple[TaskGradients, str]:

@@ -58,8 +58,8 @@ class Part(abc.ABC):
 
     @abc.abstractmethod
     def store(self, out: Tensor, found: Sequence[Tensor | None]) -> None:
-        """Write into ``out`` (c, width) what autograd found for c tasks at each target, each (c, ...); None at a use that
-        none of them reaches."""
+        """Write into ``out`` (c, width) what autograd found for c tasks at each target, each (c, ...); None at a use
+        that none of them reaches."""
 
     def factors(self, stored: Tensor) -> linalg.Factored:
         """What inner products of the gradients are made of, for a factored part."""
@@ -149,9 +149,7 @@ class Factors(_Used):
     plain = False
     factored = True
 
-    def __init__(
-        self, parameter: Tensor, uses: Sequence[Use], inputs: Sequence[Tensor], bias: Tensor | None
-    ) -> None:
+    def __init__(self, parameter: Tensor, uses: Sequence[Use], inputs: Sequence[Tensor], bias: Tensor | None) -> None:
         super().__init__(parameter, uses)
         self.bias = bias
         self._inputs = _joined(inputs)
@@ -236,22 +234,27 @@ def _stack(found: Sequence[Tensor | None], shapes: Sequence[tuple[int, int]]) ->
     return torch.cat([first.new_zeros(len(first), *s) if g is None else g for g, s in zip(found, shapes)], 1)
 
 
-def parts(shared: Sequence[Tensor], uses: Mapping[int, Sequence[Use] | None], factors: bool) -> list[Part]:
+def parts(
+    shared: Sequence[Tensor], uses: Mapping[int, Sequence[Use] | None], factors: bool, products: bool = True
+) -> list[Part]:
     """The cheapest exact form of every parameter's share. Products are written into rows of their own dtype only.
 
     Args:
         shared: the trunk's parameters.
         uses: by identity of a parameter all its uses, or None if some are of an unknown kind.
         factors: False to store whole gradients only.
+        products: whether the rest of known weights is multiplied out here. For a task alone autograd is faster.
     """
     dtype = linalg.row_dtype(shared)
-    known = {id(p): uses.get(id(p)) if p.dtype == dtype and not torch_internals.tensor_hooks(p) else None for p in shared}
+    known = {
+        id(p): uses.get(id(p)) if p.dtype == dtype and not torch_internals.tensor_hooks(p) else None for p in shared
+    }
     biases = {}
     for p in shared if factors else ():
         mine = known[id(p)]
         if mine and {u.kind for u in mine} == {"bias"}:
             biases[frozenset(u.node for u in mine)] = p
-    out = [_part(p, known[id(p)], factors, biases) for p in shared]
+    out = [_part(p, known[id(p)], factors, products, biases) for p in shared]
     joined = {id(piece.bias) for piece in out}
     return [piece for piece in out if id(piece.parameter) not in joined]
 
@@ -260,7 +263,7 @@ Biases = Mapping[frozenset[Any], Tensor]
 """By the functions that add a parameter, and no others: that parameter."""
 
 
-def _part(parameter: Tensor, uses: Sequence[Use] | None, factors: bool, biases: Biases) -> Part:
+def _part(parameter: Tensor, uses: Sequence[Use] | None, factors: bool, products: bool, biases: Biases) -> Part:
     kinds = {u.kind for u in uses or ()}
     if not uses or len(kinds) != 1:
         return Whole(parameter)
@@ -284,7 +287,9 @@ def _part(parameter: Tensor, uses: Sequence[Use] | None, factors: bool, biases: 
         return Whole(parameter)
     # Half of the fan-in: below it the K x K products of factors cost less than forming K gradients.
     small = 2 * sum(len(a) for a in inputs) <= inputs[0].shape[1]
-    return Factors(parameter, uses, inputs, bias) if factors and small else Matrix(parameter, uses, inputs)
+    if factors and small:
+        return Factors(parameter, uses, inputs, bias)
+    return Matrix(parameter, uses, inputs) if products else Whole(parameter)
 
 
 def _is_added(bias: Tensor, weight: Tensor, kind: str, uses: Sequence[Use]) -> bool:

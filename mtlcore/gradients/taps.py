@@ -49,7 +49,8 @@ class Taps:
     ) -> tuple[Tensor | None, ...]:
         """:func:`graph.differentiate`, with what the functions behind gradient edges were given."""
         keys = [id(i.node) if isinstance(i, GradientEdge) else None for i in inputs]
-        self._seen = seen = {k: None for k in keys if k is not None}
+        seen: dict[int, Tensor | None] = {k: None for k in keys if k is not None}
+        self._seen = seen
         try:
             found = graph.differentiate(outputs, inputs, seeds, retain=retain)
         finally:

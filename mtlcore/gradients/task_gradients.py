@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-
 Pair = tuple[Tensor, Tensor]
 """A leaf and its gradient."""
 

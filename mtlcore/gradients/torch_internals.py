@@ -20,7 +20,7 @@ from mtlcore.errors import LossError
 Function = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
 
 
-def _leaf_type() -> type:
+def _leaf_type() -> Any:
     """The type of the graph's function that stands for a leaf, found by public means."""
     probe = torch.ones((), requires_grad=True, device="cpu") * 1.0
     return type(probe.grad_fn.next_functions[0][0])  # type: ignore[union-attr]
@@ -181,8 +181,8 @@ def shows_saved() -> bool:
 
 
 FREED = (
-    "the graph of these losses was freed already: was backward() called on one of them, or their sum, before? Hand over "
-    "losses of a fresh forward pass."
+    "the graph of these losses was freed already: was backward() called on one of them, or their sum, before? "
+    "Hand over losses of a fresh forward pass."
 )
 
 

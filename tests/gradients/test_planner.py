@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import pytest
@@ -12,8 +13,10 @@ from mtlbench.speed import workloads
 from mtlcore import Aggregation, Aggregator, MultiTask, Needs
 from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.gradients import planner, rule
+from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.plan import PLANS
 from mtlcore.gradients.rule import Shape, preferences
+from mtlcore.presence import Presence
 from support.architectures import build
 from support.jacobians import explicit, make, shared_gradient
 from support.methods import Fixed, FixedOnRows
@@ -48,30 +51,39 @@ def name(report):
 
 @pytest.fixture
 def always_together(monkeypatch):
-    monkeypatch.setattr(rule, "_against_together", lambda shape: None if shape.separated else "no features")
+    monkeypatch.setattr(rule, "_TINY", 0)
+    monkeypatch.setattr(rule, "_against_together", lambda shape, factors: None if shape.separated else "no features")
 
 
-SHAPE = Shape(tasks=5, functions=20, work=1000, convolutions=False, separated=True, accelerator=False)
+SHAPE = Shape(
+    tasks=5, functions=20, work=10**7, convolutions=False, kept=0.3, capped=False, separated=True, accelerator=False
+)
+LARGE = {"work": 10**12}
 
 
 @pytest.mark.parametrize(
     ("needs", "changes", "expected"),
     [
         (Needs.GRAMIAN, {}, ["streaming-together", "streaming", "sequential"]),
+        (Needs.GRAMIAN, {"kept": 1.0}, ["streaming-together", "sequential"]),
         (Needs.JACOBIAN, {}, ["batched", "sequential"]),
-        (Needs.GRAMIAN, {"work": 10**12}, ["streaming", "sequential"]),
-        (Needs.JACOBIAN, {"work": 10**12}, ["sequential"]),
+        (Needs.GRAMIAN, LARGE, ["streaming-together", "streaming", "sequential"]),
+        (Needs.GRAMIAN, {**LARGE, "kept": 1.0}, ["sequential"]),
+        (Needs.JACOBIAN, LARGE, ["sequential"]),
         (Needs.GRAMIAN, {"convolutions": True}, ["streaming", "sequential"]),
+        (Needs.GRAMIAN, {"convolutions": True, "capped": True}, ["sequential"]),
         (Needs.GRAMIAN, {"separated": False}, ["streaming", "sequential"]),
         (Needs.GRAMIAN, {"tasks": 1}, ["streaming", "sequential"]),
+        (Needs.GRAMIAN, {"tasks": 2}, ["streaming", "sequential"]),
+        (Needs.GRAMIAN, {"tasks": 4, "work": 1000}, ["sequential"]),
+        (Needs.GRAMIAN, {"tasks": 5, "work": 1000}, ["streaming-together", "sequential"]),
         (Needs.JACOBIAN, {"tasks": 1}, ["sequential"]),
         (Needs.GRAMIAN, {"accelerator": True}, ["streaming", "sequential"]),
         (Needs.GRAMIAN, {"accelerator": True, "tasks": 40}, ["streaming-together", "streaming", "sequential"]),
+        (Needs.GRAMIAN, {"accelerator": True, "tasks": 40, **LARGE}, ["streaming", "sequential"]),
     ],
 )
 def test_the_rule(needs, changes, expected):
-    import dataclasses
-
     plans, why = preferences(needs, dataclasses.replace(SHAPE, **changes))
     assert [p.name for p in plans] == expected
     assert why
@@ -80,9 +92,6 @@ def test_the_rule(needs, changes, expected):
 def test_the_shape_of_a_network_is_read_from_its_graph():
     work = workloads.build(workloads.WORKLOADS["mlp3"])
     losses, z = work.forward()
-    from mtlcore.gradients.batch import Batch
-    from mtlcore.presence import Presence
-
     shape = Shape.of(Batch(Presence(tuple("abc")), tuple(losses), (z,), tuple(work.trunk.parameters())))
     rows = len(work.inputs[0])
     assert shape.work == rows * sum(p.numel() for p in work.trunk.parameters() if p.ndim == 2)
@@ -211,7 +220,9 @@ def test_memory_budget():
 
 
 def test_unknown_source():
-    with pytest.raises(ConfigurationError, match="auto, losses, features, sequential, batched, streaming, streaming-to"):
+    with pytest.raises(
+        ConfigurationError, match="auto, losses, features, sequential, batched, streaming, streaming-to"
+    ):
         MultiTask(nn.Linear(2, 2), aggregator=Fixed(()), gradients="fast")
 
 
@@ -239,7 +250,7 @@ def test_another_graph_of_the_same_shape_goes_by_the_reference():
         report = mt.backward(losses, features=z)
         for p, g in zip(trunk.parameters(), expected):
             torch.testing.assert_close(p.grad, g)
-        assert name(report) == ("streaming-together" if 8 not in present else "streaming")
+        assert name(report) == ("streaming-together" if 8 not in present else "sequential")
 
 
 @pytest.mark.usefixtures("always_together")
@@ -261,7 +272,7 @@ def test_a_graph_that_some_candidates_can_serve_is_not_forced_on_the_others(odd)
         report = mt.backward(losses, features=z)
         for p, g in zip(trunk.parameters(), expected):
             torch.testing.assert_close(p.grad, g)
-        assert name(report) == ("streaming" if step % 2 else "streaming-together")
+        assert name(report) == ("sequential" if step % 2 else "streaming-together")
 
 
 @pytest.mark.usefixtures("always_together")

@@ -9,8 +9,8 @@ from torch import nn
 from mtlcore import Aggregation, Aggregator, MultiTask
 from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.gradients.accumulation import MicroBatches
-from mtlcore.gradients.refresh import Refresh
 from mtlcore.gradients.batch import Batch
+from mtlcore.gradients.refresh import Refresh
 from mtlcore.presence import Presence
 from support.jacobians import explicit, make, shared_gradient
 from support.methods import Calls, Fixed, FixedOnLosses, FixedOnRows

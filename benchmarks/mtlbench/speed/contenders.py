@@ -256,6 +256,9 @@ def _forced(name: str) -> type[Contender]:
     )
 
 
+FORCED = tuple(map(_forced, ("sequential", "batched", "streaming", "streaming-together")))
+"""Every exact source by name: what the rule is measured against."""
+
 CONTENDERS: tuple[type[Contender], ...] = (
     Floor,
     PlainSum,
@@ -266,8 +269,5 @@ CONTENDERS: tuple[type[Contender], ...] = (
     TorchJdAutogram,
     MtlCore,
     DifferentiationAlone,
-    _forced("sequential"),
-    _forced("batched"),
-    _forced("streaming"),
-    _forced("streaming-together"),
+    *FORCED,
 )

@@ -31,6 +31,7 @@ import torch
 from mtlbench.speed import measure, workloads
 from mtlbench.speed.contenders import (
     CONTENDERS,
+    FORCED,
     Contender,
     DifferentiationAlone,
     Floor,
@@ -125,7 +126,7 @@ def run(
         assert isinstance(chosen, MtlCore)
         kinds = {c.label: c for c in CONTENDERS}
         peaks = {}
-        for label, contender in ready.items():
+        for label in ready:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 peaks[label] = memory(make, rule, kinds[label], device)
@@ -142,6 +143,12 @@ def run(
             "source": chosen.reason,
         }
         best = min((p for p in _PEERS if p in times), key=lambda p: statistics.median(times[p]), default=None)
+        fastest = min(
+            (c.label for c in FORCED if c.label in times), key=lambda p: statistics.median(times[p]), default=None
+        )
+        if fastest is not None:
+            record["fastest_source"] = fastest
+            record["ratio_to_fastest_source"] = measure.ratio(times, MtlCore.label, fastest)
         if best is not None:
             record["best_torchjd"] = best
             record["ratio_to_best_torchjd"] = measure.ratio(times, MtlCore.label, best)
@@ -171,6 +178,12 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     to_best = [r["ratio_to_best_torchjd"] for r in records if "ratio_to_best_torchjd" in r]
     to_floor = [r["ratio_to_floor"][ours] for r in records]
     out = {"geometric_mean_to_floor": measure.geometric_mean(to_floor), "worst_to_floor": max(to_floor)}
+    to_own = [r["ratio_to_fastest_source"] for r in records if "ratio_to_fastest_source" in r]
+    if to_own:
+        out |= {
+            "geometric_mean_to_fastest_source": measure.geometric_mean(to_own),
+            "worst_to_fastest_source": max(to_own),
+        }
     if to_jd:
         out |= {
             "geometric_mean_to_torchjd_documented": measure.geometric_mean(to_jd),
