@@ -298,9 +298,12 @@ class MultiTask:
 
         modules = [m for m in (self._trunk, self._heads) if m is not None]
         with Snapshot(modules=modules).restored():
-            table = tuning.measure(self._planner, self._needs(), evaluate, repeats)
-        if table.fastest is not None and self._needs() > Needs.LOSSES:
-            self._planner.pin(self._needs(), table.fastest)
+            needs, together = self._needs(), self._processes.several(self._modules())
+            needs = Needs.JACOBIAN if together and needs == Needs.GRAMIAN else needs  # others need whole rows
+            measure = functools.partial(tuning.measure, self._planner, needs, evaluate, repeats)
+            table = tuning.merged(self._processes.gathered(measure)) if together else measure()
+        if table.fastest is not None and needs > Needs.LOSSES:
+            self._planner.pin(needs, table.fastest)
         return table
 
     def refresh_parameters(self) -> None:
@@ -449,6 +452,7 @@ class MultiTask:
                 *(p for o in trajectory.each(self.optimizer) for group in o.param_groups for p in group["params"]),
             ],
             modules=self._modules(),
+            together=self._processes if self._processes.several() else None,
         )
 
     def _needs(self) -> Needs:
@@ -479,7 +483,11 @@ class MultiTask:
         needs = self._needs()
         work = functools.partial(self._local, losses, features, scale, needs, micro)
         together = self._processes.several(self._modules())
-        local = self._processes.merged(work, self._members, self._tag(), needs) if together else work()
+        local = (
+            self._processes.merged(work, functools.partial(self._members, losses), self._tag(), needs)
+            if together
+            else work()
+        )
         presence, batch, seen = local.presence, local.batch, inputs.flat(features)
         found = local.found if scale is None else scaling.Scaled(local.found, scale)
         gram = found.gramian() if local.has_gramian else None
@@ -518,7 +526,7 @@ class MultiTask:
         presence, values, found, reason = micro.finish(batch.presence.names, batch.shared)
         return Local(batch, presence, found, reason, values=values)
 
-    def _members(self) -> Members:
+    def _members(self, losses: Losses) -> Members:
         """What takes part in this run, for the first step of several processes."""
         held = [p for o in trajectory.each(self.optimizer) for g in o.param_groups for p in g["params"]]
         heads = [] if self._heads is None else list(self._heads.parameters())
@@ -529,6 +537,7 @@ class MultiTask:
             told=[p for p in {id(p): p for p in (*heads, *held)}.values() if id(p) not in mine],
             about={r: configuration.describe(p) for r, p in self._plugins().items()},
             teleport=self._teleporter is not None,
+            losses=[v for v in (losses.values() if isinstance(losses, Mapping) else losses) if isinstance(v, Tensor)],
         )
 
     def _tag(self) -> str:
@@ -541,7 +550,8 @@ class MultiTask:
         if not batch.shared:
             return Weighted(batch), _FROZEN, False
         if self._keeper is not None and needs > Needs.LOSSES:
-            kept = self._keeper.reuse(batch)
+            several = self._processes.several()
+            kept = self._keeper.reuse(batch, self._processes.presence if several else None)
             if kept is not None:
                 return kept, "features: the weights of an earlier step, one pass through the trunk", True
         found, reason = self._planner.collect(needs, batch, rows=self._processes.several())

@@ -52,6 +52,7 @@ class Members:
         told: others that the user named, in heads and optimizers.
         about: what must be the same everywhere, in plain values.
         teleport: whether one is asked for.
+        losses: of this step, as far as they are tensors.
     """
 
     modules: Sequence[nn.Module]
@@ -59,6 +60,7 @@ class Members:
     told: Sequence[Tensor]
     about: Mapping[str, Any]
     teleport: bool
+    losses: Sequence[Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +204,9 @@ class Processes:
         return whole, (totals.losses[there] / totals.counts[there]).tolist()
 
     def presence(self, local: Presence) -> Presence:
-        """The tasks that some process has."""
+        """The tasks that some process has. Before the first step it is not known yet; that step asks the method anew."""
+        if self._roster is None:
+            return local
         counts = self._exchange(None, "presence", presence=local).counts
         return Presence.of(self._names, [n for n, c in zip(self._names, counts.tolist()) if c])
 
@@ -211,6 +215,21 @@ class Processes:
         found, error = self._attempt(work)
         presence, values = (None, None) if found is None else found
         return self._means(self._exchange(error, "second look", presence=presence, values=values))
+
+    def means(self, names: Sequence[str], values: Sequence[float]) -> list[float]:
+        """Of these tasks' losses, which every process has."""
+        whole, found = self.looked(lambda: (Presence.of(self._names, names), list(values)))
+        by_name = dict(zip(whole.present, found))
+        return [by_name[n] for n in names]
+
+    def averaged(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """The means of gradients; None where no process has one."""
+        assert self.wire is not None
+        used = self.wire.sum([float(g is not None) for g in gradients]).tolist()
+        sums = [torch.zeros_like(p) if g is None else g.clone() for p, g, u in zip(leaves, gradients, used) if u]
+        self.wire.add(sums, "inner steps")
+        it = iter(s.div_(self.wire.size) for s in sums)
+        return tuple(next(it) if u else None for u in used)
 
     def settled(self, work: Callable[[], T]) -> T:
         """Something of this process's own. Raises on all processes if it does on one."""
@@ -276,13 +295,13 @@ class Processes:
         assert self.wire is not None
 
         def describe() -> Mapping[str, Any]:
+            found = members()
+            refusals.check_trunk(found.modules, found.parameters)
+            refusals.check_graph(found.losses)
+            refusals.check_step(found.teleport)
             if error is not None:
                 raise error
             assert local is not None
-            found = members()
-            refusals.check_trunk(found.modules, found.parameters)
-            refusals.check_graph(local.batch.losses)
-            refusals.check_step(found.teleport)
             names = inputs.parameter_names(next(iter(found.modules), None), found.parameters)
             prints = agreement.fingerprint([*found.parameters, *found.told])
             labels = [names.get(id(p), f"trunk parameter {i}") for i, p in enumerate(found.parameters)]
@@ -424,4 +443,6 @@ def _said(local: Local, needs: Needs) -> str:
         return "mean losses, and gradients averaged"
     if isinstance(local.found, AtFeatures):
         return "Gramians of disjoint samples, and gradients, averaged"
-    return "whole rows averaged" if needs == Needs.JACOBIAN else "rows averaged, each process with a share of the columns,"
+    return (
+        "whole rows averaged" if needs == Needs.JACOBIAN else "rows averaged, each process with a share of the columns,"
+    )

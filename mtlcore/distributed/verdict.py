@@ -42,9 +42,9 @@ def combined(failures: Sequence[Failure | None], rank: int, mine: BaseException 
     """
     said = [f"process {r}: {f.text}" for r, f in enumerate(failures) if f is not None]
     if mine is not None and not isinstance(mine, MtlError):
-        mine.add_note(f"mtlcore: this is process {rank} of {len(failures)}; the others were told, and stop too.") if hasattr(
-            mine, "add_note"
-        ) else None
+        mine.add_note(
+            f"mtlcore: this is process {rank} of {len(failures)}; the others were told, and stop too."
+        ) if hasattr(mine, "add_note") else None
         return mine
     kinds = [_class(f.kind) for f in failures if f is not None]
     grave = [k for k in kinds if k is not NonFiniteError]

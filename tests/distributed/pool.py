@@ -15,7 +15,17 @@ from datetime import timedelta
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "mtlcore", "mtlplugins"])
+CONTEXT.set_forkserver_preload(
+    [
+        "torch",
+        "torch._dynamo",
+        "sympy",
+        "torch.distributed.tensor",
+        "torch.distributed.fsdp",
+        "mtlcore.multitask",
+        "mtlplugins",
+    ]
+)
 
 
 def _serve(rank: int, size: int, path: str, seconds: float, pipe) -> None:
