@@ -45,6 +45,13 @@ class TeleportError(MtlError, RuntimeError):
     """A teleport cannot be attempted at all (a refused one is a result, not an error)."""
 
 
+class ProcessError(MtlError, RuntimeError):
+    """Another process of a distributed run failed, left, or came with something else; the message names it."""
+
+    lost = False
+    """Whether the process group is broken, so that nobody can be told anything any more."""
+
+
 class MissingExtraError(MtlError, ImportError):
     """An optional dependency is not installed; the message gives the exact pip line."""
 

@@ -8,6 +8,7 @@ everything is bit for bit as before: parameters, buffers, random state. ``.grad`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,17 @@ from mtlcore import linalg
 from mtlcore.contracts import Needs, StepView
 from mtlcore.errors import LossError, NonFiniteError
 from mtlcore.snapshot import Snapshot
+
+
+class Together(Protocol):
+    """Other processes with batches of their own."""
+
+    def means(self, names: Sequence[str], values: Sequence[float]) -> list[float]:
+        """Of these tasks' losses."""
+
+    def averaged(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """The means of gradients; None where no process has one."""
+
 
 Evaluate = Callable[[], tuple[Mapping[str, Tensor], Sequence[Tensor]]]
 Weigh = Callable[[StepView], Tensor]
@@ -30,6 +42,7 @@ def descend(
     evaluate: Evaluate,
     parameters: Iterable[nn.Parameter],
     modules: Iterable[nn.Module] = (),
+    together: Together | None = None,
 ) -> StepView:
     """Take ``steps`` gradient steps z <- z - lr sum_i w_i grad l_i(z) from the present parameters, look, and go back.
 
@@ -43,6 +56,7 @@ def descend(
         evaluate: losses by task, with graphs, and features of this step's batch at the parameters as they are.
         parameters: what moves: trunk and heads. Those that need no gradient stay.
         modules: networks whose buffers (BatchNorm's statistics) a forward pass may change.
+        together: the other processes, whose batches count as well.
 
     Returns:
         The view at z_N: losses (K,) and features, nothing beyond ``Needs.LOSSES``.
@@ -55,19 +69,21 @@ def descend(
     with Snapshot(modules=modules, parameters=moving).restored():
         for _ in range(steps):
             with torch.enable_grad():
-                losses, point = _look(view, evaluate)
+                losses, point = _look(view, evaluate, together)
                 with torch.no_grad():
                     weights = weigh(point)
                 factors = [linalg.placed(w, loss) for w, loss in zip(weights, losses)]
                 gradients = torch.autograd.grad(losses, moving, factors, allow_unused=True)
+            if together is not None:
+                gradients = together.averaged(moving, gradients)
             for parameter, gradient in zip(moving, gradients):
                 if gradient is not None:
                     parameter.data.add_(gradient, alpha=-lr)
         with torch.enable_grad():  # a closure may differentiate inside
-            return _look(view, evaluate)[1]
+            return _look(view, evaluate, together)[1]
 
 
-def _look(view: StepView, evaluate: Evaluate) -> tuple[list[Tensor], StepView]:
+def _look(view: StepView, evaluate: Evaluate, together: Together | None) -> tuple[list[Tensor], StepView]:
     by_name, features = evaluate()
     missing = [name for name in view.task_names if by_name.get(name) is None]
     if missing:
@@ -77,6 +93,8 @@ def _look(view: StepView, evaluate: Evaluate) -> tuple[list[Tensor], StepView]:
         )
     losses = [by_name[name] for name in view.task_names]
     values = torch.stack([loss.detach().to(torch.float64) for loss in losses]).tolist()
+    if together is not None:
+        values = together.means(view.task_names, values)
     for name, value in zip(view.task_names, values):
         if not abs(value) < float("inf"):
             raise NonFiniteError(f"inner steps: the loss of task {name!r} became {value}; lower the inner step size.")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlcore.contracts import Aggregator, ConflictDetector, Needs
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
 from mtlcore.presence import Presence
 from mtlcore.registry import create, registry
@@ -105,20 +104,6 @@ def check_helpers(optimizer: Any, heads: Any, probe: Any) -> None:
         raise ConfigurationError(
             f"probe must be a function that returns (losses, features), found a {type(probe).__name__}."
         )
-
-
-def check_not_replicated(trunk: nn.Module | None, *methods: Aggregator | ConflictDetector | None) -> None:
-    """Raises ConfigurationError for a trunk in DistributedDataParallel under a method that reads gradients: what
-    sources take does not pass the wrapper's hooks, so that every process would train a network of its own."""
-    reader = next((m for m in methods if m is not None and m.needs > Needs.LOSSES), None)
-    for name, module in trunk.named_modules() if trunk is not None and reader is not None else ():
-        if isinstance(module, nn.parallel.DistributedDataParallel) and module.process_group.size() > 1:
-            where = f"{name} of the trunk" if name else "the trunk"
-            raise ConfigurationError(
-                f"{where} is wrapped in DistributedDataParallel, which sees the gradients of a plain backward() only; "
-                f"{registry().identify(reader)} reads task gradients, and no process would hear of the others'. Leave "
-                f"the wrapper out, and average p.grad over the processes after backward."
-            )
 
 
 def brakes(wish: Any) -> Brakes:

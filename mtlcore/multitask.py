@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlcore import audit, checkpoint, inner_loop, inputs, reading, scaling, trajectory, tuning
+from mtlcore import audit, checkpoint, configuration, inner_loop, inputs, reading, scaling, trajectory, tuning
 from mtlcore.asking import aggregator as asking
 from mtlcore.asking.detector import detect
 from mtlcore.asking.seeds import step_seed
@@ -28,6 +28,8 @@ from mtlcore.contracts import (
     StepView,
     TeleportStrategy,
 )
+from mtlcore.distributed.local import Local
+from mtlcore.distributed.processes import Members, Processes, told
 from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.batch import Batch
@@ -68,6 +70,9 @@ class MultiTask:
         refresh: ask the method for new weights only every so many steps, or as a :class:`Refresh` policy says; in
             between the last weights are used again. Default: at every step.
         name: of this run, for reports and loggers.
+        process_group: with whom the method of the global batch is taken: "auto" is torch.distributed's default group, if
+            there is one of more than one process; or a ``ProcessGroup``, or one dimension of a ``DeviceMesh``; None makes
+            each process solve its own problem (see docs/explanation/distributed.md).
         check_source: whether the first step with a new graph compares the gradient source with plain autograd, which
             costs one or two passes more.
 
@@ -95,6 +100,7 @@ class MultiTask:
         gradient_memory: int | None = None,
         refresh: int | Refresh = 1,
         name: str = "",
+        process_group: Any = "auto",
         check_source: bool = True,
     ) -> None:
         self._trunk = trunk if isinstance(trunk, nn.Module) else None
@@ -104,7 +110,6 @@ class MultiTask:
         self.detector: ConflictDetector | None = None
         if detector is not None:
             self.detector = inputs.plugin("detector", detector, ConflictDetector)
-        inputs.check_not_replicated(self._trunk, self.aggregator, self.detector)
         self.name = str(name)
         self.optimizer = optimizer
         self.brakes = inputs.brakes(brakes)
@@ -114,6 +119,7 @@ class MultiTask:
         self._planner = Planner(gradients, gradient_memory, check_source)
         self._keeper = self._make_keeper(refresh)
         self._micro: MicroBatches | None = None
+        self._processes = Processes(process_group)
         names = None if tasks is None else inputs.task_names(tasks)
         self._progress = Progress(tasks=names, seed=inputs.whole_number("seed", seed))
         self._reach = audit.Reach(inputs.parameter_names(self._trunk, self._parameters))
@@ -158,6 +164,7 @@ class MultiTask:
 
     # --- one step -----------------------------------------------------------------------------------------
 
+    @told
     def backward(self, losses: Losses, features: Features = None, scaler: Any = None) -> StepReport:
         """Fill ``.grad`` of trunk and heads; replaces ``sum(losses).backward()`` and accumulates like it.
 
@@ -197,6 +204,7 @@ class MultiTask:
         self._announce(report)
         return report
 
+    @told
     def observe(self, losses: Losses) -> None:
         """The second look of a method that looks twice (FAMO), after the user's own optimizer step: the losses of the
         same batch where the optimizer arrived. Other methods need no call; it does nothing for them.
@@ -212,6 +220,7 @@ class MultiTask:
             raise ConfigurationError("observe(losses) follows a backward(losses) and the optimizer's step.")
         self._progress = dataclasses.replace(self._progress, state=self._observed(losses), awaiting=False)
 
+    @told
     def accumulate(self, losses: Losses, features: Features = None, scaler: Any = None) -> None:
         """One micro-batch of a larger batch: adds its task gradients to those that the next :meth:`backward`, on the
         last micro-batch, aggregates once. Nothing reaches ``.grad`` before that. Scale the losses as for any gradient
@@ -231,6 +240,7 @@ class MultiTask:
             micro.overflowed = True
         self._micro = micro
 
+    @told
     def step(self, closure: Closure | Sequence[Closure], scaler: Any = None) -> StepReport:
         """One whole training step: zero the gradients, forward, (teleport,) backward, optimizer, (second look).
 
@@ -288,9 +298,12 @@ class MultiTask:
 
         modules = [m for m in (self._trunk, self._heads) if m is not None]
         with Snapshot(modules=modules).restored():
-            table = tuning.measure(self._planner, self._needs(), evaluate, repeats)
-        if table.fastest is not None and self._needs() > Needs.LOSSES:
-            self._planner.pin(self._needs(), table.fastest)
+            needs, together = self._needs(), self._processes.several(self._modules())
+            needs = Needs.JACOBIAN if together and needs == Needs.GRAMIAN else needs  # others need whole rows
+            measure = functools.partial(tuning.measure, self._planner, needs, evaluate, repeats)
+            table = tuning.merged(self._processes.gathered(measure)) if together else measure()
+        if table.fastest is not None and needs > Needs.LOSSES:
+            self._planner.pin(needs, table.fastest)
         return table
 
     def refresh_parameters(self) -> None:
@@ -308,6 +321,7 @@ class MultiTask:
             )
         self._parameters = inputs.trunk_parameters(self._trunk)
         self._reach = audit.Reach(inputs.parameter_names(self._trunk, self._parameters))
+        self._processes.forget()
         self._micro = None
 
     def follow(self, averaged_model: nn.Module, of: nn.Module | None = None) -> None:
@@ -438,6 +452,7 @@ class MultiTask:
                 *(p for o in trajectory.each(self.optimizer) for group in o.param_groups for p in group["params"]),
             ],
             modules=self._modules(),
+            together=self._processes if self._processes.several() else None,
         )
 
     def _needs(self) -> Needs:
@@ -465,23 +480,21 @@ class MultiTask:
     ) -> _Prepared:
         """From what the user handed over to the view. Changes nothing."""
         micro, self._micro = self._micro, None
-        batch, needs = self._batch(losses, features, scale), self._needs()
-        seen = batch.features
-        audit.check_reached(batch)
-        if not self._reach.done:
-            self._reach.look(batch)
-        if needs > Needs.LOSSES or micro is not None:
-            batch = batch.without_unread()
-        presence = batch.presence
-        if micro is not None:
-            micro.add(batch, inputs.values_of(batch.losses, batch.stacked, batch.names))
-            presence, values, found, reason = micro.finish(presence.names, batch.shared)
-            kept = False
-            found = found if scale is None else scaling.Scaled(found, scale)
-            gram: Tensor | None = reading.checked(found.gramian().cpu(), presence.present)
-        else:
-            found, gram, reason, kept = self._collect(batch, needs)
+        needs = self._needs()
+        work = functools.partial(self._local, losses, features, scale, needs, micro)
+        together = self._processes.several(self._modules())
+        local = (
+            self._processes.merged(work, functools.partial(self._members, losses), self._tag(), needs)
+            if together
+            else work()
+        )
+        presence, batch, seen = local.presence, local.batch, inputs.flat(features)
+        found = local.found if scale is None else scaling.Scaled(local.found, scale)
+        gram = found.gramian() if local.has_gramian else None
+        if local.values is None:
             values, gram = reading.read(batch, found, gram)
+        else:
+            values, gram = local.values, None if gram is None else reading.checked(gram.cpu(), presence.present)
         view = StepView(
             losses=presence.spread_numbers(values),
             gramian=None if gram is None else presence.spread_pairs(gram, float("nan")),
@@ -494,23 +507,55 @@ class MultiTask:
             inner=inner,
             needs=needs,
         )
-        return _Prepared(view, batch, found, gram, reason, kept)
+        return _Prepared(view, batch, found, gram, local.reason, local.kept)
 
-    def _collect(self, batch: Batch, needs: Needs) -> tuple[TaskGradients, Tensor | None, str, bool]:
-        """Task gradients, Gramian, the reason, and whether the last weights are to be used again."""
+    def _local(
+        self, losses: Losses, features: Features, scale: float | None, needs: Needs, micro: MicroBatches | None
+    ) -> Local:
+        """What this process finds in its batch."""
+        batch = self._batch(losses, features, scale)
+        audit.check_reached(batch)
+        if not self._reach.done:
+            self._reach.look(batch)
+        if needs > Needs.LOSSES or micro is not None:
+            batch = batch.without_unread()
+        if micro is None:
+            found, reason, kept = self._collect(batch, needs)
+            return Local(batch, batch.presence, found, reason, kept)
+        micro.add(batch, inputs.values_of(batch.losses, batch.stacked, batch.names))
+        presence, values, found, reason = micro.finish(batch.presence.names, batch.shared)
+        return Local(batch, presence, found, reason, values=values)
+
+    def _members(self, losses: Losses) -> Members:
+        """What takes part in this run, for the first step of several processes."""
+        held = [p for o in trajectory.each(self.optimizer) for g in o.param_groups for p in g["params"]]
+        heads = [] if self._heads is None else list(self._heads.parameters())
+        mine = set(map(id, self._parameters))
+        return Members(
+            modules=self._modules(),
+            parameters=self._parameters,
+            told=[p for p in {id(p): p for p in (*heads, *held)}.values() if id(p) not in mine],
+            about={r: configuration.describe(p) for r, p in self._plugins().items()},
+            teleport=self._teleporter is not None,
+            losses=[v for v in (losses.values() if isinstance(losses, Mapping) else losses) if isinstance(v, Tensor)],
+        )
+
+    def _tag(self) -> str:
+        """What must be the same on all processes in this step."""
+        progress = self._progress
+        return f"step {progress.step}; seed {progress.seed}"
+
+    def _collect(self, batch: Batch, needs: Needs) -> tuple[TaskGradients, str, bool]:
+        """Task gradients, the reason, and whether the last weights are to be used again."""
         if not batch.shared:
-            return Weighted(batch), None, _FROZEN, False
-        found: TaskGradients | None = None
-        reason = "features: the weights of an earlier step, one pass through the trunk"
+            return Weighted(batch), _FROZEN, False
         if self._keeper is not None and needs > Needs.LOSSES:
-            found = self._keeper.reuse(batch)
-        kept = found is not None
-        if found is None:
-            found, reason = self._planner.collect(needs, batch)
-        if batch.scale is not None:
-            found = scaling.Scaled(found, batch.scale)
-        has_gramian = not kept and not found.weights_whole_losses
-        return found, found.gramian() if has_gramian else None, reason, kept
+            several = self._processes.several()
+            kept = self._keeper.reuse(batch, self._processes.presence if several else None)
+            if kept is not None:
+                return kept, "features: the weights of an earlier step, one pass through the trunk", True
+        found, reason = self._planner.collect(needs, batch, rows=self._processes.several())
+        return found, reason, False
 
     def _looks_for_conflict(self) -> bool:
         """Whether the detector is asked in this step. Where that costs task gradients which the method does not need,
@@ -557,7 +602,9 @@ class MultiTask:
 
     def _finish(self, prepared: _Prepared, conflict: Conflict | None, teleport: TeleportResult | None) -> StepReport:
         """Ask the method, write the gradients, and only then commit the new state."""
-        answer = self._ask(prepared)
+        ask = functools.partial(self._ask, prepared)
+        together = self._processes.several()
+        answer = self._processes.answered(ask, registry().identify(self.aggregator)) if together else ask()
         presence = prepared.view.presence
         weights, heads = answer.weights, answer.head_weights
         if heads is None and self.aggregator.needs == Needs.LOSSES and not prepared.found.weights_whole_losses:
@@ -667,8 +714,12 @@ class MultiTask:
         """The method's state after a second look at these losses."""
         progress = self._progress
         assert progress.state is not None
-        presence, scalars = inputs.present_losses(losses, progress.tasks, graph=False)
-        values = inputs.finite(inputs.numbers(scalars), presence.present, when="after the step ")
+
+        def look() -> tuple[Presence, list[float]]:
+            presence, scalars = inputs.present_losses(losses, progress.tasks, graph=False)
+            return presence, inputs.finite(inputs.numbers(scalars), presence.present, when="after the step ")
+
+        presence, values = self._processes.looked(look) if self._processes.several() else look()
         view = StepView(
             losses=presence.spread_numbers(values),
             present=presence,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -53,6 +53,18 @@ class Table:
             time_ = f"refused: {r.refused}" if r.seconds is None else f"{r.seconds * 1e3:9.2f} ms  {r.ratio:5.2f}"
             lines.append(f"{r.source:{width}}  {time_}")
         return "\n".join(lines)
+
+
+def merged(tables: Sequence[Table]) -> Table:
+    """One table for several processes: of each source the slowest time, for a step waits for the last; and refused where
+    one of them refuses it."""
+    names = [r.source for r in tables[0].rows]
+    by_name = {n: [r for t in tables for r in t.rows if r.source == n] for n in names}
+    refused = {n: next((r.refused for r in rows if r.seconds is None), "") for n, rows in by_name.items()}
+    times = {n: max(r.seconds or 0.0 for r in rows) for n, rows in by_name.items() if not refused[n]}
+    best = min(times.values(), default=0.0)
+    out = [Row(n, s, s / best if best else 1.0) for n, s in sorted(times.items(), key=lambda item: item[1])]
+    return Table((*out, *(Row(n, None, None, why) for n, why in refused.items() if why)))
 
 
 def measure(planner: Planner, needs: Needs, evaluate: Callable[[], Batch], repeats: int = 5) -> Table:

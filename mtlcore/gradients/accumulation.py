@@ -88,12 +88,14 @@ class MicroBatches:
         presence = Presence.of(everything, self.losses)
         rows = torch.stack([self._rows.pop(n) for n in presence.present])
         heads = [list(self._heads[n].values()) for n in presence.present]
-        found = _Sum(shared, rows, [id(p) in self._used for p in shared], heads)
+        found = Sum(shared, rows, [id(p) in self._used for p in shared], heads)
         reason = f"{self._plan.name}: the rows of {self.count} micro-batches, added up"
         return presence, [self.losses[n] for n in presence.present], found, reason
 
 
-class _Sum(TaskGradients):
+class Sum(TaskGradients):
+    """Rows of several micro-batches, added up."""
+
     def __init__(
         self,
         shared: Sequence[Tensor],
@@ -105,6 +107,11 @@ class _Sum(TaskGradients):
         self._rows = rows
         self._used = used
         self.heads = heads
+
+    @property
+    def used(self) -> list[Tensor]:
+        """The trunk parameters that some task depends on."""
+        return [p for p, used in zip(self._shared, self._used) if used]
 
     def gramian(self) -> Tensor:
         """(K, K) float64."""

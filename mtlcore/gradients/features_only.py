@@ -53,7 +53,7 @@ def collect(batch: Batch, *, keep_graph: bool = False, wish: tuple[str, str] = _
             if g is not None:
                 cell.copy_(g.flatten())
         heads.append([(t, g) for t, g in zip(leaves, found[len(features) :]) if g is not None])
-    return _AtFeatures(batch, cotangents, heads, direct, wish)
+    return AtFeatures(batch, cotangents, heads, direct, wish)
 
 
 def _check(batch: Batch, wish: str, otherwise: str) -> None:
@@ -87,7 +87,9 @@ def _past_features(batch: Batch, task: int, tied: Sequence[Tensor]) -> list[Tens
     return [torch.zeros_like(t) if g is None else g for t, g in zip(tied, found)]
 
 
-class _AtFeatures(TaskGradients):
+class AtFeatures(TaskGradients):
+    """Gradients at the features, one pass through the trunk short of the parameters'."""
+
     def __init__(
         self,
         batch: Batch,
@@ -127,26 +129,47 @@ class _AtFeatures(TaskGradients):
         """Not known."""
         raise PluginError('gradients="features" has no parameter Jacobian; use gradients="sequential".')
 
+    def _seeds(self, weights: Tensor) -> list[Tensor]:
+        features = self._batch.features
+        parts = linalg.combine(self._cotangents, weights).split([f.numel() for f in features])
+        return [c.view(f.shape).to(f.dtype) for c, f in zip(parts, features)]
+
+    def _leaves(self) -> list[Tensor]:
+        return list({id(t): t for t in (*self._batch.shared, *self._batch.reach.behind)}.values())
+
+    def pull(self, weights: Tensor) -> list[Pair]:
+        """The weighted gradients (k,) of everything behind the features, handed out instead of written; frees the
+        graph.
+
+        Raises:
+            NonFiniteError: one of them is NaN or infinite.
+        """
+        leaves = self._leaves()
+        found = graph.differentiate(self._batch.features, leaves, self._seeds(weights), retain=False)
+        pairs = [(t, g) for t, g in zip(leaves, found) if g is not None]
+        pairs += [(t, g * w) for w, mine in zip(weights.tolist(), self._direct) for t, g in mine]
+        self._check_finite([g for _, g in pairs])
+        return pairs
+
+    def _check_finite(self, gradients: Sequence[Tensor]) -> None:
+        if not graph.finite(gradients):
+            raise NonFiniteError(
+                f"the trunk's weighted gradient is NaN or infinite although the losses and their gradients at the "
+                f"features are finite. Nothing was changed: parameters, method state and .grad are as before. Look "
+                f"for sqrt, log or a division at zero in the trunk; to learn which task it is, {self._otherwise}."
+            )
+
     def write(self, answer: Answer) -> None:
         """See :class:`TaskGradients`: one pass through the trunk."""
         if answer.weights is None:
             raise PluginError('a method that returns a direction cannot use gradients="features".')
-        features = self._batch.features
-        combined = linalg.combine(self._cotangents, answer.weights)
-        parts = combined.split([f.numel() for f in features])
-        seeds = [c.view(f.shape).to(f.dtype) for c, f in zip(parts, features)]
-        leaves = list({id(t): t for t in (*self._batch.shared, *self._batch.reach.behind)}.values())
+        seeds, leaves = self._seeds(answer.weights), self._leaves()
         with all_or_nothing(leaves):
-            graph.backward(features, seeds)
+            graph.backward(self._batch.features, seeds)
             with torch.no_grad():
                 # What a head uses again (tied weights) reaches the losses past the features too.
                 for w, pairs in zip(answer.weights.tolist(), self._direct):
                     for p, g in pairs:
                         accumulate(p, g * w, fresh=True)
-            if not graph.finite([p.grad for p in leaves if p.grad is not None]):
-                raise NonFiniteError(
-                    f"the trunk's weighted gradient is NaN or infinite although the losses and their gradients at the "
-                    f"features are finite. Nothing was changed: parameters, method state and .grad are as before. Look "
-                    f"for sqrt, log or a division at zero in the trunk; to learn which task it is, {self._otherwise}."
-                )
+            self._check_finite([p.grad for p in leaves if p.grad is not None])
         write_heads(self.heads, answer.head_weights)

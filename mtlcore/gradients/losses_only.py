@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from mtlcore import linalg
 from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
 from mtlcore.gradients import graph
 from mtlcore.gradients.batch import Batch
-from mtlcore.gradients.task_gradients import Answer, TaskGradients, all_or_nothing
+from mtlcore.gradients.task_gradients import Answer, Pair, TaskGradients, all_or_nothing
 
 
 class Weighted(TaskGradients):
@@ -30,6 +32,35 @@ class Weighted(TaskGradients):
     def write(self, answer: Answer) -> None:
         """See :class:`TaskGradients`."""
         batch = self._batch
+        roots, seeds = self._roots(answer)
+        leaves = self._leaves()
+        with all_or_nothing(leaves):
+            graph.backward(roots, seeds)
+            if batch.shared and all(p.grad is None for p in batch.shared):
+                raise batch.unreached()
+            if not graph.finite([t.grad for t in leaves if t.grad is not None]):
+                self._blame({id(t): t.grad for t in leaves})
+
+    def pull(self, weights: Tensor) -> list[Pair]:
+        """The weighted gradients (k,) of every leaf, handed out instead of written; frees the graph.
+
+        Raises:
+            As :meth:`write`.
+        """
+        roots, seeds = self._roots(Answer(weights))
+        leaves = self._leaves()
+        found = graph.differentiate(roots, leaves, seeds, retain=False)
+        pairs = [(t, g) for t, g in zip(leaves, found) if g is not None]
+        if not graph.finite([g for _, g in pairs]):
+            self._blame({id(t): g for t, g in pairs})
+        return pairs
+
+    def _leaves(self) -> list[Tensor]:
+        # What a reentrant checkpoint hides from the graph is the trunk's, as a rule.
+        return list({**self._batch.leaves, **{id(p): p for p in self._batch.shared}}.values())
+
+    def _roots(self, answer: Answer) -> tuple[list[Tensor], list[Tensor]]:
+        batch = self._batch
         _check(answer, batch)
         assert answer.weights is not None
         # The losses as roots with cotangents w_i: for w = 1 bit for bit what sum(losses).backward() does. One stacked
@@ -42,16 +73,9 @@ class Weighted(TaskGradients):
         if answer.feature_gradient:
             roots += batch.features
             seeds += [g.to(f) for g, f in zip(answer.feature_gradient, batch.features)]
-        # What a reentrant checkpoint hides from the graph is the trunk's, as a rule.
-        leaves = list({**batch.leaves, **{id(p): p for p in batch.shared}}.values())
-        with all_or_nothing(leaves):
-            graph.backward(roots, seeds)
-            if batch.shared and all(p.grad is None for p in batch.shared):
-                raise batch.unreached()
-            if not graph.finite([t.grad for t in leaves if t.grad is not None]):
-                self._blame()
+        return roots, seeds
 
-    def _blame(self) -> None:
+    def _blame(self, gradients: Mapping[int, Tensor | None]) -> None:
         batch = self._batch
         # The saved tensors are gone, the graph's structure is not: a task whose own leaves are bad is to blame.
         shared = {id(p) for p in batch.shared}
@@ -59,8 +83,8 @@ class Weighted(TaskGradients):
         guilty = []
         for i, (name, leaves) in enumerate(zip(batch.names, own)):
             others = set().union(*(o.keys() for j, o in enumerate(own) if j != i)) if len(own) > 1 else set()
-            bad = [t for k, t in leaves.items() if k not in others]
-            if not graph.finite([t.grad for t in bad if t.grad is not None]):
+            bad = [gradients.get(k) for k in leaves if k not in others]
+            if not graph.finite([g for g in bad if g is not None]):
                 guilty.append(name)
         if guilty:
             who = f"of task {' and '.join(repr(g) for g in guilty)}"

@@ -48,12 +48,23 @@ class Planner:
         """By what is asked ("GRAMIAN", "JACOBIAN"), the name of the plan that ``MultiTask.tune`` found fastest."""
         self._choices: dict[object, _Choice] = {}
 
-    def collect(self, needs: Needs, batch: Batch) -> tuple[TaskGradients, str]:
+    def collect(self, needs: Needs, batch: Batch, *, rows: bool = False) -> tuple[TaskGradients, str]:
         """Task gradients as far as this step needs them, and which plan made them and why.
+
+        Args:
+            needs: what is read.
+            batch: the forward pass.
+            rows: whether whole rows are wanted where the Gramian is read, for the sum over several processes: factors of
+                one process say nothing of the inner products with another's.
 
         Raises:
             ConfigurationError: the forced plan does not provide what the method needs, or cannot serve this network.
         """
+        if rows and needs == Needs.GRAMIAN and self._wish != "features":
+            needs = Needs.JACOBIAN
+            if self._wish.startswith("streaming"):
+                plan = PLANS["batched" if PLANS[self._wish].together else "sequential"]
+                return self.run(plan, batch), f"{plan.name}: {self._wish} keeps no rows, and other processes need them"
         if self._wish != "auto":
             plan = PLANS[self._wish]
             if plan.provides < needs:

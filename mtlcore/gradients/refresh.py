@@ -8,7 +8,7 @@ reported: |J^T (w_old - w_new)| / |J^T w_new|, from the Gramian just computed. T
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from mtlcore.errors import ConfigurationError
 from mtlcore.gradients import features_only
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.task_gradients import TaskGradients
+from mtlcore.presence import Presence
 
 _WISH = ("refresh", "leave refresh out")
 
@@ -61,9 +62,21 @@ class Keeper:
         self._age = 0
         self._next: dict[str, Any] = {}
 
-    def reuse(self, batch: Batch) -> TaskGradients | None:
-        """What is needed to apply the kept weights, or None when new ones are due."""
-        present = batch.presence.mask()
+    def reuse(self, batch: Batch, whole: Callable[[Presence], Presence] | None = None) -> TaskGradients | None:
+        """What is needed to apply the kept weights, or None when new ones are due.
+
+        Args:
+            batch: of this process.
+            whole: gives the tasks that are present on any of several processes; None where there is one.
+
+        Raises:
+            ConfigurationError: no features; or a drift is to be watched on several processes.
+        """
+        if whole is not None and self.policy.drift is not None:
+            raise ConfigurationError(
+                "refresh with a drift looks at the gradients of one process: with several, give a number of steps only."
+            )
+        present = (batch.presence if whole is None else whole(batch.presence)).mask()
         if not batch.features:
             raise ConfigurationError("refresh needs the features: backward(losses, features=z).")
         same = self._present is not None and torch.equal(self._present, present)

@@ -1,4 +1,4 @@
-"""A trunk in DistributedDataParallel: allowed where its hooks see the gradients."""
+"""A trunk in DistributedDataParallel: the step of all processes, or none."""
 
 from __future__ import annotations
 
@@ -23,16 +23,12 @@ def replicated(request):
 
 
 @pytest.mark.parametrize("replicated", [2], indirect=True)
-def test_refused_where_gradients_are_read(replicated):
-    with pytest.raises(ConfigurationError, match=r"^the trunk is wrapped in Distr.*'gradops' of .* reads task"):
-        MultiTask(replicated, "gradops")
-    with pytest.raises(ConfigurationError, match=r"^0 of the trunk is wrapped .*'dominated' of .*average p.grad over"):
-        MultiTask(nn.Sequential(replicated), "sum", detector="dominated")
-
-
-@pytest.mark.parametrize("replicated", [2], indirect=True)
-def test_allowed_where_losses_are_read(replicated):
-    assert MultiTask(replicated, "bilb4mtl").state_dict()["step"] == 0
+@pytest.mark.parametrize("name", ["gradops", "imtl-l"])
+def test_a_problem_of_its_own_is_not_averaged(replicated, name):
+    mt = MultiTask(nn.Sequential(replicated), name, process_group=None)
+    z = replicated(torch.ones(5, 3))
+    with pytest.raises(ConfigurationError, match=r"^0 of the trunk is wrapped in Distrib.*over 2 processes.*own"):
+        mt.backward([z.sum(), z.square().sum()], z)
 
 
 @pytest.mark.parametrize("replicated", [1], indirect=True)
@@ -40,3 +36,13 @@ def test_one_process_has_nobody_to_hear_of(replicated):
     z = replicated(torch.ones(5, 3))
     report = MultiTask(replicated, "gradops").backward([z.sum(), z.square().sum()], z)
     assert (report.weights > 0).all()
+
+
+@pytest.mark.parametrize("replicated", [1], indirect=True)
+def test_what_is_no_process_group(replicated):
+    for wish in ("world", 2, object()):
+        with pytest.raises(ConfigurationError, match="process_group must be"):
+            MultiTask(replicated, "sum", process_group=wish)
+    mesh = dist.device_mesh.DeviceMesh("cpu", torch.zeros(1, 1, dtype=torch.int), mesh_dim_names=("dp", "tp"))
+    with pytest.raises(ConfigurationError, match=r"2 dimensions \(dp, tp\).*mesh\['dp'\]"):
+        MultiTask(replicated, "sum", process_group=mesh)

@@ -1,0 +1,448 @@
+"""What a ``MultiTask`` asks of the other processes.
+
+Whatever may fail on one process alone is done first, and then told: every exchange begins with the number of processes
+that failed, so that nobody waits for one that has given up. All exchanges of a step have one size. A process that fails
+anywhere between two of them takes part in the next one with its error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mtlcore import inputs, reading
+from mtlcore.contracts import Aggregation, Needs, State
+from mtlcore.distributed import agreement, group, refusals
+from mtlcore.distributed.local import Local
+from mtlcore.distributed.roster import Roster
+from mtlcore.distributed.shared import Shared
+from mtlcore.distributed.verdict import Failure, combined
+from mtlcore.distributed.wire import Wire
+from mtlcore.errors import NonFiniteError, PluginError, ProcessError
+from mtlcore.gradients import graph
+from mtlcore.gradients.accumulation import Sum
+from mtlcore.gradients.features_only import AtFeatures
+from mtlcore.gradients.jacobian import Stored
+from mtlcore.presence import Presence
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_BITS = 0xFFFF
+"""Of a hash h. Sums of h and of h^2 over a thousand processes are exact in float64; all h are equal if and only if
+R sum h^2 = (sum h)^2."""
+_ROUNDING = 1e-6
+"""Relative. Answers may differ by so much between machines of different kinds; then process 0's counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+    """What takes part in a run.
+
+    Args:
+        modules: trunk and heads, as far as they are modules.
+        parameters: the trunk's.
+        told: others that the user named, in heads and optimizers.
+        about: what must be the same everywhere, in plain values.
+        teleport: whether one is asked for.
+        losses: of this step, as far as they are tensors.
+    """
+
+    modules: Sequence[nn.Module]
+    parameters: Sequence[Tensor]
+    told: Sequence[Tensor]
+    about: Mapping[str, Any]
+    teleport: bool
+    losses: Sequence[Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Totals:
+    new: float
+    losses: Tensor
+    counts: Tensor
+    trunk: Tensor
+    heads: Tensor
+
+
+class Processes:
+    """The processes of a run; with one, or none, it does nothing.
+
+    Args:
+        wish: as ``MultiTask`` takes ``process_group``.
+
+    Raises:
+        ConfigurationError: no process group.
+    """
+
+    def __init__(self, wish: Any) -> None:
+        self._wish = group.checked(wish)
+        self._checked = False
+        self.wire: Wire | None = None
+        self._roster: Roster | None = None
+        self._names: tuple[str, ...] = ()
+        self._trunk: tuple[Tensor, ...] = ()
+        self._told: BaseException | None = None
+        """The last error that all processes know of."""
+
+    def __reduce__(self) -> tuple[type[Processes], tuple[Any]]:
+        return Processes, (self._wish if isinstance(self._wish, str) else None,)  # a copy begins anew
+
+    def several(self, modules: Sequence[nn.Module] = ()) -> bool:
+        """Whether there are others. Asked in every step, for a process group may be made late.
+
+        Raises:
+            ConfigurationError: ``process_group=None``, and something in ``modules`` averages all the same.
+        """
+        if self.wire is None:
+            if self._wish is None:
+                if not self._checked:
+                    refusals.check_alone(modules)
+                    self._checked = True
+                return False
+            found = group.resolved(self._wish)
+            if found is None:
+                return False
+            self.wire = Wire(found)
+        return True
+
+    def forget(self) -> None:
+        """The trunk has other parameters now: agree once more."""
+        self._roster = None
+
+    # --- a step -------------------------------------------------------------------------------------------------
+
+    def tell(self, error: Exception) -> None:
+        """Let the others know, in their next exchange, of an error that they do not know of. (A Ctrl-C is not told: they
+        may have got it too, and come to no exchange any more.)"""
+        if self.wire is None or error is self._told or getattr(error, "lost", False):
+            return
+        with contextlib.suppress(Exception):
+            if self._roster is None:
+                self.gathered(lambda: self._raise(error))
+            else:
+                self._exchange(error, "")
+
+    @staticmethod
+    def _raise(error: Exception) -> None:
+        raise error
+
+    def merged(self, work: Callable[[], Local], members: Callable[[], Members], tag: str, needs: Needs) -> Local:
+        """The step of all processes: their tasks, mean losses and mean task gradients.
+
+        Args:
+            work: of this process.
+            members: what takes part; asked in the first step.
+            tag: what must be the same in this step.
+            needs: what the step reads.
+
+        Raises:
+            MtlError: one process failed, or the processes do not run the same thing; on all of them.
+        """
+        local, error = self._attempt(lambda: self._looked_at(work()))
+        if self._roster is None:
+            self._agree(members, local, error)
+        assert self.wire is not None and self._roster is not None
+        roster, wire = self._roster, self.wire
+        unknown: dict[str, list[Tensor]] = {}
+        if local is not None:
+            unknown = _unknown(local, roster)
+            mask = "".join("01"[p.requires_grad] for p in self._trunk)
+            tag = f"{tag}; trained parameters {mask}; source {_kind(local)}"
+        totals = self._exchange(error, tag, local, new=sum(map(len, unknown.values())))
+        assert local is not None
+        heads = totals.heads
+        if totals.new:
+            roster.learn(wire, self._names, unknown)
+            heads = wire.sum(_flags(roster.known, _reached(local)))
+        whole, values = self._means(totals)
+        by_id = dict(zip(map(id, self._trunk), totals.trunk.tolist()))
+        found = Shared(
+            local.found,
+            local=local.presence,
+            whole=whole,
+            counts=[c for c in totals.counts.tolist() if c],
+            shared=local.batch.shared,
+            used=([by_id[id(p)] > 0 for p in local.batch.shared], [f > 0 for f in heads.tolist()]),
+            wire=wire,
+            roster=roster,
+            settle=self.settled,
+            by_row=needs == Needs.JACOBIAN,
+        )
+        how = f"{local.reason}; {_said(local, needs)} over {wire.size} processes"
+        return dataclasses.replace(local, presence=whole, values=values, found=found, reason=how)
+
+    def _looked_at(self, local: Local) -> Local:
+        """Losses and gradients of this process, finite: a Gramian of the means would not say whose are not."""
+        if local.values is None:
+            values, _ = reading.read(local.batch, local.found, None)
+            local = dataclasses.replace(local, values=values)
+        names = local.presence.present
+        if isinstance(local.found, AtFeatures):
+            reading.checked(local.found.gramian().cpu(), names)
+        elif not local.found.weights_whole_losses:
+            sums = local.found.rows().sum(1).tolist()
+            bad = [i for i, s in enumerate(sums) if not graph.finite([torch.tensor(s)])]
+            bad = [i for i in bad if not bool(torch.isfinite(local.found.rows()[i]).all())]
+            if bad:
+                raise NonFiniteError(
+                    f"the gradient of task {' and '.join(repr(names[i]) for i in bad)} is NaN or infinite. Parameters, "
+                    f"method state and .grad are untouched."
+                )
+        return local
+
+    def _means(self, totals: _Totals) -> tuple[Presence, list[float]]:
+        there = totals.counts > 0
+        whole = Presence.of(self._names, [n for n, t in zip(self._names, there.tolist()) if t])
+        return whole, (totals.losses[there] / totals.counts[there]).tolist()
+
+    def presence(self, local: Presence) -> Presence:
+        """The tasks that some process has. Before the first step it is not known yet; that step asks the method anew."""
+        if self._roster is None:
+            return local
+        counts = self._exchange(None, "presence", presence=local).counts
+        return Presence.of(self._names, [n for n, c in zip(self._names, counts.tolist()) if c])
+
+    def looked(self, work: Callable[[], tuple[Presence, list[float]]]) -> tuple[Presence, list[float]]:
+        """Tasks and losses of a second look: the means over the processes."""
+        found, error = self._attempt(work)
+        presence, values = (None, None) if found is None else found
+        return self._means(self._exchange(error, "second look", presence=presence, values=values))
+
+    def means(self, names: Sequence[str], values: Sequence[float]) -> list[float]:
+        """Of these tasks' losses, which every process has."""
+        whole, found = self.looked(lambda: (Presence.of(self._names, names), list(values)))
+        by_name = dict(zip(whole.present, found))
+        return [by_name[n] for n in names]
+
+    def averaged(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """The means of gradients; None where no process has one."""
+        assert self.wire is not None
+        used = self.wire.sum([float(g is not None) for g in gradients]).tolist()
+        sums = [torch.zeros_like(p) if g is None else g.clone() for p, g, u in zip(leaves, gradients, used) if u]
+        self.wire.add(sums, "inner steps")
+        it = iter(s.div_(self.wire.size) for s in sums)
+        return tuple(next(it) if u else None for u in used)
+
+    def settled(self, work: Callable[[], T]) -> T:
+        """Something of this process's own. Raises on all processes if it does on one."""
+        found, error = self._attempt(work)
+        self._exchange(error, "")
+        return found  # type: ignore[return-value]
+
+    def answered(self, work: Callable[[], Aggregation], who: str) -> Aggregation:
+        """The method's answer, which has the same bits everywhere.
+
+        Raises:
+            PluginError: the processes' answers differ by more than rounding.
+        """
+        found, error = self._attempt(work)
+        try:
+            self._exchange(error, "" if found is None else _digest(found))
+        except _Differ:
+            assert found is not None
+            return self._first_answer(found, who)
+        assert found is not None
+        return found
+
+    def _first_answer(self, mine: Aggregation, who: str) -> Aggregation:
+        assert self.wire is not None
+        everybody = self.wire.objects((mine.weights, mine.head_weights, mine.direction, mine.state))
+        first = everybody[0]
+        for rank, other in enumerate(everybody):
+            apart = [_distance(a, b) for a, b in zip(first[:3], other[:3])]
+            if not max(apart) <= _ROUNDING:
+                self._told = PluginError(
+                    f"aggregator {who} answers differently on processes 0 and {rank} (by {max(apart):.1e}, relative), "
+                    f"although both see the same losses and gradients. It looks at something that one process alone has: "
+                    f"view.features, the clock, a random state of its own?"
+                )
+                raise self._told
+        device = None if mine.direction is None else mine.direction.device
+        direction = None if first[2] is None else first[2].to(device)
+        return dataclasses.replace(mine, weights=first[0], head_weights=first[1], direction=direction, state=first[3])
+
+    def gathered(self, work: Callable[[], T]) -> list[T]:
+        """What ``work`` gives on every process. Raises on all of them if it does on one."""
+        assert self.wire is not None
+        found, error = self._attempt(work)
+        said = self.wire.objects((Failure.of(error) if error else None, None if error else found))
+        failures = [f for f, _ in said]
+        if any(failures):
+            self._told = combined(failures, self.wire.rank, error)
+            raise self._told
+        return [value for _, value in said]
+
+    # --- beneath ------------------------------------------------------------------------------------------------
+
+    def _attempt(self, work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+        try:
+            return work(), None
+        except Exception as error:
+            if error is self._told or getattr(error, "lost", False):
+                raise  # known to all, or nobody can be told
+            return None, error
+
+    def _agree(self, members: Callable[[], Members], local: Local | None, error: Exception | None) -> None:
+        """Compare runs, and begin the roster."""
+        assert self.wire is not None
+
+        def describe() -> Mapping[str, Any]:
+            found = members()
+            refusals.check_trunk(found.modules, found.parameters)
+            refusals.check_graph(found.losses)
+            refusals.check_step(found.teleport)
+            if error is not None:
+                raise error
+            assert local is not None
+            names = inputs.parameter_names(next(iter(found.modules), None), found.parameters)
+            prints = agreement.fingerprint([*found.parameters, *found.told])
+            labels = [names.get(id(p), f"trunk parameter {i}") for i, p in enumerate(found.parameters)]
+            labels += [f"parameter {i} of heads and optimizer" for i in range(len(found.told))]
+            return {
+                **found.about,
+                "tasks": local.presence.names,
+                "number of parameters": sum(p.numel() for p in found.parameters),
+                "values of the parameters": dict(zip(labels, prints)),
+            }
+
+        said = self.gathered(describe)
+        try:
+            agreement.check(said)
+        except Exception as wrong:
+            self._told = wrong
+            raise
+        assert local is not None
+        found = members()
+        self._names, self._trunk = local.presence.names, tuple(found.parameters)
+        self._roster = Roster(found.parameters, found.told)
+
+    def _exchange(
+        self,
+        error: BaseException | None,
+        tag: str,
+        local: Local | None = None,
+        *,
+        presence: Presence | None = None,
+        values: Sequence[float] | None = None,
+        new: int = 0,
+    ) -> _Totals:
+        """Sums over all processes; raises on all if one has an error, or another tag."""
+        assert self.wire is not None and self._roster is not None
+        k, trunk, known = len(self._names), self._trunk, self._roster.known
+        if local is not None:
+            presence, values = local.presence, local.values
+        here = presence is not None and error is None
+        losses, present = [0.0] * k, [0.0] * k
+        for i, name in enumerate(presence.present if presence is not None and here else ()):
+            at = self._names.index(name)
+            losses[at], present[at] = 0.0 if values is None else values[i], 1.0
+        reached = _reached(local) if local is not None and here else frozenset()
+        h = int.from_bytes(hashlib.blake2b(tag.encode(), digest_size=2).digest(), "little") & _BITS
+        head = [float(error is not None), float(new), float(h), float(h * h)]
+        sums = self.wire.sum([*head, *losses, *present, *_flags(trunk, reached), *_flags(known, reached)])
+        if sums[0]:
+            self.gathered(lambda: None if error is None else self._raise(error))  # type: ignore[arg-type]
+        if self.wire.size * sums[3] != sums[2] ** 2:
+            self._differ(tag)
+        parts = sums[4:].split([k, k, len(trunk), len(known)])
+        return _Totals(float(sums[1]), *parts)
+
+    def _differ(self, tag: str) -> None:
+        assert self.wire is not None
+        said = self.wire.objects(tag)
+        if all(s.startswith(_ANSWER) for s in said):
+            raise _Differ
+        parts = [s.split("; ") for s in said]
+        rank = next(r for r, s in enumerate(said) if s != said[0])
+        apart = [(a, b) for a, b in zip(parts[0], parts[rank]) if a != b] or [(said[0], said[rank])]
+        one, other = apart[0]
+        self._told = ProcessError(
+            f"the processes have come apart: process 0 has {one or 'nothing'}, process {rank} has {other or 'nothing'}. "
+            f"Do the same on every process: the same number of steps, the same checkpoint, the same parameters frozen."
+        )
+        raise self._told
+
+
+def told(method: Callable[P, T]) -> Callable[P, T]:
+    """A method of ``MultiTask``, whose errors the other processes hear of."""
+
+    @functools.wraps(method)
+    def telling(*args: P.args, **options: P.kwargs) -> T:
+        try:
+            return method(*args, **options)
+        except Exception as error:
+            args[0]._processes.tell(error)  # type: ignore[attr-defined]
+            raise
+
+    return telling
+
+
+class _Differ(Exception):
+    """Answers with other bits."""
+
+
+_ANSWER = "answer "
+
+
+def _digest(answer: Aggregation) -> str:
+    found = hashlib.blake2b(digest_size=8)
+    state: State = answer.state
+    for t in (answer.weights, answer.head_weights, answer.direction, *(state[key] for key in sorted(state))):
+        found.update(b"-" if t is None else agreement.fingerprint([t])[0].encode())
+    return _ANSWER + found.hexdigest()
+
+
+def _distance(one: Tensor | None, other: Tensor | None) -> float:
+    if one is None or other is None:
+        return 0.0 if one is other else float("inf")
+    scale = float(one.abs().max()) if one.numel() else 0.0
+    apart = float((one.cpu() - other.cpu()).abs().max()) if one.numel() else 0.0
+    return apart / scale if scale else apart
+
+
+def _flags(leaves: Sequence[Tensor], reached: frozenset[int]) -> list[float]:
+    return [float(id(t) in reached) for t in leaves]
+
+
+def _reached(local: Local) -> frozenset[int]:
+    """The leaves whose ``.grad`` this process would write."""
+    if isinstance(local.found, (Stored, Sum)):
+        own = [id(t) for pairs in local.found.heads for t, _ in pairs]
+        return frozenset([*map(id, local.found.used), *own])
+    return frozenset(local.batch.leaves)
+
+
+def _unknown(local: Local, roster: Roster) -> dict[str, list[Tensor]]:
+    """By task, parameters that the roster lacks."""
+    if isinstance(local.found, (Stored, Sum)):
+        return {
+            name: [t for t, _ in pairs if roster.is_new(t)]
+            for name, pairs in zip(local.presence.present, local.found.heads)
+        }
+    if not any(map(roster.is_new, local.batch.leaves.values())):
+        return {name: [] for name in local.batch.names}
+    return roster.unknown(local.batch)
+
+
+def _kind(local: Local) -> str:
+    if local.found.weights_whole_losses:
+        return "losses"
+    return "features" if isinstance(local.found, AtFeatures) else "rows"
+
+
+def _said(local: Local, needs: Needs) -> str:
+    if local.found.weights_whole_losses:
+        return "mean losses, and gradients averaged"
+    if isinstance(local.found, AtFeatures):
+        return "Gramians of disjoint samples, and gradients, averaged"
+    return (
+        "whole rows averaged" if needs == Needs.JACOBIAN else "rows averaged, each process with a share of the columns,"
+    )

@@ -1,0 +1,113 @@
+"""What several processes cannot serve, by name and with the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlcore.errors import ConfigurationError
+from mtlcore.gradients import graph
+
+
+def check_alone(modules: Iterable[nn.Module]) -> None:
+    """With ``process_group=None`` every process solves its own problem; nothing may average behind its back.
+
+    Raises:
+        ConfigurationError: a module is in DistributedDataParallel over several processes; names it.
+    """
+    for name, module in _named(modules):
+        if isinstance(module, nn.parallel.DistributedDataParallel) and module.process_group.size() > 1:
+            raise ConfigurationError(
+                f"{name} is wrapped in DistributedDataParallel over {module.process_group.size()} processes, and "
+                f"process_group=None makes each process solve its own multi-task problem, with weights of its own: "
+                f'what would be averaged is no method. Leave the wrapper out, or take process_group="auto".'
+            )
+
+
+def check_trunk(modules: Iterable[nn.Module], parameters: Sequence[Tensor]) -> None:
+    """Wrappers whose parameters are not those that the losses were made of.
+
+    Raises:
+        ConfigurationError: FSDP1, DeepSpeed, a tensor-parallel layer, or DistributedDataParallel in a mode that counts on
+            its own backward pass; names it.
+    """
+    for name, module in _named(modules):
+        kind = type(module)
+        if kind.__name__ == "FullyShardedDataParallel":
+            raise ConfigurationError(
+                f"{name} is wrapped in FullyShardedDataParallel (FSDP1), whose flat parameters hide which gradient is "
+                f"whose: shard it with torch.distributed.fsdp.fully_shard (FSDP2) instead."
+            )
+        if kind.__module__.split(".")[0] == "deepspeed":
+            raise ConfigurationError(_DEEPSPEED.format(name))
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            check_replica(name, module)
+    for p in parameters:
+        if hasattr(p, "ds_id"):
+            raise ConfigurationError(_DEEPSPEED.format("the trunk"))
+        if type(p).__name__ == "FlatParameter":
+            raise ConfigurationError(
+                "the trunk's parameters are FSDP1's flat ones, which hide which gradient is whose: shard it with "
+                "torch.distributed.fsdp.fully_shard (FSDP2) instead."
+            )
+
+
+_DEEPSPEED = (
+    "{} belongs to DeepSpeed, which owns the backward pass and keeps the gradients to itself: a multi-task step cannot "
+    "see them. Use DistributedDataParallel, or torch.distributed.fsdp.fully_shard (FSDP2) for a trunk that does not fit."
+)
+
+
+def check_replica(name: str, module: nn.parallel.DistributedDataParallel) -> None:
+    """Raises ConfigurationError for DistributedDataParallel with a static graph, or one that looks for unused
+    parameters: both wait for a backward pass of their own, which a multi-task step does not make."""
+    if module.static_graph:
+        raise ConfigurationError(
+            f"{name} is in DistributedDataParallel(static_graph=True), which waits for a backward pass of its own; a "
+            f"multi-task step takes task gradients from the graph, and averages them itself. Leave static_graph out."
+        )
+    if module.find_unused_parameters and module.require_backward_grad_sync:
+        raise ConfigurationError(
+            f"{name} is in DistributedDataParallel(find_unused_parameters=True), which waits for a backward pass of its "
+            f"own; a multi-task step takes task gradients from the graph, averages them itself, and knows which "
+            f"parameters are unused. Leave find_unused_parameters out, or run the forward pass under no_sync()."
+        )
+
+
+def check_graph(losses: Sequence[Tensor]) -> None:
+    """The same for a wrapper that MultiTask was not told of, as with ``ddp.module.trunk``: it leaves a trace in the
+    graph."""
+    seen: set[Any] = set()
+    graph.leaves(losses, seen=seen)
+    for function in seen:
+        reference = getattr(function, "ddp_weakref", None)
+        module = reference() if callable(reference) else None
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            check_replica("the network", module)
+
+
+def check_step(teleport: bool) -> None:
+    """Raises ConfigurationError for parts of a step that look at one process's batch only."""
+    if teleport:
+        raise ConfigurationError(
+            "a teleport decides by the losses of one process's batch, so that the copies of the network would come "
+            "apart: with several processes it is not served. Leave teleport out, or train with one process."
+        )
+
+
+def _named(modules: Iterable[nn.Module]) -> Iterable[tuple[str, nn.Module]]:
+    for what, module in zip(("the trunk", "the heads"), modules):
+        for name, inner in module.named_modules():
+            yield (f"{name} of {what}" if name else what), inner
+
+
+def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    """Whether some parameter is a DTensor."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(p, DTensor) for p in parameters)

@@ -1,0 +1,332 @@
+"""What the processes run; imported there by name."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+from mtlcore import MultiTask, create
+
+TASKS = ("a", "b", "c")
+
+
+class Net(nn.Module):
+    """A trunk and a head for each task."""
+
+    def __init__(self, kind: str = "mlp", dtype=torch.float64) -> None:
+        super().__init__()
+        generator_state = torch.random.get_rng_state()
+        torch.manual_seed(7)
+        if kind == "mlp":
+            self.trunk = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8))
+        elif kind == "cnn":
+            self.trunk = nn.Sequential(
+                nn.Unflatten(1, (1, 6, 1)), nn.Conv2d(1, 3, (3, 1)), nn.Tanh(), nn.Flatten(), nn.Linear(12, 8)
+            )
+        elif kind == "transformer":
+            layer = nn.TransformerEncoderLayer(6, 2, 12, dropout=0.0, batch_first=True)
+            self.trunk = nn.Sequential(
+                nn.Unflatten(1, (1, 6)), nn.TransformerEncoder(layer, 1), nn.Flatten(), nn.Linear(6, 8)
+            )
+        self.heads = nn.ModuleDict({t: nn.Linear(8, 2) for t in TASKS})
+        if kind == "tied":
+            self.trunk = nn.Linear(8, 8)
+            self.heads["a"].weight = nn.Parameter(torch.randn(2, 8))
+            self.heads["b"].weight = self.trunk.weight
+            self.heads["b"].bias = nn.Parameter(torch.zeros(8))
+        self.to(dtype)
+        torch.random.set_rng_state(generator_state)
+
+    def forward(self, x):
+        z = self.trunk(x)
+        return z, {t: head(z) for t, head in self.heads.items()}
+
+
+def data(step: int, n: int, dtype=torch.float64, width: int = 6):
+    """The global batch of a step: ``n`` samples."""
+    g = torch.Generator().manual_seed(100 + step)
+    x = torch.randn(n, width, generator=g, dtype=torch.float64)
+    y = torch.randn(n, 8, generator=g, dtype=torch.float64)
+    return x.to(dtype), y.to(dtype)
+
+
+def losses(out, y, tasks=TASKS):
+    scale = dict(zip(TASKS, (1.0, -2.0, 3.0)))
+    return {t: ((out[t] - scale[t] * y[:, : out[t].shape[1]]) ** 2).mean() for t in tasks}
+
+
+def part(rank, size, *tensors):
+    """The samples of one process."""
+    n = len(tensors[0]) // size
+    return tuple(t[rank * n : (rank + 1) * n] for t in tensors)
+
+
+def method(name):
+    return name if isinstance(name, str) else create("aggregator", name[0], **name[1])
+
+
+def wrapped(net, how):
+    """The network to call, what MultiTask is given as trunk, and a forward pass."""
+    ddp = nn.parallel.DistributedDataParallel
+    if how == "plain":
+        return net.trunk, net
+    if how == "list":
+        return list(net.trunk.parameters()), net
+    if how == "ddp-trunk":
+        net.trunk = ddp(net.trunk)
+        return net.trunk, net
+    whole = ddp(net)
+    if how == "ddp-module-trunk":
+        return whole.module.trunk, whole
+    assert how == "ddp-list"
+    return list(whole.module.trunk.parameters()), whole
+
+
+def grads(net):
+    return {
+        n.replace("trunk.module.", "trunk."): None if p.grad is None else p.grad.clone()
+        for n, p in net.named_parameters()
+    }
+
+
+def train(rank, size, how, kind, name, steps=1, dtype=torch.float64, **options):
+    """Some steps of backward and SGD; ``size`` 1 is the whole batch on one process. Gradients of the last step, weights,
+    parameters, state and report."""
+    torch.manual_seed(rank)
+    net = Net(kind, dtype)
+    trunk, call = wrapped(net, how)
+    width = 8 if kind == "tied" else 6
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    mt = MultiTask(trunk, method(name), tasks=TASKS, **{"process_group": None if size == 1 else "auto", **options})
+    report = None
+    for step in range(steps):
+        optimizer.zero_grad()
+        x, y = part(rank, size, *data(step, 12, dtype, width))
+        z, out = call(x)
+        report = mt.backward(losses(out, y), features=z)
+        if step + 1 < steps:
+            optimizer.step()
+            if mt.aggregator.looks_twice():
+                mt.observe({t: v.detach() for t, v in losses(call(x)[1], y).items()})
+    state = {k: v for k, v in (mt._progress.state or {}).items()}
+    return {
+        "grads": grads(net),
+        "weights": report.weights,
+        "losses": report.losses,
+        "gramian": report.gramian,
+        "parameters": {n: p.detach().clone() for n, p in net.named_parameters()},
+        "state": state,
+        "source": report.gradient_source,
+        "bytes": dict(mt._processes.wire.bytes) if mt._processes.wire else {},
+    }
+
+
+def absent(rank, size, name, how="plain", heads=True, steps=3):
+    """Task c is on process 0 only, task b on the others only; process-wise means, then over those that have a task."""
+    net = Net("mlp")
+    trunk, call = wrapped(net, how)
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    mt = MultiTask(trunk, method(name), tasks=TASKS, heads=net.heads if heads else None)
+    for step in range(steps):
+        optimizer.zero_grad()
+        x, y = part(rank, size, *data(step, 12))
+        mine = ("a", "c") if rank == 0 else ("a", "b")
+        z, out = call(x)
+        report = mt.backward(losses(out, y, mine), features=z)
+        optimizer.step()
+    return {
+        "grads": grads(net),
+        "parameters": dict(net.state_dict()),
+        "state": {},
+        "weights": report.weights,
+        "losses": report.losses,
+    }
+
+
+def absent_alone(size, name, steps=3):
+    """The same on one process: the loss of a task is the mean over the parts that have it."""
+    net = Net("mlp")
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    mt = MultiTask(net.trunk, method(name), tasks=TASKS, process_group=None)
+    for step in range(steps):
+        optimizer.zero_grad()
+        z, out = net(data(step, 12)[0])
+        total: dict = {}
+        for rank in range(size):
+            _, y = part(rank, size, *data(step, 12))
+            outs = {t: part(rank, size, v)[0] for t, v in out.items()}
+            for t, v in losses(outs, y, ("a", "c") if rank == 0 else ("a", "b")).items():
+                total.setdefault(t, []).append(v)
+        report = mt.backward({t: torch.stack(v).mean() for t, v in total.items()}, features=z)
+        optimizer.step()
+    return {"grads": grads(net), "losses": report.losses}
+
+
+def trouble(rank, what, name):
+    """A run that goes wrong on process 1."""
+    net = Net("mlp")
+    x, y = part(rank, 2, *data(0, 12))
+    mt = MultiTask(net.trunk, method(name), tasks=TASKS, optimizer=torch.optim.SGD(net.parameters(), 0.1))
+    step = lambda: mt.backward(losses((o := net(x))[1], y), features=o[0])
+    if what == "nan loss":
+        y = y * float("nan") if rank == 1 else y
+    elif what == "nan trunk gradient" or what == "nan head gradient":
+        step()
+        where = net.trunk[2] if "trunk" in what else net.heads["b"]
+
+        def poisoned():
+            z, out = net(x)
+            found = losses(out, y)
+            if rank == 1:
+                found["b"] = found["b"] + (where.weight.sum() - where.weight.sum().detach()).sqrt()
+            return mt.backward(found)
+
+        step = poisoned
+    elif what == "other method":
+        mt = MultiTask(net.trunk, name if rank == 0 else "mgda", tasks=TASKS)
+    elif what == "other option":
+        mt = MultiTask(net.trunk, create("aggregator", "cagrad", c=0.4 + rank / 10), tasks=TASKS)
+    elif what == "other tasks":
+        mt = MultiTask(net.trunk, name)
+        step = lambda: mt.backward({t: v for t, v in losses(net(x)[1], y).items() if rank == 0 or t != "c"})
+    elif what == "other values":
+        with torch.no_grad():
+            net.trunk[0].bias[3] += rank
+    elif what == "other step":
+        step()
+        if rank == 1:
+            state = mt.state_dict()
+            mt.load_state_dict({**state, "step": 5})
+    elif what == "closure raises":
+        mt.step(lambda: (losses((o := net(x))[1], y), o[0]))
+
+        def closure():
+            if rank == 1:
+                raise KeyError("the disk is full")
+            z, out = net(x)
+            return losses(out, y), z
+
+        step = lambda: mt.step(closure)
+    elif what == "find unused":
+        whole = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+        step = lambda: mt.backward(losses((o := whole(x))[1], y), features=o[0])
+    elif what == "teleport":
+        mt = MultiTask(net.trunk, name, teleport="relu-rescaling", optimizer=torch.optim.SGD(net.parameters(), 0.1))
+    before = [p.detach().clone() for p in net.parameters()]
+    try:
+        step()
+    except Exception as error:
+        assert all(torch.equal(a, b) for a, b in zip(before, net.parameters())), "parameters moved"
+        return type(error).__name__, str(error)
+    return "none", ""
+
+
+def death(rank):
+    """Process 1 leaves without a word."""
+    net = Net("mlp")
+    x, y = part(rank, 2, *data(0, 12))
+    mt = MultiTask(net.trunk, "upgrad")
+    for step in range(3):
+        if rank == 1 and step == 1:
+            os._exit(3)
+        z, out = net(x)
+        mt.backward(losses(out, y), features=z)
+
+
+def resumed(rank, size, name, stop):
+    """Eight steps, or ``stop`` and the rest from checkpoints that went through torch.save."""
+    import io
+
+    net = Net("mlp")
+
+    def made():
+        optimizer = torch.optim.Adam(net.parameters(), 0.01)
+        return optimizer, MultiTask(net.trunk, method(name), optimizer, tasks=TASKS, seed=3)
+
+    optimizer, mt = made()
+    for step in range(8):
+        if step == stop:
+            memory = io.BytesIO()
+            torch.save([net.state_dict(), optimizer.state_dict(), mt.state_dict()], memory)
+            memory.seek(0)
+            a, b, c = torch.load(memory, weights_only=True)
+            net = Net("mlp")
+            net.load_state_dict(a)
+            optimizer, mt = made()
+            optimizer.load_state_dict(b)
+            mt.load_state_dict(c)
+        x, y = part(rank, size, *data(step, 12))
+        mt.step(lambda: (losses((o := net(x))[1], y), o[0]))
+    return {n: p.detach().clone() for n, p in net.named_parameters()}
+
+
+def micro(rank, size, name):
+    """Two micro-batches per process; the second lacks task c on process 1."""
+    net = Net("mlp")
+    mt = MultiTask(net.trunk, method(name), tasks=TASKS, heads=net.heads, process_group=None if size == 1 else "auto")
+    parts = part(rank, size, *data(0, 12))
+    halves = [tuple(t[i::2] for t in parts) for i in range(2)]
+    for i, (x, y) in enumerate(halves):
+        z, out = net(x)
+        found = {t: v / 2 for t, v in losses(out, y).items()}
+        report = (mt.accumulate if i == 0 else mt.backward)(found, features=z)
+    return {"grads": grads(net), "losses": report.losses, "weights": report.weights, "parameters": {}, "state": {}}
+
+
+def looked(rank, size, name, steps=3):
+    """Steps with closures: second looks and inner loops."""
+    net = Net("mlp")
+    mt = MultiTask(
+        net.trunk,
+        method(name),
+        torch.optim.SGD(net.parameters(), 0.05),
+        tasks=TASKS,
+        heads=net.heads,
+        process_group=None if size == 1 else "auto",
+    )
+    for step in range(steps):
+        x, y = part(rank, size, *data(step, 12))
+        closure = lambda: (losses((o := net(x))[1], y), o[0])
+        report = mt.step([closure] * mt.aggregator.batches if mt.aggregator.batches > 1 else closure)
+    return {
+        "grads": grads(net),
+        "losses": report.losses,
+        "weights": report.weights,
+        "state": dict(mt._progress.state),
+        "parameters": {n: p.detach().clone() for n, p in net.named_parameters()},
+    }
+
+
+def own_input(rank, size):
+    """An input that requires gradients belongs to its process."""
+    net = Net("mlp")
+    mt = MultiTask(net.trunk, "upgrad")
+    x, y = part(rank, size, *data(0, 12))
+    x = x.clone().requires_grad_()
+    z, out = net(x)
+    mt.backward(losses(out, y), features=z)
+    return x.grad is not None
+
+
+def refreshed(rank, size):
+    """Weights kept for three steps."""
+    net = Net("mlp")
+    mt = MultiTask(net.trunk, "upgrad", refresh=3, tasks=TASKS, process_group=None if size == 1 else "auto")
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    for step in range(5):
+        optimizer.zero_grad()
+        x, y = part(rank, size, *data(step, 12))
+        z, out = net(x)
+        report = mt.backward(losses(out, y), features=z)
+        optimizer.step()
+    return {"grads": grads(net), "losses": report.losses, "weights": report.weights, "parameters": {}, "state": {}}
+
+
+def tuned(rank, size):
+    net = Net("mlp")
+    mt = MultiTask(net.trunk, "upgrad")
+    x, y = part(rank, size, *data(0, 12))
+    closure = lambda: (losses((o := net(x))[1], y), o[0])
+    return mt.tune(closure, repeats=1).fastest, dict(mt._planner.pins)

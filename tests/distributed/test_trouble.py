@@ -1,0 +1,61 @@
+"""One process goes wrong: all end with an error that names it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from distributed import cases
+from distributed.pool import Pool
+
+
+@pytest.fixture(scope="module")
+def pool():
+    pool = Pool(2)
+    yield pool
+    pool.close()
+
+
+@pytest.mark.parametrize("name", ["upgrad", "pcgrad", "imtl-l"])
+@pytest.mark.parametrize(
+    ("what", "kind", "words"),
+    [
+        ("nan loss", "NonFiniteError", ("process 1", "'a' (nan)")),
+        ("nan trunk gradient", "NonFiniteError", ("process 1", "NaN or infinite")),
+        ("nan head gradient", "NonFiniteError", ("process 1", "'b'")),
+        ("other method", "ConfigurationError", ("aggregator", "process 0 has", "process 1 has", "mgda")),
+        ("other option", "ConfigurationError", ("c", "process 1 has", "0.5")),
+        ("other tasks", "ConfigurationError", ("tasks", "process 1 has ('a', 'b')")),
+        ("other values", "ConfigurationError", ("process 1", "0.bias")),
+        ("other step", "ProcessError", ("process 0 has step 1", "process 1 has step 5")),
+        ("find unused", "ConfigurationError", ("find_unused_parameters", "no_sync")),
+        ("teleport", "ConfigurationError", ("teleport", "several processes")),
+    ],
+)
+def test_all_end_with_an_error_that_names_it(pool, what, kind, words, name):
+    for found, text in pool.run(cases.trouble, what, name):
+        assert found == kind, text
+        for word in words:
+            assert word in text, text
+
+
+def test_what_the_user_raises(pool):
+    (kind, text), (own, mine) = pool.run(cases.trouble, "closure raises", "upgrad")
+    assert (kind, own) == ("ProcessError", "KeyError")
+    assert "process 1" in text
+    assert "the disk is full" in text
+    assert "the disk is full" in mine
+
+
+def test_a_process_that_dies():
+    pool = Pool(2, seconds=20.0)
+    started = time.monotonic()
+    alive, dead = pool.outcomes(cases.death)
+    assert dead is None
+    ok, (kind, text, _) = alive
+    assert not ok
+    assert kind == "ProcessError"
+    assert "has lost another one" in text
+    assert time.monotonic() - started < 60.0
+    pool.close()
