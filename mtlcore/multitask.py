@@ -367,9 +367,11 @@ class MultiTask:
         moves = self._may_teleport() or self.aggregator.looks_twice()
         held = [p for o in trajectory.each(self.optimizer) for g in o.param_groups for p in g["params"]]
         everything = list({id(p): p for p in (*self._parameters, *held)}.values())
+        followers = () if self._teleporter is None else self._teleporter.followers
+        copies = [p for follower in followers for p in follower.parameters()]
         return Snapshot(
             modules=self._modules(),
-            parameters=everything if moves else (),
+            parameters=[*everything, *copies] if moves else (),
             gradients=everything,
             optimizer=self.optimizer if moves else None,
         )
