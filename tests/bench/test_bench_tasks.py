@@ -15,10 +15,14 @@ TASKS = {
     "multimnist": {"train": "b140affd6c1dc98e", "validation": "f4a56b39b081802a", "test": "ba6898c3646bc9d9"},
     "grid-fashion": {"train": "9c2797365d732f07", "validation": "e8623d02a885f916", "test": "c8e890f9728080f3"},
     "fashion-scenes": {"train": "ba23a84d0f269ac0", "validation": "87fc7637e990b371", "test": "4ea0c7c110e5a0e4"},
+    "adult": {"train": "1e7515fa42ccd391", "validation": "943a9f0c656385da", "test": "148a43aa335f59d4"},
+    "multifashion": {"train": "b077e9207ee524b4", "validation": "ad3f7de7623808a5", "test": "c332ed79ff106d43"},
+    "multifashion-mnist": {"train": "661e11663f617573", "validation": "120cccc8cb6ab793", "test": "4efb6a8419956460"},
+    "grid-digits": {"train": "a723bfa179646242", "validation": "b22ccb7c5a459dde", "test": "bc007e272de5dd3f"},
     "rf1": {"train": "5a3e6c2bae2f0083", "validation": "7749c666e46372ba", "test": "171e809cdf901567"},
     "qm9": {"train": "5eb7c93dbabb7df0", "validation": "24cc72fb343cefa1", "test": "9cd80f52d178a06b"},
 }
-QUICK = ("multimnist", "grid-fashion", "rf1")
+QUICK = ("multimnist", "grid-digits", "rf1")
 
 
 @pytest.fixture

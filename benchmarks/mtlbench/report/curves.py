@@ -57,10 +57,25 @@ def _validation(curves: Sequence[Curves]) -> ScoreLine | None:
 
 def _mean(runs: Iterable[tuple[Sequence[float], Sequence[float | None]]]) -> pd.Series:
     """The mean at each step over (steps, values) of several runs."""
+    runs = list(runs)
+    same = bool(runs) and all(steps == runs[0][0] and len(steps) == len(values) for steps, values in runs)
+    if same and (alike := _alike(runs[0][0], [values for _, values in runs])) is not None:
+        return alike
     pairs = [(s, np.nan if v is None else v) for steps, values in runs for s, v in zip(steps, values)]
     finite = [(s, v if np.isfinite(v) else np.nan) for s, v in pairs if np.isfinite(s)]
     series = pd.Series([v for _, v in finite], index=[s for s, _ in finite], dtype=float)
     return series.groupby(level=0).mean()
+
+
+def _alike(steps: Sequence[float], lines: Sequence[Sequence[float | None]]) -> pd.Series | None:
+    """The mean of runs that share their steps, at once; None where the steps are not plain."""
+    if not steps or len(set(steps)) != len(steps) or not np.isfinite(steps).all():
+        return None
+    values = np.array(lines, dtype=float)  # None becomes NaN
+    known = np.isfinite(values)
+    count = known.sum(axis=0)
+    mean = np.where(known, values, 0.0).sum(axis=0) / np.where(count, count, 1)
+    return pd.Series(np.where(count, mean, np.nan), index=list(steps)).sort_index()
 
 
 def _drawn(whole: pd.DataFrame) -> tuple[list[float], dict[str, Line]]:

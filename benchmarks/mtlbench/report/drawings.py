@@ -137,7 +137,7 @@ def _loss_panels(methods: Sequence[MethodRow]) -> list[Panel]:
     return panels
 
 
-_OTHERS = 40
+_OTHERS = 12
 """Grey lines behind a panel: enough to see where the others are."""
 
 

@@ -88,7 +88,7 @@ class _Shared:
         names = tuple(numbers or ())
         given = (numbers or {}).values()
         values = np.array([np.nan if v is None else v for v in given], dtype=float)
-        return Packed(self(names, names), np.where(np.isfinite(values), values, np.nan))
+        return Packed(self(names, names), values)
 
     def model(self, kind: str, thing: Any) -> Any:
         return None if thing is None else self((kind, thing.model_dump_json()), thing)
@@ -138,7 +138,8 @@ def unpacked(column: pd.Series) -> pd.DataFrame:
         for names, rows in groups.items()
     ]
     names = list(dict.fromkeys(n for part in parts for n in part.columns))
-    return pd.concat([p.reindex(columns=names) for p in parts]).reindex(column.index)
+    whole = pd.concat([p.reindex(columns=names) for p in parts]).reindex(column.index)
+    return whole.where(np.isfinite(whole))
 
 
 def means(column: pd.Series) -> dict[str, float | None]:

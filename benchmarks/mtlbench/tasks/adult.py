@@ -66,7 +66,7 @@ def _load() -> Splits:
     order = np.random.default_rng(_SEED).permutation(len(table))
     edges = np.floor(np.cumsum([0.0, *_SHARES.values()]) * len(table)).astype(int)
     rows = {part: order[a:b] for part, a, b in zip(_SHARES, edges[:-1], edges[1:])}
-    numbers = table[list(_NUMBERS)].to_numpy(np.float64)
+    numbers = table[list(_NUMBERS)].to_numpy(np.float64, copy=True)
     numbers[:, 1:] = np.log1p(numbers[:, 1:])
     columns = np.concatenate([numbers, pd.get_dummies(table[list(_CATEGORIES)]).to_numpy(np.float64)], axis=1)
     mean, std = columns[rows["train"]].mean(axis=0), columns[rows["train"]].std(axis=0)

@@ -69,7 +69,7 @@ def _pictures() -> dict[str, tuple[Tensor, np.ndarray]]:
     enlarged = F.interpolate(torch.from_numpy(small.images).float()[:, None] / 16.0, (28, 28), mode="bilinear")[:, 0]
     return {
         "mnist": (torch.from_numpy(mnist).float() / 255.0, digits),
-        "fashion": (torch.from_numpy(fashion).float() / 255.0, clothes),
+        "fashion": (torch.from_numpy(fashion.astype(np.float32)) / 255.0, clothes),
         "optdigits": (enlarged, small.target.astype(np.int64)),
     }
 
