@@ -152,7 +152,7 @@ def choosing() -> str:
         "- **Some tasks may be broken**: `capped-mgda`, `krum`, `trimmed-mean`.\n",
         "Verdicts are those of [the ledger](ledger.md); *claimed* is a promise that `mtl verify` checks and that has "
         "no row in it yet. Absent tasks: every method is asked about those present; *state* says what it remembers.\n",
-        "| method | needs | batches | no conflict | scale-free | cone | state | source |\n|---|---|---|---|---|---|---|---|",
+        "| method | needs | batches | no conflict | scale-free | cone | state | source |\n" + 8 * "|---" + "|",
     ]
     for name in mtlcore.available("aggregator"):
         plugin = mtlcore.create("aggregator", name)
