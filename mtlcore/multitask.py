@@ -50,7 +50,9 @@ class MultiTask:
 
     Args:
         trunk: the shared network, or its parameters. Whatever else the losses depend on is task-specific.
-        aggregator: a registered name, or an instance (for hyper-parameters: ``create("aggregator", name, ...)``).
+        aggregator: a registered name, or an instance (for hyper-parameters: ``create("aggregator", name, ...)``). The
+            default follows the evidence: of the methods that keep non-conflict, the one with the best mean rank in the
+            committed results (docs/explanation/cost.md, whole trainings).
         optimizer: the user's own, or several; needed by :meth:`step` only.
         detector: a conflict detector (name or instance), or None.
         teleport: a teleport strategy (name or instance), tried in :meth:`step` when the detector fires (without a
@@ -85,7 +87,7 @@ class MultiTask:
     def __init__(
         self,
         trunk: nn.Module | Iterable[nn.Parameter],
-        aggregator: str | Aggregator = "gradops",
+        aggregator: str | Aggregator = "nash-mtl",
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         detector: str | ConflictDetector | None = None,
         teleport: str | TeleportStrategy | Teleporter | None = None,
