@@ -35,7 +35,8 @@ def resolution(b: Array) -> Array:
     have a common descent direction. It follows for upgrad and dualproj that |d| <= sum_j u_j |g_j| times the bound.
     """
     ridge = 4.0 * len(b) ** 0.5 * EPS
-    return np.minimum(1.0, ridge**0.5 * float(np.linalg.norm(b)) / b)
+    bounds: Array = np.minimum(1.0, ridge**0.5 * float(np.linalg.norm(b)) / b)
+    return bounds
 
 
 def project(matrix: Array, b: Array) -> tuple[Array, Certificate]:
