@@ -38,6 +38,7 @@ from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper, Refresh
 from mtlcore.gradients.task_gradients import Answer, TaskGradients
 from mtlcore.inputs import Closure, Features, Losses
+from mtlcore.presence import Presence
 from mtlcore.progress import Progress
 from mtlcore.registry import registry
 from mtlcore.report import StepReport, TeleportResult
