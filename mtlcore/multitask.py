@@ -262,10 +262,10 @@ class MultiTask:
         closures = self._checked_closures(closure)
         before, progress = self._before_step(), self._progress
         scaler_before = None if scaler is None else scaler.state_dict()
-        before.take_gradients()
         self._arrived = self._moved = False
         self._outside = None
         try:
+            before.take_gradients()
             report = self._whole_step(closures, scaler)
         except BaseException as error:
             if not self._arrived:
