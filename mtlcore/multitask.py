@@ -30,6 +30,7 @@ from mtlcore.contracts import (
 )
 from mtlcore.distributed.local import Local
 from mtlcore.distributed.processes import Members, Processes, told
+from mtlcore.distributed.sharded import Sharded, is_sharded
 from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.batch import Batch
@@ -117,6 +118,7 @@ class MultiTask:
         self.optimizer = optimizer
         self.brakes = inputs.brakes(brakes)
         self._heads = heads
+        self._heads_then = [] if heads is None else list(heads.parameters())
         self._probe = probe
         self._teleporter = self._make_teleporter(teleport, tolerance)
         self._planner = Planner(gradients, gradient_memory, check_source)
@@ -477,7 +479,7 @@ class MultiTask:
     def _batch(self, losses: Losses, features: Features, scale: float | None = None) -> Batch:
         """What the user handed over, checked."""
         presence, scalars = inputs.present_losses(losses, self._progress.tasks)
-        if self._trunk is not None:
+        if self._trunk is not None and not is_sharded(self._parameters):
             audit.check_unchanged(self._trunk, self._parameters)
         shared = tuple([p for p in self._parameters if p.requires_grad])
         return Batch(presence, scalars, inputs.flat(features), shared, inputs.stack(scalars), scale)
@@ -526,6 +528,8 @@ class MultiTask:
     ) -> Local:
         """What this process finds in its batch."""
         batch = self._batch(losses, features, scale)
+        if is_sharded(batch.shared):
+            return self._sharded(batch, needs, micro)
         audit.check_reached(batch)
         if not self._reach.done:
             self._reach.look(batch)
@@ -538,10 +542,30 @@ class MultiTask:
         presence, values, found, reason = micro.finish(batch.presence.names, batch.shared)
         return Local(batch, presence, found, reason, values=values)
 
+    def _sharded(self, batch: Batch, needs: Needs, micro: MicroBatches | None) -> Local:
+        """A trunk in shards, whose parameters the graph does not show.
+
+        Raises:
+            ConfigurationError: what is not served there.
+        """
+        what = "a method or detector that reads whole rows" if needs == Needs.JACOBIAN else ""
+        what = "accumulate(...)" if micro is not None else "refresh" if self._keeper is not None else what
+        if not self._processes.several():
+            what = "process_group=None, or one process alone,"
+        if what:
+            raise ConfigurationError(
+                f"{what} is not served with a sharded trunk (FSDP2): use a method that reads the Gramian or the losses, "
+                f"one batch per step, on several processes."
+            )
+        found = Sharded(batch, self._modules(), self._members([]).told, needs == Needs.LOSSES)
+        return Local(batch, batch.presence, found, "sharded: one backward pass through FSDP for each task")
+
     def _members(self, losses: Losses) -> Members:
         """What takes part in this run, for the first step of several processes."""
         held = [p for o in trajectory.each(self.optimizer) for g in o.param_groups for p in g["params"]]
         heads = [] if self._heads is None else list(self._heads.parameters())
+        if is_sharded(self._parameters):  # between forward and backward, FSDP has whole ones in their place
+            heads = self._heads_then
         mine = set(map(id, self._parameters))
         return Members(
             modules=self._modules(),

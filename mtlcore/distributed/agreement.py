@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlcore.distributed.sharded import is_sharded
 from mtlcore.errors import ConfigurationError
 
 _SHOWN = 120
@@ -18,7 +19,10 @@ def fingerprint(tensors: Sequence[Tensor]) -> list[str]:
     """Of each tensor's dtype, shape and bits."""
     out = []
     for t in tensors:
-        values = t.detach().cpu().contiguous()
+        if is_sharded([t]):  # the bits here are nobody else's
+            out.append(f"shard of {t.dtype}{tuple(t.shape)}")
+            continue
+        values = t.detach().clone().cpu().contiguous()  # a copy, for a tensor that numpy has seen cannot be resized
         bits = values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b""
         out.append(hashlib.blake2b(f"{t.dtype}{tuple(t.shape)}".encode() + bits, digest_size=8).hexdigest())
     return out

@@ -23,9 +23,10 @@ from mtlcore.distributed import agreement, group, refusals
 from mtlcore.distributed.local import Local
 from mtlcore.distributed.roster import Roster
 from mtlcore.distributed.shared import Shared
+from mtlcore.distributed.sharded import Sharded
 from mtlcore.distributed.verdict import Failure, combined
 from mtlcore.distributed.wire import Wire
-from mtlcore.errors import NonFiniteError, PluginError, ProcessError
+from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError, ProcessError
 from mtlcore.gradients import graph
 from mtlcore.gradients.accumulation import Sum
 from mtlcore.gradients.features_only import AtFeatures
@@ -152,8 +153,9 @@ class Processes:
         assert self.wire is not None and self._roster is not None
         roster, wire = self._roster, self.wire
         unknown: dict[str, list[Tensor]] = {}
-        if local is not None:
+        if local is not None and not isinstance(local.found, Sharded):
             unknown = _unknown(local, roster)
+        if local is not None:
             mask = "".join("01"[p.requires_grad] for p in self._trunk)
             tag = f"{tag}; trained parameters {mask}; source {_kind(local)}"
         totals = self._exchange(error, tag, local, new=sum(map(len, unknown.values())))
@@ -163,6 +165,8 @@ class Processes:
             roster.learn(wire, self._names, unknown)
             heads = wire.sum(_flags(roster.known, _reached(local)))
         whole, values = self._means(totals)
+        if isinstance(local.found, Sharded):
+            return self._begun(local, totals, whole, values)
         by_id = dict(zip(map(id, self._trunk), totals.trunk.tolist()))
         found = Shared(
             local.found,
@@ -179,6 +183,21 @@ class Processes:
         how = f"{local.reason}; {_said(local, needs)} over {wire.size} processes"
         return dataclasses.replace(local, presence=whole, values=values, found=found, reason=how)
 
+    def _begun(self, local: Local, totals: _Totals, whole: Presence, values: list[float]) -> Local:
+        assert self.wire is not None
+        assert isinstance(local.found, Sharded)
+        counts = dict(zip(self._names, totals.counts.tolist()))
+        missing = [n for n, c in counts.items() if 0 < c < self.wire.size]
+        if missing:
+            self._told = ConfigurationError(
+                f"task {' and '.join(map(repr, missing))} is in the batch of some processes only, and each backward pass "
+                f"through a sharded trunk (FSDP2) takes all of them: let every process have the same tasks in a step."
+            )
+            raise self._told
+        local.found.start(self.wire)
+        how = f"{local.reason}; shards of mean rows over {self.wire.size} processes"
+        return dataclasses.replace(local, presence=whole, values=values, reason=how)
+
     def _looked_at(self, local: Local) -> Local:
         """Losses and gradients of this process, finite: a Gramian of the means would not say whose are not."""
         if local.values is None:
@@ -187,7 +206,7 @@ class Processes:
         names = local.presence.present
         if isinstance(local.found, AtFeatures):
             reading.checked(local.found.gramian().cpu(), names)
-        elif not local.found.weights_whole_losses:
+        elif not isinstance(local.found, Sharded) and not local.found.weights_whole_losses:
             sums = local.found.rows().sum(1).tolist()
             bad = [i for i, s in enumerate(sums) if not graph.finite([torch.tensor(s)])]
             bad = [i for i in bad if not bool(torch.isfinite(local.found.rows()[i]).all())]
@@ -433,6 +452,8 @@ def _unknown(local: Local, roster: Roster) -> dict[str, list[Tensor]]:
 
 
 def _kind(local: Local) -> str:
+    if isinstance(local.found, Sharded):
+        return "shards"
     if local.found.weights_whole_losses:
         return "losses"
     return "features" if isinstance(local.found, AtFeatures) else "rows"

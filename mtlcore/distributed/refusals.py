@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mtlcore.errors import ConfigurationError
@@ -102,12 +101,3 @@ def _named(modules: Iterable[nn.Module]) -> Iterable[tuple[str, nn.Module]]:
     for what, module in zip(("the trunk", "the heads"), modules):
         for name, inner in module.named_modules():
             yield (f"{name} of {what}" if name else what), inner
-
-
-def is_sharded(parameters: Iterable[Tensor]) -> bool:
-    """Whether some parameter is a DTensor."""
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(p, DTensor) for p in parameters)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from mtlcore import MultiTask, create
+from mtlcore import Aggregation, Aggregator, MultiTask, Needs, create
 
 TASKS = ("a", "b", "c")
+
+
+@dataclasses.dataclass(frozen=True)
+class ByRow(Aggregator):
+    """The sum of the rows without their mean sign disagreement: reads every row, answers with a direction."""
+
+    needs: ClassVar[Needs] = Needs.JACOBIAN
+
+    def aggregate(self, view, state):
+        rows = view.jacobian
+        return Aggregation(direction=rows.sum(0) * (rows.sign().sum(0).abs() / len(rows)), state=state)
 
 
 class Net(nn.Module):
@@ -64,6 +77,8 @@ def part(rank, size, *tensors):
 
 
 def method(name):
+    if name == "by-row":
+        return ByRow()
     return name if isinstance(name, str) else create("aggregator", name[0], **name[1])
 
 
@@ -92,8 +107,9 @@ def grads(net):
 
 
 def train(rank, size, how, kind, name, steps=1, dtype=torch.float64, **options):
-    """Some steps of backward and SGD; ``size`` 1 is the whole batch on one process. Gradients of the last step, weights,
-    parameters, state and report."""
+    """Some steps of backward and Adam; ``size`` 1 is the whole batch on one process. Gradients of the last step, weights,
+    parameters, state and report.
+    """
     torch.manual_seed(rank)
     net = Net(kind, dtype)
     trunk, call = wrapped(net, how)
@@ -110,7 +126,7 @@ def train(rank, size, how, kind, name, steps=1, dtype=torch.float64, **options):
             optimizer.step()
             if mt.aggregator.looks_twice():
                 mt.observe({t: v.detach() for t, v in losses(call(x)[1], y).items()})
-    state = {k: v for k, v in (mt._progress.state or {}).items()}
+    state = dict(mt._progress.state or {})
     return {
         "grads": grads(net),
         "weights": report.weights,
@@ -177,7 +193,7 @@ def trouble(rank, what, name):
         where = net.trunk[2] if "trunk" in what else net.heads["b"]
 
         def poisoned():
-            z, out = net(x)
+            _, out = net(x)
             found = losses(out, y)
             if rank == 1:
                 found["b"] = found["b"] + (where.weight.sum() - where.weight.sum().detach()).sqrt()
@@ -330,3 +346,36 @@ def tuned(rank, size):
     x, y = part(rank, size, *data(0, 12))
     closure = lambda: (losses((o := net(x))[1], y), o[0])
     return mt.tune(closure, repeats=1).fastest, dict(mt._planner.pins)
+
+
+def sharded(rank, size, name, how, steps=2, dtype=torch.float64):
+    """FSDP2: trunk layer by layer and whole; heads too, or plain."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    net = Net("mlp", dtype)
+    mesh = init_device_mesh("cpu", (size,))
+    for layer in (net.trunk[0], net.trunk[2]):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(net.trunk, mesh=mesh)
+    if how == "whole":
+        fully_shard(net, mesh=mesh)
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    mt = MultiTask(net.trunk, method(name), optimizer, tasks=TASKS, heads=net.heads)
+    for step in range(steps):
+        x, y = part(rank, size, *data(step, 12, dtype))
+        optimizer.zero_grad()
+        z, out = net(x)
+        report = mt.backward(losses(out, y), features=z)
+        if step + 1 < steps:
+            optimizer.step()
+    full = lambda t: t.full_tensor() if hasattr(t, "full_tensor") else t
+    return {
+        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in zip(dict(Net().named_parameters()), _held(mt, net))},
+        "losses": report.losses, "weights": report.weights, "gramian": report.gramian, "state": dict(mt._progress.state),
+        "parameters": {}, "source": report.gradient_source,
+    }
+
+
+def _held(mt, net):
+    return [*mt._parameters, *(p for p in mt._members([]).told)]

@@ -44,7 +44,7 @@ def assert_close(found, whole, tolerance):
     assert torch.allclose(found["losses"], whole["losses"], rtol=tolerance, atol=0)
 
 
-METHODS = ["gradops", "upgrad", "pcgrad", "nash-mtl", "imtl-l", "bilb4mtl", "sum"]
+METHODS = ["gradops", "upgrad", "pcgrad", "nash-mtl", "imtl-l", "bilb4mtl", "sum", "by-row"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -92,7 +92,7 @@ def _forced(rank, source, name):
 
 
 def test_three_processes(three):
-    for name in ("gradops", "pcgrad", "imtl-l"):
+    for name in ("gradops", "pcgrad", "imtl-l", "by-row"):
         found = three.run(cases.train, 3, "plain", "mlp", name)
         assert_same_bits(found)
         assert_close(found[0], cases.train(0, 1, "plain", "mlp", name), EXACT)
@@ -128,7 +128,7 @@ def test_micro_batches(two):
     assert_close(found[0], cases.micro(0, 1, "upgrad"), EXACT)
 
 
-@pytest.mark.parametrize("name", ["famo", "upgrad"])
+@pytest.mark.parametrize("name", ["famo", "upgrad", "bilb4mtl-double-loop"])
 def test_steps_with_closures(two, name):
     found = two.run(cases.looked, 2, name)
     assert_same_bits(found)
