@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlcore import audit, checkpoint, inner_loop, inputs, reading, scaling, trajectory, tuning
+from mtlcore import audit, checkpoint, inner_loop, inputs, reading, roster, scaling, trajectory, tuning
 from mtlcore.asking import aggregator as asking
 from mtlcore.asking.detector import detect
 from mtlcore.asking.seeds import step_seed
@@ -309,6 +309,53 @@ class MultiTask:
         self._parameters = inputs.trunk_parameters(self._trunk)
         self._reach = audit.Reach(inputs.parameter_names(self._trunk, self._parameters))
         self._micro = None
+
+    def add_task(self, name: str) -> None:
+        """One more task, the last in the order. In the method's state it starts with what ``init`` gives; the numbers
+        of the others stay as they are (:mod:`mtlcore.roster` has the rule). Its head's parameters join the optimizer
+        by ``add_param_group``.
+
+        Raises:
+            ConfigurationError: the run has it already, or has no tasks yet; a step is half done; the method refuses so
+                many tasks (it has an option for each, say).
+            StateError: it cannot be told which numbers of the state belong to which task.
+        """
+        tasks = self._roster()
+        if name in tasks:
+            raise ConfigurationError(f"there is a task {name!r} already: this run has {', '.join(map(str, tasks))}.")
+        self._change(inputs.task_names([*tasks, name]), [*range(len(tasks)), None])
+
+    def remove_task(self, name: str) -> None:
+        """One task less: its numbers leave the method's state, those of the others stay as they are.
+
+        Raises:
+            ConfigurationError, StateError: as :meth:`add_task`; also for a task that the run does not have, or the
+                only one.
+        """
+        tasks = self._roster()
+        if name not in tasks or len(tasks) == 1:
+            raise ConfigurationError(
+                f"cannot remove task {name!r}: this run has {', '.join(map(str, tasks))}, and keeps at least one."
+            )
+        self._change(tuple(n for n in tasks if n != name), [i for i, n in enumerate(tasks) if n != name])
+
+    def _roster(self) -> tuple[str, ...]:
+        if self._micro is not None or self._progress.awaiting:
+            raise ConfigurationError("tasks come and go between two steps: finish this one with backward or observe.")
+        if self._progress.tasks is None:
+            raise ConfigurationError(
+                "this run has no tasks yet, they are those of its first batch: declare MultiTask(..., tasks=[...])."
+            )
+        return self._progress.tasks
+
+    def _change(self, names: tuple[str, ...], positions: roster.Positions) -> None:
+        asking.start(self.aggregator, len(names))
+        state, old = self._progress.state, len(self._progress.tasks or ())
+        state = None if state is None else roster.moved(self.aggregator, state, positions, old)
+        self._progress = dataclasses.replace(self._progress, tasks=names, state=state)
+        self._reach = audit.Reach(inputs.parameter_names(self._trunk, self._parameters))
+        if self._keeper is not None:
+            self._keeper.restore({})  # weights for other tasks
 
     def follow(self, averaged_model: nn.Module, of: nn.Module | None = None) -> None:
         """Take an averaged copy of the network (``torch.optim.swa_utils.AveragedModel``) along in every exact teleport;
