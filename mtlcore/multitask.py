@@ -29,6 +29,7 @@ from mtlcore.contracts import (
     TeleportStrategy,
 )
 from mtlcore.errors import ConfigurationError, NonFiniteError
+from mtlcore.gradients import waiting
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.losses_only import Weighted
@@ -114,6 +115,7 @@ class MultiTask:
         self._planner = Planner(gradients, gradient_memory, check_source)
         self._keeper = self._make_keeper(refresh)
         self._micro: MicroBatches | None = None
+        self._waiting: list[tuple[Losses, Features]] = []
         names = None if tasks is None else inputs.task_names(tasks)
         self._progress = Progress(tasks=names, seed=inputs.whole_number("seed", seed))
         self._reach = audit.Reach(inputs.parameter_names(self._trunk, self._parameters))
@@ -181,11 +183,7 @@ class MultiTask:
             raise ConfigurationError(
                 f"aggregator {who} needs several batches in a step: call step(closures) instead of backward(losses)."
             )
-        if self._progress.awaiting:
-            raise ConfigurationError(
-                f"aggregator {who} looks at the losses twice in a step: after the optimizer's step, call "
-                f"observe(losses) with the losses of the same batch, or use step(closure)."
-            )
+        self._check_observed()
         scale = scaling.scale_of(scaler, self._parameters[0].device)
         try:
             prepared = self._prepare(losses, features, scale)
@@ -212,17 +210,35 @@ class MultiTask:
             raise ConfigurationError("observe(losses) follows a backward(losses) and the optimizer's step.")
         self._progress = dataclasses.replace(self._progress, state=self._observed(losses), awaiting=False)
 
+    def _check_observed(self) -> None:
+        if self._progress.awaiting:
+            raise ConfigurationError(
+                f"aggregator {registry().identify(self.aggregator)} looks at the losses twice in a step: after the "
+                f"optimizer's step, call observe(losses) with the losses of the same batch, or use step(closure)."
+            )
+
     def accumulate(self, losses: Losses, features: Features = None, scaler: Any = None) -> None:
-        """One micro-batch of a larger batch: adds its task gradients to those that the next :meth:`backward`, on the
-        last micro-batch, aggregates once. Nothing reaches ``.grad`` before that. Scale the losses as for any gradient
-        accumulation (for a mean over n equal micro-batches: divide by n). Keeps K x P numbers.
+        """One micro-batch of a larger batch: the next :meth:`backward`, on the last micro-batch, asks the method once
+        about all of them. Nothing reaches ``.grad`` before that. Scale the losses as for any gradient accumulation (for
+        a mean over n equal micro-batches: divide by n).
+
+        For a method that reads gradients each micro-batch is differentiated and let go of, and K x P numbers are kept.
+        For one that reads losses only the graphs wait for the weights (:mod:`mtlcore.gradients.waiting` says why), and
+        the step stays one backward pass; with ``gradients="sequential"`` they do not wait, and K x P numbers are kept.
 
         Raises:
             As :meth:`backward`; after an error the micro-batches so far are forgotten.
         """
-        micro, self._micro = self._micro or MicroBatches(), None
+        micro, waits, self._micro, self._waiting = self._micro, self._waiting, None, []
+        self._check_observed()
         scale = scaling.scale_of(scaler, self._parameters[0].device)
-        batch = self._batch(losses, features, scale).without_unread()
+        batch = self._batch(losses, features, scale)
+        if self._planner.waits_for_weights(self._needs()) and batch.shared:
+            if scale is None:
+                inputs.values_of(batch.losses, batch.stacked, batch.names)
+            self._waiting = [*waits, (losses, features)]
+            return
+        batch, micro = batch.without_unread(), micro or MicroBatches()
         try:
             micro.add(batch, inputs.values_of(batch.losses, batch.stacked, batch.names))
         except NonFiniteError:
@@ -240,7 +256,8 @@ class MultiTask:
         Args:
             closure: a function of no arguments that evaluates one batch and returns ``(losses, features)`` or
                 ``losses``. It must give the same batch each time it is called within a step. A method that needs
-                several independent batches gets a list of closures.
+                several independent batches gets a list of closures. For all others a list is the micro-batches of
+                one batch, as for :meth:`accumulate`; in a step that may teleport all their graphs are alive at once.
             scaler: a ``torch.amp.GradScaler``, as for :meth:`backward`; its ``step`` and ``update`` are called here.
 
         Raises:
@@ -255,6 +272,7 @@ class MultiTask:
         try:
             report = self._whole_step(closures, scaler)
         except BaseException as error:
+            self._micro, self._waiting = None, []
             if not self._arrived:
                 with interrupts_held():
                     self._progress = progress
@@ -308,7 +326,7 @@ class MultiTask:
             )
         self._parameters = inputs.trunk_parameters(self._trunk)
         self._reach = audit.Reach(inputs.parameter_names(self._trunk, self._parameters))
-        self._micro = None
+        self._micro, self._waiting = None, []
 
     def add_task(self, name: str) -> None:
         """One more task, the last in the order. In the method's state it starts with what ``init`` gives; the numbers
@@ -340,7 +358,7 @@ class MultiTask:
         self._change(tuple(n for n in tasks if n != name), [i for i, n in enumerate(tasks) if n != name])
 
     def _roster(self) -> tuple[str, ...]:
-        if self._micro is not None or self._progress.awaiting:
+        if self._micro is not None or self._waiting or self._progress.awaiting:
             raise ConfigurationError("tasks come and go between two steps: finish this one with backward or observe.")
         if self._progress.tasks is None:
             raise ConfigurationError(
@@ -378,12 +396,12 @@ class MultiTask:
     def _checked_closures(self, closure: Closure | Sequence[Closure]) -> list[Closure]:
         if self.optimizer is None:
             raise ConfigurationError("step(closure) moves the parameters: pass optimizer=... to MultiTask.")
-        if self._micro is not None:
+        if self._micro is not None or self._waiting:
             raise ConfigurationError(
                 "micro-batches are waiting: finish them with backward(losses), not with step(closure)."
             )
         closures = [closure] if callable(closure) else list(closure)
-        if len(closures) != self.aggregator.batches:
+        if len(closures) != self.aggregator.batches and (self.aggregator.batches > 1 or not closures):
             raise ConfigurationError(
                 f"aggregator {registry().identify(self.aggregator)} needs {self.aggregator.batches} closures, one per "
                 f"independent batch; got {len(closures)}."
@@ -414,17 +432,22 @@ class MultiTask:
         moment = Snapshot(modules=self._modules()) if self._may_teleport() else None
         noise = Noise() if self.aggregator.looks_twice() else None
         losses: Losses = []
+        first, further = closures[0], closures[1:]
+        if further and self.aggregator.batches == 1:
+            first, further = self._whole(closures), []
         try:
-            losses, features = inputs.evaluated(closures[0])
-            others = [self._other_view(c, scale) for c in closures[1:]]
-            prepared = self._prepare(losses, features, scale, others, self._inner(closures[0]))
+            losses, features = (
+                inputs.evaluated(first) if moment is not None else self._piecewise(closures, first, scaler)
+            )
+            others = [self._other_view(c, scale) for c in further]
+            prepared = self._prepare(losses, features, scale, others, self._inner(first))
             conflict = self._detect(prepared)
-            teleport = self._teleport(closures[0], prepared, conflict)
+            teleport = self._teleport(first, prepared, conflict)
             if moment is not None and teleport is not None and teleport.accepted:
                 # The step begins anew at the new point. After a refusal the old graph is still good.
                 moment.restore()
-                losses, features = inputs.evaluated(closures[0])
-                prepared = self._prepare(losses, features, scale, others, self._inner(closures[0]))
+                losses, features = inputs.evaluated(first)
+                prepared = self._prepare(losses, features, scale, others, self._inner(first))
             held = {id(p) for o in trajectory.each(self.optimizer) for g in o.param_groups for p in g["params"]}
             held |= set(map(id, self._parameters))
             self._outside = Gradients([p for i, p in prepared.batch.leaves.items() if i not in held])
@@ -435,9 +458,21 @@ class MultiTask:
                 raise
             report = self._move(lambda: self._skip(losses), scaler)
         if noise is not None and not report.skipped:
-            self._look_again(closures[0], noise)
+            self._look_again(first, noise)
         self._arrived = True
         return report
+
+    def _whole(self, closures: Sequence[Closure]) -> Closure:
+        """The micro-batches of a step as one batch."""
+        return lambda: waiting.together([inputs.evaluated(c) for c in closures], self._progress.tasks)
+
+    def _piecewise(self, closures: Sequence[Closure], whole: Closure, scaler: Any) -> tuple[Losses, Features]:
+        """The last micro-batch, the others being accumulated; or the only batch."""
+        if whole is closures[0]:
+            return inputs.evaluated(whole)
+        for closure in closures[:-1]:
+            self.accumulate(*inputs.evaluated(closure), scaler)
+        return inputs.evaluated(closures[-1])
 
     _arrived = False
     """Whether the step that is running, or was the last, has come to its end."""
@@ -511,7 +546,9 @@ class MultiTask:
         inner: Callable[..., StepView] | None = None,
     ) -> _Prepared:
         """From what the user handed over to the view. Changes nothing."""
-        micro, self._micro = self._micro, None
+        micro, waits, self._micro, self._waiting = self._micro, self._waiting, None, []
+        if waits:
+            losses, features = waiting.together([*waits, (losses, features)], self._progress.tasks)
         batch, needs = self._batch(losses, features, scale), self._needs()
         seen = batch.features
         audit.check_reached(batch)
@@ -528,6 +565,7 @@ class MultiTask:
             gram: Tensor | None = reading.checked(found.gramian().cpu(), presence.present)
         else:
             found, gram, reason, kept = self._collect(batch, needs)
+            reason += f"; through the graphs of {len(waits) + 1} micro-batches" if waits else ""
             values, gram = reading.read(batch, found, gram)
         view = StepView(
             losses=presence.spread_numbers(values),
@@ -745,7 +783,7 @@ class MultiTask:
             StateError: the state of another method, of other tasks, or not such a state at all; names the entry.
         """
         loaded = checkpoint.unpack(state, self._progress, self._plugins(), self._keeper)
-        self._micro = None
+        self._micro, self._waiting = None, []
         self._progress = loaded.progress
         self._planner.restore(loaded.pins)
         if self._keeper is not None:
