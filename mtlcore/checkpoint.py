@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlcore import configuration
+from mtlcore import configuration, roster
 from mtlcore.asking import aggregator as asking
 from mtlcore.contracts import Aggregator, State
 from mtlcore.errors import PluginWarning, StateError
@@ -83,6 +83,11 @@ def unpack(state: Any, now: Progress, plugins: Mapping[str, Any], keeper: Keeper
     if fired > looks:
         raise StateError(f"the checkpoint's entry 'detections' is damaged: fired {fired} times in {looks} looks.")
     kept = _kept(entries["refresh"], keeper, tasks)
+    if tasks is not None and now.tasks is not None and tasks != now.tasks:
+        # Matched by name. Weights that were kept for some steps are not: the method is asked at once.
+        if inner is not None:
+            inner = roster.moved(plugins["aggregator"], inner, [tasks.index(n) for n in now.tasks], len(tasks))
+        tasks, kept = now.tasks, {}
     progress = Progress(
         tasks=tasks if tasks is not None else now.tasks,
         seed=_whole("seed", entries["seed"]),
@@ -184,10 +189,11 @@ def _tasks(value: Any, now: Progress) -> tuple[str, ...] | None:
     if not isinstance(value, (list, tuple)) or not value or len(set(map(repr, value))) != len(value):
         raise _wrong("tasks", value, "a list of distinct names")
     tasks = tuple(value)
-    if now.tasks is not None and tasks != now.tasks:
+    if now.tasks is not None and set(tasks) != set(now.tasks):
         raise StateError(
             f"this is the state of {len(tasks)} tasks ({', '.join(map(str, tasks))}); this run has "
-            f"{len(now.tasks)} ({', '.join(map(str, now.tasks))})."
+            f"{len(now.tasks)} ({', '.join(map(str, now.tasks))}). Load it with the tasks that it was saved with (or "
+            f"none declared), and then call add_task(name) or remove_task(name)."
         )
     return tasks
 

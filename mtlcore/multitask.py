@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlcore import audit, checkpoint, configuration, inner_loop, inputs, reading, scaling, trajectory, tuning
+from mtlcore import audit, checkpoint, configuration, inner_loop, inputs, reading, roster, scaling, trajectory, tuning
 from mtlcore.asking import aggregator as asking
 from mtlcore.asking.detector import detect
 from mtlcore.asking.seeds import step_seed
@@ -32,6 +32,7 @@ from mtlcore.distributed.local import Local
 from mtlcore.distributed.processes import Members, Processes, told
 from mtlcore.distributed.sharded import Sharded, is_sharded
 from mtlcore.errors import ConfigurationError, NonFiniteError
+from mtlcore.gradients import waiting
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.losses_only import Weighted
@@ -125,6 +126,7 @@ class MultiTask:
         self._keeper = self._make_keeper(refresh)
         self._micro: MicroBatches | None = None
         self._processes = Processes(process_group)
+        self._waiting: list[tuple[Losses, Features]] = []
         names = None if tasks is None else inputs.task_names(tasks)
         self._progress = Progress(tasks=names, seed=inputs.whole_number("seed", seed))
         self._reach = audit.Reach(inputs.parameter_names(self._trunk, self._parameters))
@@ -193,11 +195,7 @@ class MultiTask:
             raise ConfigurationError(
                 f"aggregator {who} needs several batches in a step: call step(closures) instead of backward(losses)."
             )
-        if self._progress.awaiting:
-            raise ConfigurationError(
-                f"aggregator {who} looks at the losses twice in a step: after the optimizer's step, call "
-                f"observe(losses) with the losses of the same batch, or use step(closure)."
-            )
+        self._check_observed()
         scale = scaling.scale_of(scaler, self._parameters[0].device)
         try:
             prepared = self._prepare(losses, features, scale)
@@ -225,18 +223,36 @@ class MultiTask:
             raise ConfigurationError("observe(losses) follows a backward(losses) and the optimizer's step.")
         self._progress = dataclasses.replace(self._progress, state=self._observed(losses), awaiting=False)
 
+    def _check_observed(self) -> None:
+        if self._progress.awaiting:
+            raise ConfigurationError(
+                f"aggregator {registry().identify(self.aggregator)} looks at the losses twice in a step: after the "
+                f"optimizer's step, call observe(losses) with the losses of the same batch, or use step(closure)."
+            )
+
     @told
     def accumulate(self, losses: Losses, features: Features = None, scaler: Any = None) -> None:
-        """One micro-batch of a larger batch: adds its task gradients to those that the next :meth:`backward`, on the
-        last micro-batch, aggregates once. Nothing reaches ``.grad`` before that. Scale the losses as for any gradient
-        accumulation (for a mean over n equal micro-batches: divide by n). Keeps K x P numbers.
+        """One micro-batch of a larger batch: the next :meth:`backward`, on the last micro-batch, asks the method once
+        about all of them. Nothing reaches ``.grad`` before that. Scale the losses as for any gradient accumulation (for
+        a mean over n equal micro-batches: divide by n).
+
+        For a method that reads gradients each micro-batch is differentiated and let go of, and K x P numbers are kept.
+        For one that reads losses only the graphs wait for the weights (:mod:`mtlcore.gradients.waiting` says why), and
+        the step stays one backward pass; with ``gradients="sequential"`` they do not wait, and K x P numbers are kept.
 
         Raises:
             As :meth:`backward`; after an error the micro-batches so far are forgotten.
         """
-        micro, self._micro = self._micro or MicroBatches(), None
+        micro, waits, self._micro, self._waiting = self._micro, self._waiting, None, []
+        self._check_observed()
         scale = scaling.scale_of(scaler, self._parameters[0].device)
-        batch = self._batch(losses, features, scale).without_unread()
+        batch = self._batch(losses, features, scale)
+        if self._planner.waits_for_weights(self._needs()) and batch.shared:
+            if scale is None:
+                inputs.values_of(batch.losses, batch.stacked, batch.names)
+            self._waiting = [*waits, (losses, features)]
+            return
+        batch, micro = batch.without_unread(), micro or MicroBatches()
         try:
             micro.add(batch, inputs.values_of(batch.losses, batch.stacked, batch.names))
         except NonFiniteError:
@@ -255,7 +271,8 @@ class MultiTask:
         Args:
             closure: a function of no arguments that evaluates one batch and returns ``(losses, features)`` or
                 ``losses``. It must give the same batch each time it is called within a step. A method that needs
-                several independent batches gets a list of closures.
+                several independent batches gets a list of closures. For all others a list is the micro-batches of
+                one batch, as for :meth:`accumulate`; in a step that may teleport all their graphs are alive at once.
             scaler: a ``torch.amp.GradScaler``, as for :meth:`backward`; its ``step`` and ``update`` are called here.
 
         Raises:
@@ -270,6 +287,7 @@ class MultiTask:
             before.take_gradients()
             report = self._whole_step(closures, scaler)
         except BaseException as error:
+            self._micro, self._waiting = None, []
             if not self._arrived:
                 with interrupts_held():
                     self._progress = progress
@@ -329,7 +347,54 @@ class MultiTask:
         self._parameters = inputs.trunk_parameters(self._trunk)
         self._reach = audit.Reach(inputs.parameter_names(self._trunk, self._parameters))
         self._processes.forget()
-        self._micro = None
+        self._micro, self._waiting = None, []
+
+    def add_task(self, name: str) -> None:
+        """One more task, the last in the order. In the method's state it starts with what ``init`` gives; the numbers
+        of the others stay as they are (:mod:`mtlcore.roster` has the rule). Its head's parameters join the optimizer
+        by ``add_param_group``.
+
+        Raises:
+            ConfigurationError: the run has it already, or has no tasks yet; a step is half done; the method refuses so
+                many tasks (it has an option for each, say).
+            StateError: it cannot be told which numbers of the state belong to which task.
+        """
+        tasks = self._roster()
+        if name in tasks:
+            raise ConfigurationError(f"there is a task {name!r} already: this run has {', '.join(map(str, tasks))}.")
+        self._change(inputs.task_names([*tasks, name]), [*range(len(tasks)), None])
+
+    def remove_task(self, name: str) -> None:
+        """One task less: its numbers leave the method's state, those of the others stay as they are.
+
+        Raises:
+            ConfigurationError, StateError: as :meth:`add_task`; also for a task that the run does not have, or the
+                only one.
+        """
+        tasks = self._roster()
+        if name not in tasks or len(tasks) == 1:
+            raise ConfigurationError(
+                f"cannot remove task {name!r}: this run has {', '.join(map(str, tasks))}, and keeps at least one."
+            )
+        self._change(tuple(n for n in tasks if n != name), [i for i, n in enumerate(tasks) if n != name])
+
+    def _roster(self) -> tuple[str, ...]:
+        if self._micro is not None or self._waiting or self._progress.awaiting:
+            raise ConfigurationError("tasks come and go between two steps: finish this one with backward or observe.")
+        if self._progress.tasks is None:
+            raise ConfigurationError(
+                "this run has no tasks yet, they are those of its first batch: declare MultiTask(..., tasks=[...])."
+            )
+        return self._progress.tasks
+
+    def _change(self, names: tuple[str, ...], positions: roster.Positions) -> None:
+        asking.start(self.aggregator, len(names))
+        state, old = self._progress.state, len(self._progress.tasks or ())
+        state = None if state is None else roster.moved(self.aggregator, state, positions, old)
+        self._progress = dataclasses.replace(self._progress, tasks=names, state=state)
+        self._reach = audit.Reach(inputs.parameter_names(self._trunk, self._parameters))
+        if self._keeper is not None:
+            self._keeper.restore({})  # weights for other tasks
 
     def follow(self, averaged_model: nn.Module, of: nn.Module | None = None) -> None:
         """Take an averaged copy of the network (``torch.optim.swa_utils.AveragedModel``) along in every exact teleport;
@@ -352,12 +417,12 @@ class MultiTask:
     def _checked_closures(self, closure: Closure | Sequence[Closure]) -> list[Closure]:
         if self.optimizer is None:
             raise ConfigurationError("step(closure) moves the parameters: pass optimizer=... to MultiTask.")
-        if self._micro is not None:
+        if self._micro is not None or self._waiting:
             raise ConfigurationError(
                 "micro-batches are waiting: finish them with backward(losses), not with step(closure)."
             )
         closures = [closure] if callable(closure) else list(closure)
-        if len(closures) != self.aggregator.batches:
+        if len(closures) != self.aggregator.batches and (self.aggregator.batches > 1 or not closures):
             raise ConfigurationError(
                 f"aggregator {registry().identify(self.aggregator)} needs {self.aggregator.batches} closures, one per "
                 f"independent batch; got {len(closures)}."
@@ -388,15 +453,20 @@ class MultiTask:
             optimizer.zero_grad()
         scale = scaling.scale_of(scaler, self._parameters[0].device)
         moment = Snapshot(modules=self._modules()) if self._may_teleport() else None
+        first, further = closures[0], closures[1:]
+        if further and self.aggregator.batches == 1:
+            first, further = self._whole(closures), []
+        pieces = [] if first is closures[0] or moment is not None else closures[:-1]
+        last = first if not pieces else closures[-1]
         self._last_losses = []
         try:
-            prepared, noise = self._look(closures, scale)
+            prepared, noise = self._look(pieces, last, first, further, scaler)
             conflict = self._detect(prepared)
-            teleport = self._teleport(closures[0], prepared, conflict)
+            teleport = self._teleport(first, prepared, conflict)
             if moment is not None and teleport is not None and teleport.accepted:
                 # The step begins anew at the new point. After a refusal the old graph is still good.
                 moment.restore()
-                prepared, noise = self._look(closures, scale)
+                prepared, noise = self._look([], first, first, further, scaler)
             held = {id(p) for o in trajectory.each(self.optimizer) for g in o.param_groups for p in g["params"]}
             held |= set(map(id, self._parameters))
             self._outside = Gradients([p for i, p in prepared.batch.leaves.items() if i not in held])
@@ -407,16 +477,33 @@ class MultiTask:
                 raise
             report = self._move(lambda: self._skip(self._last_losses), scaler)
         if not report.skipped and noise is not None:
-            self._look_again(closures[0], noise)
+            self._look_again(first, noise)
         self._arrived = True
         return report
 
-    def _look(self, closures: Sequence[Closure], scale: float | None) -> tuple[_Prepared, Noise | None]:
-        """Evaluate every batch of the step; and for a second look the noise under which the first batch was."""
-        others = [self._other_view(c, scale) for c in closures[1:]]
+    def _whole(self, closures: Sequence[Closure]) -> Closure:
+        """The micro-batches of a step as one batch."""
+        return lambda: waiting.together([inputs.evaluated(c) for c in closures], self._progress.tasks)
+
+    def _look(
+        self, pieces: Sequence[Closure], last: Closure, whole: Closure, further: Sequence[Closure], scaler: Any
+    ) -> tuple[_Prepared, Noise | None]:
+        """Evaluate every batch of the step; and for a second look the noise under which the first batch was.
+
+        Args:
+            pieces: micro-batches to be accumulated before the last.
+            last: the last micro-batch, or the only batch.
+            whole: all of them as one batch.
+            further: the other independent batches that the method needs.
+            scaler: as for :meth:`step`.
+        """
+        scale = scaling.scale_of(scaler, self._parameters[0].device)
+        others = [self._other_view(c, scale) for c in further]
         noise = Noise() if self.aggregator.looks_twice() else None
-        self._last_losses, features = inputs.evaluated(closures[0])
-        return self._prepare(self._last_losses, features, scale, others, self._inner(closures[0])), noise
+        for closure in pieces:
+            self.accumulate(*inputs.evaluated(closure), scaler)
+        self._last_losses, features = inputs.evaluated(last)
+        return self._prepare(self._last_losses, features, scale, others, self._inner(whole)), noise
 
     _last_losses: Losses = ()
     """Of the step that is running, for one that is skipped."""
@@ -493,7 +580,9 @@ class MultiTask:
         inner: Callable[..., StepView] | None = None,
     ) -> _Prepared:
         """From what the user handed over to the view. Changes nothing."""
-        micro, self._micro = self._micro, None
+        micro, waits, self._micro, self._waiting = self._micro, self._waiting, None, []
+        if waits:
+            losses, features = waiting.together([*waits, (losses, features)], self._progress.tasks)
         needs = self._needs()
         work = functools.partial(self._local, losses, features, scale, needs, micro)
         together = self._processes.several(self._modules())
@@ -521,7 +610,8 @@ class MultiTask:
             inner=inner,
             needs=needs,
         )
-        return _Prepared(view, batch, found, gram, local.reason, local.kept)
+        pieces = f"; through the graphs of {len(waits) + 1} micro-batches" if waits else ""
+        return _Prepared(view, batch, found, gram, local.reason + pieces, local.kept)
 
     def _local(
         self, losses: Losses, features: Features, scale: float | None, needs: Needs, micro: MicroBatches | None
@@ -785,7 +875,7 @@ class MultiTask:
             StateError: the state of another method, of other tasks, or not such a state at all; names the entry.
         """
         loaded = checkpoint.unpack(state, self._progress, self._plugins(), self._keeper)
-        self._micro = None
+        self._micro, self._waiting = None, []
         self._progress = loaded.progress
         self._planner.restore(loaded.pins)
         if self._keeper is not None:

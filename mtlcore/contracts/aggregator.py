@@ -68,7 +68,8 @@ class Aggregator(Validated, abc.ABC):
     """How many independent batches one step needs; the further ones arrive in ``view.others``."""
 
     def init(self, n_tasks: int) -> State:
-        """State before the first step: a dict of tensors. K = ``n_tasks``."""
+        """State before the first step: a dict of tensors. K = ``n_tasks``. It is also what a task that joins later
+        starts with, and its shapes for K and K + 1 tell which numbers belong to which task (:mod:`mtlcore.roster`)."""
         return {}
 
     @abc.abstractmethod

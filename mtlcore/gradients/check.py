@@ -68,8 +68,8 @@ def _distance(found: Stored, weights: Tensor, batch: Batch, expected: tuple[Tens
     right, wrong = [], []
     for parameter, gradient in found.combined(weights):
         wanted = by_id[id(parameter)]
-        wrong.append(gradient)
-        right.append(torch.zeros_like(gradient) if wanted is None else _dense(wanted))
+        wrong.append(_dense(gradient))
+        right.append(torch.zeros_like(wrong[-1]) if wanted is None else _dense(wanted))
     return math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(_blocks(wrong), _blocks(right))))
 
 

@@ -84,6 +84,7 @@ class Reach:
             free it.
         last_to_all: whether the last loss depends on every feature, so that its pass frees all of the trunk's graph.
         size: how many functions were met; a graph of another size is another graph.
+        sparse: whether a table with sparse gradients is among them.
     """
 
     own: tuple[tuple[Tensor, ...], ...]
@@ -91,6 +92,7 @@ class Reach:
     frees: tuple[bool, ...]
     last_to_all: bool
     size: int
+    sparse: bool
 
 
 def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[str]) -> Reach:
@@ -102,7 +104,8 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
     if not features:
         everything: set[Any] = set()
         union = tuple(leaves(losses, seen=everything)[0].values())
-        return Reach((union,) * len(losses), (), (False,) * len(losses), last_to_all=True, size=len(everything))
+        none, size = (False,) * len(losses), len(everything)
+        return Reach((union,) * len(losses), (), none, last_to_all=True, size=size, sparse=_sparse(everything))
     stop: dict[Edge, int] = {}
     for position, feature in enumerate(features):
         where = edge(feature)
@@ -144,7 +147,13 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
         frees.append(inner.isdisjoint(everything))
         everything |= inner
     size = len(everything) + len(trunk)
-    return Reach(tuple(own), behind, tuple(reversed(frees)), last_to_all=hit == frozen, size=size)
+    order = tuple(reversed(frees))
+    return Reach(tuple(own), behind, order, last_to_all=hit == frozen, size=size, sparse=_sparse(trunk))
+
+
+def _sparse(functions: Iterable[Any]) -> bool:
+    tables = [f for f in functions if type(f).__name__ == "EmbeddingBackward0"]
+    return bool(tables) and any(torch_internals.saved(f, "sparse") for f in tables)
 
 
 def nested(features: Sequence[Tensor]) -> bool:

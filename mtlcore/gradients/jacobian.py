@@ -51,7 +51,7 @@ def collect(
 def _tapped(front: Front, plan: Plan) -> Iterator[list[Part]]:
     """The parts, whose targets are tapped inside."""
     shared, factors = front.batch.shared, plan.weights == "factors"
-    known = plan.weights != "autograd" and torch_internals.shows_saved()
+    known = (plan.weights != "autograd" or front.batch.reach.sparse) and torch_internals.shows_saved()
     uses = graph.uses(front.roots) if known else {}
     while True:
         with torch.no_grad():
@@ -255,7 +255,8 @@ class Stored(TaskGradients):
         for piece, block in _cut(self._parts, self._stored):
             for i, stored in enumerate(block):
                 for parameter, gradient in piece.gradients(stored):
-                    place[id(parameter)][i].copy_(gradient.flatten())
+                    dense = gradient.to_dense() if gradient.is_sparse else gradient
+                    place[id(parameter)][i].copy_(dense.flatten())
         return out
 
     def write(self, answer: Answer) -> None:

@@ -80,6 +80,10 @@ class Planner:
             reason += "; no features were given, so every task goes through the whole graph (slower)"
         return found, reason
 
+    def waits_for_weights(self, needs: Needs) -> bool:
+        """Whether a step is one pass of the weighted losses, so that micro-batches can wait with their graphs."""
+        return needs == Needs.LOSSES and self._wish in ("auto", "losses")
+
     def candidates(self, needs: Needs) -> list[Plan]:
         """Every exact plan that provides what is asked."""
         if needs == Needs.LOSSES:

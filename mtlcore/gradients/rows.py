@@ -186,12 +186,14 @@ class Factors(_Used):
 
 
 class Table(_Used):
-    """An embedding, of which only the rows looked up in this batch are stored."""
+    """An embedding, of which only the rows looked up in this batch are stored. Its gradient is sparse if the user asked
+    for that in one of its uses."""
 
     plain = False
 
     def __init__(self, parameter: Tensor, uses: Sequence[Use]) -> None:
         super().__init__(parameter, uses)
+        self._sparse = any(saved(u.node, "sparse") for u in uses)
         indices = [saved(u.node, "indices").reshape(-1).long() for u in uses]
         self._sizes = [len(i) for i in indices]
         self._rows, self._where = torch.unique(torch.cat(indices), return_inverse=True)
@@ -218,8 +220,11 @@ class Table(_Used):
 
     def gradient(self, stored: Tensor) -> Tensor:
         """See :class:`Part`."""
-        full = torch.zeros_like(self.parameter)
-        return full.index_copy_(0, self._rows, stored.view(len(self._rows), self.parameter.shape[1]))
+        looked_up, shape = stored.view(len(self._rows), self.parameter.shape[1]), self.parameter.shape
+        if self._sparse:
+            at = self._rows[None]
+            return torch.sparse_coo_tensor(at, looked_up, shape, is_coalesced=True, check_invariants=False)
+        return torch.zeros_like(self.parameter).index_copy_(0, self._rows, looked_up)
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
@@ -242,7 +247,7 @@ def parts(
     Args:
         shared: the trunk's parameters.
         uses: by identity of a parameter all its uses, or None if some are of an unknown kind.
-        factors: False to store whole gradients only.
+        factors: False to store whole gradients only, but for sparse tables.
         products: whether the rest of known weights is multiplied out here. For a task alone autograd is faster.
     """
     dtype = linalg.row_dtype(shared)
@@ -271,9 +276,9 @@ def _part(parameter: Tensor, uses: Sequence[Use] | None, factors: bool, products
     if kind == "bias":
         return Whole(parameter)
     if kind == "table":
-        known = not any(saved(u.node, "sparse") or saved(u.node, "scale_grad_by_freq") for u in uses)
-        known = known and parameter.numel() > 0
-        return Table(parameter, uses) if factors and known else Whole(parameter)
+        known = not any(saved(u.node, "scale_grad_by_freq") for u in uses) and parameter.numel() > 0
+        wanted = factors or any(saved(u.node, "sparse") for u in uses)
+        return Table(parameter, uses) if wanted and known else Whole(parameter)
     bias = biases.get(frozenset(u.node for u in uses))
     if bias is not None and not _is_added(bias, parameter, kind, uses):
         bias = None

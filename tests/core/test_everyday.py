@@ -1,0 +1,278 @@
+"""Everyday training: tasks that come and go, micro-batches, vectors of losses, sparse tables, wrapped features."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mtlcore
+from mtlcore import MultiTask, StepView, roster
+from mtlcore.errors import ConfigurationError, MtlError, StateError
+from support.architectures import build
+from support.methods import Fixed
+
+OPTIONS = {"excess-mtl": {}, "sdmgrad": {"double_sampling": True}, "nash-mtl": {"update_every": 3}}
+
+
+def every_stateful():
+    for info in mtlcore.available("aggregator"):
+        name = info if isinstance(info, str) else info.name
+        try:
+            method = mtlcore.create("aggregator", name, **OPTIONS.get(name, {}))
+            if method.init(3):
+                yield name
+        except MtlError:
+            continue
+
+
+STATEFUL = sorted(every_stateful())
+
+
+def view_of(seed, tasks, n_others, index=None):
+    """Losses and rows that depend on the task's name only, so that its place in the order does not matter."""
+
+    def rows(batch):
+        seeds = [torch.Generator().manual_seed(seed + 31 * t + 997 * batch) for t in tasks]
+        return torch.stack([torch.randn(7, generator=g, dtype=torch.float64) for g in seeds])
+
+    def one(batch, others=()):
+        made = torch.Generator().manual_seed(seed + batch)
+        losses = [0.5 + float(torch.rand((), generator=torch.Generator().manual_seed(seed + 17 * t))) for t in tasks]
+        return StepView(losses=losses, jacobian=rows(batch), generator=made, others=others, step=seed,
+                        task_names=[str(t) for t in tasks], task_index=index)  # fmt: skip
+
+    return one(0, [one(1 + i) for i in range(n_others)])
+
+
+def after_steps(method, tasks, steps=4):
+    state = method.init(len(tasks))
+    for seed in range(steps):
+        view = view_of(100 + seed, tasks, method.batches - 1)
+        state = method.aggregate(view, state).state
+        if method.looks_twice():
+            state = method.observe(view_of(200 + seed, tasks, 0), state)
+    return state
+
+
+def answer(method, state, tasks, rest):
+    """To a batch in which only ``rest`` of the run's tasks are present."""
+    index = [tasks.index(t) for t in rest]
+    view = view_of(7, rest, method.batches - 1, index)
+    if method.handles_absent:
+        pytest.skip("reads absent tasks itself; covered by the numbers of its state")
+    found = method.aggregate(view, state)
+    return found.weights if found.direction is None else found.direction
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_removing_and_adding_a_task_leaves_the_weights_of_the_rest_alone(name):
+    method = mtlcore.create("aggregator", name, **OPTIONS.get(name, {}))
+    state, tasks = after_steps(method, [1, 2, 3, 4]), [1, 2, 3, 4]
+    without = roster.moved(method, state, [0, 1, 3], 4)  # 3 goes, 5 comes, and 4 is now before 1
+    changed = roster.moved(method, without, [2, 0, 1, None], 3)
+    before, now = (answer(method, s, t, [1, 2, 4]) for s, t in ((state, tasks), (changed, [4, 1, 2, 5])))
+    torch.testing.assert_close(now, before, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_task_that_joins_starts_with_what_init_gives(name):
+    method = mtlcore.create("aggregator", name, **OPTIONS.get(name, {}))
+    state, fresh = after_steps(method, [1, 2, 3]), method.init(4)
+    changed = roster.moved(method, state, [0, 1, 2, None], 3)
+    for key, value in fresh.items():
+        if value.ndim and value.shape[-1] == 4:
+            assert torch.equal(changed[key][..., 3], value[..., 3].to(changed[key]))
+        elif value.numel() == 0 and changed[key].ndim > 1:
+            assert len(changed[key]) == 4
+            assert not changed[key][3].any()
+        else:
+            assert torch.equal(changed[key], state[key])
+
+
+def reordered(work, order):
+    def evaluate():
+        losses, z = work.evaluate()
+        return {n: losses[n] for n in order}, z
+
+    return evaluate
+
+
+def test_a_state_is_matched_by_the_names_of_its_tasks():
+    """A run that goes on with its tasks in another order used to be refused; with the state taken over as it is, each
+    task would have gone on with the weights of another."""
+    work = build("mlp")
+    optimizer = torch.optim.SGD(work.parameters(), lr=0.05)
+    mt = MultiTask(work.trunk, aggregator="uw", optimizer=optimizer)
+    for _ in range(3):
+        mt.step(work.evaluate)
+    saved = mt.state_dict()
+    other = MultiTask(work.trunk, aggregator="uw", tasks=["t2", "t0", "t1"])
+    other.load_state_dict(saved)
+    wanted = mt.backward(*work.evaluate()).weights
+    found = other.backward(*reordered(work, ["t0", "t1", "t2"])()).weights
+    assert torch.equal(found[[1, 2, 0]], wanted)
+    assert len(set(wanted.tolist())) == 3
+    kept, moved = mt.state_dict()["state"], other.state_dict()["state"]
+    assert all(torch.equal(kept[k], moved[k][..., [1, 2, 0]]) for k in kept)
+
+
+def test_tasks_come_and_go_in_a_run():
+    work = build("mlp")
+    optimizer = torch.optim.SGD(work.parameters(), lr=0.05)
+    mt = MultiTask(work.trunk, aggregator="famo", optimizer=optimizer)
+    mt.step(work.evaluate)
+    before = mt.state_dict()["state"]["logits"]
+    mt.remove_task("t1")
+    assert torch.equal(mt.state_dict()["state"]["logits"], before[[0, 2]])
+    with pytest.raises(MtlError, match="unknown task 't1'"):
+        mt.backward(*work.evaluate())
+    assert mt.step(reordered(work, ["t0", "t2"])).task_names == ("t0", "t2")
+    mt.add_task("t1")
+    assert mt.state_dict()["state"]["logits"][2] == 0
+    assert mt.step(work.evaluate).task_names == ("t0", "t2", "t1")
+
+
+def test_what_cannot_come_or_go_is_said():
+    work = build("mlp")
+    mt = MultiTask(work.trunk, aggregator="famo")
+    with pytest.raises(ConfigurationError, match="no tasks yet"):
+        mt.add_task("new")
+    mt.backward(*work.evaluate())
+    with pytest.raises(ConfigurationError, match="between two steps"):
+        mt.add_task("new")
+    mt.observe(work.evaluate()[0])
+    with pytest.raises(ConfigurationError, match="there is a task 't0' already"):
+        mt.add_task("t0")
+    with pytest.raises(ConfigurationError, match="cannot remove task 'nobody'"):
+        mt.remove_task("nobody")
+    fixed = MultiTask(work.trunk, aggregator=mtlcore.create("aggregator", "ls", weights=(1.0, 2.0, 3.0)))
+    fixed.backward(*work.evaluate())
+    with pytest.raises(ConfigurationError, match="3"):  # an option per task
+        fixed.add_task("new")
+    odd = MultiTask(work.trunk, aggregator=Fixed((1.0,) * 3))
+    with pytest.raises(StateError, match="'n'"):
+        roster.moved(odd.aggregator, {"n": torch.zeros(3)}, [1, 0, 2], 3)
+
+
+def halves(work_of, n=2):
+    """A small network, the closures of its micro-batches, and that of the whole batch."""
+    work_of.setdefault("x", torch.randn(8, 6, generator=torch.Generator().manual_seed(3)))
+    torch.manual_seed(1)
+    trunk = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Tanh())
+    heads = torch.nn.ModuleDict({"a": torch.nn.Linear(10, 1), "b": torch.nn.Linear(10, 2)})
+
+    def closure(x, share):
+        def evaluate():
+            z = trunk(x)
+            return {t: ((h(z) - x[:, :1]).square().mean() + 0.1) * share for t, h in heads.items()}, z
+
+        return evaluate
+
+    parts = [closure(x, 1 / n) for x in work_of["x"].chunk(n)]
+    return trunk, heads, parts, closure(work_of["x"], 1.0)
+
+
+@pytest.mark.parametrize("method", ["ls", "uw", "dwa", "famo", "gradops"])
+@pytest.mark.parametrize("forced", ["auto", "sequential"])
+def test_micro_batches_are_one_large_batch(method, forced):
+    def gradients(split):
+        trunk, heads, parts, whole = halves({})
+        mt = MultiTask(trunk, aggregator=method, gradients=forced)
+        for part in parts[:-1] if split else []:
+            mt.accumulate(*part())
+        report = mt.backward(*(parts[-1] if split else whole)())
+        return report, [p.grad.clone() for p in [*trunk.parameters(), *heads.parameters()]]
+
+    (found, mine), (wanted, right) = gradients(True), gradients(False)
+    torch.testing.assert_close(found.weights, wanted.weights, rtol=1e-5, atol=1e-6)
+    for a, b in zip(mine, right):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    if forced == "auto" and method != "gradops":  # no K x P rows: one pass through all graphs
+        assert found.gradient_source.startswith("losses")
+        assert found.gradient_source.endswith("through the graphs of 2 micro-batches")
+
+
+def test_a_method_that_looks_twice_after_micro_batches():
+    def state(split):
+        trunk, heads, parts, whole = halves({})
+        optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1)
+        mt = MultiTask(trunk, aggregator="famo")
+        if split:
+            mt.accumulate(*parts[0]())
+        mt.backward(*(parts[1] if split else whole)())
+        optimizer.step()
+        with pytest.raises(ConfigurationError, match="looks at the losses twice"):
+            mt.accumulate(*parts[0]())
+        with torch.no_grad():
+            mt.observe({t: sum(part()[0][t] for part in parts) for t in heads} if split else whole()[0])
+        return mt.state_dict()["state"]["logits"]
+
+    assert state(False).any()
+    torch.testing.assert_close(state(True), state(False), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{"aggregator": "famo"}, {"aggregator": "gradops"},
+                                     {"aggregator": "gradops", "detector": "gcd", "teleport": "cost"}])  # fmt: skip
+def test_a_step_takes_the_closures_of_micro_batches(options):
+    if options.get("detector") and options["detector"] not in names_of("detector"):
+        options = {**options, "detector": names_of("detector")[0]}
+    if options.get("teleport") and options["teleport"] not in names_of("teleport"):
+        options = {**options, "teleport": names_of("teleport")[0]}
+
+    def train(split):
+        trunk, heads, parts, whole = halves({})
+        optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1)
+        mt = MultiTask(trunk, optimizer=optimizer, heads=heads, seed=4, **options)
+        losses = [mt.step(parts if split else whole).losses for _ in range(3)]
+        return losses, list(trunk.parameters())
+
+    (found, mine), (wanted, right) = train(True), train(False)
+    for a, b in [*zip(found, wanted), *zip(mine, right)]:
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def names_of(kind):
+    return [n if isinstance(n, str) else n.name for n in mtlcore.available(kind)]
+
+
+def test_an_error_in_a_later_micro_batch_leaves_nothing_behind():
+    trunk, heads, parts, whole = halves({})
+    optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1)
+    mt = MultiTask(trunk, aggregator="uw", optimizer=optimizer)
+    with pytest.raises(ZeroDivisionError):
+        mt.step([parts[0], lambda: 1 / 0])
+    assert mt.step(whole).step == 0
+    with pytest.raises(ConfigurationError, match="needs 1 closures"):
+        mt.step([])
+
+
+@pytest.mark.parametrize("source", ["auto", "sequential", "batched", "streaming", "streaming-together", "features"])
+def test_a_sparse_table_in_the_trunk_keeps_sparse_gradients(source):
+    """It used to become a dense gradient of the whole table, which SparseAdam refuses."""
+
+    def train(sparse, source):
+        torch.manual_seed(0)
+        table = torch.nn.Embedding(500, 4, sparse=sparse, padding_idx=3)
+        trunk = torch.nn.Sequential(table, torch.nn.Flatten(), torch.nn.Linear(8, 6), torch.nn.Tanh())
+        heads = [torch.nn.Linear(6, 1) for _ in range(3)]
+        mt = MultiTask(trunk, aggregator="upgrad", gradients=source)
+        for _ in range(2):  # adds to what is there
+            z = trunk(torch.tensor([[1, 2], [2, 3], [7, 7]]))
+            report = mt.backward([(h(z) - i).square().mean() for i, h in enumerate(heads)], features=z)
+        return report, table
+
+    (found, table), (wanted, dense) = train(True, source), train(False, "sequential")
+    assert table.weight.grad.is_sparse
+    assert table.weight.grad.coalesce().indices().tolist()[0] in ([1, 2, 7], [1, 2, 3, 7])
+    if source != "features":
+        torch.testing.assert_close(found.gramian, wanted.gramian, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(table.weight.grad.to_dense(), dense.weight.grad, rtol=1e-4, atol=1e-6)
+    torch.optim.SparseAdam(table.parameters(), lr=0.1).step()
+
+
+def test_a_sparse_table_under_a_method_that_reads_rows():
+    table = torch.nn.Embedding(9, 4, sparse=True)
+    trunk = torch.nn.Sequential(table, torch.nn.Flatten(), torch.nn.Linear(8, 6))
+    mt, z = MultiTask(trunk, aggregator="graddrop"), trunk(torch.tensor([[1, 2], [2, 3]]))
+    mt.backward([z[:, 0].sum(), z[:, 1].square().sum()], features=z)
+    assert table.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [1, 2, 3]
