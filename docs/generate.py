@@ -1,4 +1,5 @@
-"""Writes the reference pages that are made from the code: docs/reference/{methods,command-line}.md, methods/*.md.
+"""Writes the reference pages that are made from the code: docs/reference/{methods,choosing,command-line}.md,
+methods/*.md.
 
 Run by `make docs`; a test fails when a page is stale.
 """
@@ -105,24 +106,37 @@ def claims_of(kind: str, name: str) -> list[str]:
     return sorted(mtlcore.create(kind, name).claims)
 
 
+def needs_of(kind: str, name: str) -> str | None:
+    """What an instance with default options reads; None for what reads parameters (teleports)."""
+    needs = getattr(mtlcore.create(kind, name), "needs", None)
+    return needs.name if needs is not None else None
+
+
+def slug(kind: str, name: str) -> str:
+    """The name of its page. Names are unique within a kind only, so a teleport may share one with an aggregator."""
+    taken = kind != "aggregator" and name in mtlcore.available("aggregator")
+    return f"{name}-{kind}" if taken else name
+
+
 def methods() -> str:
     """The table of all built-in methods, each with its page."""
     out = [
         "# Methods\n",
         "Every built-in method has a page: equation, options, cost, what it promises, and what was refuted. "
-        "`mtl list` shows the same names, and those of every other plugin that is installed.\n",
+        "`mtl list` shows the same names, and those of every other plugin that is installed. "
+        "[Which method?](choosing.md) compares the aggregators.\n",
     ]
     for kind, title in TITLES.items():
         out.append(f"## {title}\n\n| name | what it is | reads | promises |\n|---|---|---|---|")
         for name in mtlcore.available(kind):
             cls = registry().load(kind, name)
-            needs = getattr(cls, "needs", None)
-            reads = f"`{needs.name}`" if needs is not None else "parameters"
+            needs = needs_of(kind, name)
+            reads = f"`{needs}`" if needs else "parameters"
             promises = len(claims_of(kind, name))
-            out.append(f"| [{name}](methods/{name}.md) | {summary(cls)} | {reads} | {promises} laws |")
+            out.append(f"| [{name}](methods/{slug(kind, name)}.md) | {summary(cls)} | {reads} | {promises} laws |")
         out.append("")
     out.append("## Tags\n\n" + TAGS)
-    names = [n for kind in TITLES for n in mtlcore.available(kind)]
+    names = [slug(kind, name) for kind in TITLES for name in mtlcore.available(kind)]
     out.append("\n```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(f"methods/{n}" for n in names) + "\n```")
     return "\n".join(out)
 
@@ -154,10 +168,11 @@ def shown(counterexample: dict[str, Any] | None) -> str:
     return f"J = `{text}`" if text and len(text) <= 100 else "stored in ledger.json"
 
 
-def verdicts(name: str, rows: list[dict[str, Any]]) -> str:
+def verdicts(kind: str, name: str, rows: list[dict[str, Any]]) -> str:
     """What the ledger knows about one method, one table for each set of options that it was asked with."""
     out = []
-    for label, group in itertools.groupby((r for r in rows if r["name"] == name), key=lambda r: r["label"]):
+    own = (r for r in rows if (r["kind"], r["name"]) == (kind, name))
+    for label, group in itertools.groupby(own, key=lambda r: r["label"]):
         asked = [r for r in group if r["status"] != "not-applicable"]
         out += [
             f"### {label}\n",
@@ -182,12 +197,11 @@ def pictures(kind: str, name: str) -> str:
 def method(kind: str, name: str, ledger: list[dict[str, Any]]) -> str:
     """The page of one method."""
     cls = registry().load(kind, name)
-    facts = FACTS.get(name)
+    facts = FACTS.get(slug(kind, name))
     out = [f"# {name}\n", summary(cls) + "\n"]
     if facts:
         out.append(f"$$\n{facts.equation}\n$$\n")
-    keyword = {"aggregator": "aggregator", "detector": "detector", "teleport": "teleport"}[kind]
-    out.append(f'```text\nmtlcore.MultiTask(trunk, {keyword}="{name}", ...)\nmtl verify {name}\n```\n')
+    out.append(f'```text\nmtlcore.MultiTask(trunk, {kind}="{name}", ...)\nmtl verify {name}\n```\n')
     text = sections(cls.__doc__)
     out += [
         "## What it does\n",
@@ -198,11 +212,15 @@ def method(kind: str, name: str, ledger: list[dict[str, Any]]) -> str:
     errors = items(text.get("Raises:", ""))
     if errors:
         out += ["## Errors\n", *(f"- `{name}`: {why}" for name, why in errors.items()), ""]
-    needs = getattr(cls, "needs", None)
-    if needs is not None:
-        out += ["## Cost\n", COSTS[needs.name] + "\n"]
+    needs = needs_of(kind, name)
+    if needs:
+        out += ["## Cost\n", COSTS[needs] + "\n"]
     claims = ", ".join(f"`{c}`" for c in claims_of(kind, name)) or "nothing"
-    out += ["## Promises and refutations\n", f"With default options it promises {claims}.\n", verdicts(name, ledger)]
+    out += [
+        "## Promises and refutations\n",
+        f"With default options it promises {claims}.\n",
+        verdicts(kind, name, ledger),
+    ]
     out += [
         pictures(kind, name),
         "How to read this: [what is verified](../../explanation/what-is-verified.md). All methods ",
@@ -219,10 +237,78 @@ def method_pages() -> dict[str, Callable[[], str]]:
     """File name -> maker, for every built-in method."""
     ledger = json.loads((REFERENCE / "ledger.json").read_text(encoding="utf-8"))
     return {
-        f"methods/{name}.md": functools.partial(method, kind, name, ledger)
+        f"methods/{slug(kind, name)}.md": functools.partial(method, kind, name, ledger)
         for kind in TITLES
         for name in mtlcore.available(kind)
     }
+
+
+CHOOSING = """# Which method?
+
+**Nothing is known yet**: take the default, `nash-mtl`. The rule that chose it: the best mean rank in the committed
+results of [whole trainings](../explanation/cost.md#whole-trainings), among the methods that keep `non-conflicting`.
+Nash-MTL has mean rank 1.00, FairGrad 2.63. Those are small networks on four tasks; measure your own with `mtl bench`.
+
+Otherwise start from what a step may cost. A method that needs `LOSSES` costs one backward pass. `GRAMIAN` costs up to
+one pass per task, without keeping the gradients where a [source](../explanation/gradients.md) can avoid it.
+`JACOBIAN` keeps the gradients of all tasks. A method with several batches multiplies the forward passes, too.
+
+- **No reason to think that tasks harm each other**: `ls`, tuned. It is the baseline that others must beat.
+- **Losses of different units, many tasks**: a method on log losses (`si`, `famo`, `db-mtl`).
+- **No task may be harmed by a step**: a method whose column *no conflict* says proved or verified. MGDA stops at the
+  first Pareto-stationary point that it meets.
+- **A preference between tasks**: `ls` with weights, `pbi`, `cosmos`, `stch`; or `task-weighted` around any method.
+- **Noisy gradients**: `moco`, `modo`, `sdmgrad`; or `cr-mogm` and `ema` around any method.
+- **Some tasks may be broken**: `capped-mgda`, `krum`, `trimmed-mean`.
+
+Every row is about default options. A wrapper (`clipped`, `cr-mogm`, `ema`, `layerwise`, `row-normalised`,
+`task-weighted`) stands with its default method, `upgrad`, inside, and its row changes with the method. The columns:
+
+- *no conflict*, *scale-free*, *cone*: the laws `non-conflicting`, `scale-free` and `conic-combination`. The verdicts
+  are those of [the ledger](ledger.md). *Promised*: `mtl verify` checks it, and the ledger has no row yet. A dash:
+  neither promised nor tried.
+- *state*: what it remembers between steps.
+- *random*: whether a step draws random numbers, always from the generator of the step.
+- *absent tasks*: "left out": it is asked about the tasks present, and keeps the state of the others. "Sees them": it
+  is asked about all tasks, and decides itself.
+"""
+DRAWS = "equivariant-in-distribution"  # only a method that draws in its steps promises symmetry in distribution alone
+
+
+def choosing() -> str:
+    """One line per aggregator: what it needs, what is known about it, and where it comes from."""
+    rows = json.loads((REFERENCE / "ledger.json").read_text(encoding="utf-8"))
+    known = {(r["name"], r["law"]): r["status"] for r in rows if r["kind"] == "aggregator" and not r["options"]}
+    heads = (
+        "method",
+        "needs",
+        "batches",
+        "no conflict",
+        "scale-free",
+        "cone",
+        "state",
+        "random",
+        "absent tasks",
+        "source",
+    )
+    out = [CHOOSING, "| " + " | ".join(heads) + " |", len(heads) * "|---" + "|"]
+    for name in mtlcore.available("aggregator"):
+        plugin = mtlcore.create("aggregator", name)
+        laws = ("non-conflicting", "scale-free", "conic-combination")
+        verdicts = [known.get((name, law)) or ("promised" if law in plugin.claims else "–") for law in laws]
+        papers = getattr(FACTS.get(name), "papers", ())
+        cells = [
+            f"[`{name}`](methods/{name}.md)",
+            f"`{plugin.needs.name}`",
+            str(plugin.batches),
+            *verdicts,
+            ", ".join(f"`{key}`" for key in plugin.init(2)) or "none",
+            "yes" if DRAWS in plugin.claims else "no",
+            "sees them" if plugin.handles_absent else "left out",
+            f"[{papers[0][0]}]({papers[0][1]})" if papers else "–",
+        ]
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -250,7 +336,7 @@ def command_line() -> str:
 
 def pages() -> dict[str, Callable[[], str]]:
     """Every page that is made from the code: its file below docs/reference, and its maker."""
-    return {"methods.md": methods, "command-line.md": command_line, **method_pages()}
+    return {"methods.md": methods, "choosing.md": choosing, "command-line.md": command_line, **method_pages()}
 
 
 def write(to: Path) -> None:

@@ -1,6 +1,7 @@
 """What a page about a method needs beside its docstring: the equation in LaTeX, and where it was published.
 
-A new built-in method gets one entry here; tests/docs/test_generated_pages.py names those that have none.
+A new built-in method gets one entry here, named as its page is (methods/NAME.md);
+tests/docs/test_generated_pages.py names those that have none.
 J has the task gradients g_i as its K rows, G = J J^T, and parameters move along -d.
 """
 
@@ -142,7 +143,7 @@ FACTS: dict[str, Facts] = {
         r"L_i(\theta + \Delta) \approx L_i(\theta) \ \text{ for all } i",
         (COST,),
     ),
-    "random": Facts(
+    "random-teleport": Facts(
         r"W_1[j,:] \leftarrow \lambda_j W_1[j,:], \quad W_2[:,j] \leftarrow \lambda_j^{-1} W_2[:,j], "
         r"\qquad \log \lambda_j \sim \mathcal{U}(-\text{bound}, \text{bound})",
         (COST,),
@@ -151,5 +152,171 @@ FACTS: dict[str, Facts] = {
         r"W_1[j,:] \leftarrow \lambda_j W_1[j,:], \quad b_1[j] \leftarrow \lambda_j b_1[j], \quad "
         r"W_2[:,j] \leftarrow \lambda_j^{-1} W_2[:,j], \qquad \lambda_j > 0",
         (COST,),
+    ),
+    "auto-lambda": Facts(
+        r"w \leftarrow w - \text{Adam}(a), \qquad a_i = -\sum_j \langle g_i, \nabla F_j \rangle, "
+        r"\qquad F_j \ \text{the losses of a second batch}",
+        (arxiv("Auto-Lambda: disentangling dynamic task relationships", "2202.03091"),),
+    ),
+    "capped-mgda": Facts(
+        r"d = J^\top a, \qquad a = \operatorname{argmin}_{a} \lVert J^\top a \rVert^2 \quad \text{over} \quad "
+        r"a \ge 0, \ \sum_i a_i = 1, \ a_i \le \frac{1}{\text{share} \cdot K}",
+        (("Hu, Ho and Yu 2026", "https://arxiv.org/abs/2605.30452"),),
+    ),
+    "clipped": Facts(
+        r"d \leftarrow d\, \min\left( 1, \frac{\text{max\_norm}}{\lVert d \rVert} \right) \quad \text{or} \quad "
+        r"g_i \leftarrow g_i \min\left( 1, \frac{\text{max\_norm}}{\lVert g_i \rVert} \right)"
+    ),
+    "conicgrad": Facts(
+        r"d = \operatorname{argmax}_{d}\; \min_i \langle g_i, d \rangle \quad \text{subject to} \quad "
+        r"\langle g_0, d \rangle \ge c\, \lVert g_0 \rVert \lVert d \rVert, \ \lVert d \rVert = \lVert g_0 \rVert, "
+        r"\qquad g_0 = \tfrac{1}{K} \sum_i g_i",
+        (("ConicGrad (Hassanpour et al. 2025)", "https://arxiv.org/abs/2502.00217"),),
+    ),
+    "constant": Facts(r"d = \sum_i u_i\, g_i, \qquad u \ \text{as given}"),
+    "cosmos": Facts(
+        r"\min_\theta\; r^\top L - \lambda \cos(r, L), \qquad "
+        r"w_i = r_i - \lambda \left( \frac{r_i}{\lVert r \rVert \lVert L \rVert} "
+        r"- \cos(r, L) \frac{L_i}{\lVert L \rVert^2} \right)",
+        (("COSMOS (Ruchte and Grabocka 2021)", "https://arxiv.org/abs/2103.12718"),),
+    ),
+    "cr-mogm": Facts(
+        r"w_t = \alpha\, w_{t-1} + (1 - \alpha)\, \hat{w}_t, \qquad "
+        r"\hat{w}_t \ \text{the weights of the method inside}",
+        (
+            (
+                "On the convergence of stochastic multi-objective gradient manipulation and beyond",
+                "https://openreview.net/forum?id=ScwfQ7hdwyP",
+            ),
+        ),
+    ),
+    "db-mtl": Facts(
+        r"d = \max_j \lVert m_j \rVert\, \sum_i \frac{m_i}{\lVert m_i \rVert}, \qquad "
+        r"m_i \leftarrow b_k m_i + (1 - b_k) \frac{g_i}{L_i}, \qquad b_k = \beta / k^\sigma",
+        (("Dual-balancing for multi-task learning (DB-MTL)", "https://arxiv.org/abs/2308.12029"),),
+    ),
+    "ema": Facts(
+        r"m_i \leftarrow \beta\, m_i + (1 - \beta)\, g_i, \qquad "
+        r"d = A\left( \frac{m_1}{1 - \beta^{t_1}}, \ldots, \frac{m_K}{1 - \beta^{t_K}} \right)"
+    ),
+    "emtl": Facts(
+        r"\min_\theta\; \sum_i L_i + \lambda \operatorname{Var}(r), \qquad r_i = \frac{L_i}{\lVert g_i \rVert}",
+        (("Yuan and Zhang 2023", "https://arxiv.org/abs/2306.09373"),),
+    ),
+    "excess-mtl": Facts(
+        r"w_i \leftarrow w_i \exp\left( \eta\, \frac{e_i}{e_i^0} \right), \qquad "
+        r"e_i = \sum_p \frac{g_{ip}^2}{\sqrt{S_{ip}}}, \qquad S_{ip} \leftarrow S_{ip} + g_{ip}^2",
+        (("Robust multi-task learning with excess risks (He et al. 2024)", "https://arxiv.org/abs/2402.02009"),),
+    ),
+    "forum": Facts(
+        r"d = \sum_i l_i h_i + v\, g_q, \qquad (l, v) = \operatorname{argmin} "
+        r"\left\lVert \sum_i l_i h_i + v\, g_q \right\rVert^2 - v \rho \lVert g_q \rVert^2, \qquad "
+        r"h_i = \frac{\nabla F_i}{\lVert \nabla F_i \rVert}",
+        (("FORUM: first-order multi-gradient bi-level optimisation", "https://arxiv.org/abs/2401.09257"),),
+    ),
+    "go4align": Facts(
+        r"w_i = \operatorname{mean}_{j \in \text{group}(i)} v_j, \qquad v_i = p_i \frac{\sum_j L_j}{L_i}, \qquad "
+        r"p_i \leftarrow \frac{p_i e^{-\eta L_i}}{\sum_j p_j e^{-\eta L_j}}",
+        (("GO4Align: group optimization for multi-task alignment", "https://arxiv.org/abs/2404.07155"),),
+    ),
+    "graddrop": Facts(
+        r"d_p = \sum_i \left[ \operatorname{sign}(g_{ip}) = s_p \right] g_{ip}, \qquad "
+        r"\Pr(s_p = +1) = \tfrac{1}{2} \left( 1 + \frac{\sum_i g_{ip}}{\sum_i |g_{ip}|} \right)",
+        (("Just pick a sign: gradient sign dropout (GradDrop)", "https://arxiv.org/abs/2010.06808"),),
+    ),
+    "gradnorm": Facts(
+        r"\min_w \sum_i \left| w_i \lVert g_i \rVert - \bar{G}\, r_i^\alpha \right|, \qquad "
+        r"\bar{G} = \tfrac{1}{K} \sum_j w_j \lVert g_j \rVert, \qquad "
+        r"r_i = \frac{L_i / L_i(0)}{\tfrac{1}{K} \sum_j L_j / L_j(0)}",
+        (arxiv("GradNorm: gradient normalization for adaptive loss balancing", "1711.02257"),),
+    ),
+    "gradvac": Facts(
+        r"g_i' \leftarrow g_i' + \frac{\lVert g_i' \rVert \left( \rho_{ij} \sqrt{1 - \varphi^2} "
+        r"- \varphi \sqrt{1 - \rho_{ij}^2} \right)}{\lVert g_j \rVert \sqrt{1 - \rho_{ij}^2}}\, g_j "
+        r"\ \text{ whenever } \varphi = \cos(g_i', g_j) < \rho_{ij}, \qquad d = \sum_i g_i'",
+        (arxiv("Gradient vaccine (GradVac)", "2010.05874"),),
+    ),
+    "imgrad": Facts(
+        r"d = \frac{1}{1 + c^2} \left( g_0 + c\, \lVert g_0 \rVert \frac{g_w}{\lVert g_w \rVert} \right), \qquad "
+        r"w = \operatorname{argmin}_w\; (1.5 - q) \langle g_w, g_0 \rangle "
+        r"+ q\, c\, \lVert g_0 \rVert \lVert g_w \rVert, \qquad q = \cos(g_0, g_m)",
+        (("IMGrad (Zhou et al. 2025)", "https://arxiv.org/abs/2503.08006"),),
+    ),
+    "imtl": Facts(
+        r"d = \sum_i a_i e^{s_i} g_i, \quad \sum_i a_i = 1, \quad "
+        r"\left\langle d, \tfrac{g_i}{\lVert g_i \rVert} \right\rangle \ \text{equal for all } i, \qquad "
+        r"\min_s \sum_i \left( e^{s_i} L_i - s_i \right)",
+        (IMTL,),
+    ),
+    "krum": Facts(
+        r"d = g_{i^*}, \qquad i^* = \operatorname{argmin}_i \sum_{j \in N(i)} \lVert g_i - g_j \rVert^2, \qquad "
+        r"N(i) \ \text{the } K - f - 2 \text{ nearest}",
+        (("Krum (Blanchard et al. 2017)", "https://arxiv.org/abs/1703.02757"),),
+    ),
+    "layerwise": Facts(
+        r"d = \left( A(J_1), A(J_2), \ldots \right), \qquad J = \left( J_1 \mid J_2 \mid \cdots \right) "
+        r"\ \text{cut by layers}"
+    ),
+    "m-config": Facts(
+        r"d = \frac{d_t}{\sqrt{s_t / (1 - \beta_2^t)} + \varepsilon}, \qquad "
+        r"d_t = \operatorname{ConFIG}\left( \frac{m_1}{1 - \beta_1^{t_1}}, \ldots, "
+        r"\frac{m_K}{1 - \beta_1^{t_K}} \right)",
+        (arxiv("ConFIG: towards conflict-free training of physics informed neural networks", "2408.11104"),),
+    ),
+    "moco": Facts(
+        r"d = Y^\top w, \qquad y_i \leftarrow y_i - \beta_t (y_i - h_i), \qquad "
+        r"w \leftarrow \Pi_\Delta\left( w - \gamma_t (Y Y^\top + \rho I)\, w \right)",
+        (("MoCo (Fernando et al. 2023)", "https://arxiv.org/abs/2210.12624"),),
+    ),
+    "modo": Facts(
+        r"d = J_3^\top w, \qquad w \leftarrow \Pi_\Delta\left( w - \gamma (J_1 J_2^\top w + \rho w) \right), \qquad "
+        r"J_1, J_2, J_3 \ \text{of independent batches}",
+        (("MoDo (Chen, Fernando, Ying and Chen 2023)", "https://arxiv.org/abs/2305.20057"),),
+    ),
+    "moml": Facts(
+        r"w \leftarrow w - \text{Adam}(a), \qquad a_i = -\sum_j m_j \langle g_i, \nabla F_j \rangle, "
+        r"\qquad m = \operatorname{argmin}_{m \ge 0,\ \sum_j m_j = 1} "
+        r"\Bigl\lVert \sum_j m_j \nabla_w F_j \Bigr\rVert^2",
+        (("Multi-objective meta learning (Ye et al. 2021)", "https://arxiv.org/abs/2102.07121"),),
+    ),
+    "pbi": Facts(
+        r"\min_\theta\; d_1 + \vartheta\, d_2, \qquad d_1 = \hat{r}^\top x, \quad "
+        r"d_2 = \lVert x - d_1 \hat{r} \rVert, \quad x = L - z",
+        (("MOEA/D (Zhang and Li 2007)", "https://doi.org/10.1109/TEVC.2007.892759"),),
+    ),
+    "pivrg": Facts(
+        r"d = J^\top w, \qquad w > 0 \ \text{solving} \quad G w = \sqrt{p / w}, \qquad "
+        r"p = K \operatorname{softmax}(s / T)",
+        (("Revisiting fairness in multitask learning (code)", "https://github.com/jianke0604/MTLlib"),),
+    ),
+    "random": Facts(
+        r"w \sim \operatorname{Dirichlet}(1, \ldots, 1) \ \text{ in every step, or another law with } "
+        r"\mathbb{E}[w_i] = 1/K",
+        (arxiv("Reasonable effectiveness of random weighting", "2111.10603"),),
+    ),
+    "row-normalised": Facts(
+        r"d = c\, A\left( \frac{g_1}{\lVert g_1 \rVert}, \ldots, \frac{g_K}{\lVert g_K \rVert} \right), \qquad "
+        r"c = \tfrac{1}{K} \sum_i \lVert g_i \rVert \ \text{(or as asked)}"
+    ),
+    "sdmgrad": Facts(
+        r"d = \frac{J^\top w + \lambda g_0}{1 + \lambda}, \qquad "
+        r"w = \operatorname{argmin}_{w \ge 0,\ \sum_i w_i = 1} \tfrac{1}{2} \lVert J^\top w + \lambda g_0 \rVert^2",
+        (("SDMGrad (Xiao, Ban and Ji 2023)", "https://arxiv.org/abs/2305.18409"),),
+    ),
+    "task-weighted": Facts(r"d = A(u_1 g_1, \ldots, u_K g_K), \qquad u_i > 0"),
+    "trimmed-mean": Facts(
+        r"d_p = \operatorname{mean}\left( g_{(t+1)p}, \ldots, g_{(K-t)p} \right), \qquad "
+        r"g_{(1)p} \le \cdots \le g_{(K)p} \ \text{ sorted in every coordinate}",
+        (("Yin et al. 2018", "https://arxiv.org/abs/1803.01498"),),
+    ),
+    "wpcgrad": Facts(
+        r"g_i' \leftarrow g_i' - \frac{\langle g_i', g_j' \rangle}{\lVert g_j' \rVert^2}\, g_j' "
+        r"\ \text{ if } \langle g_i', g_j' \rangle < 0, \ j \text{ drawn before } i, \qquad d = \sum_i g_i'",
+        (("WPCGrad (Bohn et al. 2024)", "https://arxiv.org/abs/2409.01793"),),
+    ),
+    "layer-conflict": Facts(
+        r"\text{conflict} \Longleftrightarrow \min_{l,\, i \ne j} \cos(g_i^l, g_j^l) < -\text{threshold}, "
+        r"\qquad g_i^l \ \text{the part of } g_i \text{ in layer } l",
+        (("Recon (Shi et al. 2023)", "https://openreview.net/forum?id=ivwZO-HnzG_"),),
     ),
 }
