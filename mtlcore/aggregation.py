@@ -8,8 +8,8 @@ from torch import Tensor
 from mtlcore import inputs, linalg
 from mtlcore.asking.aggregator import call, start
 from mtlcore.asking.seeds import step_seed
-from mtlcore.contracts import Aggregator, StepView
-from mtlcore.errors import ConfigurationError, NonFiniteError
+from mtlcore.contracts import Aggregator, Needs, StepView
+from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
 
 
 def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | None = None, seed: int = 0) -> Tensor:
@@ -61,7 +61,7 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
         return answer.direction.to(jacobian)
     assert answer.weights is not None
     direction = linalg.combine(jacobian.detach(), answer.weights)
-    if not _finite(direction):
+    if not bool(torch.isfinite(direction).all()):
         parts = jacobian.detach().abs().amax(1).double() * answer.weights.to(jacobian.device).abs().double()
         raise _overflow(int(parts.argmax()), f"the direction, to which it adds most, in {jacobian.dtype}")
     return direction

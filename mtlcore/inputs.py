@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -211,11 +212,26 @@ def by_name(losses: Losses, tasks: tuple[str, ...] | None) -> dict[str, Tensor |
     return named
 
 
+def theirs(error: BaseException) -> None:
+    """Mark an error as the user's own: it comes from a closure, whoever called it."""
+    with contextlib.suppress(Exception):  # an exception that cannot hold an attribute
+        error._mtlcore_user = True  # type: ignore[attr-defined]
+
+
+def is_theirs(error: BaseException) -> bool:
+    """Whether a closure of the user's raised it: no plugin is to blame, though one may have called the closure."""
+    return getattr(error, "_mtlcore_user", False) is True
+
+
 def evaluated(closure: Closure) -> tuple[Losses, Features]:
     """What a closure returns at the parameters' present values, as a pair."""
     # In a caller's autocast block the cast weights are kept by tensor, whatever value it has by now.
     torch.clear_autocast_cache()
-    value = closure()
+    try:
+        value = closure()
+    except BaseException as error:
+        theirs(error)
+        raise
     # A pair is (losses, features) unless it is plainly a list of two scalar losses, of which one may be missing.
     if isinstance(value, tuple) and len(value) == 2:
         first = value[0]

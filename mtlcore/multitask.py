@@ -38,6 +38,7 @@ from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper, Refresh
 from mtlcore.gradients.task_gradients import Answer, TaskGradients
 from mtlcore.inputs import Closure, Features, Losses
+from mtlcore.presence import Presence
 from mtlcore.progress import Progress
 from mtlcore.registry import registry
 from mtlcore.report import StepReport, TeleportResult
@@ -50,7 +51,9 @@ class MultiTask:
 
     Args:
         trunk: the shared network, or its parameters. Whatever else the losses depend on is task-specific.
-        aggregator: a registered name, or an instance (for hyper-parameters: ``create("aggregator", name, ...)``).
+        aggregator: a registered name, or an instance (for hyper-parameters: ``create("aggregator", name, ...)``). The
+            default follows the evidence: of the methods that keep non-conflict, the one with the best mean rank in the
+            committed results (docs/explanation/cost.md, whole trainings).
         optimizer: the user's own, or several; needed by :meth:`step` only.
         detector: a conflict detector (name or instance), or None.
         teleport: a teleport strategy (name or instance), tried in :meth:`step` when the detector fires (without a
@@ -85,7 +88,7 @@ class MultiTask:
     def __init__(
         self,
         trunk: nn.Module | Iterable[nn.Parameter],
-        aggregator: str | Aggregator = "gradops",
+        aggregator: str | Aggregator = "nash-mtl",
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         detector: str | ConflictDetector | None = None,
         teleport: str | TeleportStrategy | Teleporter | None = None,
@@ -259,10 +262,10 @@ class MultiTask:
         closures = self._checked_closures(closure)
         before, progress = self._before_step(), self._progress
         scaler_before = None if scaler is None else scaler.state_dict()
-        before.take_gradients()
         self._arrived = self._moved = False
         self._outside = None
         try:
+            before.take_gradients()
             report = self._whole_step(closures, scaler)
         except BaseException as error:
             if not self._arrived:
@@ -275,6 +278,8 @@ class MultiTask:
                         self._outside.restore()
             _say_which(error, self._arrived)
             raise
+        finally:
+            self._last_losses, self._outside = (), None  # nothing keeps a graph alive after its step
         self._announce(report)
         return report
 
@@ -381,19 +386,15 @@ class MultiTask:
             optimizer.zero_grad()
         scale = scaling.scale_of(scaler, self._parameters[0].device)
         moment = Snapshot(modules=self._modules()) if self._may_teleport() else None
-        noise = Noise() if self.aggregator.looks_twice() else None
-        losses: Losses = []
+        self._last_losses = []
         try:
-            losses, features = inputs.evaluated(closures[0])
-            others = [self._other_view(c, scale) for c in closures[1:]]
-            prepared = self._prepare(losses, features, scale, others, self._inner(closures[0]))
+            prepared, noise = self._look(closures, scale)
             conflict = self._detect(prepared)
             teleport = self._teleport(closures[0], prepared, conflict)
             if moment is not None and teleport is not None and teleport.accepted:
                 # The step begins anew at the new point. After a refusal the old graph is still good.
                 moment.restore()
-                losses, features = inputs.evaluated(closures[0])
-                prepared = self._prepare(losses, features, scale, others, self._inner(closures[0]))
+                prepared, noise = self._look(closures, scale)
             held = {id(p) for o in trajectory.each(self.optimizer) for g in o.param_groups for p in g["params"]}
             held |= set(map(id, self._parameters))
             self._outside = Gradients([p for i, p in prepared.batch.leaves.items() if i not in held])
@@ -402,12 +403,21 @@ class MultiTask:
         except NonFiniteError:
             if scale is None or self._moved:
                 raise
-            report = self._move(lambda: self._skip(losses), scaler)
-        if noise is not None and not report.skipped:
+            report = self._move(lambda: self._skip(self._last_losses), scaler)
+        if not report.skipped and noise is not None:
             self._look_again(closures[0], noise)
         self._arrived = True
         return report
 
+    def _look(self, closures: Sequence[Closure], scale: float | None) -> tuple[_Prepared, Noise | None]:
+        """Evaluate every batch of the step; and for a second look the noise under which the first batch was."""
+        others = [self._other_view(c, scale) for c in closures[1:]]
+        noise = Noise() if self.aggregator.looks_twice() else None
+        self._last_losses, features = inputs.evaluated(closures[0])
+        return self._prepare(self._last_losses, features, scale, others, self._inner(closures[0])), noise
+
+    _last_losses: Losses = ()
+    """Of the step that is running, for one that is skipped."""
     _arrived = False
     """Whether the step that is running, or was the last, has come to its end."""
     _moved = False

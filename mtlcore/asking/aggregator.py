@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, MtlError, NonFiniteError, PluginError
+from mtlcore.inputs import is_theirs
 from mtlcore.numpy_threads import numpy_on_one_thread
 from mtlcore.presence import Presence
 from mtlcore.registry import registry
@@ -66,6 +67,8 @@ def _answer(method: Aggregator, shown: StepView, state: State, partial: bool) ->
     except (LossError, FeaturesError, NonFiniteError, ConfigurationError):
         raise  # the user's input or options are at fault, not the plugin
     except BaseException as error:
+        if is_theirs(error):
+            raise
         note = " (some tasks are absent from this batch; see Aggregator.handles_absent)" if partial else ""
         raise PluginError(f"aggregator {_who(method)} raised {blame(error)}{note}") from error
     finally:

@@ -115,6 +115,8 @@ def test_whatever_is_raised_on_creation_or_in_a_hook_is_named(error):
 LAW = types.SimpleNamespace(
     id="mine", kind="aggregator", statement="s", check=len, examples=list, applies=len, measure=len
 )
+
+
 def type_or_text(value):
     """The repr of a bare object holds its address: each worker would collect another test."""
     return value if isinstance(value, str) else type(value).__name__
@@ -131,7 +133,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("kind", "target"), [(k, t) for k, targets in WRONG.items() for t in targets], ids=type_or_text)
+@pytest.mark.parametrize(
+    ("kind", "target"), [(k, t) for k, targets in WRONG.items() for t in targets], ids=type_or_text
+)
 def test_what_is_no_plugin_is_broken_whatever_its_kind(kind, target):
     registry = quietly(Plugin("p", "d", "1", lambda: module(KINDS[kind], lambda register: register("mine", target))))
     with pytest.warns(PluginWarning, match="is set aside"):

@@ -39,6 +39,7 @@ def test_scalars_are_flat_floats_that_json_can_hold():
     assert scalars == {
         "loss/a": 1.0, "loss/b": 2.0, "weight/a": 0.25, "weight/b": 0.75, "conflict/min_cosine": -0.5,
         "conflict/severity": 0.5, "conflict/conflicting": 1.0, "diagnostics/residual": 1e-9,
+        "cosine/a": pytest.approx(-0.3592, abs=1e-4), "cosine/b": pytest.approx(0.9878, abs=1e-4),
     }  # fmt: skip
     assert all(type(v) is float for v in scalars.values())
     assert json.loads(json.dumps(scalars, allow_nan=False)) == scalars

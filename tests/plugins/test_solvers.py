@@ -205,14 +205,14 @@ def test_projecting_many_dependent_rows_takes_few_systems(k, p):
 
 
 @pytest.mark.parametrize("p", [50, 85, 110, 139, 300])
-def test_projecting_hundreds_of_rows_takes_a_few_sweeps(p):
+def test_projecting_hundreds_of_rows_takes_fewer_changes_than_rows(p):
     """From LARGE rows on: one system says whether they cancel, an iteration for all finds the supports."""
     k = nonnegative.LARGE + 12
     u = unit(rows(k, p, 0))
     c = cosines(u @ u.T).matrix
     v, certificate = project_rows(c)
     assert certificate.status == "optimal"
-    assert certificate.iterations <= 60
+    assert certificate.iterations <= k
     assert (v >= np.eye(k)).all()
     slack = (v @ c) / np.abs(v).sum(axis=1, keepdims=True)
     assert slack.min() >= -64 * k * EPS

@@ -28,6 +28,9 @@ class DualProj(Aggregator):
     GEM: the gradient of that task, turned as little as the others ask for.
     Cost: the Gramian, then a few systems of size K.
 
+    Rows that cancel with weights of very different size: d is zero to within the resolution of the Gramian
+    (mtlplugins.solvers.dual_cone.resolution).
+
     Args:
         preferences: u, one number >= 0 per task, of which only the ratios matter; None: equal, the paper's mean.
             (TorchJD's ``pref_vector``, which is not normalised [lib code].)

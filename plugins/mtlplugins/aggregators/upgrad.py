@@ -29,6 +29,9 @@ class UPGrad(Aggregator):
     P(g_i) = 0 and the point is Pareto stationary. With preferences u, d is what equal ones give for the losses K u_i
     L_i. Cost: the Gramian, then a few batches of K systems of size K.
 
+    Rows that cancel with weights of very different size: d is zero to within the resolution of the Gramian
+    (mtlplugins.solvers.dual_cone.resolution).
+
     Args:
         preferences: u, one number >= 0 per task, of which only the ratios matter; None: equal, the paper's mean.
             (TorchJD's ``pref_vector``, which is not normalised [lib code].)

@@ -42,7 +42,7 @@ class LayerConflict(ConflictDetector):
         """The verdict on the tasks of ``view``."""
         rows = view.jacobian
         counts, severities = [], []
-        pairs = torch.zeros(view.n_tasks, view.n_tasks, dtype=torch.bool)
+        pairs = torch.zeros(view.n_tasks, view.n_tasks, dtype=torch.bool, device="cpu")
         for block in rows.split(self._sizes(rows.shape[1]), dim=1):
             cos = angles.pairwise(linalg.gramian(block).cpu())
             found = angles.negative(cos, self.threshold)
@@ -55,7 +55,10 @@ class LayerConflict(ConflictDetector):
             severity=severity,
             pairs=pairs,
             dominated=angles.negative(angles.with_mean(view.gramian)),
-            diagnostics={"layer_conflicts": torch.tensor(counts), "layer_severity": torch.tensor(severities)},
+            diagnostics={
+                "layer_conflicts": torch.tensor(counts, device="cpu"),
+                "layer_severity": torch.tensor(severities, device="cpu"),
+            },
         )
 
     def _sizes(self, n: int) -> list[int]:

@@ -30,12 +30,13 @@ def resolution(b: Array) -> Array:
 
         |P (unit row j)| <= min(1, (4 sqrt(K) eps)^(1/2) |b| / b_j) ,
 
-    proved for exact cosines, and met with rounded ones [measured: 0.92 of the bound at worst]. Weights that differ by more
-    than about 1e7 say nothing: the Gramian does not hold the digits in which such rows differ from others that do have
-    a common descent direction. It follows for upgrad and dualproj that |d| <= sum_j u_j |g_j| times the bound.
+    proved for exact cosines, and met with rounded ones [measured: 0.92 of the bound at worst]. Weights that differ by
+    more than about 1e7 say nothing: the Gramian does not hold the digits in which such rows differ from others that do
+    have a common descent direction. It follows for upgrad and dualproj that |d| <= sum_j u_j |g_j| times the bound.
     """
     ridge = 4.0 * len(b) ** 0.5 * EPS
-    return np.minimum(1.0, ridge**0.5 * float(np.linalg.norm(b)) / b)
+    bounds: Array = np.minimum(1.0, ridge**0.5 * float(np.linalg.norm(b)) / b)
+    return bounds
 
 
 def project(matrix: Array, b: Array) -> tuple[Array, Certificate]:

@@ -126,13 +126,13 @@ def likely_supports(matrix: Array, linear: Array) -> Mask:
     fewer [measured on 500 Gaussian rows in 300 to 1000 dimensions]. In float32, as a guess needs no more."""
     penalty = np.float32(_LARGE_PENALTY)
     inverse = np.linalg.inv(matrix + _LARGE_PENALTY * np.eye(len(matrix))).astype(np.float32)
-    linear = linear.astype(np.float32)
-    y, dual = np.zeros_like(linear), np.zeros_like(linear)
-    support = y > 0.0
+    single: Any = linear.astype(np.float32)
+    y, dual = np.zeros_like(single), np.zeros_like(single)
+    support: Mask = y > 0.0
     for _ in range(_ROUNDS):
         before = support
-        y, dual = _alternated(inverse, linear, penalty, y, dual, _BETWEEN)
-        support = y > 0.0
+        y, dual = _alternated(inverse, single, penalty, y, dual, _BETWEEN)
+        support = np.asarray(y > 0.0)
         # What still changes comes right in a sweep over few rows, which costs as much as some more iterations.
         if np.count_nonzero(support != before) <= len(matrix) // 4:
             break

@@ -21,7 +21,8 @@ def minimise(h: Array, f: Array, a: Array, t: float, b: Array) -> Array:
     # Rows of inequalities: x_i >= 0, then b'x >= 0.
     rows: Array = np.asarray(np.vstack([np.eye(n), b]), dtype=np.float64)
     rows[n] /= size if size > 0.0 else 1.0
-    inverse: Array = np.linalg.inv(h + 16.0 * n * EPS * max(float(h.diagonal().max()), EPS) * np.eye(n))
+    ridged = h + 16.0 * n * EPS * max(float(h.diagonal().max()), EPS) * np.eye(n)
+    inverse: Array = np.asarray(np.linalg.inv(ridged), dtype=np.float64)
     active: list[int] = []
     multipliers = np.zeros(0)
     x = inverse @ (a * ((t + float(a @ inverse @ f)) / float(a @ inverse @ a)) - f)

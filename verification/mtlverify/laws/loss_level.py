@@ -36,7 +36,7 @@ class _Counted(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
-        ctx.trunk.passes += 1
+        ctx.trunk.count[0] += 1
         return cotangents[0], None
 
 
@@ -46,7 +46,13 @@ class Trunk(nn.Module):
     def __init__(self, example: Example) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.zeros(example.jacobian.shape[1], dtype=example.jacobian.dtype))
-        self.passes = 0
+        self.count = [0]
+        """In a container: plain attributes of a module are put back after inner steps."""
+
+    @property
+    def passes(self) -> int:
+        """Backward passes so far."""
+        return self.count[0]
 
     def forward(self) -> Tensor:
         """(1, P)."""
