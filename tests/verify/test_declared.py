@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import textwrap
 
@@ -15,7 +16,7 @@ from mtlverify.declared import declared_problems
 from mtlverify.example import Example
 from mtlverify.law import BASES, KINDS
 from mtlverify.mutants import subtle, twins
-from mtlverify.runner import assumed, laws
+from mtlverify.runner import examine, laws
 
 
 @pytest.fixture
@@ -88,13 +89,22 @@ def test_a_method_is_run_once_per_question_also_where_its_answer_is_refused():
     assert asked == [1]
 
 
-def test_a_promise_is_checked_where_its_proof_speaks():
+STATIONARY = {
+    "nash-mtl": [[-1.0, 0.0], [0.0, 1.0], [0.046875, -5.0]],
+    "fairgrad": [[1.0, 0.0], [-1.0, 2.0**-7], [-1.0, -1.0]],
+}
+
+
+@pytest.mark.parametrize("name", STATIONARY)
+def test_a_promise_is_checked_on_every_input_whoever_made_it(name):
+    """No built-in is excused where its equation has no solution: it has to say so, and to stand still."""
+    example = Example(torch.tensor(STATIONARY[name], dtype=torch.float64), torch.ones(3, dtype=torch.float64))
     law = next(law for law in laws("aggregator") if law.id == "non-conflicting")
-    holds = assumed(create("aggregator", "nash-mtl"), law)
-    assert holds(torch.eye(2, dtype=torch.float64))
-    assert not holds(torch.tensor([[-1.0, 0.0], [0.0, 1.0], [0.046875, -5.0]], dtype=torch.float64))
-    assert assumed(create("aggregator", "mgda"), law) is None
-    assert assumed(twins.Mean(), law) is None
+    seen = []
+    watched = dataclasses.replace(law, check=lambda plugin, it: seen.append(it) or law.check(plugin, it))
+    assert examine(create("aggregator", name), watched, 1, 0, explicit=[example]).status == "verified"
+    assert seen[0] is example
+    assert float(ask(create("aggregator", name), example).length) == 0.0
 
 
 def test_others_differ_from_the_batch_and_follow_their_tasks():

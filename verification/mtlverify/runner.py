@@ -13,7 +13,7 @@ from mtlcore.registry import registry
 from mtlcore.safety import described
 from mtlcore.soundness import declared_fault
 from mtlverify.example import Example
-from mtlverify.law import BASES, DEPTH, KINDS, Law, OutsideLaw, anything
+from mtlverify.law import BASES, DEPTH, KINDS, Law, OutsideLaw
 from mtlverify.search import SHRINKS, Outcome, refused, require_hypothesis, search
 from mtlverify.strategies.profile import profile
 
@@ -152,22 +152,9 @@ def examine(
         shrinks = (SHRINKS if result.claimed else min(SHRINKS // 12, max_examples)) if shrink else 0
         outcome = search(
             law, plugin, examples, depth, _seed(seed, result.name, law.name), explicit, shrinks,
-            hunt if result.claimed else 0.0, assumed(plugin, law),
+            hunt if result.claimed else 0.0,
         )  # fmt: skip
     return _judged(plugin, law, outcome, result)
-
-
-def assumed(plugin: Any, law: Law) -> Any:
-    """The predicate under which the law is proved for a built-in method; None if the proof assumes nothing or there is
-    none. A promise is then checked where its proof speaks: the ledger's row names the assumption."""
-    from mtlverify.ledger.proofs import proof_of
-    from mtlverify.ledger.subjects import Subject
-
-    options = tuple(
-        (f.name, getattr(plugin, f.name)) for f in dataclasses.fields(plugin) if getattr(plugin, f.name) != f.default
-    ) if dataclasses.is_dataclass(plugin) and registry().entry_of(plugin) else ()  # fmt: skip
-    proof = proof_of(law.kind, Subject(law.kind, registry().name_of(plugin), options).label, plugin, law.id)
-    return None if proof is None or proof.holds is anything else proof.holds
 
 
 def everybody_there(example: Any) -> Any:

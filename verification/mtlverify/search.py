@@ -105,7 +105,6 @@ class Search:
     worst: tuple[float, Any] | None = None
     found: tuple[float, Any, BaseException | None] | None = None
     outside: str = ""
-    assumes: Any = None
     families: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def measure(self, example: Any) -> float:
@@ -118,9 +117,6 @@ class Search:
         from hypothesis.errors import UnsatisfiedAssumption
 
         error: BaseException | None = None
-        if self.assumes is not None and hasattr(example, "jacobian") and not self.assumes(example.jacobian):
-            self.outside = "the assumptions of the proof are not met"
-            raise OutsideLaw(self.outside)
         try:
             margin: float = self.law.measure(self.plugin, example)
         except (OutsideLaw, UnsatisfiedAssumption) as outside:
@@ -268,17 +264,15 @@ def search(
     explicit: Any = (),
     shrinks: int = SHRINKS,
     hunt: float = 0.0,
-    assumes: Any = None,
 ) -> Outcome:
     """Try ``law`` on ``explicit`` inputs, then on up to ``max_examples`` inputs drawn from ``examples``, then hunt for
     ``hunt`` seconds.
 
     ``examples`` is a strategy, or :class:`mtlverify.strategies.Strata`: then every stratum gets its share of the
     inputs, because Hypothesis left alone may pass over a family altogether. The first violation ends the search.
-    Jacobians for which ``assumes`` is false do not count.
     """
     require_hypothesis()
-    state, hunted = Search(law, plugin, shrinks=shrinks, assumes=assumes), 0
+    state, hunted = Search(law, plugin, shrinks=shrinks), 0
     with warnings.catch_warnings(), contextlib.suppress(Violation):
         warnings.simplefilter("ignore")  # a plugin's warnings on odd inputs are not findings
         for example in explicit:

@@ -11,8 +11,7 @@ import torch
 from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, number
 from mtlplugins import outer
 from mtlplugins.aggregators import _numpy
-from mtlplugins.solvers.barrier import barrier
-from mtlplugins.solvers.safety import without_conflict
+from mtlplugins.solvers.bargain import bargain
 
 State = dict[str, torch.Tensor]
 
@@ -26,12 +25,15 @@ class FairGrad(Aggregator):
     the optimality condition of maximising sum_i <g_i, d>^(1-alpha) / (1-alpha) over a ball. alpha = 1 is Nash-MTL,
     alpha = 2 the minimal potential delay, alpha -> inf max-min fairness.
 
-    Solved as a convex problem on cosines (:mod:`mtlplugins.solvers.barrier`); the authors use bounded least squares on
+    Solved as a convex problem on cosines (:mod:`mtlplugins.solvers.bargain`); the authors use bounded least squares on
     the residual, which is not convex.
 
-    Proved: J d = w^(-1/alpha) > 0, so no conflict, and every task gains. A(tJ) = t^p A(J), p = (1-alpha)/(1+alpha): the
-    length of d does not shrink with the gradients for alpha >= 1, so near a Pareto stationary point, where no
-    finite solution exists, clip d (``max_norm``) or lower the step size.
+    Proved, where a direction has a positive inner product with every gradient: J d = w^(-1/alpha) > 0, so no conflict,
+    and every task gains. A(tJ) = t^p A(J), p = (1-alpha)/(1+alpha): the length of d does not shrink with the gradients
+    for alpha >= 1, so near a Pareto stationary point clip d (``max_norm``) or lower the step size. At such a point no
+    solution exists: d = 0, with the diagnostic ``solver`` = "stationary", and heads get weight 1 [choice]. A Gramian in
+    float64 cannot tell gradients whose unit vectors have a convex combination shorter than about 1e-8 from stationary
+    ones; d = 0 for these, too.
 
     A task with zero gradient is left out (its equation has no finite solution).
 
@@ -84,17 +86,12 @@ class FairGrad(Aggregator):
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """w = b / |g|."""
         rows = _numpy.read(view)
-        if not len(rows.norms):
-            return Aggregation(
-                weights=_numpy.tensor(np.zeros(view.n_tasks)),
-                state=state,
-                head_weights=_numpy.tensor(np.ones(view.n_tasks)),
-            )
-        b, certificate = barrier(rows.matrix, rows.norms, self.alpha)
-        b, checked = without_conflict(rows.matrix, b)
+        b, diagnostics = bargain(rows.matrix, rows.norms, self.alpha) if len(rows.norms) else (None, {})
+        if b is None:
+            zeros, ones = _numpy.tensor(np.zeros(view.n_tasks)), _numpy.tensor(np.ones(view.n_tasks))
+            return Aggregation(weights=zeros, state=state, diagnostics=diagnostics, head_weights=ones)
         b = b * outer.scale(self.outer_scale, view.n_tasks)
         w = b / rows.norms
         weights = _numpy.tensor(rows.scatter(w * outer.clip(rows.matrix, b, self.max_norm)))
         heads = outer.head_weights(self.heads, _numpy.tensor(rows.scatter(w, dead=float(w.mean()))))
-        diagnostics = {**certificate.diagnostics(), **checked}
         return Aggregation(weights=weights, state=state, diagnostics=diagnostics, head_weights=heads)

@@ -11,8 +11,7 @@ import torch
 from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, integer, number
 from mtlplugins import outer
 from mtlplugins.aggregators import _numpy
-from mtlplugins.solvers.barrier import barrier
-from mtlplugins.solvers.safety import without_conflict
+from mtlplugins.solvers.bargain import bargain
 
 State = dict[str, torch.Tensor]
 
@@ -28,8 +27,10 @@ class NashMTL(Aggregator):
 
     Proved, where a direction has a positive inner product with every gradient: a_i <g_i, d> = 1, so no conflict and
     every task gains; |d|^2 is the number of gradients that are not zero; d does not change when a row is scaled by a
-    positive factor; for K = 2, d is along the bisector of the two gradients. Elsewhere, as at a Pareto stationary
-    point, there is no finite solution: rows that cancel get huge weights and add nothing to d beyond rounding.
+    positive factor; for K = 2, d is along the bisector of the two gradients. Elsewhere, which is exactly where the
+    gradients are Pareto stationary, no solution exists: d = 0, with the diagnostic ``solver`` = "stationary", heads
+    get weight 1, and nothing is kept for reuse [choice]. A Gramian in float64 cannot tell gradients whose unit
+    vectors have a convex combination shorter than about 1e-8 from stationary ones; d = 0 for these, too. d jumps there.
 
     A task with zero gradient is left out; its head gets the mean weight, which is also what is reused for it [choice].
 
@@ -83,12 +84,11 @@ class NashMTL(Aggregator):
         if self.update_every > 1 and int(state["age"]) % self.update_every:
             return self._reused(view, state["weights"][index], {**state, "age": state["age"] + 1})
         rows = _numpy.read(view)
-        if not len(rows.norms):
+        b, diagnostics = bargain(rows.matrix, rows.norms, 1.0) if len(rows.norms) else (None, {})
+        if b is None:
             # There is nothing to hold, and the next step tries again.
-            zeros, ones = np.zeros(view.n_tasks), np.ones(view.n_tasks)
-            return Aggregation(weights=_numpy.tensor(zeros), state=state, head_weights=_numpy.tensor(ones))
-        b, certificate = barrier(rows.matrix, rows.norms, 1.0)
-        b, checked = without_conflict(rows.matrix, b)
+            zeros, ones = _numpy.tensor(np.zeros(view.n_tasks)), _numpy.tensor(np.ones(view.n_tasks))
+            return Aggregation(weights=zeros, state=state, diagnostics=diagnostics, head_weights=ones)
         a = b / rows.norms
         weights = _numpy.tensor(rows.scatter(a * outer.clip(rows.matrix, b, self.max_norm)))
         whole = _numpy.tensor(rows.scatter(a, dead=float(a.mean())))
@@ -96,7 +96,6 @@ class NashMTL(Aggregator):
             held = state["weights"].clone()
             held[index] = whole
             state = {"weights": held, "age": state["age"] + 1}
-        diagnostics = {**certificate.diagnostics(), **checked}
         return Aggregation(weights, None, state, diagnostics, outer.head_weights(self.heads, whole))
 
     def _reused(self, view: StepView, held: torch.Tensor, state: State) -> Aggregation:

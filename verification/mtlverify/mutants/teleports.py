@@ -233,7 +233,7 @@ class ChangesASetting(Rescaling):
 
 
 KILLED_BY: dict[type, tuple[str, ...]] = {
-    ConflictBlind: ("lowers-conflict",),
+    ConflictBlind: ("lowers-conflict", "helps-where-it-must"),
     NeverRests: ("zero-steps-stay",),
     TakesClippedForReLU: ("loss-invariant",),
     MapsByDivision: ("finite",),

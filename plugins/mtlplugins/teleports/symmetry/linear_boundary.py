@@ -45,6 +45,7 @@ class LinearBoundary(TeleportStrategy):
             "gradients-in-new-coordinates",
             "lowers-conflict",
             "zero-steps-stay",
+            "helps-where-it-must",
         }
     )
 

@@ -50,6 +50,7 @@ class ReluRescaling(TeleportStrategy):
             "gradients-in-new-coordinates",
             "lowers-conflict",
             "zero-steps-stay",
+            "helps-where-it-must",
         }
     )
 
