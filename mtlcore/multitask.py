@@ -75,9 +75,9 @@ class MultiTask:
         refresh: ask the method for new weights only every so many steps, or as a :class:`Refresh` policy says; in
             between the last weights are used again. Default: at every step.
         name: of this run, for reports and loggers.
-        process_group: with whom the method of the global batch is taken: "auto" is torch.distributed's default group, if
-            there is one of more than one process; or a ``ProcessGroup``, or one dimension of a ``DeviceMesh``; None makes
-            each process solve its own problem (see docs/explanation/distributed.md).
+        process_group: with whom the method of the global batch is taken: "auto" is torch.distributed's default group,
+            if there is one of more than one process; or a ``ProcessGroup``, or one dimension of a ``DeviceMesh``; None
+            makes each process solve its own problem (see docs/explanation/distributed.md).
         check_source: whether the first step with a new graph compares the gradient source with plain autograd, which
             costs one or two passes more.
 
@@ -657,13 +657,14 @@ class MultiTask:
         if is_sharded(self._parameters):  # between forward and backward, FSDP has whole ones in their place
             heads = self._heads_then
         mine = set(map(id, self._parameters))
+        given = losses.values() if isinstance(losses, Mapping) else losses
         return Members(
             modules=self._modules(),
             parameters=self._parameters,
             told=[p for p in {id(p): p for p in (*heads, *held)}.values() if id(p) not in mine],
             about={r: configuration.describe(p) for r, p in self._plugins().items()},
             teleport=self._teleporter is not None,
-            losses=[v for v in (losses.values() if isinstance(losses, Mapping) else losses) if isinstance(v, Tensor)],
+            losses=[v for v in given if isinstance(v, Tensor)],
         )
 
     def _tag(self) -> str:

@@ -22,8 +22,8 @@ from mtlcore.contracts import Aggregation, Needs, State
 from mtlcore.distributed import agreement, group, refusals
 from mtlcore.distributed.local import Local
 from mtlcore.distributed.roster import Roster
-from mtlcore.distributed.shared import Shared
 from mtlcore.distributed.sharded import Sharded
+from mtlcore.distributed.shared import Shared
 from mtlcore.distributed.verdict import Failure, combined
 from mtlcore.distributed.wire import Wire
 from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError, ProcessError
@@ -121,8 +121,8 @@ class Processes:
     # --- a step -------------------------------------------------------------------------------------------------
 
     def tell(self, error: Exception) -> None:
-        """Let the others know, in their next exchange, of an error that they do not know of. (A Ctrl-C is not told: they
-        may have got it too, and come to no exchange any more.)"""
+        """Let the others know, in their next exchange, of an error that they do not know of. (A Ctrl-C is not told:
+        they may have got it too, and come to no exchange any more.)"""
         if self.wire is None or error is self._told or getattr(error, "lost", False):
             return
         with contextlib.suppress(Exception):
@@ -150,7 +150,8 @@ class Processes:
         local, error = self._attempt(lambda: self._looked_at(work()))
         if self._roster is None:
             self._agree(members, local, error)
-        assert self.wire is not None and self._roster is not None
+        assert self.wire is not None
+        assert self._roster is not None
         roster, wire = self._roster, self.wire
         unknown: dict[str, list[Tensor]] = {}
         if local is not None and not isinstance(local.found, Sharded):
@@ -190,8 +191,8 @@ class Processes:
         missing = [n for n, c in counts.items() if 0 < c < self.wire.size]
         if missing:
             self._told = ConfigurationError(
-                f"task {' and '.join(map(repr, missing))} is in the batch of some processes only, and each backward pass "
-                f"through a sharded trunk (FSDP2) takes all of them: let every process have the same tasks in a step."
+                f"task {' and '.join(map(repr, missing))} is in the batch of some processes only, and each backward "
+                f"pass through a sharded trunk (FSDP2) takes all of them: give every process all tasks of a step."
             )
             raise self._told
         local.found.start(self.wire)
@@ -223,7 +224,7 @@ class Processes:
         return whole, (totals.losses[there] / totals.counts[there]).tolist()
 
     def presence(self, local: Presence) -> Presence:
-        """The tasks that some process has. Before the first step it is not known yet; that step asks the method anew."""
+        """The tasks that some process has. Before the first step that is unknown; it asks the method anew."""
         if self._roster is None:
             return local
         counts = self._exchange(None, "presence", presence=local).counts
@@ -280,7 +281,7 @@ class Processes:
             if not max(apart) <= _ROUNDING:
                 self._told = PluginError(
                     f"aggregator {who} answers differently on processes 0 and {rank} (by {max(apart):.1e}, relative), "
-                    f"although both see the same losses and gradients. It looks at something that one process alone has: "
+                    f"although both see the same losses and gradients. Does it look at what one process alone has: "
                     f"view.features, the clock, a random state of its own?"
                 )
                 raise self._told
@@ -354,7 +355,8 @@ class Processes:
         new: int = 0,
     ) -> _Totals:
         """Sums over all processes; raises on all if one has an error, or another tag."""
-        assert self.wire is not None and self._roster is not None
+        assert self.wire is not None
+        assert self._roster is not None
         k, trunk, known = len(self._names), self._trunk, self._roster.known
         if local is not None:
             presence, values = local.presence, local.values
@@ -384,7 +386,7 @@ class Processes:
         apart = [(a, b) for a, b in zip(parts[0], parts[rank]) if a != b] or [(said[0], said[rank])]
         one, other = apart[0]
         self._told = ProcessError(
-            f"the processes have come apart: process 0 has {one or 'nothing'}, process {rank} has {other or 'nothing'}. "
+            f"the processes have come apart: process 0 has {one or 'nothing'}, process {rank} {other or 'nothing'}. "
             f"Do the same on every process: the same number of steps, the same checkpoint, the same parameters frozen."
         )
         raise self._told

@@ -30,8 +30,8 @@ def check_trunk(modules: Iterable[nn.Module], parameters: Sequence[Tensor]) -> N
     """Wrappers whose parameters are not those that the losses were made of.
 
     Raises:
-        ConfigurationError: FSDP1, DeepSpeed, a tensor-parallel layer, or DistributedDataParallel in a mode that counts on
-            its own backward pass; names it.
+        ConfigurationError: FSDP1, DeepSpeed, a tensor-parallel layer, or DistributedDataParallel in a mode that counts
+            on its own backward pass; names it.
     """
     for name, module in _named(modules):
         kind = type(module)
@@ -56,7 +56,7 @@ def check_trunk(modules: Iterable[nn.Module], parameters: Sequence[Tensor]) -> N
 
 _DEEPSPEED = (
     "{} belongs to DeepSpeed, which owns the backward pass and keeps the gradients to itself: a multi-task step cannot "
-    "see them. Use DistributedDataParallel, or torch.distributed.fsdp.fully_shard (FSDP2) for a trunk that does not fit."
+    "see them. Use DistributedDataParallel, or torch.distributed.fsdp.fully_shard (FSDP2) for a trunk too large."
 )
 
 
@@ -70,8 +70,8 @@ def check_replica(name: str, module: nn.parallel.DistributedDataParallel) -> Non
         )
     if module.find_unused_parameters and module.require_backward_grad_sync:
         raise ConfigurationError(
-            f"{name} is in DistributedDataParallel(find_unused_parameters=True), which waits for a backward pass of its "
-            f"own; a multi-task step takes task gradients from the graph, averages them itself, and knows which "
+            f"{name} is in DistributedDataParallel(find_unused_parameters=True), which waits for a backward pass of "
+            f"its own; a multi-task step takes task gradients from the graph, averages them itself, and knows which "
             f"parameters are unused. Leave find_unused_parameters out, or run the forward pass under no_sync()."
         )
 

@@ -38,8 +38,8 @@ class Roster:
             self.known.append(parameter)
 
     def is_new(self, leaf: Tensor) -> bool:
-        """Whether it is a parameter that has not been met. Other leaves (an input that requires gradients) belong to the
-        process that made them."""
+        """Whether it is a parameter that has not been met. Other leaves (an input that requires gradients) belong to
+        the process that made them."""
         return isinstance(leaf, nn.Parameter) and id(leaf) not in self._trunk and id(leaf) not in self.where
 
     def unknown(self, batch: Batch) -> dict[str, list[Tensor]]:
@@ -107,7 +107,7 @@ def _check_met(
             missing = [t for t in tasks if t not in everybody[rank]]
             raise ConfigurationError(
                 f"process {rank} has no batch of task {' and '.join(map(repr, missing)) or '(none)'} and has not met "
-                f"all parameters of its head yet, so that its copy of them would stay behind the others': hand them over "
+                f"all parameters of its head yet, so that its copy of them would stay behind: hand them over "
                 f"with MultiTask(..., heads=heads) or optimizer=..., or begin with a batch that has every task on "
                 f"every process."
             )

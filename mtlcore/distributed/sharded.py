@@ -1,7 +1,7 @@
 """A trunk in shards: ``torch.distributed.fsdp.fully_shard`` (FSDP2).
 
-The graph does not show its parameters: FSDP puts whole ones in their place for the forward pass, and writes the mean over
-the processes into ``.grad`` of the shards in a backward pass of its own. So each task gets one ``backward()``, with the
+The graph does not show its parameters: FSDP puts whole ones in their place for the forward pass, and writes the mean
+over the processes into ``.grad`` of the shards in a backward pass of its own. So each task gets one ``backward()``, with the
 graph retained and without resharding in between, and what it wrote is taken away again: rows whose columns are the
 shards. Inner products of shards, added up over the processes, are those of the whole rows; the weighted sum of the rows
 is the shard of the direction, and nothing has to be gathered.
@@ -30,6 +30,10 @@ def is_sharded(parameters: Sequence[Tensor]) -> bool:
     return any(type(p).__name__ == "DTensor" or type(getattr(p, "data", p)).__name__ == "DTensor" for p in parameters)
 
 
+_KNOWN = frozenset(("R", "S(0)", "Replicate()", "Shard(dim=0)"))
+"""How placements of ``fully_shard`` are written."""
+
+
 def replicas(parameters: Sequence[Any]) -> int:
     """On how many processes each shard lies.
 
@@ -44,10 +48,10 @@ def replicas(parameters: Sequence[Any]) -> int:
             f"shard the whole trunk with fully_shard(trunk, mesh=...), and without tensor parallelism."
         )
     (kind,), (shape,) = kinds, shapes
-    if not any(k.startswith("S") for k in kind) or any(k not in ("R", "S(0)", "Replicate()", "Shard(dim=0)") for k in kind):
+    if not any(k.startswith("S") for k in kind) or not _KNOWN.issuperset(kind):
         raise ConfigurationError(
-            f"the trunk's parameters are DTensors placed as {' '.join(kind)}, which is not how fully_shard (FSDP2) places "
-            f"them: tensor parallelism is not served."
+            f"the trunk's parameters are DTensors placed as {' '.join(kind)}, which is not how fully_shard (FSDP2) "
+            f"places them: tensor parallelism is not served."
         )
     out = 1
     for k, size in zip(kind, shape):
@@ -103,7 +107,7 @@ class Sharded(TaskGradients):
 
     @contextlib.contextmanager
     def _gradients_apart(self, last: bool) -> Iterator[list[Pair]]:
-        """Inside, every ``.grad`` starts empty; afterwards it is as before. Nothing is resharded before the last pass."""
+        """Inside, every ``.grad`` starts empty; afterwards it is as before. Only the last pass reshards."""
         leaves = self._everything()
         before = [(p, p.grad) for p in leaves]
         for p in leaves:
@@ -186,8 +190,8 @@ class Sharded(TaskGradients):
         bad = not graph.finite([_local(g) for _, g in pairs])
         if float(self._wire.sum([float(bad)])):
             raise NonFiniteError(
-                f"the gradient of one of the tasks {', '.join(map(repr, self._batch.names))} is NaN or infinite although "
-                f"its loss is finite. Nothing was changed: parameters, method state and .grad are as before."
+                f"the gradient of one of the tasks {', '.join(map(repr, self._batch.names))} is NaN or infinite "
+                f"although its loss is finite. Nothing was changed: parameters, method state and .grad are as before."
             )
 
 

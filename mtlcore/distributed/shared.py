@@ -122,7 +122,8 @@ class Shared(TaskGradients):
                 accumulate(leaf, gradient, fresh=True)
 
     def _local_pass(self, weights: Tensor | None) -> list[Pair]:
-        assert isinstance(self._found, (Weighted, AtFeatures)) and weights is not None
+        assert isinstance(self._found, (Weighted, AtFeatures))
+        assert weights is not None
         factors = torch.tensor(self._factors, dtype=weights.dtype, device=weights.device)
         return self._found.pull(weights[self._where] * factors)
 
@@ -175,7 +176,7 @@ class Shared(TaskGradients):
 def _dense(leaf: Tensor, gradient: Tensor) -> Tensor:
     if gradient.is_sparse:
         raise ConfigurationError(
-            f"the gradient of a parameter of shape {tuple(leaf.shape)} is sparse (an embedding with sparse=True), which "
-            f"several processes cannot average here: use sparse=False."
+            f"the gradient of a parameter of shape {tuple(leaf.shape)} is sparse (an embedding with sparse=True), "
+            f"which several processes cannot average here: use sparse=False."
         )
     return gradient

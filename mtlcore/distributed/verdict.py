@@ -37,8 +37,8 @@ def combined(failures: Sequence[Failure | None], rank: int, mine: BaseException 
         mine: its own error.
 
     Returns:
-        Its own error, where that is no error of mtlcore's (it has a traceback that the user needs). Else one of the class
-        that the first failure has (NonFiniteError only if all have), with every process's text.
+        Its own error, where that is no error of mtlcore's (it has a traceback that the user needs). Else one of the
+        class that the first failure has (NonFiniteError only if all have), with every process's text.
     """
     said = [f"process {r}: {f.text}" for r, f in enumerate(failures) if f is not None]
     if mine is not None and not isinstance(mine, MtlError):

@@ -33,8 +33,8 @@ class Wire:
         self._small = torch.device("cpu" if "cpu" in served else served[0])
         """Where small numbers travel from: backends for accelerators take no others."""
         self.bytes: Counter[str] = Counter()
-        """What this process has sent so far, by kind of collective, if each is done in the way that sends least: (R-1)/R
-        of what it holds to scatter or gather, twice that to sum up in place."""
+        """What this process has sent so far, by kind of collective, if each is done in the way that sends least:
+        (R-1)/R of what it holds to scatter or gather, twice that to sum up in place."""
 
     def _sent(self, kind: str, tensor: Tensor, times: int = 1) -> None:
         self.bytes[kind] += times * tensor.numel() * tensor.element_size() * (self.size - 1) // self.size
@@ -95,7 +95,7 @@ class Wire:
             tensor.copy_(piece.view(tensor.shape))
 
     def exchange(self, blocks: Tensor) -> tuple[Any, Tensor]:
-        """Begin to send ``blocks[r]`` (R, ...) to process r; what comes from each of them once the work is waited for."""
+        """Begin to send ``blocks[r]`` (R, ...) to process r; what comes from each, once the work is done."""
         placed = self._placed(blocks)
         out = torch.empty_like(placed)
         with self._guarded():

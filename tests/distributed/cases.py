@@ -1,5 +1,7 @@
 """What the processes run; imported there by name."""
 
+# ruff: noqa: B023 (closures are called in the step that made them)
+
 from __future__ import annotations
 
 import dataclasses
@@ -371,9 +373,16 @@ def sharded(rank, size, name, how, steps=2, dtype=torch.float64):
             optimizer.step()
     full = lambda t: t.full_tensor() if hasattr(t, "full_tensor") else t
     return {
-        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in zip(dict(Net().named_parameters()), _held(mt, net))},
-        "losses": report.losses, "weights": report.weights, "gramian": report.gramian, "state": dict(mt._progress.state),
-        "parameters": {}, "source": report.gradient_source,
+        "grads": {
+            n: None if p.grad is None else full(p.grad).clone()
+            for n, p in zip(dict(Net().named_parameters()), _held(mt, net))
+        },
+        "losses": report.losses,
+        "weights": report.weights,
+        "gramian": report.gramian,
+        "state": dict(mt._progress.state),
+        "parameters": {},
+        "source": report.gradient_source,
     }
 
 

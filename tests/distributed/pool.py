@@ -5,6 +5,7 @@ They fork from a server that has imported torch once, meet in a file (no ports),
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -67,7 +68,7 @@ class Pool:
             self._processes.append(process)
 
     def outcomes(self, function, *args, patience: float = 120.0):
-        """(True, value) or (False, (class, text, traceback)) of ``function(rank, *args)`` on each; None of one that died."""
+        """(True, value) or (False, (class, text, traceback)) of ``function(rank, *args)``; None of one that died."""
         for pipe in self._pipes:
             pipe.send((function, args))
         out = []
@@ -88,10 +89,8 @@ class Pool:
 
     def close(self) -> None:
         for pipe, process in zip(self._pipes, self._processes):
-            try:
+            with contextlib.suppress(OSError):
                 pipe.send(None)
-            except OSError:
-                pass
             process.join(5.0)
             if process.is_alive():
                 process.kill()
