@@ -73,7 +73,7 @@ def descend(
                 with torch.no_grad():
                     weights = weigh(point)
                 factors = [linalg.placed(w, loss) for w, loss in zip(weights, losses)]
-                gradients = torch.autograd.grad(losses, moving, factors, allow_unused=True)
+                gradients: tuple[Tensor | None, ...] = torch.autograd.grad(losses, moving, factors, allow_unused=True)
             if together is not None:
                 gradients = together.averaged(moving, gradients)
             for parameter, gradient in zip(moving, gradients):

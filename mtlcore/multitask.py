@@ -644,7 +644,7 @@ class MultiTask:
             what = "process_group=None, or one process alone,"
         if what:
             raise ConfigurationError(
-                f"{what} is not served with a sharded trunk (FSDP2): use a method that reads the Gramian or the losses, "
+                f"{what} is not served with a sharded trunk (FSDP2): use a method that reads the Gramian or losses, "
                 f"one batch per step, on several processes."
             )
         found = Sharded(batch, self._modules(), self._members([]).told, needs == Needs.LOSSES)

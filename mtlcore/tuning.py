@@ -56,8 +56,8 @@ class Table:
 
 
 def merged(tables: Sequence[Table]) -> Table:
-    """One table for several processes: of each source the slowest time, for a step waits for the last; and refused where
-    one of them refuses it."""
+    """One table for several processes: of each source the slowest time, for a step waits for the last; and refused
+    where one of them refuses it."""
     names = [r.source for r in tables[0].rows]
     by_name = {n: [r for t in tables for r in t.rows if r.source == n] for n in names}
     refused = {n: next((r.refused for r in rows if r.seconds is None), "") for n, rows in by_name.items()}

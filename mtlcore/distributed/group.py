@@ -23,7 +23,7 @@ def checked(wish: Any) -> Any:
 
         if isinstance(wish, DeviceMesh):
             if wish.ndim != 1:
-                names = wish.mesh_dim_names or tuple(range(wish.ndim))
+                names: tuple[object, ...] = wish.mesh_dim_names or tuple(range(wish.ndim))
                 raise ConfigurationError(
                     f"process_group is a DeviceMesh of {wish.ndim} dimensions ({', '.join(map(str, names))}): give "
                     f"the one along which the batch is split, such as mesh[{names[0]!r}]."

@@ -153,7 +153,8 @@ class Shared(TaskGradients):
 
     def _sorted(self, heads: Iterable[Pair]) -> tuple[list[Pair], list[Pair]]:
         """Those of the roster, and those of this process's own leaves, which nobody else has."""
-        known, own = [], []
+        known: list[Pair] = []
+        own: list[Pair] = []
         for leaf, g in heads:
             (known if id(leaf) in self._roster.where else own).append((leaf, g))
         return known, own

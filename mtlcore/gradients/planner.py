@@ -54,8 +54,8 @@ class Planner:
         Args:
             needs: what is read.
             batch: the forward pass.
-            rows: whether whole rows are wanted where the Gramian is read, for the sum over several processes: factors of
-                one process say nothing of the inner products with another's.
+            rows: whether whole rows are wanted where the Gramian is read, for the sum over several processes: factors
+                of one process say nothing of the inner products with another's.
 
         Raises:
             ConfigurationError: the forced plan does not provide what the method needs, or cannot serve this network.

@@ -109,8 +109,8 @@ def grads(net):
 
 
 def train(rank, size, how, kind, name, steps=1, dtype=torch.float64, **options):
-    """Some steps of backward and Adam; ``size`` 1 is the whole batch on one process. Gradients of the last step, weights,
-    parameters, state and report.
+    """Some steps of backward and Adam; ``size`` 1 is the whole batch on one process. Gradients of the last step,
+    weights, parameters, state and report.
     """
     torch.manual_seed(rank)
     net = Net(kind, dtype)

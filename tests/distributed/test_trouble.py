@@ -28,7 +28,7 @@ def pool():
         ("other option", "ConfigurationError", ("c", "process 1 has", "0.5")),
         ("other tasks", "ConfigurationError", ("tasks", "process 1 has ('a', 'b')")),
         ("other values", "ConfigurationError", ("process 1", "0.bias")),
-        ("other step", "ProcessError", ("process 0 has step 1", "process 1 has step 5")),
+        ("other step", "ProcessError", ("process 0 has step 1", "process 1 step 5")),
         ("find unused", "ConfigurationError", ("find_unused_parameters", "no_sync")),
         ("teleport", "ConfigurationError", ("teleport", "several processes")),
     ],

@@ -46,7 +46,14 @@ def heard(monkeypatch):
     for name, spec in HOOKS.items():
         setattr(module, name, make(name, inspect.signature(spec).parameters))
     registry = Registry([Plugin("listener", "listening", "1", lambda: module)])
-    for name in ("mtlcore.registry", "mtlcore.multitask", "mtlcore.asking.aggregator", "mtlcore.asking.detector", "mtlcore.cli", "mtlcore.listing"):
+    for name in (
+        "mtlcore.registry",
+        "mtlcore.multitask",
+        "mtlcore.asking.aggregator",
+        "mtlcore.asking.detector",
+        "mtlcore.cli",
+        "mtlcore.listing",
+    ):
         __import__(name)
         monkeypatch.setattr(f"{name}.registry", lambda: registry)
     return calls
