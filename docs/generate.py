@@ -268,7 +268,8 @@ Every row is about default options. A wrapper (`clipped`, `cr-mogm`, `ema`, `lay
   are those of [the ledger](ledger.md). *Promised*: `mtl verify` checks it, and the ledger has no row yet. A dash:
   neither promised nor tried.
 - *state*: what it remembers between steps.
-- *random*: whether a step draws random numbers, always from the generator of the step.
+- *random*: whether a step draws random numbers, always from the generator of the step. (The
+  `bilb4mtl` methods draw only the first values of their router.)
 - *absent tasks*: "left out": it is asked about the tasks present, and keeps the state of the others. "Sees them": it
   is asked about all tasks, and decides itself.
 """
