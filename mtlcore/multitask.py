@@ -32,6 +32,8 @@ from mtlcore.distributed.local import Local
 from mtlcore.distributed.processes import Members, Processes, told
 from mtlcore.distributed.sharded import Sharded, is_sharded
 from mtlcore.errors import ConfigurationError, NonFiniteError
+from mtlcore.geometry.metric import METRICS, in_metric
+from mtlcore.geometry.taken import Watch
 from mtlcore.gradients import waiting
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.batch import Batch
@@ -80,6 +82,11 @@ class MultiTask:
             makes each process solve its own problem (see docs/explanation/distributed.md).
         check_source: whether the first step with a new graph compares the gradient source with plain autograd, which
             costs one or two passes more.
+        metric: "euclidean", or "optimizer": the method's laws then hold for the move that the optimizer makes of its
+            direction (SGD, Adam, AdamW, RMSprop, Adagrad; see docs/explanation/step.md). Gramian and rows are those of
+            that metric everywhere: for method, detector and report. It takes K x P numbers twice.
+        taken: whether :meth:`step` measures what the optimizer's step did to every task (``report.taken``). Takes whole
+            rows, a copy of the trunk's parameters, and one product.
 
     Raises:
         UnknownPluginError, PluginError: from looking up the plugins.
@@ -107,6 +114,8 @@ class MultiTask:
         name: str = "",
         process_group: Any = "auto",
         check_source: bool = True,
+        metric: str = "euclidean",
+        taken: bool = False,
     ) -> None:
         self._trunk = trunk if isinstance(trunk, nn.Module) else None
         self._parameters = inputs.trunk_parameters(trunk)
@@ -124,6 +133,8 @@ class MultiTask:
         self._teleporter = self._make_teleporter(teleport, tolerance)
         self._planner = Planner(gradients, gradient_memory, check_source)
         self._keeper = self._make_keeper(refresh)
+        self._metric, self._taken = metric, bool(taken)
+        self._check_geometry(gradients)
         self._micro: MicroBatches | None = None
         self._processes = Processes(process_group)
         self._waiting: list[tuple[Losses, Features]] = []
@@ -146,6 +157,29 @@ class MultiTask:
         if teleporter.history == "carry":
             trajectory.check_supported(self.optimizer)
         return teleporter
+
+    def _check_geometry(self, gradients: str) -> None:
+        if self._metric not in METRICS:
+            raise ConfigurationError(f"metric={self._metric!r}: choose one of {', '.join(METRICS)}.")
+        if not self._whole_rows:
+            return
+        what = "taken=True" if self._metric == "euclidean" else f'metric="{self._metric}"'
+        if self.optimizer is None:
+            raise ConfigurationError(f"{what} looks at the optimizer: pass optimizer=... to MultiTask.")
+        if self._keeper is not None or gradients in ("features", "losses"):
+            raise ConfigurationError(
+                f"{what} needs the task gradients of every step: leave refresh and gradients= out."
+            )
+        if self._metric != "euclidean" and self._teleporter is not None:
+            raise ConfigurationError(f"{what} shows a teleport gradients that are not the network's: leave one out.")
+        if self._metric != "euclidean" and self.aggregator.needs == Needs.LOSSES:
+            who = registry().identify(self.aggregator)
+            raise ConfigurationError(f"{what} would change nothing: aggregator {who} reads losses only.")
+
+    @property
+    def _whole_rows(self) -> bool:
+        """Whether the step reads rows, whatever the method does."""
+        return self._taken or self._metric != "euclidean"
 
     def _make_keeper(self, refresh: int | Refresh) -> Keeper | None:
         policy = refresh if isinstance(refresh, Refresh) else Refresh(refresh)
@@ -459,6 +493,7 @@ class MultiTask:
         pieces = [] if first is closures[0] or moment is not None else closures[:-1]
         last = first if not pieces else closures[-1]
         self._last_losses = []
+        watch: Watch | None = None
         try:
             prepared, noise = self._look(pieces, last, first, further, scaler)
             conflict = self._detect(prepared)
@@ -470,6 +505,8 @@ class MultiTask:
             held = {id(p) for o in trajectory.each(self.optimizer) for g in o.param_groups for p in g["params"]}
             held |= set(map(id, self._parameters))
             self._outside = Gradients([p for i, p in prepared.batch.leaves.items() if i not in held])
+            if self._taken and prepared.batch.shared:
+                watch = Watch(self.optimizer, prepared.batch.shared)
             finish: Callable[[], StepReport] = lambda: self._finish(prepared, conflict, teleport)
             report = self._move(finish, scaler)
         except NonFiniteError:
@@ -479,6 +516,8 @@ class MultiTask:
         if not report.skipped and noise is not None:
             self._look_again(first, noise)
         self._arrived = True
+        if watch is not None and not report.skipped:
+            report = dataclasses.replace(report, taken=watch.taken(prepared.plain.rows(), prepared.view.presence))
         return report
 
     def _whole(self, closures: Sequence[Closure]) -> Closure:
@@ -561,7 +600,7 @@ class MultiTask:
         needs = self.aggregator.needs
         if self.detector is not None and self._looks_for_conflict():
             needs = max(needs, self.detector.needs)
-        return needs
+        return max(needs, Needs.GRAMIAN) if self._whole_rows else needs
 
     def _batch(self, losses: Losses, features: Features, scale: float | None = None) -> Batch:
         """What the user handed over, checked."""
@@ -586,6 +625,10 @@ class MultiTask:
         needs = self._needs()
         work = functools.partial(self._local, losses, features, scale, needs, micro)
         together = self._processes.several(self._modules())
+        if together and self._whole_rows:
+            raise ConfigurationError(
+                "metric and taken are for one process so far: leave them out, or pass process_group=None."
+            )
         local = (
             self._processes.merged(work, functools.partial(self._members, losses), self._tag(), needs)
             if together
@@ -593,6 +636,9 @@ class MultiTask:
         )
         presence, batch, seen = local.presence, local.batch, inputs.flat(features)
         found = local.found if scale is None else scaling.Scaled(local.found, scale)
+        plain, reason = found, local.reason
+        if self._metric == "optimizer" and batch.shared:
+            found, reason = in_metric(found, self.optimizer, batch.shared), f"{reason}; in the optimizer's metric"
         gram = found.gramian() if local.has_gramian else None
         if local.values is None:
             values, gram = reading.read(batch, found, gram)
@@ -611,7 +657,7 @@ class MultiTask:
             needs=needs,
         )
         pieces = f"; through the graphs of {len(waits) + 1} micro-batches" if waits else ""
-        return _Prepared(view, batch, found, gram, local.reason + pieces, local.kept)
+        return _Prepared(view, batch, found, gram, reason + pieces, local.kept, plain)
 
     def _local(
         self, losses: Losses, features: Features, scale: float | None, needs: Needs, micro: MicroBatches | None
@@ -681,7 +727,7 @@ class MultiTask:
             kept = self._keeper.reuse(batch, self._processes.presence if several else None)
             if kept is not None:
                 return kept, "features: the weights of an earlier step, one pass through the trunk", True
-        found, reason = self._planner.collect(needs, batch, rows=self._processes.several())
+        found, reason = self._planner.collect(needs, batch, rows=self._processes.several() or self._whole_rows)
         return found, reason, False
 
     def _looks_for_conflict(self) -> bool:
@@ -905,6 +951,8 @@ class _Prepared(NamedTuple):
     """(k, k) of the tasks present."""
     reason: str
     kept: bool
+    plain: TaskGradients
+    """``found`` in the Euclidean metric."""
 
 
 def _say_which(error: BaseException, arrived: bool) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtlcore import linalg
 from mtlcore.contracts import Conflict
+from mtlcore.geometry.taken import Taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ class StepReport:
         run: name of the ``MultiTask``.
         skipped: whether the gradients overflowed under a ``GradScaler``: the method was not asked, the scaler skips the
             optimizer's step and lowers its scale.
+        taken: what the optimizer's step did to the tasks, with ``MultiTask(..., taken=True)`` and ``step``; else None.
     """
 
     step: int
@@ -76,6 +78,7 @@ class StepReport:
     method: str = ""
     run: str = ""
     skipped: bool = False
+    taken: Taken | None = None
 
     def min_cosine(self) -> float | None:
         """The smallest cosine between two task gradients; None without a Gramian or with fewer than two tasks."""
@@ -102,8 +105,8 @@ class StepReport:
         """Everything that is one number, flat, as plain floats: for a logger, or ``json.dumps``.
 
         Keys: ``loss/TASK``, ``weight/TASK``, ``cosine/TASK`` (with the direction), ``conflict/min_cosine``,
-        ``conflict/severity``, ``conflict/conflicting``, ``teleport/accepted``, ``skipped`` (in a skipped step), and
-        ``diagnostics/NAME`` for every number among the diagnostics. What is not known, or not finite, is left out.
+        ``conflict/severity``, ``conflict/conflicting``, ``teleport/accepted``, ``skipped`` (in a skipped step), ``taken/...``
+        and ``diagnostics/NAME`` for every number among the diagnostics. What is not known, or not finite, is left out.
         """
         out: dict[str, float] = {"skipped": 1.0} if self.skipped else {}
         for what, values in (("loss", self.losses), ("weight", self.weights), ("cosine", self.direction_cosines())):
@@ -117,6 +120,8 @@ class StepReport:
             out["conflict/severity"] = float(self.conflict.severity)
         if self.teleport is not None:
             out["teleport/accepted"] = float(self.teleport.accepted)
+        if self.taken is not None:
+            out |= self.taken.scalars(self.task_names)
         for name, value in self.diagnostics.items():
             number = _number(value)
             if number is not None:

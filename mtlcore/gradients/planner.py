@@ -54,8 +54,8 @@ class Planner:
         Args:
             needs: what is read.
             batch: the forward pass.
-            rows: whether whole rows are wanted where the Gramian is read, for the sum over several processes: factors
-                of one process say nothing of the inner products with another's.
+            rows: whether whole rows are wanted where the Gramian is read, as for the sum over several processes
+                (factors of one say nothing of inner products with another's) or in a metric of coordinates.
 
         Raises:
             ConfigurationError: the forced plan does not provide what the method needs, or cannot serve this network.
@@ -64,7 +64,7 @@ class Planner:
             needs = Needs.JACOBIAN
             if self._wish.startswith("streaming"):
                 plan = PLANS["batched" if PLANS[self._wish].together else "sequential"]
-                return self.run(plan, batch), f"{plan.name}: {self._wish} keeps no rows, and other processes need them"
+                return self.run(plan, batch), f"{plan.name}: {self._wish} keeps no rows, which this step needs whole"
         if self._wish != "auto":
             plan = PLANS[self._wish]
             if plan.provides < needs:
