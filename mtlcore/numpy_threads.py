@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,8 @@ _limits: Any = None
 
 
 @functools.cache
-def _blas() -> Any:
+def _blas(with_scipy: bool) -> Any:
+    # SciPy brings a library of its own, which is looked for once it is there.
     import threadpoolctl  # not needed before a step, and numpy is loaded by now
 
     return threadpoolctl.ThreadpoolController().select(user_api="blas")
@@ -31,7 +33,7 @@ def numpy_on_one_thread() -> Iterator[None]:
     with _guard:
         _guests += 1
         if _guests == 1:
-            _limits = _blas().limit(limits=1)
+            _limits = _blas("scipy.linalg" in sys.modules).limit(limits=1)
     try:
         yield
     finally:

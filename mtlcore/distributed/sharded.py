@@ -2,9 +2,9 @@
 
 The graph does not show its parameters: FSDP puts whole ones in their place for the forward pass, and writes the mean
 over the processes into ``.grad`` of the shards in a backward pass of its own. So each task gets one ``backward()``,
-with the graph retained and without resharding in between, and what it wrote is taken away again: rows whose columns are
-the shards. Inner products of shards, added up over the processes, are those of the whole rows; the weighted sum of the rows
-is the shard of the direction, and nothing has to be gathered.
+with the graph retained and without resharding in between, and what it wrote is taken away again: rows whose columns
+are the shards. Inner products of shards, added up over the processes, are those of the whole rows; the weighted sum of
+the rows is the shard of the direction, and nothing has to be gathered.
 """
 
 from __future__ import annotations
