@@ -206,9 +206,9 @@ def _method_state(
             raise StateError(f"the checkpoint's entry 'state' is missing, although step is {step}.")
         return None
     found = _mapping("state", value)
-    if tasks is None:
+    if tasks is None and roster.has_task_state(method):
         raise StateError("the checkpoint has a 'state' but no 'tasks': it is damaged.")
-    fresh = asking.start(method, len(tasks))
+    fresh = asking.start(method, 2 if tasks is None else len(tasks))  # anonymous tasks: no entry counts them
     cause = f"{'; '.join(changed)}." if changed else "were its hyper-parameters the same?"
     for key, expected in fresh.items():
         if key not in found:

@@ -34,7 +34,7 @@ from mtlcore.distributed.sharded import Sharded, is_sharded
 from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.geometry.metric import METRICS, in_metric
 from mtlcore.geometry.taken import Watch
-from mtlcore.gradients import waiting
+from mtlcore.gradients import received, waiting
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.losses_only import Weighted
@@ -211,7 +211,8 @@ class MultiTask:
 
         Args:
             losses: {task: scalar} or a list of scalars, with graphs. A task missing from this batch is left out of
-                the dict, or None: it gets no weight, which is not the same as a zero gradient.
+                the dict, or None: it gets no weight, which is not the same as a zero gradient. Or a tensor (K,): for a
+                method without a state or option per task these are anonymous, and K may vary with the batch.
             features: the trunk's output(s) that the heads received; makes the search for head parameters cheap.
             scaler: a ``torch.amp.GradScaler``. Hand over the *unscaled* losses: the method sees them and their true
                 gradients, ``.grad`` is scaled, and an overflow makes a skipped step (``report.skipped``), which
@@ -279,6 +280,7 @@ class MultiTask:
         """
         micro, waits, self._micro, self._waiting = self._micro, self._waiting, None, []
         self._check_observed()
+        self._refuse_anonymous(losses)
         scale = scaling.scale_of(scaler, self._parameters[0].device)
         batch = self._batch(losses, features, scale)
         if self._planner.waits_for_weights(self._needs()) and batch.shared:
@@ -286,7 +288,7 @@ class MultiTask:
                 inputs.values_of(batch.losses, batch.stacked, batch.names)
             self._waiting = [*waits, (losses, features)]
             return
-        batch, micro = batch.without_unread(), micro or MicroBatches()
+        batch, micro = received.found(batch.without_unread()), micro or MicroBatches()
         try:
             micro.add(batch, inputs.values_of(batch.losses, batch.stacked, batch.names))
         except NonFiniteError:
@@ -522,7 +524,13 @@ class MultiTask:
 
     def _whole(self, closures: Sequence[Closure]) -> Closure:
         """The micro-batches of a step as one batch."""
-        return lambda: waiting.together([inputs.evaluated(c) for c in closures], self._progress.tasks)
+
+        def evaluate() -> tuple[Losses, Features]:
+            parts = [inputs.evaluated(c) for c in closures]
+            self._refuse_anonymous(parts[0][0])
+            return waiting.together(parts, self._progress.tasks)
+
+        return evaluate
 
     def _look(
         self, pieces: Sequence[Closure], last: Closure, whole: Closure, further: Sequence[Closure], scaler: Any
@@ -608,7 +616,33 @@ class MultiTask:
         if self._trunk is not None and not is_sharded(self._parameters):
             audit.check_unchanged(self._trunk, self._parameters)
         shared = tuple([p for p in self._parameters if p.requires_grad])
+        if self._anonymous(losses):
+            assert isinstance(losses, Tensor)
+            return Batch(presence, scalars, inputs.flat(features), shared, losses, scale, losses)
         return Batch(presence, scalars, inputs.flat(features), shared, inputs.stack(scalars), scale)
+
+    def _anonymous(self, losses: Losses) -> bool:
+        """Whether these are a vector of anonymous tasks: no number of the run belongs to one of them.
+
+        Raises:
+            ConfigurationError: weights are to be kept for other samples.
+        """
+        if not isinstance(losses, Tensor) or self._progress.tasks is not None or self._task_state:
+            return False
+        if self._keeper is not None:
+            raise ConfigurationError("refresh keeps weights by task, and a vector of losses has none: leave it out.")
+        return True
+
+    def _refuse_anonymous(self, losses: Losses) -> None:
+        if self._anonymous(losses):
+            raise ConfigurationError(
+                "micro-batches are added up task by task, and the losses of a vector have no names: hand over "
+                "{task: loss}, or take the vector's whole batch in one backward."
+            )
+
+    @functools.cached_property
+    def _task_state(self) -> bool:
+        return roster.has_task_state(self.aggregator)
 
     def _prepare(
         self,
@@ -667,10 +701,12 @@ class MultiTask:
         if is_sharded(batch.shared):
             return self._sharded(batch, needs, micro)
         audit.check_reached(batch)
-        if not self._reach.done:
+        if not self._reach.done and batch.vector is None:
             self._reach.look(batch)
+        if micro is not None:
+            self._refuse_anonymous(losses)
         if needs > Needs.LOSSES or micro is not None:
-            batch = batch.without_unread()
+            batch = received.found(batch.without_unread()) if batch.shared else batch.without_unread()
         if micro is None:
             found, reason, kept = self._collect(batch, needs)
             return Local(batch, batch.presence, found, reason, kept)
@@ -800,7 +836,8 @@ class MultiTask:
             )
             if self._keeper is not None:
                 self._keeper.commit()
-            self._progress = self._progress.after(presence.names, answer.state, conflict, self.aggregator.looks_twice())
+            names = None if prepared.batch.vector is not None else presence.names
+            self._progress = self._progress.after(names, answer.state, conflict, self.aggregator.looks_twice())
         return report
 
     def _ask(self, prepared: _Prepared) -> Aggregation:

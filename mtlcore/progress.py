@@ -38,12 +38,12 @@ class Progress:
             return self.looks, self.fired
         return self.looks + 1, self.fired + bool(conflict.conflicting)
 
-    def after(self, names: Sequence[str], state: State, conflict: Conflict | None, awaiting: bool) -> Progress:
-        """One step further."""
+    def after(self, names: Sequence[str] | None, state: State, conflict: Conflict | None, awaiting: bool) -> Progress:
+        """One step further; ``names`` None for a batch of anonymous tasks."""
         looks, fired = self.counts(conflict)
         return dataclasses.replace(
             self,
-            tasks=self.tasks if self.tasks is not None else tuple(names),
+            tasks=self.tasks if self.tasks is not None or names is None else tuple(names),
             step=self.step + 1,
             state=state,
             looks=looks,

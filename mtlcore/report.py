@@ -106,7 +106,8 @@ class StepReport:
 
         Keys: ``loss/TASK``, ``weight/TASK``, ``cosine/TASK`` (with the direction), ``conflict/min_cosine``,
         ``conflict/severity``, ``conflict/conflicting``, ``teleport/accepted``, ``skipped`` (in a skipped step),
-        ``taken/...`` and ``diagnostics/NAME`` for every number among the diagnostics. What is not known, or not finite, is left out.
+        ``taken/...`` and ``diagnostics/NAME`` for every number among the diagnostics. What is not known, or not finite,
+        is left out.
         """
         out: dict[str, float] = {"skipped": 1.0} if self.skipped else {}
         for what, values in (("loss", self.losses), ("weight", self.weights), ("cosine", self.direction_cosines())):

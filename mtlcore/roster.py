@@ -28,8 +28,11 @@ Positions = Sequence[int | None]
 
 
 def has_task_state(method: Aggregator) -> bool:
-    """Whether ``init`` gives anything that counts tasks or waits for its size."""
-    two, three = asking.start(method, 2), asking.start(method, 3)
+    """Whether ``init`` gives anything that counts tasks or waits for its size; True with an option per task."""
+    try:
+        two, three = asking.start(method, 2), asking.start(method, 3)
+    except MtlError:  # an option for each task
+        return True
     return any(t.numel() == 0 or t.shape != three[key].shape for key, t in two.items())
 
 

@@ -31,6 +31,7 @@ class Batch:
         stacked: the losses as one (k,) tensor with a graph; None if their dtypes or devices differ, or if unknown.
         scale: what cotangents of the losses start from instead of 1 (under a ``GradScaler``); gradients found are so
             many times the true ones.
+        vector: the tensor (k,) of anonymous tasks that the losses were handed over as, or None.
     """
 
     presence: Presence
@@ -39,6 +40,7 @@ class Batch:
     shared: tuple[Tensor, ...]
     stacked: Tensor | None = None
     scale: float | None = None
+    vector: Tensor | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,7 +91,11 @@ class Batch:
     @functools.cached_property
     def reach(self) -> graph.Reach:
         """Which leaves belong to which task."""
-        return graph.reach(self.losses, self.features, self.names)
+        if self.vector is None:
+            return graph.reach(self.losses, self.features, self.names)
+        one, k = graph.reach([self.vector], self.features, ["of the vector"]), len(self.losses)
+        frees = (False,) * (k - 1) + (bool(self.features),)
+        return dataclasses.replace(one, own=one.own * k, frees=frees)
 
     @functools.cached_property
     def separated(self) -> bool:

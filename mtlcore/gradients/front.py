@@ -101,9 +101,7 @@ class Front:
                 'use gradients="sequential".'
             )
         features, n = self.batch.features, len(targets)
-        of_tasks = [self._cotangents(task) for task in range(tasks.start, tasks.stop)]
-        seeds = [_stack(feature, cotangents) for feature, cotangents in zip(features, zip(*of_tasks))]
-        del of_tasks
+        seeds = self._cotangents_together(tasks)
         function = functools.partial(
             self._differentiate, features, [*targets, *self._outside], retain=retain or self._keep_graph
         )
@@ -111,6 +109,22 @@ class Front:
         for task in range(tasks.start, tasks.stop):
             self._keep(task, self._outside, [None if g is None else g[task - tasks.start] for g in found[n:]])
         return found[:n]
+
+    def _cotangents_together(self, tasks: slice) -> list[Tensor]:
+        """Of every feature (c, ...). The heads of a vector of losses are differentiated together."""
+        features, vector = self.batch.features, self.batch.vector
+        if vector is None:
+            of_tasks = [self._cotangents(task) for task in range(tasks.start, tasks.stop)]
+            return [_stack(feature, cotangents) for feature, cotangents in zip(features, zip(*of_tasks))]
+        own = self._own[0]
+        seeds = torch.eye(len(vector), dtype=vector.dtype, device=vector.device)[tasks]
+        seeds = seeds if self.batch.scale is None else seeds * self.batch.scale
+        retain = not self._frees[tasks.stop - 1]
+        function = functools.partial(_from_vector, vector, [*features, *own], retain)
+        found = _vectorized(function, [seeds])
+        for i, task in enumerate(range(tasks.start, tasks.stop)):
+            self._keep(task, own, [None if g is None else g[i] for g in found[len(features) :]])
+        return [f.new_zeros(len(seeds), *f.shape) if g is None else g for f, g in zip(features, found[: len(features)])]
 
     def _cotangents(self, task: int) -> Sequence[Tensor | None]:
         features, leaves = self.batch.features, self._own[task]
@@ -123,6 +137,12 @@ class Front:
         if self._heads_done:
             return
         self.heads[task] += [(t, g) for t, g in zip(leaves, found) if g is not None]
+
+
+def _from_vector(
+    vector: Tensor, inputs: Sequence[Any], retain: bool, seeds: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    return graph.differentiate([vector], inputs, seeds, retain=retain)
 
 
 def _stack(feature: Tensor, cotangents: Sequence[Tensor | None]) -> Tensor:

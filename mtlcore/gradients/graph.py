@@ -137,8 +137,9 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
         feature = features[stop[where]]
         raise FeaturesError(
             f"features[{stop[where]}] (shape {tuple(feature.shape)}) is not in the graph of any loss "
-            f"({', '.join(map(str, names))}). Pass the very tensor the heads received, not a copy of it, or leave "
-            f"features out."
+            f"({', '.join(map(str, names))}). Pass the very tensor the heads received, not a copy of it (a wrapper may "
+            f"have made one, or trunk and heads are compiled as one), or leave features out: the gradients are the "
+            f"same, and each task then costs a pass through the whole graph."
         )
     trunk: set[Any] = set()
     behind = tuple(leaves(features, seen=trunk)[0].values())

@@ -10,7 +10,7 @@ import torch
 from mtlcore import linalg
 from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError
-from mtlcore.gradients import check, features_only, jacobian, rule
+from mtlcore.gradients import check, features_only, jacobian, rule, samples
 from mtlcore.gradients.batch import Batch, Outline
 from mtlcore.gradients.losses_only import Weighted
 from mtlcore.gradients.plan import PLANS, Plan
@@ -75,6 +75,9 @@ class Planner:
             return self.run(plan, batch), f"{plan.name}: forced"
         if needs == Needs.LOSSES:
             return Weighted(batch), "losses: the method needs no task gradients, one backward pass"
+        alone = samples.collect(batch) if needs == Needs.GRAMIAN else None
+        if alone is not None:
+            return alone, samples.REASON
         found, reason = self._chosen(needs, batch)
         if not batch.features:
             reason += "; no features were given, so every task goes through the whole graph (slower)"

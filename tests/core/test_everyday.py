@@ -276,3 +276,76 @@ def test_a_sparse_table_under_a_method_that_reads_rows():
     mt, z = MultiTask(trunk, aggregator="graddrop"), trunk(torch.tensor([[1, 2], [2, 3]]))
     mt.backward([z[:, 0].sum(), z[:, 1].square().sum()], features=z)
     assert table.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [1, 2, 3]
+
+
+def per_sample(n, norm=False, seed=0):
+    torch.manual_seed(seed)
+    layers = [torch.nn.Linear(5, 8), torch.nn.BatchNorm1d(8) if norm else torch.nn.Tanh(), torch.nn.Linear(8, 8)]
+    trunk, head = torch.nn.Sequential(*layers).double(), torch.nn.Linear(8, 1).double()
+    x = torch.randn(n, 5, dtype=torch.float64)
+
+    def evaluate():
+        z = trunk(x)
+        return (head(z) - x[:, :1]).square().sum(1), z
+
+    return trunk, head, evaluate
+
+
+def rows_of(losses, parameters):
+    return torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(v, parameters, retain_graph=True)])
+                        for v in losses])  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("features", [False, True])
+def test_a_vector_of_losses_is_a_batch_of_anonymous_tasks(norm, features):
+    """K varying with the batch used to be refused, and the heads were differentiated one loss at a time."""
+    trunk, head, _ = per_sample(4, norm)
+    mt = MultiTask(trunk, aggregator="upgrad")
+    for n in (6, 9, 20):
+        x = torch.randn(n, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+        for p in [*trunk.parameters(), *head.parameters()]:
+            p.grad = None
+        z = trunk(x)
+        losses = (head(z) - x[:, :1]).square().sum(1)
+        jacobian = rows_of(losses, list(trunk.parameters()))
+        wanted_head = torch.autograd.grad(losses.sum(), head.weight, retain_graph=True)[0]
+        report = mt.backward(losses, features=z if features else None)
+        torch.testing.assert_close(report.gramian, jacobian @ jacobian.T, rtol=1e-6, atol=1e-9)
+        found = torch.cat([p.grad.flatten() for p in trunk.parameters()])
+        torch.testing.assert_close(found, jacobian.T @ report.weights, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(head.weight.grad, wanted_head)
+        assert report.gradient_source.startswith("samples") is not norm  # a batch norm mixes the samples
+    saved = mt.state_dict()
+    MultiTask(trunk, aggregator="upgrad").load_state_dict(saved)
+    with pytest.raises(ConfigurationError, match="have no names"):
+        mt.accumulate((head(trunk(x)) - x[:, :1]).square().sum(1))
+
+
+def test_a_vector_of_losses_of_a_method_with_a_state_keeps_its_tasks():
+    trunk, _, evaluate = per_sample(4)
+    mt = MultiTask(trunk, aggregator="uw")
+    mt.backward(evaluate()[0])
+    _, _, more = per_sample(6)
+    with pytest.raises(MtlError, match="6 losses for 4 tasks"):
+        mt.backward(more()[0])
+
+
+@pytest.mark.parametrize("change", [lambda z: z.clone(), lambda z: z.double(), lambda z: z.view(-1, 2, 5)])
+def test_features_that_a_wrapper_copied_are_found(change):
+    trunk, _, _, whole = halves({})
+    losses, z = whole()
+    MultiTask(trunk, aggregator="upgrad").backward(losses, features=change(z))
+    found = [p.grad.clone() for p in trunk.parameters()]
+    trunk, _, _, whole = halves({})
+    report = MultiTask(trunk, aggregator="upgrad").backward(*whole())
+    for a, p in zip(found, trunk.parameters()):
+        torch.testing.assert_close(a, p.grad)
+    assert report.weights is not None
+
+
+def test_features_that_cannot_be_found():
+    trunk, _, _, whole = halves({})
+    losses, _ = whole()
+    with pytest.raises(mtlcore.errors.FeaturesError, match="each task then costs a pass through the whole graph"):
+        MultiTask(trunk, aggregator="upgrad").backward(losses, features=trunk(torch.randn(8, 6)))
