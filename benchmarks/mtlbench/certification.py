@@ -23,8 +23,6 @@ from mtlcore.patience import waiting
 from mtlcore.registry import registry
 from mtlcore.safety import blame, one_line, shown
 
-CERTIFICATES = "certificates.json"
-
 
 def certificates(methods: list[MethodEntry], folder: Path, jobs: int, console: Console) -> dict[str, dict[str, Any]]:
     """{key: certificate} of every plugin in use, with the options that it may be trained with. Whoever certifies knows
@@ -40,7 +38,7 @@ def certificates(methods: list[MethodEntry], folder: Path, jobs: int, console: C
             name = with_options(certificate["name"], certificate["options"])
             console.print(f"{mark[certificate['passed']]} " + escape(f"{name}: {certificate['summary']}"))
     ordered = {key: found[key] for key in wanted}
-    records.replace(folder / CERTIFICATES, ordered)
+    records.replace(folder / records.CERTIFICATES, ordered)
     return ordered
 
 

@@ -150,10 +150,10 @@ def export(
 
 
 def _something_in(folder: Path) -> None:
-    from mtlbench import records, runner
+    from mtlbench import records
 
-    if folder.is_dir() and not any((folder / name).is_file() for name in (records.RECORDS, runner.MANIFEST)):
+    if folder.is_dir() and not any((folder / name).is_file() for name in (records.RECORDS, records.MANIFEST)):
         raise ConfigurationError(
-            f"there is nothing to report in {str(folder)!r}: it has neither {records.RECORDS} nor {runner.MANIFEST}. "
+            f"there is nothing to report in {str(folder)!r}: it has neither {records.RECORDS} nor {records.MANIFEST}. "
             f"Run `mtl bench run SUITE --out {folder}` first."
         )

@@ -18,6 +18,8 @@ from mtlcore.errors import ConfigurationError
 
 RECORDS = "records.jsonl"
 TRIALS = "trials.jsonl"
+MANIFEST = "suite.json"
+CERTIFICATES = "certificates.json"
 T = TypeVar("T")
 _RECORD, _MANIFEST, _CERTIFICATES = TypeAdapter(Record), TypeAdapter(Manifest), TypeAdapter(dict[str, Certificate])
 

@@ -27,7 +27,6 @@ from mtlbench.tasks.base import Budget
 from mtlbench.tuner import Choice, Tuner
 from mtlcore.errors import ConfigurationError, UnknownPluginError
 
-MANIFEST = "suite.json"
 _FORMAT = 1  # part of every configuration hash: raise it when what a run measures changes its meaning
 
 
@@ -93,7 +92,7 @@ def run(suite: Suite, folder: Path, *, console: Console | None = None, **call: A
     except OSError as error:
         raise ConfigurationError(f"{str(folder)!r} cannot be the folder of the records: {error.strerror}.") from error
     with alone_in(folder, runner.console):
-        records.manifest(folder / MANIFEST)  # better now than after an hour of tuning
+        records.manifest(folder / records.MANIFEST)  # better now than after an hour of tuning
         runner.run()
     return runner.summary
 
@@ -127,7 +126,7 @@ class _Runner:
     def _certificates(self, everything: list[MethodEntry]) -> dict[str, dict[str, Any]]:
         if not self.call.certify:
             return {}
-        path = self.folder / certification.CERTIFICATES
+        path = self.folder / records.CERTIFICATES
         before = records.certificates(path)
         found = certification.certificates(everything, self.folder, self.call.jobs, self.console)
         if self.partial:  # those of the methods that were left aside this time still hold
@@ -256,7 +255,7 @@ class _Runner:
     def _write_manifest(self, entry: TaskEntry, hashes: list[str], chosen: Mapping[str, Choice]) -> None:
         """What the records in this folder are meant to be: the suite, which configurations are current, what tuning
         chose."""
-        path = self.folder / MANIFEST
+        path = self.folder / records.MANIFEST
         old = records.manifest(path).model_dump(mode="json", include={"current", "tuned"})
         wanted = {task.name for task in self.whole.tasks}  # a task that has left the suite takes its results along
         kept = {name: {t: v for t, v in old[name].items() if t in wanted} for name in ("current", "tuned")}

@@ -19,7 +19,23 @@ One file per part:
   :mod:`~mtlbench.protocol.log`: what else is measured.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from mtlbench.protocol.delta_m import delta_m as delta_m
-from mtlbench.protocol.training import Outcome as Outcome
-from mtlbench.protocol.training import train as train
-from mtlbench.protocol.training import train_single_tasks as train_single_tasks
+
+if TYPE_CHECKING:
+    from mtlbench.protocol.training import Outcome as Outcome
+    from mtlbench.protocol.training import train as train
+    from mtlbench.protocol.training import train_single_tasks as train_single_tasks
+
+__all__ = ["Outcome", "delta_m", "train", "train_single_tasks"]
+
+
+def __getattr__(name: str) -> object:
+    """Training is imported on first use: a report needs delta-m, and no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'mtlbench.protocol' has no attribute {name!r}")
+    return getattr(importlib.import_module("mtlbench.protocol.training"), name)

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping
 
-from mtlbench.tasks.base import Metric
+from mtlbench.tasks.declaration import Metric
 
 
 def delta_m(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from mtlbench.jobs import make_task
 from mtlbench.report.model import MetricFacts
 from mtlbench.suite import Suite, TaskEntry
 from mtlcore.errors import MtlError
+from mtlcore.registry import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,9 @@ def declared(name: str, keys: Sequence[str], suite: Suite | None) -> Declared:
     entries = suite.tasks if suite else ()
     entry = next((t for t in entries if t.name == name), TaskEntry(name=name))
     try:
+        registry().find("task", name)  # before torch is imported, which making it needs
+        from mtlbench.jobs import make_task
+
         task = make_task(entry)
         return Declared(task.title, task.about, [MetricFacts(**dataclasses.asdict(m), key=m.key) for m in task.metrics])
     except MtlError:

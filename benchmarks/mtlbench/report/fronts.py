@@ -12,7 +12,7 @@ from mtlbench import statistics as stats
 from mtlbench.protocol import delta_m
 from mtlbench.report.model import BestPoint, Front, MetricFacts
 from mtlbench.suite import SINGLE_TASK
-from mtlbench.tasks.base import Metric
+from mtlbench.tasks.declaration import Metric
 
 
 def of_task(

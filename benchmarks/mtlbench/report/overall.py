@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata, studentized_range
+import pandas as pd
 
 from mtlbench import statistics as stats
 from mtlbench.report.model import MethodRow, Overall, OverallRow, TaskReport
@@ -49,6 +49,8 @@ def critical_difference(methods: int, tasks: int) -> float | None:
     """
     if methods < 2:
         return None
+    from scipy.stats import studentized_range  # 50 MB, which a report of one task does not need
+
     quantile = float(studentized_range.ppf(stats.LEVEL, methods, math.inf)) / math.sqrt(2)
     return quantile * math.sqrt(methods * (methods + 1) / (6 * tasks))
 
@@ -81,5 +83,5 @@ def _versus(
 def _mean_ranks(tables: Sequence[dict[str, MethodRow]], methods: Sequence[str]) -> dict[str, float]:
     """Mean rank by delta-m over tasks, equal ones sharing theirs; only meaningful within this set of methods."""
     estimates = [[m.delta_m.estimate for m in map(table.__getitem__, methods) if m.delta_m] for table in tables]
-    ranks = np.array([rankdata(row) for row in estimates])
+    ranks = np.array([pd.Series(row, dtype=float).rank() for row in estimates])
     return {m: float(ranks[:, i].mean()) for i, m in enumerate(methods)}

@@ -13,7 +13,6 @@ import pandas as pd
 
 from mtlbench import records as raw
 from mtlbench import statistics as stats
-from mtlbench.certification import CERTIFICATES
 from mtlbench.formats import Certificate, Hyperparameters, Manifest, Short
 from mtlbench.protocols import PROTOCOLS
 from mtlbench.report import comparisons, fronts
@@ -34,7 +33,6 @@ from mtlbench.report.state import state
 from mtlbench.report.table import NUMBERS, Table, means, number, table, unpacked
 from mtlbench.report.teleports import moves
 from mtlbench.report.verdict import verdict
-from mtlbench.runner import MANIFEST
 from mtlbench.suite import SINGLE_TASK, Suite
 from mtlcore.errors import ConfigurationError
 
@@ -53,8 +51,8 @@ def report(folder: Path) -> Report:
     """
     if not folder.is_dir():
         raise ConfigurationError(f"there is no folder {str(folder)!r}; run `mtl bench run SUITE --out {folder}` first.")
-    manifest = raw.manifest(folder / MANIFEST)
-    certificates = raw.certificates(folder / CERTIFICATES)
+    manifest = raw.manifest(folder / raw.MANIFEST)
+    certificates = raw.certificates(folder / raw.CERTIFICATES)
     with np.errstate(all="ignore"):  # records of other writers may hold numbers whose squares do not exist
         return _Reporter(folder, manifest, list(certificates.values()), table(folder, manifest)).report()
 
@@ -87,7 +85,7 @@ class _Reporter:
             allowed=self._without(lambda c: c is not None and c.passed is not True),
             environment=_environment(self.ok["environment"]),
             files={
-                "records": raw.RECORDS, "trials": raw.TRIALS, "certificates": CERTIFICATES, "suite": MANIFEST,
+                "records": raw.RECORDS, "trials": raw.TRIALS, "certificates": raw.CERTIFICATES, "suite": raw.MANIFEST,
             },
         )  # fmt: skip
         return dataclasses.replace(whole, verdict=verdict(whole))
