@@ -65,6 +65,13 @@ class Chosen(Rescaling):
 
 
 @frozen
+class EndsNoConflict(Chosen):
+    """Lowers the conflict a little by chance, and promises to end it."""
+
+    claims: ClassVar[frozenset[str]] = frozenset({"helps-where-it-must"})
+
+
+@frozen
 class ConflictBlind(Rescaling):
     """Is accepted for keeping the losses, whatever happens to the conflict, and sold as a remedy."""
 
@@ -233,7 +240,8 @@ class ChangesASetting(Rescaling):
 
 
 KILLED_BY: dict[type, tuple[str, ...]] = {
-    ConflictBlind: ("lowers-conflict", "helps-where-it-must"),
+    ConflictBlind: ("lowers-conflict",),
+    EndsNoConflict: ("helps-where-it-must",),
     NeverRests: ("zero-steps-stay",),
     TakesClippedForReLU: ("loss-invariant",),
     MapsByDivision: ("finite",),
