@@ -29,9 +29,10 @@ class Rescaling(TeleportStrategy):
             return Displacement({})
         first, second = names
         known = {n: p.detach() for n, p in problem.parameters().items()}
-        factors = self.factors(known[f"{first}.bias"], generator)
+        factors = self.factors(known[f"{first}.weight"][:, 0], generator)
         up, down = factors, 1.0 / factors
         maps = {f"{first}.weight": up[:, None], f"{first}.bias": up, f"{second}.weight": down[None, :]}
+        maps = {name: factor for name, factor in maps.items() if name in known}
         return self.finish(problem, known, maps)
 
     def factors(self, like: Tensor, generator: torch.Generator) -> Tensor:
