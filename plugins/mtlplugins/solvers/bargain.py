@@ -35,7 +35,7 @@ def bargain(matrix: Array, norms: Array, alpha: float) -> tuple[Array | None, di
     :func:`agreeable` asked.
 
     Returns:
-        the weights or None, and diagnostics. Without an agreement ``solver`` is "stationary"; ``direction`` says why.
+        the weights or None, and diagnostics; without an agreement ``solver`` is "stationary", ``direction`` says why.
     """
     b, certificate = barrier(matrix, norms, alpha)
     diagnostics = certificate.diagnostics()

@@ -29,9 +29,10 @@ class Rescaling(TeleportStrategy):
             return Displacement({})
         first, second = names
         known = {n: p.detach() for n, p in problem.parameters().items()}
-        factors = self.factors(known[f"{first}.bias"], generator)
+        factors = self.factors(known[f"{first}.weight"][:, 0], generator)
         up, down = factors, 1.0 / factors
         maps = {f"{first}.weight": up[:, None], f"{first}.bias": up, f"{second}.weight": down[None, :]}
+        maps = {name: factor for name, factor in maps.items() if name in known}
         return self.finish(problem, known, maps)
 
     def factors(self, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -62,6 +63,13 @@ class Chosen(Rescaling):
     """The same, but to be accepted only if the conflict becomes less: correct."""
 
     improves: ClassVar[bool] = True
+
+
+@frozen
+class EndsNoConflict(Chosen):
+    """Lowers the conflict a little by chance, and promises to end it."""
+
+    claims: ClassVar[frozenset[str]] = frozenset({"helps-where-it-must"})
 
 
 @frozen
@@ -233,7 +241,8 @@ class ChangesASetting(Rescaling):
 
 
 KILLED_BY: dict[type, tuple[str, ...]] = {
-    ConflictBlind: ("lowers-conflict", "helps-where-it-must"),
+    ConflictBlind: ("lowers-conflict",),
+    EndsNoConflict: ("helps-where-it-must",),
     NeverRests: ("zero-steps-stay",),
     TakesClippedForReLU: ("loss-invariant",),
     MapsByDivision: ("finite",),
