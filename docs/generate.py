@@ -79,7 +79,12 @@ def prose(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", FORMULA.sub(fenced, text))
 
 
-TITLES = {"aggregator": "Aggregators", "detector": "Conflict detectors", "teleport": "Teleports"}
+TITLES = {
+    "aggregator": "Aggregators",
+    "detector": "Conflict detectors",
+    "teleport": "Teleports",
+    "merger": "Mergers",
+}
 MARKS = {"proved": "● proved", "verified": "✓ verified", "refuted": "✗ refuted", "not-applicable": "– not applicable"}
 COSTS = {
     "LOSSES": "One backward pass, whatever the number of tasks. The method reads the losses only.",
@@ -201,7 +206,8 @@ def method(kind: str, name: str, ledger: list[dict[str, Any]]) -> str:
     out = [f"# {name}\n", summary(cls) + "\n"]
     if facts:
         out.append(f"$$\n{facts.equation}\n$$\n")
-    out.append(f'```text\nmtlcore.MultiTask(trunk, {kind}="{name}", ...)\nmtl verify {name}\n```\n')
+    call = f'MultiTask(trunk, {kind}="{name}", ...)' if kind != "merger" else f'merge(base, experts, method="{name}")'
+    out.append(f"```text\nmtlcore.{call}\nmtl verify {name}\n```\n")
     text = sections(cls.__doc__)
     out += [
         "## What it does\n",

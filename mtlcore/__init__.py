@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mtlcore.contracts import ConflictDetector as ConflictDetector
     from mtlcore.contracts import Displacement as Displacement
     from mtlcore.contracts import MatrixMap as MatrixMap
+    from mtlcore.contracts import Merger as Merger
     from mtlcore.contracts import Needs as Needs
     from mtlcore.contracts import StepView as StepView
     from mtlcore.contracts import TeleportProblem as TeleportProblem
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mtlcore.hyperparameters import integer as integer
     from mtlcore.hyperparameters import number as number
     from mtlcore.hyperparameters import vector as vector
+    from mtlcore.merging import merge as merge
     from mtlcore.multitask import MultiTask as MultiTask
     from mtlcore.presets import cost as cost
     from mtlcore.registry import add_plugin as add_plugin
@@ -48,6 +50,7 @@ _HOME = {
     "ConflictDetector": "contracts",
     "Displacement": "contracts",
     "MatrixMap": "contracts",
+    "Merger": "contracts",
     "Needs": "contracts",
     "StepView": "contracts",
     "TeleportProblem": "contracts",
@@ -59,6 +62,7 @@ _HOME = {
     "integer": "hyperparameters",
     "number": "hyperparameters",
     "vector": "hyperparameters",
+    "merge": "merging",
     "MultiTask": "multitask",
     "cost": "presets",
     "add_plugin": "registry",

@@ -67,6 +67,12 @@ DETECTORS: dict[str, str] = {
     "imbalance": "mtlplugins.detectors.imbalance:Imbalance",
     "layer-conflict": "mtlplugins.detectors.layer_conflict:LayerConflict",
 }
+MERGERS: dict[str, str] = {
+    "doge": "mtlplugins.mergers.doge:DOGE",
+    "task-arithmetic": "mtlplugins.mergers.task_arithmetic:TaskArithmetic",
+    "ties": "mtlplugins.mergers.ties:Ties",
+    "weight-average": "mtlplugins.mergers.weight_average:WeightAverage",
+}
 TELEPORTS: dict[str, str] = {
     "attention-qk": "mtlplugins.teleports.symmetry.attention_qk:AttentionQK",
     "linear-boundary": "mtlplugins.teleports.symmetry.linear_boundary:LinearBoundary",
@@ -94,4 +100,11 @@ def mtlcore_register_detectors(register: Register) -> None:
 def mtlcore_register_teleports(register: Register) -> None:
     """Teleport strategies."""
     for name, target in TELEPORTS.items():
+        register(name, target)
+
+
+@hookimpl
+def mtlcore_register_mergers(register: Register) -> None:
+    """Mergers of experts."""
+    for name, target in MERGERS.items():
         register(name, target)

@@ -34,7 +34,12 @@ from typing import Any
 
 Check = Callable[[Any, Any], float]
 
-BASES = {"aggregator": "Aggregator", "detector": "ConflictDetector", "teleport": "TeleportStrategy"}
+BASES = {
+    "aggregator": "Aggregator",
+    "detector": "ConflictDetector",
+    "teleport": "TeleportStrategy",
+    "merger": "Merger",
+}
 """Kinds of plugins that laws speak about, and the class in mtlcore that all plugins of the kind derive from. A further
 kind is a line here and laws with ``kind=``."""
 

@@ -1,0 +1,1 @@
+"""Mergers: one model of several experts."""

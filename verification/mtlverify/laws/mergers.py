@@ -1,0 +1,176 @@
+"""Laws about mergers. All are about task vectors: adding the base is the core's part."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlverify import tolerance
+from mtlverify.law import Margin, law, worst
+from mtlverify.laws.compare import agreement, same
+from mtlverify.laws.universal import (
+    VERDICT,
+    differences,
+    generators_restored,
+    reseed,
+    side_effects,
+    traces,
+    unless,
+    verdict,
+)
+from mtlverify.strategies.experts import ExpertsExample, experts
+
+HOUSE = "contract of mtlcore.Merger"
+SOME = 0.5
+"""A merger may be an optimisation of its own: half of the usual inputs are tried."""
+
+Vectors = list[dict[str, Tensor]]
+
+
+def ask(plugin: Any, base: dict[str, Tensor], vectors: Vectors, seed: int) -> dict[str, Tensor]:
+    """The merged task vector, with zeros for what was left out."""
+    found = plugin.merge(base, vectors, torch.Generator().manual_seed(seed))
+    return {n: found.get(n, torch.zeros_like(v)) for n, v in base.items()}
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor], scale: dict[str, float], what: str) -> Margin:
+    """Margin of equality up to half of the digits, entry by entry, relative to ``scale``."""
+    return worst(
+        agreement(
+            float((found[n] - expected[n]).abs().max()) / max(scale[n], 1e-300), tolerance.HALF_DIGITS, f"{what}: {n!r}"
+        )
+        for n in expected
+    )
+
+
+def sizes(*many: dict[str, Tensor]) -> dict[str, float]:
+    """The largest size of each entry."""
+    return {n: max(float(v[n].abs().max()) for v in many) for n in many[0]}
+
+
+@law("finite", kind="merger", statement="Finite task vectors give finite numbers.", source=HOUSE, universal=True,
+     margin=VERDICT, examples=experts, effort=SOME, decode=ExpertsExample.from_json)  # fmt: skip
+def finite(plugin: Any, example: ExpertsExample) -> float:
+    """Also where an expert has not moved."""
+    found = ask(plugin, *example.build(), example.seed)
+    return unless([f"{n!r} is not finite" for n, v in found.items() if not bool(v.isfinite().all())])
+
+
+@law("pure", kind="merger", statement="A merger writes to nothing: its inputs stay bit for bit as they were.",
+     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=SOME,
+     decode=ExpertsExample.from_json)  # fmt: skip
+def pure(plugin: Any, example: ExpertsExample) -> float:
+    """Base, task vectors, the merger itself, the global generators."""
+    base, vectors = example.build()
+    kept, before = copy.deepcopy((base, vectors)), traces(plugin)
+    ask(plugin, base, vectors, example.seed)
+    faults = side_effects(plugin, before)
+    faults += [] if same(base, kept[0]) else ["it writes into the base"]
+    return unless(faults if same(vectors, kept[1]) else [*faults, "it writes into a task vector"])
+
+
+@law("deterministic", kind="merger", statement="The same experts and seed give the same answer bit for bit.",
+     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=SOME,
+     decode=ExpertsExample.from_json)  # fmt: skip
+def deterministic(plugin: Any, example: ExpertsExample) -> float:
+    """Asked about other experts in between, and under other global seeds."""
+    with generators_restored():
+        first = ask(dataclasses.replace(plugin), *example.build(), example.seed)
+        ask(plugin, *dataclasses.replace(example, seed=example.seed + 1).build(), 1)
+        reseed(example.seed + 12345)
+        return unless(differences(first, ask(plugin, *example.build(), example.seed)))
+
+
+@law("shape-dtype-device", kind="merger", statement="The answer is a dict of float64 tensors of the entries' shapes.",
+     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=SOME,
+     decode=ExpertsExample.from_json)  # fmt: skip
+def shape_dtype_device(plugin: Any, example: ExpertsExample) -> float:
+    """Without a graph behind them; entries may be left out."""
+    base, vectors = example.build()
+    found = plugin.merge(base, vectors, torch.Generator().manual_seed(example.seed))
+    if not isinstance(found, dict):
+        return verdict(False, f"merge returns {type(found).__name__}, not a dict")
+    faults = [f"{n!r} is not an entry of the base" for n in found if n not in base]
+    for name in found.keys() & base.keys():
+        value = found[name]
+        if not isinstance(value, Tensor) or (value.shape, value.dtype) != (base[name].shape, torch.float64):
+            faults.append(f"{name!r} is no float64 tensor of shape {tuple(base[name].shape)}")
+        elif value.requires_grad:
+            faults.append(f"{name!r} still has a graph behind it (requires_grad)")
+    return unless(faults)
+
+
+@law("zero-vectors", kind="merger", statement="Experts that have not moved return the base exactly.",
+     source="there is nothing to merge", universal=True, margin=VERDICT, examples=experts, effort=SOME,
+     decode=ExpertsExample.from_json)  # fmt: skip
+def zero_vectors(plugin: Any, example: ExpertsExample) -> float:
+    """Not up to rounding."""
+    base, vectors = example.build()
+    still = [{n: torch.zeros_like(v) for n, v in vector.items()} for vector in vectors]
+    found = ask(plugin, base, still, example.seed)
+    return unless([f"{n!r} moves" for n, v in found.items() if bool((v != 0).any())])
+
+
+@law("one-expert", kind="merger", statement="One expert comes back.", source="it is the only compromise with itself",
+     examples=experts, effort=SOME, decode=ExpertsExample.from_json)  # fmt: skip
+def one_expert(plugin: Any, example: ExpertsExample) -> float:
+    """Up to half of the digits."""
+    base, vectors = example.build()
+    last = vectors[-1]
+    return close(ask(plugin, base, [last], example.seed), last, sizes(last), "the only expert does not come back")
+
+
+@law("identical-experts", kind="merger", statement="Equal experts come back.", source="they agree on everything",
+     examples=experts, effort=SOME, decode=ExpertsExample.from_json)  # fmt: skip
+def identical_experts(plugin: Any, example: ExpertsExample) -> float:
+    """Two or more of them."""
+    base, vectors = example.build()
+    last = vectors[-1]
+    copies = [last] * (1 + len(vectors))
+    return close(ask(plugin, base, copies, example.seed), last, sizes(last), "equal experts do not come back")
+
+
+@law("order-free", kind="merger", statement="The order of the experts does not matter.",
+     source="no task is special by its position", examples=experts, effort=SOME,
+     decode=ExpertsExample.from_json)  # fmt: skip
+def order_free(plugin: Any, example: ExpertsExample) -> float:
+    """Turned round, up to half of the digits of the largest task vector."""
+    base, vectors = example.build()
+    plain, turned = (ask(plugin, base, v, example.seed) for v in (vectors, vectors[::-1]))
+    return close(turned, plain, sizes(*vectors, plain), "another order gives another model")
+
+
+def searches(plugin: Any) -> str | None:
+    """Applies to mergers that start at scaled task vectors and say how."""
+    wanted = {"steps", "keep", "eta", "coefficients", "rest"}
+    has = {f.name for f in dataclasses.fields(plugin)} if dataclasses.is_dataclass(plugin) else set()
+    return None if wanted <= has else "does not search from scaled task vectors"
+
+
+@law(
+    "zero-steps-task-arithmetic",
+    kind="merger",
+    statement="Without steps and without trimming the answer is sum_t eta tau_t / |tau_t|, entry by entry.",
+    source="Delta = 0 in the objective of adaptive projective gradient descent",
+    examples=experts,
+    effort=SOME,
+    decode=ExpertsExample.from_json,
+    applies=searches,
+)
+def zero_steps_task_arithmetic(plugin: Any, example: ExpertsExample) -> float:
+    """A task vector that is zero in an entry adds nothing to it."""
+    base, vectors = example.build()
+    start = dataclasses.replace(plugin, steps=0, keep=1.0, coefficients="adaptive", rest="merge")
+    expected = {}
+    for name, value in base.items():
+        total = torch.zeros_like(value)
+        for vector in vectors:
+            length = float(vector[name].square().sum().sqrt())
+            total = total + (plugin.eta / length * vector[name] if length else 0.0)
+        expected[name] = total
+    scale = dict.fromkeys(base, plugin.eta)
+    return close(ask(start, base, vectors, example.seed), expected, scale, "not task arithmetic")
