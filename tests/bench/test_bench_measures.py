@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mtlbench.measures.calibration import expected_calibration_error
+from mtlbench.measures.disentanglement import feature_disentanglement
 from mtlcore.errors import ConfigurationError
 
 
@@ -21,3 +22,15 @@ def test_calibration_error_by_hand():
 def test_logits_are_refused():
     with pytest.raises(ConfigurationError, match="softmax"):
         expected_calibration_error(torch.tensor([[3.0, -1.0]]), torch.tensor([0]))
+
+
+def test_disentanglement_by_hand():
+    same = torch.tensor([[[1.0, 3.0]], [[-2.0, 6.0]]])
+    assert feature_disentanglement(same) == pytest.approx(0.0, abs=1e-12)
+    assert feature_disentanglement(torch.tensor([[[1.0, 0.0]], [[0.0, 5.0]]])) == 1.0
+    # (1/4, 3/4) and (3/4, 1/4) share 1/2, whatever the scale, the map's size and the order of channels.
+    half = torch.tensor([[[1.0, 3.0]], [[3e-200, 1e-200]]], dtype=torch.float64)
+    assert feature_disentanglement(half) == pytest.approx(0.5)
+    assert feature_disentanglement(half[..., None, None].expand(2, 1, 2, 3, 3).flip(2, 0)) == pytest.approx(0.5)
+    with pytest.raises(ConfigurationError, match="task 1"):
+        feature_disentanglement(torch.tensor([[[1.0]], [[0.0]]]))
