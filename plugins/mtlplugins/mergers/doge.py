@@ -122,4 +122,5 @@ def _left(matrix: Tensor, count: int) -> Tensor:
         return matrix.new_zeros(len(matrix), 0)
     left, sizes, _ = torch.linalg.svd(matrix, full_matrices=False)
     rank = int((sizes > sizes[0] * max(matrix.shape) * torch.finfo(sizes.dtype).eps).sum())
-    return left[:, : min(count, rank)]
+    kept: Tensor = left[:, : min(count, rank)]
+    return kept
