@@ -319,4 +319,19 @@ FACTS: dict[str, Facts] = {
         r"\qquad g_i^l \ \text{the part of } g_i \text{ in layer } l",
         (("Recon (Shi et al. 2023)", "https://openreview.net/forum?id=ivwZO-HnzG_"),),
     ),
+    "task-arithmetic": Facts(
+        r"\theta = \theta_0 + \lambda \sum_t \tau_t, \qquad \tau_t = \theta_t - \theta_0",
+        (arxiv("Editing models with task arithmetic", "2212.04089"),),
+    ),
+    "weight-average": Facts(r"\theta = \tfrac{1}{T} \sum_t \theta_t"),
+    "ties": Facts(
+        r"\theta = \theta_0 + \lambda \operatorname{mean}\{ \hat\tau_t : \operatorname{sign} \hat\tau_t = \gamma \}, "
+        r"\qquad \gamma = \operatorname{sign} \sum_t \hat\tau_t, \qquad \hat\tau_t \ \text{the largest of } \tau_t",
+        (arxiv("TIES-merging: resolving interference when merging models", "2306.01708"),),
+    ),
+    "doge": Facts(
+        r"\theta = \theta_0 + \sum_t \lambda_t (\tau_t + \Delta), \qquad "
+        r"\lambda_t = \frac{\eta}{\lVert \tau_t \rVert_F}, \qquad \Delta \leftarrow \Delta - \alpha\, (I - B B^\top) \nabla L(\Delta)",
+        (arxiv("Modeling multi-task model merging as adaptive projective gradient descent", "2501.01230"),),
+    ),
 }
