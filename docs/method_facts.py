@@ -331,7 +331,8 @@ FACTS: dict[str, Facts] = {
     ),
     "doge": Facts(
         r"\theta = \theta_0 + \sum_t \lambda_t (\tau_t + \Delta), \qquad "
-        r"\lambda_t = \frac{\eta}{\lVert \tau_t \rVert_F}, \qquad \Delta \leftarrow \Delta - \alpha\, (I - B B^\top) \nabla L(\Delta)",
+        r"\lambda_t = \frac{\eta}{\lVert \tau_t \rVert_F}, "
+        r"\qquad \Delta \leftarrow \Delta - \alpha\, (I - B B^\top) \nabla L(\Delta)",
         (arxiv("Modeling multi-task model merging as adaptive projective gradient descent", "2501.01230"),),
     ),
 }
