@@ -211,6 +211,9 @@ def _source_fault(spec: importlib.machinery.ModuleSpec, module: str, attribute: 
         return f"importing {module!r}: {described(error)}"
     if tree is None:
         return None
+    # A name at the top, as nearly all are, spares the walk through all of the module.
+    if any(getattr(node, "name", None) == attribute for node in tree.body):
+        return None
     names = _names_in(tree)
     if attribute in names or names & _WRITERS:
         return None

@@ -636,11 +636,17 @@ def _large(path, tasks, methods, seeds):
 
 
 def _measured(folder):
-    """Seconds of the processor and peak MB of a process that writes the report."""
+    """Seconds of the processor and peak MB of a process that writes the report.
+
+    The peak is that of the program itself (VmHWM): ru_maxrss of a child begins with what its parent held.
+    """
     script = (
-        "import resource, sys, time; from pathlib import Path; from mtlbench.report.page import write; "
+        "import re, resource, sys, time; from pathlib import Path; from mtlbench.report.page import write; "
         "start = time.process_time(); write(Path(sys.argv[1]), Path(sys.argv[1]) / 'report.html'); "
-        "print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "status = Path('/proc/self/status'); "
+        "peak = int(re.search(r'VmHWM:\\s+(\\d+)', status.read_text()).group(1)) if status.exists() else "
+        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "print(time.process_time() - start, peak / 1024)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
     return tuple(map(float, done.stdout.split()))

@@ -312,7 +312,9 @@ def test_tasks_may_have_numbers_for_names(work):
     losses, z = work.evaluate()
     numbered = dict(enumerate(losses.values()))
     with pytest.raises(FeaturesError, match=r"not in the graph of any loss \(0, 1, 2\)"):
-        MultiTask(work.trunk, aggregator=Fixed((1.0,) * 3)).backward(numbered, features=z.clone())
+        MultiTask(work.trunk, aggregator=Fixed((1.0,) * 3)).backward(
+            numbered, features=z.detach().clone().requires_grad_() * 1.0
+        )
 
 
 def test_pair_of_losses_of_which_one_is_missing(work):

@@ -203,10 +203,6 @@ def test_gradients_from_before_are_added_to(source, before):
     z = table(index)
     losses = squares(h(z) for h in hs)
     expected += torch.autograd.grad(sum(losses.values()), table.weight, retain_graph=True)[0].to_dense()
-    if source in ("batched", "streaming-together") and before == "sparse":
-        with pytest.raises(ConfigurationError, match="vmap"):
-            run(table, losses, z, source)
-        return
     run(table, losses, z, source)
     torch.testing.assert_close(table.weight.grad.to_dense(), expected)
 

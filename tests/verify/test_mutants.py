@@ -43,7 +43,7 @@ def alarms(results):
 
 
 def test_correct_twins_raise_no_alarm():
-    [(seed, results)] = false_alarms(range(1), 4)
+    [(seed, results)] = false_alarms(range(1), 17)
     assert len(results) > 90
     assert alarms([(seed, results)]) == []
 
