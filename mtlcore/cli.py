@@ -6,6 +6,7 @@ plugin's code is imported for it, only its registration module.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -269,6 +270,10 @@ def main() -> None:
     warnings.showwarning = _warn_in_one_line  # type: ignore[assignment]  # same call, looser annotations
     _set_timeout(sys.argv[1:])
     patience.tell()
+    if sys.argv[1:2] == ["list"]:
+        # It parses sources: many small objects, none of them garbage. Looking through them takes a quarter of its time,
+        # and the process ends with it.
+        gc.disable()
     try:
         app()
     except MtlError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import warnings
 from typing import Any
@@ -20,18 +19,6 @@ Row = dict[str, Any]
 
 def rows(kind: str | None, load: bool) -> list[Row]:
     """One row per plugin, broken ones included; ``load`` really imports each of them."""
-    # Sources are parsed, not imported: many small objects, none of them garbage. Looking for it takes a sixth of the
-    # command's time.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return _rows(kind, load)
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _rows(kind: str | None, load: bool) -> list[Row]:
     entries: list[Entry] = []
     for one in [kind] if kind else KINDS:
         for entry in registry().entries(one) if load else ():

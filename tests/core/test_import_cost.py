@@ -6,7 +6,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -38,7 +37,11 @@ def test_mtlcore_adds_little_to_torch(compiled):
 
 
 def test_mtl_list_is_quick(compiled):
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "mtlcore", "list"], capture_output=True, check=True, env=compiled)
-    # The target is 1 s; the tests run two at a time on small machines, hence the slack.
-    assert time.perf_counter() - start < 2.0
+    spent = []
+    for _ in range(3):
+        start = os.times()
+        subprocess.run([sys.executable, "-m", "mtlcore", "list"], capture_output=True, check=True, env=compiled)
+        end = os.times()
+        spent.append(end.children_user - start.children_user + end.children_system - start.children_system)
+    # The target is 1 s. Of the processor, for the tests run two at a time; and with slack for slow machines.
+    assert statistics.median(spent) < 2.0

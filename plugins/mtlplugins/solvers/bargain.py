@@ -14,7 +14,6 @@ from mtlplugins.solvers.cosines import Array, noise
 from mtlplugins.solvers.min_norm import min_norm
 from mtlplugins.solvers.safety import without_conflict
 
-
 _DOUBT = 0.1
 
 
