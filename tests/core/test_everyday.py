@@ -57,9 +57,11 @@ def after_steps(method, tasks, steps=4):
 def answer(method, state, tasks, rest):
     """To a batch in which only ``rest`` of the run's tasks are present."""
     index = [tasks.index(t) for t in rest]
+    if method.handles_absent:  # absent tasks take part in its answer: what it remembers of the others is compared
+        mine = [v for k, v in sorted(state.items()) if v.ndim and len(v) == len(tasks) == len(method.init(5)[k]) - 1]
+        assert mine, "it has numbers for each task"
+        return torch.cat([v[index].flatten().double() for v in mine])
     view = view_of(7, rest, method.batches - 1, index)
-    if method.handles_absent:
-        pytest.skip("reads absent tasks itself; covered by the numbers of its state")
     found = method.aggregate(view, state)
     return found.weights if found.direction is None else found.direction
 
