@@ -173,6 +173,31 @@ class Balancer(Aggregator):
         level = _LowerLevel(self, router, references)
 
         here = level.at(view, losses)
+        upper = self._upper(here)
+        gradient, by_phi = level.to_router(here, upper.by_sigma)
+        diagnostics, size = upper.diagnostics, upper.size
+        if solve is not None:
+            dropped, further, notes = _at_minimiser(view, solve, level, here)
+            gradient, size, diagnostics = np.subtract(gradient, dropped), size + further, {**diagnostics, **notes}
+        weights = list(map(operator.mul, upper.coefficients, here.slope))
+        if self.pareto_safe:
+            diagnostics["clipped"] = mask([weight < 0.0 for weight in weights])
+            weights = [0.0 if weight < 0.0 else weight for weight in weights]
+        feature_gradient: tuple[Tensor, ...] = ()
+        if by_phi is not None and not self.detach_features:
+            feature_gradient = features.spread(view, self.channel_dim, by_phi)
+        new = {**state, "router": router.trained(view, gradient, self._rule(view, size, references))}
+        if references is not old:
+            new |= references.state()
+        return Aggregation(
+            weights=tensor(weights),
+            state=new,
+            diagnostics=diagnostics,
+            feature_gradient=feature_gradient,
+        )
+
+    def _upper(self, here: _Point) -> _Upper:
+        """The upper level's share in the coefficients of the losses and in the router's gradient."""
         values = here.normalised if self.tau == "one" else list(map(operator.mul, here.sigma, here.normalised))
         gap, pull = discrepancies.discrepancy(self.discrepancy, values)
         by_sigma, size = here.by_sigma, here.size
@@ -183,46 +208,19 @@ class Balancer(Aggregator):
             by_sigma = list(map(operator.add, by_sigma, upper))
             pushes = list(map(operator.mul, here.sigma, pushes))
         coefficients = list(map(operator.add, here.coefficients, pushes))
-        gradient, by_phi = level.to_router(here, by_sigma)
         notes = {"sigma": here.sigma, "coefficients": coefficients, "pull": pull}
         if self.discrepancy == "adjacent":
             notes["signs"] = list(itertools.accumulate(pull[:-1]))
-        diagnostics: dict[str, Any] = {
-            **tensors(**notes),
-            "lower": dot(here.coefficients, here.normalised),
-            "discrepancy": gap,
-        }
-        if solve is not None:
-            inner = solve(view, level.weights)
-            there = level.inside(inner)
-            kept, dropped = (level.to_router(point, point.by_sigma)[0] for point in (here, there))
-            gradient = np.subtract(gradient, dropped)
-            size += there.size
-            sizes = float(np.linalg.norm(kept)), float(np.linalg.norm(dropped))
-            diagnostics |= {"inner_losses": tensor(there.losses), "kept_norm": sizes[0]}
-            diagnostics |= {"dropped_norm": sizes[1], "dropped_ratio": sizes[1] / sizes[0] if sizes[0] else math.inf}
+        lower = dot(here.coefficients, here.normalised)
+        return _Upper(coefficients, by_sigma, size, {**tensors(**notes), "lower": lower, "discrepancy": gap})
 
-        weights = list(map(operator.mul, coefficients, here.slope))
-        if self.pareto_safe:
-            diagnostics["clipped"] = mask([weight < 0.0 for weight in weights])
-            weights = [0.0 if weight < 0.0 else weight for weight in weights]
-        feature_gradient: tuple[Tensor, ...] = ()
-        if by_phi is not None and not self.detach_features:
-            feature_gradient = features.spread(view, self.channel_dim, by_phi)
+    def _rule(self, view: StepView, size: float, references: normalisations.References) -> routers.Rule:
+        """How the router moves in this step: its gradient's size sets the unit in which Adam's eps is meant."""
         unit = normalisations.unit(self.normalisation, references)
         if size and not _LOWEST <= size / unit <= adam.LARGEST:
             unit = size / min(max(size / unit, _LOWEST), adam.LARGEST)
         lr = schedule.rate(self.router_lr, self.lr_schedule, self.lr_steps, self.lr_factor, view.step)
-        rule = routers.Rule(lr, self.beta1, self.beta2, self.eps * size / unit, unit)
-        new = {**state, "router": router.trained(view, gradient, rule)}
-        if references is not old:
-            new |= references.state()
-        return Aggregation(
-            weights=tensor(weights),
-            state=new,
-            diagnostics=diagnostics,
-            feature_gradient=feature_gradient,
-        )
+        return routers.Rule(lr, self.beta1, self.beta2, self.eps * size / unit, unit)
 
     def _router(self, view: StepView, state: State) -> routers.Router:
         """The router of this step; drawn now if it is the first."""
@@ -254,6 +252,24 @@ class _Point(NamedTuple):
     """dg/dsigma"""
     size: float
     """Of the terms of by_sigma, before they cancel."""
+
+
+class _Upper(NamedTuple):
+    """What the upper level adds to a point."""
+
+    coefficients: Vector
+    by_sigma: Vector
+    size: float
+    diagnostics: dict[str, Any]
+
+
+def _at_minimiser(view: StepView, solve: Solve, level: _LowerLevel, here: _Point) -> tuple[Any, float, dict[str, Any]]:
+    """grad_W g(W, z_N), the term that the single loop drops; its size, and what to report of it."""
+    there = level.inside(solve(view, level.weights))
+    kept, dropped = (level.to_router(point, point.by_sigma)[0] for point in (here, there))
+    sizes = float(np.linalg.norm(kept)), float(np.linalg.norm(dropped))
+    notes = {"inner_losses": tensor(there.losses), "kept_norm": sizes[0], "dropped_norm": sizes[1]}
+    return dropped, there.size, {**notes, "dropped_ratio": sizes[1] / sizes[0] if sizes[0] else math.inf}
 
 
 class _LowerLevel(NamedTuple):
