@@ -302,7 +302,9 @@ class MultiTask:
         """One whole training step: zero the gradients, forward, (teleport,) backward, optimizer, (second look).
 
         All or nothing: after an error or Ctrl-C at any moment parameters, buffers, random streams, optimizer, method,
-        counters and ``.grad`` are as before the step.
+        counters and ``.grad`` are as before the step. The one exception is an optimizer whose own step raises half way:
+        what it moved stays moved where no copy was made (without teleport and second look), and a note on the error
+        says so.
 
         Args:
             closure: a function of no arguments that evaluates one batch and returns ``(losses, features)`` or
@@ -332,7 +334,7 @@ class MultiTask:
                     before.restore()
                     if self._outside is not None:
                         self._outside.restore()
-            _say_which(error, self._arrived)
+            _say_which(error, self._arrived, copied=not self._moved or self._copies())
             raise
         finally:
             self._last_losses, self._outside = (), None  # nothing keeps a graph alive after its step
@@ -469,10 +471,14 @@ class MultiTask:
             audit.check_optimizer(trajectory.each(self.optimizer), shared, [names[id(p)] for p in shared])
         return closures
 
+    def _copies(self) -> bool:
+        """Whether parameters and optimizer are copied before a step."""
+        return self._may_teleport() or self.aggregator.looks_twice()
+
     def _before_step(self) -> Snapshot:
         """Everything that this step may disturb. Parameters and optimizer are copied only where something after the
         optimizer's step, or before it, can fail: with teleports and second looks."""
-        moves = self._may_teleport() or self.aggregator.looks_twice()
+        moves = self._copies()
         held = [p for o in trajectory.each(self.optimizer) for g in o.param_groups for p in g["params"]]
         everything = list({id(p): p for p in (*self._parameters, *held)}.values())
         followers = () if self._teleporter is None else self._teleporter.followers
@@ -992,8 +998,23 @@ class _Prepared(NamedTuple):
     """``found`` in the Euclidean metric."""
 
 
-def _say_which(error: BaseException, arrived: bool) -> None:
-    where = "after the step: it was finished" if arrived else "before the step: nothing was changed"
-    error.add_note(f"mtlcore: parameters, optimizer, method and counters are as {where}.") if hasattr(
-        error, "add_note"
-    ) else None
+def _say_which(error: BaseException, arrived: bool, copied: bool) -> None:
+    """Add to an error what it left behind.
+
+    Args:
+        error: on its way out of a step.
+        arrived: whether the step had come to its end.
+        copied: whether parameters and optimizer were put back, or had not been touched.
+    """
+    if not hasattr(error, "add_note"):  # Python 3.10
+        return
+    if arrived:
+        where = "are as after the step: it was finished"
+    elif copied:
+        where = "are as before the step: nothing was changed"
+    else:
+        where = (
+            "are as before the step, but for parameters and optimizer: the optimizer's own step failed, and may have "
+            "moved some of them"
+        )
+    error.add_note(f"mtlcore: parameters, optimizer, method and counters {where}.")

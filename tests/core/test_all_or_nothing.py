@@ -168,6 +168,27 @@ def test_an_optimizer_that_refuses():
     assert w.picture() == before
 
 
+@pytest.mark.parametrize("case", ["upgrad", "famo"])
+def test_an_optimizer_that_fails_half_way(case):
+    """With a copy (a second look) all is as before; without one, the error does not claim so."""
+
+    class Half(torch.optim.SGD):
+        def step(self, closure=None):
+            self.param_groups[0]["params"][0].data.add_(1.0)
+            raise RuntimeError("half way")
+
+    w = world(case)
+    w.mt.optimizer = Half(w.parameters(), lr=0.1)
+    before = w.picture()
+    with pytest.raises(RuntimeError, match="half way") as caught:
+        w.step()
+    assert (w.picture() == before) is (case == "famo")
+    assert w.picture()[3:] == before[3:], "the method's state, counters and random streams"
+    for note in getattr(caught.value, "__notes__", ())[-1:]:
+        assert ("nothing was changed" in note) is (case == "famo")
+        assert ("may have moved" in note) is (case == "upgrad")
+
+
 @pytest.mark.parametrize("case", ["famo", "upgrad", "bilb4mtl-double-loop", "mgda"])
 def test_a_closure_that_differentiates(case):
     """A PINN's residual is made of derivatives: famo, the double loop and teleports evaluated it without gradients."""
