@@ -6,12 +6,15 @@ DEVICE ?= cuda
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+FLOOR  := .venv-floor/bin
 # The pins are for Python 3.11 and later; 3.10 takes the newest that it can have within the ranges of pyproject.toml.
 PINS   := $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' if sys.version_info >= (3, 11) else '')")
 # One thread per process: the work is many small steps, and the processes run side by side.
 export OMP_NUM_THREADS ?= 1
+# Many tests and runs start processes of their own: what they compile is kept.
+export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-nightly test-device check format bench-speed bench-systems verify verify-nightly docs site wheel clean
+.PHONY: demo test test-nightly test-floor test-device check format bench-speed bench-systems verify verify-nightly docs site wheel clean
 
 demo: $(READY)  ## verify the methods, train them on real images, write the report
 	$(BIN)/mtl bench run demo --out out/demo --jobs 2
@@ -22,6 +25,12 @@ test: $(READY)  ## the fast tests
 
 test-nightly: $(VENV)/.docs-ready  ## everything, with deeper property search
 	MTLCORE_HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --slow
+
+test-floor:  ## the fast tests with the lowest version of every dependency that pyproject.toml allows
+	test -x $(FLOOR)/python || $(PYTHON) -m venv $(dir $(FLOOR))
+	$(FLOOR)/python -m pip install --quiet --disable-pip-version-check uv
+	$(FLOOR)/uv pip install --quiet --python $(FLOOR)/python --resolution lowest-direct -e '.[dev]'
+	$(FLOOR)/python -m pytest -n 2
 
 test-device: $(READY)  ## what depends on the device, on an accelerator (DEVICE=cuda)
 	$(BIN)/python -m pytest -n 0 tests/devices --device $(DEVICE)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 
+from mtlcore import inputs
 from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError
 from mtlcore.gradients import check, jacobian
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.plan import Plan
 from mtlcore.gradients.planner import Planner
+from mtlcore.inputs import Closure
 from mtlcore.safety import described
+from mtlcore.snapshot import Snapshot
+from mtlcore.step.prepare import make_batch
+from mtlcore.step.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +99,22 @@ def measure(planner: Planner, needs: Needs, evaluate: Callable[[], Batch], repea
     best = min(medians.values(), default=0.0)
     rows = [Row(n, s, s / best if best else 1.0) for n, s in sorted(medians.items(), key=lambda item: item[1])]
     return Table((*rows, *(Row(n, None, None, why) for n, why in refused.items())))
+
+
+def tune(run: Run, closure: Closure, repeats: int) -> Table:
+    """Measure on a batch of the run, and pin the winner; ``MultiTask.tune`` says what holds."""
+
+    def evaluate() -> Batch:
+        return make_batch(run, *inputs.evaluated(closure)).without_unread()
+
+    with Snapshot(modules=run.modules()).restored():
+        needs, together = run.needs(), run.processes.several(run.modules())
+        needs = Needs.JACOBIAN if together and needs == Needs.GRAMIAN else needs  # others need whole rows
+        work = functools.partial(measure, run.planner, needs, evaluate, repeats)
+        table = merged(run.processes.gathered(work)) if together else work()
+    if table.fastest is not None and needs > Needs.LOSSES:
+        run.planner.pin(needs, table.fastest)
+    return table
 
 
 def _one(planner: Planner, plan: Plan, batch: Batch, needs: Needs, *, compare: bool) -> float:

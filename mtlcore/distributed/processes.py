@@ -400,7 +400,7 @@ def told(method: Callable[P, T]) -> Callable[P, T]:
         try:
             return method(*args, **options)
         except Exception as error:
-            args[0]._processes.tell(error)  # type: ignore[attr-defined]
+            args[0]._run.processes.tell(error)  # type: ignore[attr-defined]
             raise
 
     return telling

@@ -22,7 +22,8 @@ from mtlcore.geometry.moves import moves
 from mtlcore.gradients.task_gradients import Answer, TaskGradients
 from mtlcore.trajectory import Optimizers
 
-METRICS = ("euclidean", "optimizer")
+EUCLIDEAN = "euclidean"
+METRICS = (EUCLIDEAN, "optimizer")
 
 
 @torch.no_grad()

@@ -212,7 +212,7 @@ def test_teleports(device, name, kind):
     def closure():
         raise KeyboardInterrupt
 
-    teleporter, view = mt._teleporter, mtlcore.StepView(losses=[1.0, 1.0, 1.0], task_names=TASKS)
+    teleporter, view = mt._run.teleporter, mtlcore.StepView(losses=[1.0, 1.0, 1.0], task_names=TASKS)
     before, noise = everything(made, optimizer), Noise()
     with contextlib.suppress(KeyboardInterrupt):  # it need not come so far: there may be nothing to move
         teleporter.attempt(

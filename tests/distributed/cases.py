@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mtlcore import Aggregation, Aggregator, MultiTask, Needs, create
+from mtlcore.step.prepare import members
 
 TASKS = ("a", "b", "c")
 
@@ -128,7 +129,7 @@ def train(rank, size, how, kind, name, steps=1, dtype=torch.float64, **options):
             optimizer.step()
             if mt.aggregator.looks_twice():
                 mt.observe({t: v.detach() for t, v in losses(call(x)[1], y).items()})
-    state = dict(mt._progress.state or {})
+    state = dict(mt._run.progress.state or {})
     return {
         "grads": grads(net),
         "weights": report.weights,
@@ -137,7 +138,7 @@ def train(rank, size, how, kind, name, steps=1, dtype=torch.float64, **options):
         "parameters": {n: p.detach().clone() for n, p in net.named_parameters()},
         "state": state,
         "source": report.gradient_source,
-        "bytes": dict(mt._processes.wire.bytes) if mt._processes.wire else {},
+        "bytes": dict(mt._run.processes.wire.bytes) if mt._run.processes.wire else {},
     }
 
 
@@ -312,7 +313,7 @@ def looked(rank, size, name, steps=3):
         "grads": grads(net),
         "losses": report.losses,
         "weights": report.weights,
-        "state": dict(mt._progress.state),
+        "state": dict(mt._run.progress.state),
         "parameters": {n: p.detach().clone() for n, p in net.named_parameters()},
     }
 
@@ -347,7 +348,7 @@ def tuned(rank, size):
     mt = MultiTask(net.trunk, "upgrad")
     x, y = part(rank, size, *data(0, 12))
     closure = lambda: (losses((o := net(x))[1], y), o[0])
-    return mt.tune(closure, repeats=1).fastest, dict(mt._planner.pins)
+    return mt.tune(closure, repeats=1).fastest, dict(mt._run.planner.pins)
 
 
 def sharded(rank, size, name, how, steps=2, dtype=torch.float64):
@@ -380,11 +381,11 @@ def sharded(rank, size, name, how, steps=2, dtype=torch.float64):
         "losses": report.losses,
         "weights": report.weights,
         "gramian": report.gramian,
-        "state": dict(mt._progress.state),
+        "state": dict(mt._run.progress.state),
         "parameters": {},
         "source": report.gradient_source,
     }
 
 
 def _held(mt, net):
-    return [*mt._parameters, *(p for p in mt._members([]).told)]
+    return [*mt._run.parameters, *(p for p in members(mt._run, []).told)]

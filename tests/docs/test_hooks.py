@@ -49,6 +49,8 @@ def heard(monkeypatch):
     for name in (
         "mtlcore.registry",
         "mtlcore.multitask",
+        "mtlcore.step.conflict",
+        "mtlcore.step.tell",
         "mtlcore.asking.aggregator",
         "mtlcore.asking.detector",
         "mtlcore.cli",

@@ -302,8 +302,8 @@ def test_numbers_are_held_once_for_all_shapes(method):
         for _ in range(3):
             z = trunk(torch.randn(batch, 16))
             mt.backward({f"t{i}": h(z).square().mean() for i, h in enumerate(hs)}, features=z)
-    assert mt._planner.storage._flat.numel() <= 3 * sum(p.numel() for p in trunk.parameters())
-    assert len(pickle.dumps(mt._planner.storage)) < 1000
+    assert mt._run.planner.storage._flat.numel() <= 3 * sum(p.numel() for p in trunk.parameters())
+    assert len(pickle.dumps(mt._run.planner.storage)) < 1000
     pickle.dumps(mt)
 
 
@@ -313,7 +313,7 @@ def test_a_budget_counts_bytes_and_is_kept():
     _, reports, _ = train(work, Fixed(WEIGHTS), 1, gradient_memory=3 * numbers * 8 - 1)
     assert reports[0].gradient_source.startswith("streaming")
     mt, _, gradients = train(work, Fixed(WEIGHTS), 1, gradient_memory=2 * numbers * 8)
-    assert mt._planner.storage._flat.numel() <= 2 * numbers
+    assert mt._run.planner.storage._flat.numel() <= 2 * numbers
     jacobian, _ = explicit(make(SHAPES["small_image_convolutions"]))
     expected = jacobian.T @ torch.tensor(WEIGHTS, dtype=torch.float64)
     torch.testing.assert_close(gradients[0], expected, rtol=1e-9, atol=1e-12)
@@ -367,7 +367,7 @@ def test_a_pin_that_cannot_serve_another_graph_gives_way():
     torch.manual_seed(0)
     trunk, hs = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), heads(8)
     mt = MultiTask(trunk, aggregator=Fixed(WEIGHTS))
-    mt._planner.pin(Needs.GRAMIAN, "streaming-together")
+    mt._run.planner.pin(Needs.GRAMIAN, "streaming-together")
     z = trunk(torch.randn(5, 6))
     z.register_hook(torch.neg)
     losses = [h(z).square().mean() for h in hs]

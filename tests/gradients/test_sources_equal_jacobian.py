@@ -42,7 +42,7 @@ def found_by(source, batch):
 
 def forced(work, method, source):
     mt = MultiTask(work.trunk, aggregator=method, gradients="streaming" if "streaming" in source else "sequential")
-    mt._planner.run = lambda plan, batch, keep_graph=False: found_by(source, batch)
+    mt._run.planner.run = lambda plan, batch, keep_graph=False: found_by(source, batch)
     return mt
 
 

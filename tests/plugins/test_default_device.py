@@ -36,7 +36,7 @@ def train(method, switch, on, **options):
         losses, features = work.evaluate()
         return {n: losses[n] for n in names}, features
 
-    for names in (mt._progress.tasks, mt._progress.tasks, mt._progress.tasks[1:], mt._progress.tasks):
+    for names in (mt._run.progress.tasks, mt._run.progress.tasks, mt._run.progress.tasks[1:], mt._run.progress.tasks):
         mt.step([functools.partial(closure, names)] * mt.aggregator.batches)
     restored = MultiTask(work.trunk, method, heads=work.heads, **options)
     restored.load_state_dict(mt.state_dict())

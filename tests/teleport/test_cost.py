@@ -46,16 +46,16 @@ def test_cost_trains_and_teleports_when_it_may(settings):
 def test_the_preset_spells_the_papers_settings():
     made = problem("mlp")
     mt = mtlcore.cost(made.trunk, settings="paper", heads=made.heads)
-    strategy = mt._teleporter.strategy
+    strategy = mt._run.teleporter.strategy
     assert {name: getattr(strategy, name) for name in PAPER_TELEPORT} == PAPER_TELEPORT
     assert mt.detector == mtlcore.create("detector", "dominated", rule="smallest", at_zero=True)
     assert mt.aggregator == mtlcore.create("aggregator", "fairgrad", alpha=2.0)
-    assert (mt._teleporter.memory.direction, mt._teleporter.memory.over) == ("previous", "shared")
-    assert mt._teleporter.accept == "conflict"
+    assert (mt._run.teleporter.memory.direction, mt._run.teleporter.memory.over) == ("previous", "shared")
+    assert mt._run.teleporter.accept == "conflict"
     assert mtlcore.cost(made.trunk).aggregator == mtlcore.create("aggregator", "fairgrad")
     assert mtlcore.cost(made.trunk, mtlcore.create("aggregator", "fairgrad"), settings="paper").aggregator.alpha == 1.0
     alone = mtlcore.cost(made.trunk, settings="paper")
-    assert alone._teleporter.strategy.perturb == "trunk", "nobody knows the heads"
+    assert alone._run.teleporter.strategy.perturb == "trunk", "nobody knows the heads"
 
 
 def everywhere(made) -> list:
@@ -101,7 +101,7 @@ def test_what_is_asked_of_a_teleport_is_an_option():
         assert result.accepted is accepted, (accept, by, result.reason)
     assert not teleport(problem("mlp"), Far(float("nan")), accept="always", trials=1).accepted
     mt = mtlcore.cost(problem("mlp").trunk, "ls", settings="paper", accept="always")
-    assert mt._teleporter.accept == "always"
+    assert mt._run.teleporter.accept == "always"
 
 
 def test_the_gradient_that_history_is_compared_with_is_an_option():
@@ -136,7 +136,7 @@ def test_the_remembered_direction_is_in_the_state():
         made.trunk, "ls", made.optimizer(), teleport=Teleporter("lora", reuse_direction="previous"), heads=made.heads
     )
     other.load_state_dict(mt.state_dict())
-    assert all(map(torch.equal, own.memory.previous, other._teleporter.memory.previous))
+    assert all(map(torch.equal, own.memory.previous, other._run.teleporter.memory.previous))
 
 
 def test_orthogonal_gradients_are_a_conflict_for_the_authors_code_only():
@@ -156,8 +156,8 @@ def test_overrides_win():
     detector = mtlcore.create("detector", "cosine", threshold=0.2)
     mt = mtlcore.cost(problem("mlp").trunk, "ls", detector=detector, teleport="relu-rescaling", tolerance=0.5)
     assert mt.detector is detector
-    assert type(mt._teleporter.strategy).__name__ == "ReluRescaling"
-    assert mt._teleporter.tolerance == 0.5
+    assert type(mt._run.teleporter.strategy).__name__ == "ReluRescaling"
+    assert mt._run.teleporter.tolerance == 0.5
 
 
 def test_bad_settings_are_refused():

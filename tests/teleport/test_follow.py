@@ -80,7 +80,7 @@ def test_a_copy_of_a_whole_network_in_low_precision_and_with_names_of_its_own():
     mt = mtlcore.MultiTask(made.trunk, "ls", made.optimizer(), detector=Falling(), teleport="random", heads=made.heads)
     mt.follow(averaged, of=made.both)
     assert mt.step(made.batch(0)).teleport.accepted
-    follower = mt._teleporter.followers[0]
+    follower = mt._run.teleporter.followers[0]
     assert {id(p) for p in follower.parameters()} == {id(p) for p in averaged.module.parameters()}
     assert all(p.dtype == torch.float32 for p in averaged.module.parameters())
 

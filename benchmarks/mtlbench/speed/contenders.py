@@ -246,7 +246,7 @@ class DifferentiationAlone(MtlCore):
             super().backward(losses, z)
             return
         presence = Presence(tuple(map(str, range(len(losses)))))
-        found, _ = self.mt._planner.collect(Needs.GRAMIAN, Batch(presence, tuple(losses), (z,), tuple(self.shared)))
+        found, _ = self.mt._run.planner.collect(Needs.GRAMIAN, Batch(presence, tuple(losses), (z,), tuple(self.shared)))
         found.write(Answer(weights=torch.ones(len(losses), dtype=torch.float64)))
 
 

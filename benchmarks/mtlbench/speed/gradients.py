@@ -98,7 +98,7 @@ def memory(
     contender = kind(workloads.build(make, device), rule)
     if isinstance(contender, MtlCore):
         contender.step()  # compares the source with plain autograd; the next begins without memory, as everybody does
-        contender.mt._planner.storage.release()
+        contender.mt._run.planner.storage.release()
     contender.work.zero_grad()
     losses, z = contender.work.forward()
     size = contender.work.n_tasks * contender.work.n_parameters * 4

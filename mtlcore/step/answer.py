@@ -1,0 +1,74 @@
+"""The method's answer, and its way into ``.grad``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from mtlcore.asking import aggregator as asking
+from mtlcore.contracts import Aggregation, Conflict, Needs
+from mtlcore.errors import ConfigurationError
+from mtlcore.gradients.task_gradients import Answer
+from mtlcore.report import StepReport, TeleportResult
+from mtlcore.snapshot import interrupts_held
+from mtlcore.step import tell
+from mtlcore.step.prepare import Prepared
+from mtlcore.step.run import Run
+
+
+def finish(run: Run, prepared: Prepared, conflict: Conflict | None, teleport: TeleportResult | None) -> StepReport:
+    """Ask the method, write the gradients, and only then commit the new state.
+
+    Raises:
+        ConfigurationError: feature gradients where they cannot be used.
+        PluginError: the method broke its contract.
+    """
+    ask = functools.partial(_ask, run, prepared)
+    answer = run.processes.answered(ask, run.who) if run.processes.several() else ask()
+    written = _written(run, prepared, answer)
+    # Before the backward pass, which turns all caches over: written then, a report costs half.
+    report = tell.report(run, prepared, answer, conflict, teleport)
+    with interrupts_held():
+        prepared.found.write(written)
+        if run.keeper is not None:
+            run.keeper.commit()
+        names = None if prepared.batch.vector is not None else prepared.view.presence.names
+        run.progress = run.progress.after(names, answer.state, conflict, run.aggregator.looks_twice())
+    return report
+
+
+def _ask(run: Run, prepared: Prepared) -> Aggregation:
+    """The method's answer, or its last one again; the plain sum for the heads of a frozen trunk."""
+    view, state = prepared.view, run.progress.state
+    state = state if state is not None else asking.start(run.aggregator, view.n_tasks)
+    if not prepared.batch.shared and run.aggregator.needs > Needs.LOSSES:
+        return Aggregation(weights=view.present.double(), state=state)
+    if prepared.kept and run.keeper is not None:
+        weights, heads, notes = run.keeper.kept()
+        return Aggregation(weights=weights, head_weights=heads, state=state, diagnostics=notes)
+    size = prepared.batch.size if run.aggregator.needs > Needs.LOSSES else None
+    answer = asking.call(run.aggregator, view, state, size)
+    if run.keeper is None or prepared.gramian is None:
+        return answer
+    gram = view.presence.spread_pairs(prepared.gramian, float("nan"))
+    notes = run.keeper.renew(answer.weights, answer.head_weights, view.present, gram)
+    return dataclasses.replace(answer, diagnostics={**answer.diagnostics, **notes})
+
+
+def _written(run: Run, prepared: Prepared, answer: Aggregation) -> Answer:
+    """What goes into ``.grad``, of the tasks present."""
+    presence, whole = prepared.view.presence, prepared.found.weights_whole_losses
+    weights, heads = answer.weights, answer.head_weights
+    if heads is None and run.aggregator.needs == Needs.LOSSES and not whole:
+        heads = weights
+    if answer.feature_gradient and not whole:
+        raise ConfigurationError(
+            f"aggregator {run.who} returns feature gradients, which need a method on losses (needs = Needs.LOSSES), "
+            f"the whole batch at once (no micro-batches) and no forced source."
+        )
+    return Answer(
+        weights=None if weights is None else presence.pick(weights),
+        direction=answer.direction,
+        head_weights=None if heads is None else presence.pick(heads),
+        feature_gradient=answer.feature_gradient,
+    )

@@ -1,0 +1,210 @@
+"""From what the user handed over to the view: the batch, its task gradients, and what the method may see of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mtlcore import audit, configuration, inputs, reading, scaling
+from mtlcore.asking.seeds import step_seed
+from mtlcore.contracts import Needs, StepView
+from mtlcore.distributed.local import Local
+from mtlcore.distributed.processes import Members
+from mtlcore.distributed.sharded import Sharded, is_sharded
+from mtlcore.errors import ConfigurationError
+from mtlcore.geometry.metric import in_metric
+from mtlcore.gradients import received, waiting
+from mtlcore.gradients.batch import Batch
+from mtlcore.gradients.losses_only import Weighted
+from mtlcore.gradients.task_gradients import TaskGradients
+from mtlcore.inputs import Closure, Features, Losses
+from mtlcore.step.run import Pending, Run
+
+
+class Prepared(NamedTuple):
+    """One evaluated batch, differentiated but not yet written anywhere."""
+
+    view: StepView
+    batch: Batch
+    found: TaskGradients
+    gramian: Tensor | None
+    """(k, k) of the tasks present."""
+    reason: str
+    kept: bool
+    """Whether the last weights are to be used again."""
+    plain: TaskGradients
+    """``found`` in the Euclidean metric."""
+
+
+def prepare(
+    run: Run,
+    losses: Losses,
+    features: Features,
+    scale: float | None = None,
+    others: Sequence[StepView] = (),
+    inner: Callable[..., StepView] | None = None,
+) -> Prepared:
+    """Changes nothing of the run but for the micro-batches that waited: they are part of this batch.
+
+    Args:
+        run: whose batch it is.
+        losses: as ``MultiTask.backward`` takes them.
+        features: the same.
+        scale: of a ``GradScaler``.
+        others: views of the other independent batches of this step.
+        inner: the service behind ``view.inner``.
+    """
+    pending = run.take_pending()
+    if pending.waiting:
+        losses, features = waiting.together([*pending.waiting, (losses, features)], run.progress.tasks)
+    local = _everywhere(run, losses, features, scale, pending)
+    presence, batch, needs = local.presence, local.batch, run.needs()
+    plain = local.found if scale is None else scaling.Scaled(local.found, scale)
+    found, reason = plain, local.reason
+    if run.metric == "optimizer" and batch.shared:
+        found, reason = in_metric(found, run.optimizer, batch.shared), f"{reason}; in the optimizer's metric"
+    gram = found.gramian() if local.has_gramian else None
+    if local.values is None:
+        values, gram = reading.read(batch, found, gram)
+    else:
+        values, gram = local.values, None if gram is None else reading.checked(gram.cpu(), presence.present)
+    view = StepView(
+        losses=presence.spread_numbers(values),
+        gramian=None if gram is None else presence.spread_pairs(gram, float("nan")),
+        jacobian=(lambda: presence.spread(found.rows())) if needs == Needs.JACOBIAN else None,
+        present=presence,
+        step=run.progress.step,
+        generator=lambda: step_seed(run.progress.seed, run.progress.step),
+        features=inputs.flat(features),
+        others=others,
+        inner=inner,
+        needs=needs,
+    )
+    pieces = f"; through the graphs of {len(pending.waiting) + 1} micro-batches" if pending.waiting else ""
+    return Prepared(view, batch, found, gram, reason + pieces, local.kept, plain)
+
+
+def other_view(run: Run, closure: Closure, scale: float | None) -> StepView:
+    """The view of a further independent batch; its rows are copied, for the buffer serves the next batch."""
+    prepared = prepare(run, *inputs.evaluated(closure), scale)
+    view, gram = prepared.view, prepared.gramian
+    return StepView(
+        losses=view.losses,
+        gramian=None if gram is None else view.presence.spread_pairs(gram, float("nan")),
+        jacobian=view.jacobian.clone() if run.aggregator.needs == Needs.JACOBIAN else None,
+        present=view.presence,
+        step=run.progress.step,
+        needs=run.aggregator.needs,
+    )
+
+
+def make_batch(run: Run, losses: Losses, features: Features, scale: float | None = None) -> Batch:
+    """What the user handed over, checked."""
+    presence, scalars = inputs.present_losses(losses, run.progress.tasks)
+    if run.trunk is not None and not is_sharded(run.parameters):
+        audit.check_unchanged(run.trunk, run.parameters)
+    seen = inputs.flat(features)
+    if run.anonymous(losses):
+        assert isinstance(losses, Tensor)
+        return Batch(presence, scalars, seen, run.shared(), losses, scale, losses)
+    return Batch(presence, scalars, seen, run.shared(), inputs.stack(scalars), scale)
+
+
+def members(run: Run, losses: Losses) -> Members:
+    """What takes part in this run, for the first step of several processes."""
+    heads = [] if run.heads is None else list(run.heads.parameters())
+    if is_sharded(run.parameters):  # between forward and backward, FSDP has whole ones in their place
+        heads = run.heads_then
+    mine = set(map(id, run.parameters))
+    given = losses.values() if isinstance(losses, Mapping) else losses
+    return Members(
+        modules=run.modules(),
+        parameters=run.parameters,
+        told=[p for p in {id(p): p for p in (*heads, *run.held())}.values() if id(p) not in mine],
+        about={r: configuration.describe(p) for r, p in run.plugins().items()},
+        teleport=run.teleporter is not None,
+        losses=[v for v in given if isinstance(v, Tensor)],
+    )
+
+
+# --- this process, and all of them ------------------------------------------------------------------------------
+
+
+def _everywhere(run: Run, losses: Losses, features: Features, scale: float | None, pending: Pending) -> Local:
+    """What this process finds; with several processes, what all of them find together.
+
+    Raises:
+        ConfigurationError: what several processes cannot do.
+    """
+    work = functools.partial(_here, run, losses, features, scale, pending)
+    if not run.processes.several(run.modules()):
+        return work()
+    if run.whole_rows:
+        raise ConfigurationError(
+            "metric and taken are for one process so far: leave them out, or pass process_group=None."
+        )
+    progress = run.progress
+    tag = f"step {progress.step}; seed {progress.seed}"  # the same on all processes
+    return run.processes.merged(work, functools.partial(members, run, losses), tag, run.needs())
+
+
+def _here(run: Run, losses: Losses, features: Features, scale: float | None, pending: Pending) -> Local:
+    """What this process finds in its batch."""
+    micro, needs = pending.added, run.needs()
+    batch = make_batch(run, losses, features, scale)
+    if is_sharded(batch.shared):
+        return _sharded(run, batch, needs, pending)
+    audit.check_reached(batch)
+    if not run.reach.done and batch.vector is None:
+        run.reach.look(batch)
+    if micro is not None:
+        run.refuse_anonymous(losses)
+    if needs > Needs.LOSSES or micro is not None:
+        batch = received.found(batch.without_unread()) if batch.shared else batch.without_unread()
+    if micro is None:
+        found, reason, kept = _collect(run, batch, needs)
+        return Local(batch, batch.presence, found, reason, kept)
+    micro.add(batch, inputs.values_of(batch.losses, batch.stacked, batch.names))
+    presence, values, found, reason = micro.finish(batch.presence.names, batch.shared)
+    return Local(batch, presence, found, reason, values=values)
+
+
+def _collect(run: Run, batch: Batch, needs: Needs) -> tuple[TaskGradients, str, bool]:
+    """Task gradients, the reason, and whether the last weights are to be used again."""
+    if not batch.shared:
+        return Weighted(batch), _FROZEN, False
+    several = run.processes.several()
+    if run.keeper is not None and needs > Needs.LOSSES:
+        kept = run.keeper.reuse(batch, run.processes.presence if several else None)
+        if kept is not None:
+            return kept, "features: the weights of an earlier step, one pass through the trunk", True
+    found, reason = run.planner.collect(needs, batch, rows=several or run.whole_rows)
+    return found, reason, False
+
+
+def _sharded(run: Run, batch: Batch, needs: Needs, pending: Pending) -> Local:
+    """A trunk in shards, whose parameters the graph does not show.
+
+    Raises:
+        ConfigurationError: what is not served there.
+    """
+    what = "a method or detector that reads whole rows" if needs == Needs.JACOBIAN else ""
+    what = "accumulate(...)" if pending.added is not None else "refresh" if run.keeper is not None else what
+    if not run.processes.several():
+        what = "process_group=None, or one process alone,"
+    if what:
+        raise ConfigurationError(
+            f"{what} is not served with a sharded trunk (FSDP2): use a method that reads the Gramian or losses, "
+            f"one batch per step, on several processes."
+        )
+    found = Sharded(batch, run.modules(), members(run, []).told, needs == Needs.LOSSES)
+    return Local(batch, batch.presence, found, "sharded: one backward pass through FSDP for each task")
+
+
+_FROZEN = (
+    "losses: no parameter of the trunk requires gradients, so that the heads train on their own losses and a method "
+    "that reads gradients is not asked"
+)
