@@ -1,6 +1,10 @@
 """What a training step costs. Each module is one measurement with its own command line.
 
+* ``mtl speed everyday``: many objectives, micro-batches, sparse tables, hundreds of dependent gradients.
 * ``mtl speed gradients``: task gradients, against TorchJD, LibMTL's form and hand-written loops.
+* ``mtl speed loss-level``: a step of methods that read losses only, against a summed loss.
+* ``mtl speed solvers``: the weights alone, given the Gramian, against TorchJD.
+* ``mtl speed teleports``: what a teleport costs.
 """
 
 import os

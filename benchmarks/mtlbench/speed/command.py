@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 
 _SUITES = {
+    "everyday": "Many objectives, micro-batches, sparse tables, hundreds of dependent gradients.",
     "gradients": "Every gradient source against the floor and the peers, on eight workloads.",
     "loss-level": "The cost of a step of methods that read losses only, against a summed loss.",
     "solvers": "Time and soundness of the weights alone, given the Gramian, against TorchJD.",
