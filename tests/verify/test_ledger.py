@@ -202,3 +202,37 @@ def test_command_line_refuses_unknown_names(tmp_path):
     done = CliRunner().invoke(app, ["no-such-method", "--out", str(tmp_path)])
     assert done.exit_code == 2
     assert "no-such-method" in done.output
+
+
+def test_missing_rows_are_made_and_the_others_kept(tmp_path):
+    """A row without the digest of its sources, a row that is lost, and one that nothing is wrong with."""
+    from mtlverify.ledger.command import app
+
+    def run(*options):
+        found = ["sum", "--max-examples", "1", "--jobs", "1", "--out", str(tmp_path), *options]
+        done = CliRunner().invoke(app, [*found, "--counterexamples", str(tmp_path / "kept")])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    def table():
+        return {r["law"]: r for r in json.loads((tmp_path / "ledger.json").read_text())}
+
+    ids = {law.id for law in laws("aggregator")}
+    assert f"{len(ids)} rows to make, 0 known" in run("--missing")
+    first = table()
+    assert set(first) == ids
+    gone, old, same = "finite", "pure", "positively-homogeneous"
+    kept = [r for law, r in first.items() if law != gone]
+    for r in kept:
+        if r["law"] in (old, same):
+            r["examples"] = 77
+        if r["law"] == old:
+            r["digest"] = "of another source"
+    (tmp_path / "ledger.json").write_text(json.dumps(kept))
+    assert f"2 rows to make, {len(ids) - 1} known" in run("--missing")
+    again = table()
+    assert set(again) == ids
+    assert [again[law]["examples"] for law in (gone, old, same)] == [1, 1, 77]
+    assert "0 rows to make" in run("--missing")
+    stored = json.loads((tmp_path / "kept" / "aggregator.sum.json").read_text())["counterexamples"]
+    assert set(stored) == {law for law, r in again.items() if r["status"] == "refuted"}

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from mtlverify.example import Example
 from mtlverify.law import OutsideLaw
+from mtlverify.laws.runs import steps
 
 if TYPE_CHECKING:
     from mtlverify.search import Search
 
+AFFORDABLE = 8
+"""Steps of a run that one evaluation may take; a longer run counts as several, lest all the time go into it."""
 FLAT = 1.0
 """A margin of 1 is "holds exactly" or a plain yes: there is no slope to follow."""
 
@@ -27,15 +30,15 @@ def climb(state: Search, evaluations: int, seed: int) -> None:
     ``Violation`` when one is a counterexample."""
     if state.worst is None or not isinstance(state.worst[1], Example) or state.law.domain is None:
         return
-    rng = random.Random(seed)
+    rng, left = random.Random(seed), evaluations * AFFORDABLE
     for _ in range(2 * evaluations):  # some changes leave the domain of the law
-        if state.worst[0] >= FLAT or evaluations <= 0:
+        if state.worst[0] >= FLAT or left <= 0:
             return
         example: Example = state.worst[1]
         rows = changed(example.jacobian, rng)
         if not bool(rows.isfinite().all()) or not state.law.domain(rows):
             continue
-        evaluations -= 1
+        left -= max(steps(example), AFFORDABLE)
         try:
             state.measure(example.with_(jacobian=rows, family="climbed"))
         except OutsideLaw:

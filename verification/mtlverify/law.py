@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 Check = Callable[[Any, Any], float]
@@ -47,6 +47,9 @@ KINDS = tuple(BASES)
 
 DEPTH = 100
 """Examples per law at default depth."""
+
+PLAIN = -1.0
+"""A margin that leaves no doubt: as far beyond the tolerance as the tolerance is wide, or a cosine of -1."""
 
 WORST = 1e300
 """Margins are clamped to +-WORST, so that a NaN or an infinity in an answer is still a number in JSON."""
@@ -95,9 +98,18 @@ def worst(margins: Iterable[float], of: str = "") -> Margin:
 
     With ``of``, what they are margins of ("step"), the reason says which one it is, if it is not the first.
     """
-    number, margin = min(enumerate(margins), key=lambda pair: -math.inf if math.isnan(pair[1]) else pair[1])
+    number, margin = min(_until_plain(margins), key=lambda pair: -math.inf if math.isnan(pair[1]) else pair[1])
     reason = getattr(margin, "reason", "")
     return Margin(margin, f"{reason} ({of} {number})" if reason and of and number else reason)
+
+
+def _until_plain(margins: Iterable[float]) -> Iterator[tuple[int, float]]:
+    """Numbered, and none after one that leaves no doubt: a run that is wrong in its second step need not be made to the
+    end."""
+    for number, margin in enumerate(margins):
+        yield number, margin
+        if not margin > PLAIN:
+            return
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -97,6 +96,8 @@ def rows_at(example: Example, number: int) -> Tensor:
     Turning keeps inner products, and positive factors keep what families prove: who is stationary, aligned, independent
     stays so."""
     rows = torch.roll(example.jacobian, number, dims=1)
+    if "turn" in example.extra:  # another basis of the parameters, the same in every step
+        rows = rows @ torch.tensor(example.extra["turn"], dtype=rows.dtype)
     if number == 0:
         return rows
     factors = [2.0 ** ((i + number) % 3 - 1) for i in range(example.n_tasks)]
@@ -173,11 +174,35 @@ def along(plugin: Aggregator, example: Example, judge: Callable[[Answer], float]
     return worst(map(judge, answers(plugin, example)), of="step")
 
 
-def direction_in(plugin: Aggregator, example: Example, number: int) -> Callable[[Tensor], Tensor]:
-    """The direction of step ``number`` as a function of the run's gradients."""
-    return lambda rows: nth(answers(plugin, example.with_(jacobian=rows)), number).direction
+class Reaction:
+    """What a run answers in each step, as a function of its gradients.
+
+    A run on the same gradients is made once, however many of its steps are asked about, and no further than that: one
+    run for each step would take the square of the steps.
+
+    Args:
+        run: gradients (K, P) -> what counts in each step, a vector.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Iterator[Tensor]]) -> None:
+        self._run = run
+        self._known: dict[bytes, tuple[Iterator[Tensor], list[Tensor]]] = {}
+
+    def at(self, number: int) -> Callable[[Tensor], Tensor]:
+        """The vector of step ``number`` as a function of the gradients."""
+
+        def respond(rows: Tensor) -> Tensor:
+            key = rows.contiguous().numpy().tobytes()
+            if key not in self._known:
+                self._known[key] = (self._run(rows), [])
+            rest, done = self._known[key]
+            while len(done) <= number:
+                done.append(next(rest))
+            return done[number]
+
+        return respond
 
 
-def nth(run: Iterator[Answer], number: int) -> Answer:
-    """The answer of step ``number``; later steps are not asked for."""
-    return next(itertools.islice(run, number, None))
+def directions(plugin: Aggregator, example: Example) -> Reaction:
+    """The directions of the run on ``example``, as functions of its gradients."""
+    return Reaction(lambda rows: (a.direction for a in answers(plugin, example.with_(jacobian=rows))))

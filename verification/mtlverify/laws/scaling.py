@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from mtlverify.answer import Answer
 from mtlverify.example import Example
 from mtlverify.law import Margin, anything, given, law, worst
 from mtlverify.laws.compare import agreement, same_direction_and_length, shown
-from mtlverify.laws.runs import answers, direction_in, histories, nth, step, steps
+from mtlverify.laws.runs import Reaction, answers, directions, histories, step, steps
 from mtlverify.strategies import Draw
 from mtlverify.strategies import pick as st
 from mtlverify.strategies.scales import ORDINARY, decade
@@ -40,10 +40,11 @@ def positively_homogeneous(plugin: Any, example: Example) -> float:
     exact = t * example.jacobian
     given(bool((exact / t == example.jacobian).all()), "the scaled gradients exist in their dtype")
     both = zip(answers(plugin, example), answers(plugin, example.with_(jacobian=t * example.jacobian)), strict=True)
+    react = directions(plugin, example)
     margins = (
         same_direction_and_length(
             large.direction.double() * t**-degree, small.direction, (small,),
-            direction_in(plugin, example, number), example.jacobian,
+            react.at(number), example.jacobian,
         )
         for number, (small, large) in enumerate(both)
     )  # fmt: skip
@@ -68,18 +69,18 @@ def scale_free(plugin: Any, example: Example) -> float:
     factors = torch.tensor(example.extra["factors"], dtype=example.jacobian.dtype)[:, None]
     other = example.with_(jacobian=factors * example.jacobian)
     both = zip(answers(plugin, example), answers(plugin, other), strict=True)
-    return worst((_unturned(plugin, example, other, number, *pair) for number, pair in enumerate(both)), of="step")
+    react = Reaction(lambda rows: map(unit, answers(plugin, example.with_(jacobian=rows))))
+    where = (example.jacobian, other.jacobian)
+    return worst((_unturned(react.at(number), where, *pair) for number, pair in enumerate(both)), of="step")
 
 
-def _unturned(plugin: Any, example: Example, other: Example, number: int, plain: Answer, scaled: Answer) -> float:
-    """Margin of step ``number`` of two runs that differ in the units of the tasks."""
+def unit(answer: Answer) -> Tensor:
+    """The direction without its length."""
+    return answer.direction.double() / answer.length if answer.length > 0 else answer.direction.double()
 
-    def unit(answer: Answer) -> torch.Tensor:
-        return answer.direction.double() / answer.length if answer.length > 0 else answer.direction.double()
 
-    def respond(rows: torch.Tensor) -> torch.Tensor:
-        return unit(nth(answers(plugin, example.with_(jacobian=rows)), number))
-
+def _unturned(respond: Callable[[Tensor], Tensor], where: tuple[Tensor, ...], plain: Answer, scaled: Answer) -> float:
+    """Margin of one step of two runs that differ in the units of the tasks."""
     if not bool(plain.direction.isfinite().all() and scaled.direction.isfinite().all()):
         return float("nan")
     error = float((unit(plain) - unit(scaled)).norm())
@@ -90,7 +91,7 @@ def _unturned(plugin: Any, example: Example, other: Example, number: int, plain:
     # An answer of length zero next to one of rounding: compare lengths instead of directions.
     if min(plain.length, scaled.length) == 0 and all(a.length <= tolerance.equality(a) for a in (plain, scaled)):
         return 0.0
-    return agreement(error, allowed + sum(tolerance.sensitivity(respond, e.jacobian) for e in (example, other)), wrong)
+    return agreement(error, allowed + sum(tolerance.sensitivity(respond, rows) for rows in where), wrong)
 
 
 def two_factors(draw: Draw, k: int, p: int) -> dict[str, Any]:
@@ -111,20 +112,18 @@ def linear_under_scaling(plugin: Any, example: Example) -> float:
     """A task's influence is proportional to its gradient's norm. Along a run, if the method has a state."""
     left, right = (torch.tensor(example.extra[n], dtype=example.jacobian.dtype)[:, None] for n in ("left", "right"))
 
-    def runs(rows: torch.Tensor) -> list[tuple[Answer, ...]]:
+    def run(rows: torch.Tensor) -> Iterator[tuple[Answer, ...]]:
         """Step by step: the answers under a, b and a + b."""
         scaled = (example.with_(jacobian=c * rows) for c in (left, right, left + right))
-        return list(zip(*(answers(plugin, e) for e in scaled), strict=True))
+        return zip(*(answers(plugin, e) for e in scaled), strict=True)
 
-    def again(number: int, rows: Tensor) -> Tensor:
-        return torch.cat([a.direction for a in runs(rows)[number]])
-
+    react = Reaction(lambda rows: (torch.cat([a.direction for a in three]) for three in run(rows)))
     margins = (
         same_direction_and_length(
             both.direction, first.direction.double() + second.direction.double(), (first, second, both),
-            functools.partial(again, number), example.jacobian,
+            react.at(number), example.jacobian,
         )
-        for number, (first, second, both) in enumerate(runs(example.jacobian))
+        for number, (first, second, both) in enumerate(run(example.jacobian))
     )  # fmt: skip
     return worst(margins, of="step")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from mtlverify.answer import Answer, uses_randomness
 from mtlverify.example import Example
 from mtlverify.law import Margin, anything, law, worst
 from mtlverify.laws.compare import agreement, same_direction_and_length, shown
-from mtlverify.laws.runs import answers, direction_in, histories, nth
+from mtlverify.laws.runs import Reaction, answers, directions, histories
 from mtlverify.strategies import ALL, TIED, Draw
 from mtlverify.tolerance import VANISHED, half_digits, sensitivity
 
@@ -49,22 +50,33 @@ def permutation_equivariant(plugin: Any, example: Example) -> float:
     if interchangeable(example.jacobian):
         example = example.with_(losses=example.losses[0].expand(example.n_tasks))
     both = zip(answers(plugin, example), answers(plugin, example, order), strict=True)
+    react, heads = directions(plugin, example), _heads(plugin, example)
     margins = (
-        worst([_same_answer(plugin, example, number, *pair), _heads_follow(plugin, example, number, *pair)])
+        worst([_same_answer(react.at(number), example, *pair), _heads_follow(heads.at(number), example, *pair)])
         for number, pair in enumerate(both)
     )
     return worst(margins, of="step")
 
 
-def _same_answer(plugin: Any, example: Example, number: int, first: Answer, second: Answer) -> Margin:
+def _same_answer(respond: Callable[[Tensor], Tensor], example: Example, first: Answer, second: Answer) -> Margin:
     strict = same_direction_and_length(second.direction, first.direction, (first, second), None, example.jacobian)
     if strict >= 0 or interchangeable(first.jacobian):
         return strict
-    respond = direction_in(plugin, example, number)
     return same_direction_and_length(second.direction, first.direction, (first, second), respond, example.jacobian)
 
 
-def _heads_follow(plugin: Any, example: Example, number: int, first: Answer, second: Answer) -> Margin:
+def _heads(plugin: Any, example: Example) -> Reaction:
+    """The weights of task-specific parameters in each step, as functions of the gradients; infinite where none are."""
+
+    def run(rows: Tensor) -> Iterator[Tensor]:
+        for answer in answers(plugin, example.with_(jacobian=rows)):
+            heads = answer.head_weights
+            yield rows.new_full((len(answer.tasks),), torch.inf).double() if heads is None else heads
+
+    return Reaction(run)
+
+
+def _heads_follow(respond: Callable[[Tensor], Tensor], example: Example, first: Answer, second: Answer) -> Margin:
     """Weights of task-specific parameters, which no direction shows, belong to their tasks. As exactly as the data
     determine them."""
     order = example.extra["permutation"]
@@ -80,11 +92,6 @@ def _heads_follow(plugin: Any, example: Example, number: int, first: Answer, sec
     error = float((moved - first.head_weights).abs().max())
     allowed = half_digits(first) * float(first.head_weights.abs().max()) * len(moved)
     if error > allowed:
-
-        def respond(rows: Tensor) -> Tensor:
-            found = nth(answers(plugin, example.with_(jacobian=rows)), number).head_weights
-            return first.jacobian.new_full((len(moved),), torch.inf) if found is None else found
-
         allowed += sensitivity(respond, example.jacobian)
     wrong = f"head_weights {shown(first.head_weights)} become {shown(moved)}, tasks in their first order"
     return agreement(error, allowed + VANISHED, wrong)
@@ -118,24 +125,25 @@ def plane(draw: Draw, k: int, p: int) -> dict[str, Any]:
 def parameter_rotation(plugin: Any, example: Example) -> float:
     """5 Q = [[3, 4], [-4, 3]] in a plane and 5 elsewhere (a sign change if the plane is one coordinate): both 5 J and
     5 J Q are exact integer matrices times the row scales, so the rotation itself adds no rounding."""
-    i, j = example.extra["plane"]
-    turn = 5.0 * torch.eye(example.jacobian.shape[1], dtype=example.jacobian.dtype)
+    (i, j), p = example.extra["plane"], example.jacobian.shape[1]
+    turn = 5.0 * torch.eye(p, dtype=example.jacobian.dtype)
     if i == j:
         turn[i, i] = -5.0
     else:
         turn[i, i], turn[i, j], turn[j, i], turn[j, j] = 3.0, 4.0, -4.0, 3.0
-    plain, other = example.with_(jacobian=5.0 * example.jacobian), example.with_(jacobian=example.jacobian @ turn)
-    both = zip(answers(plugin, plain), answers(plugin, other), strict=True)
+    # The rows of step n are those of the first, turned by n coordinates, and then in the new ones.
+    plain, other = (example.with_(extra={**example.extra, "turn": by.tolist()}) for by in (5.0 * torch.eye(p), turn))
+    both, react = zip(answers(plugin, plain), answers(plugin, other), strict=True), directions(plugin, plain)
     margins = (
         same_direction_and_length(
-            turned.direction.roll(-number),
-            straight.direction.double().roll(-number) @ turn.double() / 5.0,
+            turned.direction,
+            straight.direction.double() @ turn.double() / 5.0,
             (straight, turned),
-            direction_in(plugin, plain, number),
+            react.at(number),
             plain.jacobian,
         )
         for number, (straight, turned) in enumerate(both)
-    )  # the rows of step n are turned by n coordinates
+    )
     return worst(margins, of="step")
 
 
@@ -150,11 +158,12 @@ def parameter_rotation(plugin: Any, example: Example) -> float:
 def duplicate_task(plugin: Any, example: Example) -> float:
     """The last task is repeated. Along a run, if the method has a state."""
     again = [*range(example.n_tasks), example.n_tasks - 1]
-    both = zip(answers(plugin, example), answers(plugin, example, again), strict=True)
+    both, react = (
+        zip(answers(plugin, example), answers(plugin, example, again), strict=True),
+        directions(plugin, example),
+    )
     margins = (
-        same_direction_and_length(
-            twice.direction, once.direction, (once, twice), direction_in(plugin, example, number), example.jacobian
-        )
+        same_direction_and_length(twice.direction, once.direction, (once, twice), react.at(number), example.jacobian)
         for number, (once, twice) in enumerate(both)
     )
     return worst(margins, of="step")

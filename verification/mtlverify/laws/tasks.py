@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from mtlverify.answer import uses_randomness
 from mtlverify.example import Example
 from mtlverify.law import anything, given, law, worst
 from mtlverify.laws.compare import same_direction_and_length
-from mtlverify.laws.runs import answers, length, step, steps
+from mtlverify.laws.runs import Reaction, answers, length, step, steps
 from mtlverify.strategies import Draw, jacobians
 from mtlverify.strategies import pick as st
 
@@ -48,13 +47,9 @@ def absent_task(plugin: Any, example: Example) -> float:
     given(bool(present.any()), "a task is present")
     together = _with_absent(plugin, example, present)
 
-    def again(number: int, rows: Tensor) -> Tensor:
-        return list(_with_absent(plugin, example.with_(jacobian=rows), present))[number]
-
+    react = Reaction(lambda rows: _with_absent(plugin, example.with_(jacobian=rows), present))
     margins = (
-        same_direction_and_length(
-            got, expected.direction, (expected,), functools.partial(again, number), example.jacobian
-        )
+        same_direction_and_length(got, expected.direction, (expected,), react.at(number), example.jacobian)
         for number, (got, expected) in enumerate(zip(together, alone, strict=True))
     )
     return worst(margins, of="step")

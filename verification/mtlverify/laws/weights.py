@@ -62,7 +62,7 @@ def _in_cone(answer: Answer) -> float:
 
 @law(
     "simplex-weights",
-    statement="The weights are >= 0 and sum to 1.",
+    statement="The weights are >= 0 and sum to 1; all may be 0 where every loss is 0 and nothing is left to be done.",
     source="the direction is in the convex hull of the gradients",
     examples=histories,
     within=anything,
@@ -75,5 +75,7 @@ def simplex_weights(plugin: Any, example: Example) -> float:
 
 def _on_simplex(answer: Answer) -> float:
     assert answer.weights is not None
+    if answer.losses is not None and not bool(answer.losses.any()) and not bool(answer.weights.any()):
+        return Margin(1.0)
     error = tolerance.largest([float(-answer.weights.min()), abs(float(answer.weights.sum()) - 1.0), 0.0])
     return agreement(error, tolerance.half_digits(answer), f"the weights are {shown(answer.weights)}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 
 from mtlcore.registry import registry
+from mtlverify import sources
 from mtlverify.example import Example
 from mtlverify.law import Law
 from mtlverify.ledger import planar, store
@@ -46,6 +49,7 @@ class Row:
         hunted: inputs of the adversarial search besides; 0: nobody hunted.
         read_by: who has read the proof, a "person" or a "machine".
         outside_proof: there is a proof, and the counterexample does not meet its assumptions.
+        digest: of the sources of the method and of the law, as they were; see :func:`digest`.
     """
 
     kind: str
@@ -66,6 +70,7 @@ class Row:
     hunted: int = 0
     read_by: str = ""
     outside_proof: bool = False
+    digest: str = ""
 
     @property
     def strength(self) -> str:
@@ -89,22 +94,51 @@ class Row:
 
 def rows(subject: Subject, max_examples: int, seed: int, home: Path = store.HOME, hunt: float = 0.0) -> Iterator[Row]:
     """All laws of the subject's kind; its counterexample file is brought up to date."""
-    plugin = subject.make()
-    known = store.load(subject, home)
-    kept: dict[str, dict[str, Any]] = {}
+    known, kept = store.load(subject, home), {}
     for law in laws(subject.kind):
-        result = None
-        if law.id in known:
-            result = examine(plugin, law, 1, seed, explicit=[store.example_of(known[law.id])])
-            result = dataclasses.replace(result, examples=0) if result.status == "refuted" else None
-        if result is None:
-            result = examine(plugin, law, max_examples, seed, hunt=hunt)
-            if result.status == "refuted":
-                result = _readable(subject, plugin, law, result, max_examples, seed)
-        if result.status == "refuted" and result.counterexample is not None:
-            kept[law.id] = result.counterexample
-        yield _row(subject, result)
+        found = row(subject, law, max_examples, seed, known.get(law.id), hunt)
+        if found.status == "refuted" and found.counterexample is not None:
+            kept[law.id] = found.counterexample
+        yield found
     store.save(subject, kept, home)
+
+
+def row(
+    subject: Subject,
+    law: Law,
+    max_examples: int,
+    seed: int,
+    stored: dict[str, Any] | None = None,
+    hunt: float = 0.0,
+) -> Row:
+    """One law. A stored counterexample settles it, if it still is one."""
+    plugin, result = subject.make(), None
+    if stored is not None:
+        result = examine(plugin, law, 1, seed, explicit=[store.example_of(stored)])
+        result = dataclasses.replace(result, examples=0) if result.status == "refuted" else None
+    if result is None:
+        result = examine(plugin, law, max_examples, seed, hunt=hunt)
+        if result.status == "refuted":
+            result = _readable(subject, plugin, law, result, max_examples, seed)
+    return _row(subject, law, result)
+
+
+def digest(subject: Subject, law: Law) -> str:
+    """Of what a row speaks about: the sources of the method (with what they import from their own package), its
+    hyper-parameters, and the source of the law's module. What both stand on, the core and the search, is not part of
+    it: a change there is a reason to make the whole ledger anew."""
+    basis = (*_sources(subject.kind, subject.name, law.check.__module__), subject.options, law.statement)
+    return hashlib.sha256(repr(basis).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _sources(kind: str, name: str, law_module: str) -> tuple[str, str]:
+    return _method(kind, name), sources.digest(sources.source_of(law_module))
+
+
+@functools.cache
+def _method(kind: str, name: str) -> str:
+    return repr(sources.plugin(registry().load(kind, name)))
 
 
 def _readable(subject: Subject, plugin: Any, law: Law, result: Result, depth: int, seed: int) -> Result:
@@ -148,7 +182,7 @@ def with_proof(row: Row) -> Row:
     )
 
 
-def _row(subject: Subject, result: Result) -> Row:
+def _row(subject: Subject, law: Law, result: Result) -> Row:
     return with_proof(
         Row(
             kind=subject.kind,
@@ -165,5 +199,6 @@ def _row(subject: Subject, result: Result) -> Row:
             counterexample=result.counterexample,
             families=dict(result.families),
             hunted=result.hunted,
+            digest=digest(subject, law),
         )
     )

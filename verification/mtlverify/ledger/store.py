@@ -44,6 +44,16 @@ def save(subject: Subject, counterexamples: dict[str, dict[str, Any]], home: Pat
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def put(subject: Subject, law: str, counterexample: dict[str, Any] | None, home: Path = HOME) -> None:
+    """Replace or remove what is stored about one law."""
+    known = load(subject, home)
+    changed = {id: value for id, value in known.items() if id != law}
+    if counterexample is not None:
+        changed[law] = counterexample
+    if changed != known:
+        save(subject, changed, home)
+
+
 def stored_subjects(home: Path = HOME) -> list[Subject]:
     """Every method that has a file."""
     found = []
