@@ -6,7 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
+import mtlcore
 from mtlplugins.solvers import nonnegative, orthogonal
 from mtlplugins.solvers.barrier import barrier
 from mtlplugins.solvers.cagrad import cagrad
@@ -543,3 +545,27 @@ def test_the_last_look_at_weights_whose_squares_underflow():
     _, diagnostics = without_conflict(np.eye(2), np.array([0.0, 1e-200]))
     assert diagnostics["min_cosine"] == 0.0
     assert "direction" not in diagnostics
+
+
+HIDDEN = [[0.25, 1.999969482421875], [-1.0, 0.0], [-0.125, -1.0]]
+"""Strongly stationary, weights of the unit rows 2e-6 apart: the repair needs weights of 1e5, and their rounding hides
+that a task loses 1e-6 (as a cosine) of a direction that is zero in exact arithmetic."""
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("cagrad", {"c": 1.0}), ("upgrad", {}), ("dualproj", {}), ("gradops", {})]
+)
+def test_what_is_left_of_a_cancellation_is_zero_where_it_would_harm_a_task(name, options):
+    method = mtlcore.create("aggregator", name, **options)
+    assert mtlcore.aggregate(method, torch.tensor(HIDDEN, dtype=torch.float64)).norm() == 0
+    # A little farther from stationary there is a common descent direction, and the answer is one.
+    rows = torch.tensor([[0.25, 2.001], [-1.0, 0.0], [-0.125, -1.0]], dtype=torch.float64)
+    found = mtlcore.aggregate(method, rows)
+    assert found.norm() > 0
+    assert float(((rows @ found) / rows.norm(dim=1) / found.norm()).min()) >= -1e-11
+
+
+def test_a_direction_that_is_resolved_is_kept_where_the_rows_are_stationary():
+    """Two opposite gradients and a third: the third improves, and nobody loses."""
+    rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    assert mtlcore.aggregate("upgrad", rows)[1] > 0.1

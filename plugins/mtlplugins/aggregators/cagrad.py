@@ -83,7 +83,7 @@ class CAGrad(Aggregator):
         diagnostics = certificate.diagnostics()
         b = b0 + y
         if self.c >= 1.0:
-            b, checked = without_conflict(rows.matrix, b)
+            b, checked = without_conflict(rows.matrix, b, float(b0.sum()))
             diagnostics.update(checked)
         divisor = {"none": 1.0, "1+c^2": 1.0 + self.c**2, "1+c": 1.0 + self.c}[self.rescale]
         scale = outer.scale(self.outer_scale, view.n_tasks) / divisor

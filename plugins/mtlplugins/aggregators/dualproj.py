@@ -71,8 +71,9 @@ class DualProj(Aggregator):
         share = np.array(preferences_present("dualproj", self.preferences, view))
         if not len(rows.norms):
             return Aggregation(weights=_numpy.tensor(share), state=state)
-        b, certificate = project(rows.matrix, rows.norms * rows.gather(share))
-        b, checked = without_conflict(rows.matrix, b)
+        plain = rows.norms * rows.gather(share)
+        b, certificate = project(rows.matrix, plain)
+        b, checked = without_conflict(rows.matrix, b, float(plain.sum()))
         weights = rows.scatter(b / rows.norms, dead=share)
         diagnostics = {**certificate.diagnostics(), **checked}
         return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=diagnostics)

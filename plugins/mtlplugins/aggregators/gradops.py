@@ -114,7 +114,8 @@ class GradOPS(Aggregator):
             return Aggregation(weights=_numpy.tensor(np.ones(view.n_tasks)), state=state)
         basis, diagnostics = self._projected(rows, chosen)
         w = chosen * self._trade_off(rows, basis)
-        b, checked = without_conflict(rows.matrix, (w * rows.norms) @ basis)
+        plain = w * rows.norms
+        b, checked = without_conflict(rows.matrix, plain @ basis, float(plain.sum()))
         if self.rescale:
             b = b * _ratio_to_mean(rows, b)
         diagnostics |= {**checked, "task_weights": _numpy.tensor(rows.scatter(w))}

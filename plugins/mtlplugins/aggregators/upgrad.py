@@ -74,7 +74,8 @@ class UPGrad(Aggregator):
         if not len(rows.norms):
             return Aggregation(weights=_numpy.tensor(share), state=state)
         v, certificate = project_rows(rows.matrix)
-        b, checked = without_conflict(rows.matrix, (rows.norms * rows.gather(share)) @ v)
+        plain = rows.norms * rows.gather(share)
+        b, checked = without_conflict(rows.matrix, plain @ v, float(plain.sum()))
         weights = rows.scatter(b / rows.norms, dead=share)
         diagnostics = {**certificate.diagnostics(), **checked}
         return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=diagnostics)

@@ -21,6 +21,8 @@ class Layerwise(Wrapper):
     (:func:`mtlplugins.layers.sizes_of` makes them of a module). GradVac's groups and grouped aggregation in other
     libraries are this.
 
+    One group is the method itself, and keeps all that it promises but its one backward pass.
+
     Proved: a group's direction that conflicts with no task's part of the gradient adds up to one that conflicts with no
     task: no conflict is kept. So is what is linear in the rows, or depends on symmetry alone. Dropped: the cone (each
     group has weights of its own), invariance under a rotation that mixes groups, stationarity. Heads get the factors
@@ -49,6 +51,13 @@ class Layerwise(Wrapper):
 
     sizes: tuple[float, ...] | None = vector(None, low=1.0)
 
+    @property
+    def claims(self) -> frozenset[str]:  # type: ignore[override]
+        """Everything that the method promises of gradients, if there is one group; else what groups keep."""
+        if self.sizes is None:
+            return (self.wrapped.claims - {"one-backward-pass"}) | self.adds
+        return super().claims
+
     def init(self, n_tasks: int) -> State:
         """No state."""
         if self.wrapped.init(n_tasks) or self.wrapped.batches > 1:
@@ -61,7 +70,12 @@ class Layerwise(Wrapper):
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """A direction (P,)."""
         rows, parts, answers = view.jacobian, [], []
-        for columns in self._groups(rows.shape[1]):
+        groups = self._groups(rows.shape[1])
+        if len(groups) == 1:
+            answer, _ = self.asked(changed(view, jacobian=rows), {})
+            notes = {**answer.diagnostics, "groups": 1}
+            return dataclasses.replace(answer, state=state, diagnostics=notes, head_weights=self.heads(answer))
+        for columns in groups:
             block = rows[:, columns].contiguous()
             answer, _ = self.asked(changed(view, jacobian=block), {})
             direction = answer.direction
