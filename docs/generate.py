@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ os.environ["MTLCORE_PLUGINS"] = "off"  # the pages describe this distribution, w
 
 import typer
 from method_facts import FACTS
+from typer.testing import CliRunner
 
 import mtlcore
 from mtlcore import cli
@@ -330,13 +330,12 @@ def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
 def command_line() -> str:
     """The help of every command."""
     out = ["# Command line\n", "`mtl ...` is the same as `python -m mtlcore ...`.\n"]
-    env = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    runner = CliRunner(env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
     for command in commands(typer.main.get_command(cli.app)):
-        done = subprocess.run(
-            [sys.executable, "-m", "mtlcore", *command, "--help"], capture_output=True, text=True, env=env, check=True
-        )
-        text = "\n".join(line.rstrip() for line in done.stdout.replace("__main__.py", "mtl").splitlines()).strip()
-        text = text.replace("python -m mtlcore", "mtl")
+        shown = runner.invoke(cli.app, [*command, "--help"], prog_name="mtl", catch_exceptions=False)
+        if shown.exit_code != 0:
+            raise RuntimeError(f"mtl {' '.join(command)} --help ended with code {shown.exit_code}: {shown.output}")
+        text = "\n".join(line.rstrip() for line in shown.output.splitlines()).strip()
         out += [f"## {' '.join(['mtl', *command])}\n", f"```text\n{text}\n```\n"]
     return "\n".join(out)
 

@@ -1,4 +1,8 @@
-"""The command line as its users meet it: in a process of its own."""
+"""The command line as its users meet it: in a process of its own.
+
+`support.command` starts it: a fork of a process that has torch already. A test about the start of a process uses a
+fresh interpreter.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from support import third_party
+from support import command, third_party
 
 CACHE = tempfile.TemporaryDirectory()
 """What `mtl verify` stores here is not the user's business."""
@@ -23,14 +27,7 @@ def mtl(*arguments: str, site: Path | None = None, cwd: Path | None = None, **en
     environment = {**clean, "MTLCORE_CACHE": CACHE.name, **env}
     if site is not None:
         environment["PYTHONPATH"] = str(site)
-    return subprocess.run(
-        [sys.executable, "-m", "mtlcore", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=cwd,
-        check=False,
-    )
+    return command.mtl(*arguments, env=environment, cwd=cwd)
 
 
 def rows(*arguments: str, site: Path | None = None, **env: str) -> list[dict]:
@@ -96,10 +93,10 @@ def test_unknown_command_and_version():
 
 
 @pytest.mark.parametrize(
-    "command", ["", "list", "verify", "bench", "bench list", "bench run", "bench report", "new-plugin"]
+    "line", ["", "list", "verify", "bench", "bench list", "bench run", "bench report", "new-plugin"]
 )
-def test_help_fits_into_eighty_columns(command):
-    done = mtl(*command.split(), "--help", COLUMNS="80")
+def test_help_fits_into_eighty_columns(line):
+    done = mtl(*line.split(), "--help", COLUMNS="80")
     assert done.returncode == 0, done.stderr
     assert "Usage:" in done.stdout
     assert "…" not in done.stdout  # what is cut off cannot be read
@@ -110,9 +107,8 @@ def test_list_shows_what_verify_found(site, tmp_path):
     place = tmp_path / "site"
     third_party.install(place, "claims-mtl", "claims = claims_mtl", third_party.CLAIMS_TOO_MUCH)
     env = {"MTLCORE_CACHE": str(tmp_path)}
-    assert mtl("verify", "third-party-boast", site=place, **env).returncode == 1
-    assert mtl("verify", "cosine", "imbalance", "--max-examples", "5", site=place, **env).returncode == 0
-    assert mtl("verify", "cosine", site=place, **env).returncode == 0
+    assert mtl("verify", "imbalance", "--max-examples", "5", "--jobs", "1", site=place, **env).returncode == 0
+    assert mtl("verify", "third-party-boast", "cosine", "--jobs", "1", site=place, **env).returncode == 1
     found = {r["name"]: r["certificate"] for r in rows(site=place, **env)}
     assert found["cosine"]["passed"] is True
     assert "symmetric" in found["cosine"]["kept"]
@@ -172,13 +168,10 @@ def test_new_plugin_registers_and_passes_its_tests(tmp_path, kind):
     text = (package / "pyproject.toml").read_text()
     point = text.split("[project.entry-points.mtlcore]\n")[1].split("\n")[0].replace('"', "")
     (info / "entry_points.txt").write_text(f"[mtlcore]\n{point}\n")
-    found = [r for r in rows("--load", site=package) if r["name"] == "my-method"]
+    found = [r for r in rows("--load", "--kind", kind, site=package) if r["name"] == "my-method"]
     assert [(r["kind"], r["status"]) for r in found] == [(kind, "ok")]
     env = {**os.environ, "PYTHONPATH": str(package)}
-    tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(package / "tests")],
-        env=env, capture_output=True, text=True, check=False, cwd=package,
-    )  # fmt: skip
+    tests = command.python("-m", "pytest", "-q", "-p", "no:cacheprovider", package / "tests", env=env, cwd=package)
     assert tests.returncode == 0, tests.stdout + tests.stderr
     again = mtl("new-plugin", "my-method", "--kind", kind, cwd=tmp_path)
     assert again.returncode == 2
@@ -233,18 +226,16 @@ def test_the_tests_of_a_new_plugin_fail_where_another_one_of_that_name_answers(t
     package = tmp_path / "mtlcore-my-method"
     other = {"other_mtl.py": third_party.GOOD["good_mtl/__init__.py"].replace("third-party-mean", "my-method")}
     third_party.install(tmp_path / "site", "other-mtl", "other = other_mtl", {**third_party.GOOD, **other})
-    tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "package", str(package / "tests")],
-        env={**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{tmp_path / 'site'}"},
-        capture_output=True, text=True, check=False, cwd=package,
-    )  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{tmp_path / 'site'}"}
+    ours = ("-k", "package", package / "tests")
+    tests = command.python("-m", "pytest", "-q", "-p", "no:cacheprovider", *ours, env=env, cwd=package)
     assert tests.returncode == 1, tests.stdout + tests.stderr
     assert "good_mtl.method" in tests.stdout
 
 
 def test_third_party_method_verifies_and_trains_beside_a_broken_one(site, tmp_path):
     report = tmp_path / "verdict.json"
-    done = mtl("verify", "third-party-mean", "--max-examples", "10", "--json", str(report), site=site)
+    done = mtl("verify", "third-party-mean", "--max-examples", "10", "--jobs", "1", "--json", str(report), site=site)
     assert done.returncode == 0, done.stdout + done.stderr
     verdicts = {r["law"]: r["status"] for r in json.loads(report.read_text())}
     assert verdicts["permutation-equivariant"] == "verified"
@@ -263,7 +254,7 @@ def test_third_party_method_verifies_and_trains_beside_a_broken_one(site, tmp_pa
         "assert last < first\n"
     )
     env = {**os.environ, "PYTHONPATH": str(site)}
-    trained = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    trained = command.python("-c", program, env=env)
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr.count("broken-mtl") == 1
 
@@ -271,7 +262,9 @@ def test_third_party_method_verifies_and_trains_beside_a_broken_one(site, tmp_pa
 def test_a_plugin_that_breaks_on_first_use_is_an_error_row_and_the_others_are_checked(tmp_path):
     third_party.install(tmp_path, "lazily-broken-mtl", "lazily = lazily_broken_mtl", third_party.LAZILY_BROKEN)
     report = tmp_path / "verdict.json"
-    done = mtl("verify", "lazily-broken", "cosine", "--max-examples", "2", "--json", str(report), site=tmp_path)
+    done = mtl(
+        "verify", "lazily-broken", "cosine", "--max-examples", "2", "--jobs", "1", "--json", str(report), site=tmp_path
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     found = json.loads(report.read_text())
     broken = [r for r in found if r["name"] == "lazily-broken"]

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 import mtlcore
+from support import command
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("mtlcore", "mtlplugins", "mtlverify", "mtlbench")
 
 
-def run(*command: object, cwd: Path) -> str:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=cwd, check=False)
+def run(*words: object, cwd: Path) -> str:
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=cwd, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -105,11 +106,17 @@ def test_readme_runs_in_the_clean_install(place, tmp_path):
     readme = (ROOT / "README.md").read_text()
     program = tmp_path / "readme.py"
     program.write_text("\n\n".join(re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)))
-    assert "tensor(" in run(place / "bin" / "python", program, cwd=tmp_path)
+    python = place / "bin" / "python"
+    done = command.python(program, cwd=tmp_path, interpreter=python)
+    assert done.returncode == 0, done.stderr
+    assert "tensor(" in done.stdout
+    where = command.python("-c", "import mtlcore; print(mtlcore.__file__)", cwd=tmp_path, interpreter=python)
+    assert str(place) in where.stdout
     commands = re.findall(r"^\$ mtl (.*)$", readme, re.MULTILINE)
     assert len(commands) > 3
-    for command in commands:
-        run(place / "bin" / "mtl", *shlex.split(command), cwd=tmp_path)
+    for line in commands:
+        done = command.mtl(*shlex.split(line), cwd=tmp_path, interpreter=python)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
 def test_the_version_stands_in_one_place():

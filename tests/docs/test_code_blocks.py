@@ -7,12 +7,12 @@ import os
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 import traceback
 from pathlib import Path
 
 import pytest
+
+from support import command
 
 ROOT = Path(__file__).parents[2]
 # README runs in a clean environment: tests/core/test_packaging.py.
@@ -68,9 +68,8 @@ def test_mtl_commands_run(page, tmp_path):
     for block in blocks(page, "console"):
         for line in block.splitlines():
             if line.startswith("$ mtl "):
-                command = [sys.executable, "-m", "mtlcore", *shlex.split(line.removeprefix("$ mtl "), comments=True)]
-                env = {**os.environ, "COLUMNS": "120"}
-                done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+                words = shlex.split(line.removeprefix("$ mtl "), comments=True)
+                done = command.mtl(*words, cwd=tmp_path, env={**os.environ, "COLUMNS": "120"})
                 assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import mtlcore
 from mtlverify import ghostwriter
+from support import command
 
 
 def test_one_test_per_promise_and_a_reason_for_every_silence():
@@ -35,9 +36,9 @@ def test_the_file_is_formatted(name, kind, tmp_path):
         pytest.skip("ruff is not installed")
     file = tmp_path / "test_it.py"
     file.write_text(ghostwriter.write_tests(name, kind))
-    for command in (["format", "--check", "--diff"], ["check", "--select", "E,F,I"]):
+    for wanted in (["format", "--check", "--diff"], ["check", "--select", "E,F,I"]):
         done = subprocess.run(
-            [ruff, *command, "--isolated", str(file)], capture_output=True, text=True, check=False, cwd=tmp_path
+            [ruff, *wanted, "--isolated", str(file)], capture_output=True, text=True, check=False, cwd=tmp_path
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -46,10 +47,7 @@ def test_the_file_passes_for_a_built_in_and_fails_when_a_claim_has_no_test(tmp_p
     text = ghostwriter.write_tests("ls").replace("EXAMPLES = 100", "EXAMPLES = 3")
     (tmp_path / "test_kept.py").write_text(text)
     (tmp_path / "test_forgotten.py").write_text(text.replace("def test_law_conic_combination", "def check_nothing"))
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
+    done = command.python("-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path, cwd=tmp_path)
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert len(failed) == 1, done.stdout
     assert "test_forgotten.py::test_every_claim_has_a_test" in failed[0]
