@@ -83,7 +83,12 @@ TITLES = {
     "aggregator": "Aggregators",
     "detector": "Conflict detectors",
     "teleport": "Teleports",
+    "explorer": "Explorers",
     "merger": "Mergers",
+}
+CALLS = {
+    "explorer": 'explore(model, losses, batches, method="{name}", ...)',
+    "merger": 'merge(base, experts, method="{name}")',
 }
 MARKS = {"proved": "● proved", "verified": "✓ verified", "refuted": "✗ refuted", "not-applicable": "– not applicable"}
 COSTS = {
@@ -206,8 +211,9 @@ def method(kind: str, name: str, ledger: list[dict[str, Any]]) -> str:
     out = [f"# {name}\n", summary(cls) + "\n"]
     if facts:
         out.append(f"$$\n{facts.equation}\n$$\n")
-    call = f'MultiTask(trunk, {kind}="{name}", ...)' if kind != "merger" else f'merge(base, experts, method="{name}")'
-    out.append(f"```text\nmtlcore.{call}\nmtl verify {name}\n```\n")
+    call = CALLS.get(kind, 'MultiTask(trunk, {kind}="{name}", ...)').format(kind=kind, name=name)
+    which = f" --kind {kind}" if slug(kind, name) != name else ""
+    out.append(f"```text\nmtlcore.{call}\nmtl verify {name}{which}\n```\n")
     text = sections(cls.__doc__)
     out += [
         "## What it does\n",

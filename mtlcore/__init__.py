@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from mtlcore.contracts import Conflict as Conflict
     from mtlcore.contracts import ConflictDetector as ConflictDetector
     from mtlcore.contracts import Displacement as Displacement
+    from mtlcore.contracts import Explorer as Explorer
     from mtlcore.contracts import MatrixMap as MatrixMap
     from mtlcore.contracts import Merger as Merger
     from mtlcore.contracts import Needs as Needs
     from mtlcore.contracts import StepView as StepView
     from mtlcore.contracts import TeleportProblem as TeleportProblem
     from mtlcore.contracts import TeleportStrategy as TeleportStrategy
+    from mtlcore.exploring import Front as Front
+    from mtlcore.exploring import explore as explore
     from mtlcore.gradients.refresh import Refresh as Refresh
     from mtlcore.hookspecs import hookimpl as hookimpl
     from mtlcore.hyperparameters import choice as choice
@@ -49,12 +52,15 @@ _HOME = {
     "Conflict": "contracts",
     "ConflictDetector": "contracts",
     "Displacement": "contracts",
+    "Explorer": "contracts",
     "MatrixMap": "contracts",
     "Merger": "contracts",
     "Needs": "contracts",
     "StepView": "contracts",
     "TeleportProblem": "contracts",
     "TeleportStrategy": "contracts",
+    "Front": "exploring",
+    "explore": "exploring",
     "Refresh": "gradients.refresh",
     "hookimpl": "hookspecs",
     "choice": "hyperparameters",

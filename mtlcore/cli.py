@@ -233,7 +233,8 @@ def new_plugin(
     kind: Annotated[
         str,
         typer.Option(
-            help="aggregator, detector, teleport, merger, law, problem, task or command.", autocompletion=complete_kinds
+            help="aggregator, detector, teleport, explorer, merger, law, problem, task or command.",
+            autocompletion=complete_kinds,
         ),
     ] = "aggregator",
     directory: Annotated[Path, typer.Option("--in", help="Where to create the package's folder.")] = Path(),

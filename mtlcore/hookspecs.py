@@ -88,8 +88,7 @@ def mtlcore_register_teleports(register: Register) -> None:
 
 @_registers("explorer", base="Explorer")
 def mtlcore_register_explorers(register: Register) -> None:
-    """Add explorers, which find a model for a preference between the tasks. Their base class is not there yet: until it
-    is, whatever is registered here counts as broken."""
+    """Add explorers, which find a model for a preference between the tasks: subclasses of :class:`mtlcore.Explorer`."""
 
 
 @_registers("merger", base="Merger")

@@ -48,6 +48,7 @@ RECIPES = {
     "aggregator": Recipe("method", "method", "method_test", "mtl verify {name}"),
     "detector": Recipe("method", "method", "method_test", "mtl verify {name}"),
     "teleport": Recipe("method", "method", "method_test", "mtl verify {name}"),
+    "explorer": Recipe("method", "method", "explorer_test", "mtl verify {name}"),
     "merger": Recipe("method", "method", "method_test", "mtl verify {name}"),
     "law": Recipe("law", "", "law_test", "mtl show --law {name}", "[verify]"),
     "problem": Recipe("problem", "problem", "problem_test", "mtl verify {name} --kind problem", "[verify]"),

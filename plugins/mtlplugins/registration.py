@@ -67,6 +67,16 @@ DETECTORS: dict[str, str] = {
     "imbalance": "mtlplugins.detectors.imbalance:Imbalance",
     "layer-conflict": "mtlplugins.detectors.layer_conflict:LayerConflict",
 }
+EXPLORERS: dict[str, str] = {
+    "cosmos": "mtlplugins.explorers.cosmos:COSMOS",
+    "epo": "mtlplugins.explorers.epo:EPO",
+    "gradops-sweep": "mtlplugins.explorers.gradops_sweep:GradOPSSweep",
+    "ls-sweep": "mtlplugins.explorers.ls_sweep:LSSweep",
+    "pamal": "mtlplugins.explorers.pamal:PaMaL",
+    "pareto-mtl": "mtlplugins.explorers.pareto_mtl:ParetoMTL",
+    "phn": "mtlplugins.explorers.phn:PHN",
+    "stch-sweep": "mtlplugins.explorers.stch_sweep:STCHSweep",
+}
 MERGERS: dict[str, str] = {
     "doge": "mtlplugins.mergers.doge:DOGE",
     "task-arithmetic": "mtlplugins.mergers.task_arithmetic:TaskArithmetic",
@@ -100,6 +110,13 @@ def mtlcore_register_detectors(register: Register) -> None:
 def mtlcore_register_teleports(register: Register) -> None:
     """Teleport strategies."""
     for name, target in TELEPORTS.items():
+        register(name, target)
+
+
+@hookimpl
+def mtlcore_register_explorers(register: Register) -> None:
+    """Explorers of trade-offs."""
+    for name, target in EXPLORERS.items():
         register(name, target)
 
 

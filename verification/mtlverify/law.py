@@ -38,6 +38,7 @@ BASES = {
     "aggregator": "Aggregator",
     "detector": "ConflictDetector",
     "teleport": "TeleportStrategy",
+    "explorer": "Explorer",
     "merger": "Merger",
 }
 """Kinds of plugins that laws speak about, and the class in mtlcore that all plugins of the kind derive from. A further

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from mtlcore.registry import registry
-from mtlverify.mutants import aggregators, detectors, mergers, subtle, teleports
+from mtlverify.mutants import aggregators, detectors, explorers, mergers, subtle, teleports
 from mtlverify.mutants.twins import instances
 from mtlverify.processes import workers
 from mtlverify.runner import Result, check, chosen, examine, kind_of
@@ -17,6 +17,7 @@ CATALOGUE: dict[type, tuple[str, ...]] = {
     **detectors.KILLED_BY,
     **teleports.KILLED_BY,
     **mergers.KILLED_BY,
+    **explorers.KILLED_BY,
 }
 """Every mutant, with the ids of the laws that must refute it."""
 

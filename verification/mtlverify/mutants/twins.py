@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mtlcore import Aggregation, Aggregator, Conflict, ConflictDetector, Needs, StepView
 from mtlcore.errors import LossError
+from mtlverify.mutants.explorers import LAWS as EXPLORER_LAWS
+from mtlverify.mutants.explorers import Chain
 from mtlverify.mutants.mergers import LAWS as MERGER_LAWS
 from mtlverify.mutants.mergers import Average
 from mtlverify.mutants.teleports import LAWS as RESCALING_LAWS
@@ -304,4 +306,5 @@ TWINS: dict[type, tuple[str, ...]] = {
 def instances() -> list[tuple[Any, tuple[str, ...]]]:
     """One of each, with its laws."""
     own = [(cls(), laws) for cls, laws in TWINS.items()]
-    return [*own, (Average(), MERGER_LAWS), (Rescaling(), RESCALING_LAWS), (Chosen(), ("lowers-conflict",))]
+    others = [(Average(), MERGER_LAWS), (Chain(), EXPLORER_LAWS), (Rescaling(), RESCALING_LAWS)]
+    return [*own, *others, (Chosen(), ("lowers-conflict",))]

@@ -1,0 +1,1 @@
+"""Explorers: models for preferences between the tasks."""

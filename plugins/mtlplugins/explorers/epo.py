@@ -1,0 +1,112 @@
+"""``epo``: exact Pareto-optimal search along the ray of a preference (Mahapatra and Rajan 2020)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from torch import Tensor
+
+from mtlcore import Aggregation, Aggregator, Needs, StepView, number
+from mtlcore.contracts import State
+from mtlcore.errors import LossError
+from mtlplugins.explorers.sweep import Sweep
+from mtlplugins.solvers.cosines import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactRay(Aggregator):
+    """Weights that bring the losses to r_1 L_1 = ... = r_K L_K, then down along that ray.
+
+    With l^ = r L / sum(r L), mu = sum l^ log(K l^) (how far from uniform) and a_i = r_i (log(K l^_i) - mu), C = J J':
+
+    - balance, where mu > eps: max over the simplex of b'C a, such that the largest r_i L_i does not rise, and a task
+      that rises along the anchor a rises no faster than along it;
+    - descend, where mu <= eps: max of sum C b with C b >= 0.
+
+    Seen here: for a preference near a corner the anchor is short, so a task that has to rise may hardly rise, and the
+    search is slow.
+
+    Both are linear programs in K unknowns. [memory of the official code; the paper's body was not read again]
+
+    Args:
+        preferences: r, positive.
+        eps: when the ray counts as reached; 1e-4 [memory].
+
+    Raises:
+        LossError: a negative loss: the ray is about positive ones.
+    """
+
+    needs = Needs.GRAMIAN
+
+    preferences: tuple[float, ...] = ()
+    eps: float = 1e-4
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """Weights (K,) on the simplex, times K; the heads get them too [memory]."""
+        losses, r = np.array(view.loss_values), np.array(self.preferences)
+        for name, value in zip(view.task_names, losses.tolist(), strict=True):
+            if value < 0.0:
+                raise LossError(f"epo follows a ray of positive losses, but the loss of task {name!r} is {value:g}.")
+        gramian = view.gramian.double().numpy()
+        size = float(np.trace(gramian))
+        weights, phase = np.full(len(r), 1.0 / len(r)), "stationary"
+        if size > 0.0 and float(losses.sum()) > 0.0:
+            weights, phase = self._solve(gramian / size, r * losses, r)
+        found = torch.from_numpy(weights * len(r))
+        return Aggregation(found, None, state, {"phase": phase}, found)
+
+    def _solve(self, c: Array, scaled: Array, r: Array) -> tuple[Array, str]:
+        k = len(r)
+        share = scaled / scaled.sum()
+        logs = np.log(np.maximum(share * k, 1e-300))
+        mu = float((share * logs).sum())
+        if mu <= self.eps:
+            return _program(-c.sum(0), c, np.zeros(k)), "descend"
+        anchor = r * (logs - mu)
+        pull = c @ anchor
+        least = np.zeros(k)
+        if (pull > 0.0).any():
+            least = np.where(pull > 0.0, -np.inf, pull)
+            least[scaled == scaled.max()] = 0.0
+        return _program(-pull, c, least), "balance"
+
+
+def _program(cost: Array, c: Array, least: Array) -> Array:
+    """min cost'b over the simplex with C b >= least. Where rounding leaves no such b: equal weights."""
+    held = np.isfinite(least)
+    found = linprog(
+        cost, A_ub=-c[held] if held.any() else None, b_ub=-least[held] if held.any() else None,
+        A_eq=np.ones((1, len(c))), b_eq=np.ones(1), bounds=(0.0, 1.0), method="highs",
+    )  # fmt: skip
+    out: Array = np.full(len(c), 1.0 / len(c)) if not found.success else np.maximum(found.x, 0.0)
+    out /= out.sum()
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class EPO(Sweep):
+    """One model per preference, each on the ray r_1 L_1 = ... = r_K L_K: who matters twice as much gets half the loss.
+
+    Known: it finds the Pareto-optimal point where the ray meets the front, also of one that is not convex; where the
+    ray misses the front, some point near its end [paper*]. A preference of zero has no ray: it is raised to ``floor``.
+    [choice]
+
+    Args:
+        points: how many models; at least one per task.
+        floor: the least preference of a task.
+        eps: when the ray counts as reached.
+    """
+
+    claims: ClassVar[frozenset[str]] = frozenset()
+
+    floor: float = number(1e-3, low=0.0, high=0.5, open_low=True)
+    eps: float = number(1e-4, low=0.0, open_low=True, log=True)
+
+    def method(self, preferences: Tensor, index: int, steps: int) -> Aggregator:
+        """The aggregator of one ray."""
+        row = preferences[index].clamp_min(self.floor)
+        return ExactRay(tuple((row / row.sum()).tolist()), self.eps)

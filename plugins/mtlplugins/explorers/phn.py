@@ -1,0 +1,97 @@
+"""``phn``: a Pareto hypernetwork, which makes the weights from the preference (Navon et al. 2021)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtlcore import Explorer, integer, number
+from mtlcore.contracts import Learnt
+from mtlcore.exploring import Exploration
+from mtlplugins.explorers.draws import dirichlet
+
+INNER = "inner."
+SPREAD = "spread."
+CENTRE = "centre."
+BUFFER = "buffer."
+
+
+@dataclasses.dataclass(frozen=True)
+class PHN(Explorer):
+    """theta(a) = theta_0 + W h(a), h a network of two hidden layers; min sum_i a_i L_i(theta(a)), a drawn from
+    Dirichlet(p, ..., p) in every step: the variant PHN-LS. [paper*]
+
+    One linear map per parameter makes its entries from h(a) [paper*]. Its bias starts at the user's model, and its
+    weights small: entries of W are normal with a tenth of the parameter's standard deviation over sqrt(width), so that
+    training starts at a sound network [choice]. It has about ``width`` times as many parameters as the model. The
+    variant PHN-EPO is not here.
+
+    Args:
+        concentration: p; 0.2 [paper*]: mostly near the corners.
+        width: of h; 100 in the paper [paper*], less here, because the memory is width times the model [choice].
+        aggregator: of the weighted losses, by name.
+    """
+
+    claims: ClassVar[frozenset[str]] = frozenset()
+
+    concentration: float = number(0.2, low=0.0, open_low=True)
+    width: int = integer(16, low=1)
+    aggregator: str = "sum"
+
+    def search(self, work: Exploration) -> dict[str, Tensor]:
+        """The hypernetwork. What makes the weights of a head belongs to that task."""
+        model = work.fresh()
+        learnt = self._start(model, work)
+
+        def closure(step: int) -> dict[str, Tensor]:
+            a = dirichlet(self.concentration, len(work.tasks), work.generator)
+            found = work.losses(model, step, weights(learnt, a))
+            return {name: share * loss for share, (name, loss) in zip(a.tolist(), found.items(), strict=True)}
+
+        apart = {prefix + n for prefix in (SPREAD, CENTRE) for n in dict(model.named_parameters()).keys() - work.shared}
+        shared, own = ([v for n, v in learnt.items() if (n in apart) == other] for other in (False, True))
+        work.train(closure, shared, own, self.aggregator, steps=work.steps(work.price(self.aggregator)))
+        buffers = {BUFFER + n: v for n, v in model.named_buffers() if n in model.state_dict()}
+        return {n: v.detach() for n, v in learnt.items()} | buffers
+
+    def _start(self, model: nn.Module, work: Exploration) -> dict[str, nn.Parameter]:
+        named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        like = next(iter(named.values()))
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=work.generator, dtype=torch.float64).to(like)
+
+        out, before = {}, len(work.tasks)
+        for layer in ("0", "1"):
+            out[f"{INNER}{layer}.weight"] = drawn(self.width, before) * (2.0 / before) ** 0.5
+            out[f"{INNER}{layer}.bias"] = drawn(self.width) * 0.0
+            before = self.width
+        for name, value in named.items():
+            deviation = float(value.double().std()) if value.numel() > 1 else 0.0
+            spread = 0.1 * (deviation or float(value.abs().max()) or 0.1) / self.width**0.5
+            out[SPREAD + name] = drawn(*value.shape, self.width).to(value) * spread
+            out[CENTRE + name] = value.clone()
+        return {n: nn.Parameter(v) for n, v in out.items()}
+
+    def read(self, learnt: Learnt, preference: Tensor) -> dict[str, Tensor]:
+        """What the hypernetwork makes."""
+        return weights(learnt, preference) | {
+            n.removeprefix(BUFFER): v for n, v in learnt.items() if n.startswith(BUFFER)
+        }
+
+
+def weights(learnt: Learnt, preference: Tensor) -> dict[str, Tensor]:
+    """theta(a)."""
+    hidden = preference.to(learnt[f"{INNER}0.weight"])
+    for layer in ("0", "1"):
+        hidden = F.relu(F.linear(hidden, learnt[f"{INNER}{layer}.weight"], learnt[f"{INNER}{layer}.bias"]))
+    out = {}
+    for name, spread in learnt.items():
+        if name.startswith(SPREAD):
+            plain = name.removeprefix(SPREAD)
+            out[plain] = learnt[CENTRE + plain] + spread @ hidden.to(spread)
+    return out
