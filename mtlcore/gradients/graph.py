@@ -210,10 +210,9 @@ def uses(roots: Iterable[Tensor]) -> dict[int, list[Use] | None]:
             known.append(use)
 
     for node in stack:
-        if type(node).__name__ == "TBackward0":  # a transposed weight that is handed over itself
-            child = node.next_functions[0][0]
-            if type(child) is _LEAF:
-                add(child.variable, None)
+        variable, _ = _transposed(node)
+        if variable is not None:  # a transposed weight that is handed over itself
+            add(variable, None)
     while stack:
         node = stack.pop()
         if node in seen:
@@ -228,12 +227,22 @@ def uses(roots: Iterable[Tensor]) -> dict[int, list[Use] | None]:
                     kind = _DIRECT.get((name, slot))
                     add(child.variable, None if kind is None else Use(node, kind))
                 continue
-            if type(child).__name__ == "TBackward0":
-                origin = child.next_functions[0][0]
-                if type(origin) is _LEAF:
-                    add(origin.variable, Use(node, "linear") if (name, slot) in _TRANSPOSED else None)
+            variable, twice = _transposed(child)
+            if variable is not None and name != "TBackward0":
+                kind = "matmul" if twice else "linear"
+                add(variable, Use(node, kind) if (name, slot) in _TRANSPOSED else None)
             stack.append(child)
     return found
+
+
+def _transposed(node: Any) -> tuple[Tensor | None, bool]:
+    """The leaf of which this is a transpose, and whether it is transposed back, as in the derivative of a layer that is
+    differentiated once more; None for anything else."""
+    twice = True
+    while type(node).__name__ == "TBackward0":
+        node, twice = node.next_functions[0][0], not twice
+    # An even number of transposes is at least two here: nobody asks about the leaf itself.
+    return (node.variable, twice) if type(node) is _LEAF else (None, False)
 
 
 def opaque(roots: Iterable[Tensor]) -> bool:

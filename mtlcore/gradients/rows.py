@@ -307,28 +307,36 @@ def _is_added(bias: Tensor, weight: Tensor, kind: str, uses: Sequence[Use]) -> b
 
 def _convolution(parameter: Tensor, uses: Sequence[Use], factors: bool, bias: Tensor | None) -> Part:
     fan_in = parameter[0].numel()
-    patches = []
+    found = []
     for use in uses if factors else ():
         node = use.node
-        image = saved(node, "input").detach()
-        if (
-            parameter.ndim != 4
-            or image.ndim != 4
-            or saved(node, "groups") != 1
-            or saved(node, "transposed")
-            or image.dtype != parameter.dtype
-        ):
+        if not unfolds(node, parameter):
             return Whole(parameter)
         kernel, stride = parameter.shape[2:], _signed(saved(node, "stride"))
         padding, dilation = _signed(saved(node, "padding")), _signed(saved(node, "dilation"))
+        image = saved(node, "input")
         sites = image.shape[0]
         for size, k, s, p, d in zip(image.shape[2:], kernel, stride, padding, dilation):
             sites *= (size + 2 * p - d * (k - 1) - 1) // s + 1
         if 2 * sites * len(uses) > fan_in:
             return Whole(parameter)
-        columns = torch.nn.functional.unfold(image, tuple(kernel), dilation, padding, stride)
-        patches.append(columns.transpose(1, 2).flatten(0, 1))
-    return Factors(parameter, uses, patches, bias) if patches else Whole(parameter)
+        found.append(patches(node, parameter).flatten(0, 1))
+    return Factors(parameter, uses, found, bias) if found else Whole(parameter)
+
+
+def unfolds(node: Any, parameter: Tensor) -> bool:
+    """Whether this convolution of images is a matrix product of :func:`patches`."""
+    image = saved(node, "input")
+    plain = saved(node, "groups") == 1 and not saved(node, "transposed")
+    return plain and parameter.ndim == image.ndim == 4 and bool(image.dtype == parameter.dtype)
+
+
+def patches(node: Any, parameter: Tensor, part: slice = slice(None)) -> Tensor:
+    """What the kernel meets at every site of the images of this convolution: (images, sites, fan-in)."""
+    stride, padding = _signed(saved(node, "stride")), _signed(saved(node, "padding"))
+    image, kernel = saved(node, "input").detach()[part], tuple(parameter.shape[2:])
+    columns = torch.nn.functional.unfold(image, kernel, _signed(saved(node, "dilation")), padding, stride)
+    return columns.transpose(1, 2)
 
 
 def _signed(values: Sequence[int]) -> tuple[int, ...]:

@@ -3,7 +3,9 @@
 Let y = A W^T be a layer with R rows per sample, D the cotangent of y for the sum of all losses. If no loss depends on
 another's sample, the cotangent for loss i alone is D in the rows of sample i and zero elsewhere, and its gradient
 is D_i^T A_i. So one pass gives all task gradients, and for R = 1 <g_i, g_j> = <D_i, D_j> <A_i, A_j> (the products are
-taken in float64).
+taken in float64). A convolution is such a layer, with the patches of its images as A and a row for every site. A loss
+that is made of derivatives of the network (the residual of a differential equation) reads W in y = A W, too, with the
+gradient A_i^T D_i. The gradients of several uses add up.
 
 Whether the losses are independent cannot be read off the graph (a batch norm mixes samples), so it is tested in every
 step: with cotangents u_i of the losses, all different, D must become u_i D in the rows of sample i. If D had a part of
@@ -13,7 +15,7 @@ loss j in a row of sample i, it would get u_j times that part. Where the test fa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from torch.autograd.graph import GradientEdge
 
 from mtlcore import linalg
 from mtlcore.errors import NonFiniteError, PluginError
-from mtlcore.gradients import check, graph, torch_internals
+from mtlcore.gradients import check, graph, rows, torch_internals
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.taps import Taps
 from mtlcore.gradients.task_gradients import Answer, TaskGradients, accumulate, all_or_nothing
@@ -39,7 +41,7 @@ def collect(batch: Batch) -> TaskGradients | None:
     layers = _layers(batch, vector)
     if not layers:
         return None
-    nodes = list(dict.fromkeys(node for uses in layers for node, _ in uses))
+    nodes = list(dict.fromkeys(use.node for uses in layers for use in uses))
     taps = Taps(nodes)
     try:
         if taps.hooked:
@@ -53,66 +55,114 @@ def collect(batch: Batch) -> TaskGradients | None:
         taps.remove()
     if not all(_independent(a, b, spread, check.tolerance(batch)) for a, b in zip(found, again)):
         return None
-    cotangents = dict(zip(nodes, found))
+    cotangents = dict(zip(nodes, map(_flat, found)))
     total = torch.zeros(len(vector), len(vector), dtype=torch.float64, device=vector.device)
     with torch.no_grad():
         for uses in layers:
-            total += _gramian([(cotangents[n], a) for n, a in uses if cotangents[n] is not None], len(vector), total)
+            reached = [(use, d) for use in uses if (d := cotangents[use.node]) is not None]
+            if reached:
+                total += _gramian(reached, len(vector))
     return _Samples(batch, vector, total)
 
 
-Uses = list[tuple[Any, Tensor | None]]
-"""Of a parameter: the functions that read it, and what it is multiplied with; None for a bias."""
+class _Use(NamedTuple):
+    """A place where a parameter is read."""
+
+    parameter: Tensor
+    node: Any
+    kind: str
+    """As of :class:`graph.Use`."""
+
+    def input(self) -> Tensor:
+        """A of y = A W^T or y = A W."""
+        added = type(self.node).__name__ == "AddmmBackward0"
+        found: Tensor = saved(self.node, "mat1" if added else "self").detach()
+        return found
+
+    def served(self) -> bool:
+        """Whether the products below are its gradient."""
+        if self.kind == "convolution" or (self.kind == "bias" and type(self.node).__name__ == "ConvolutionBackward0"):
+            return self.kind == "bias" or rows.unfolds(self.node, self.parameter)
+        added = type(self.node).__name__ == "AddmmBackward0"
+        if added and (saved(self.node, "alpha") != 1 or saved(self.node, "beta") != 1):
+            return False
+        if self.kind == "bias":
+            return added and self.parameter.ndim == 1
+        a = self.input()
+        return a.ndim == 2 and a.layout == torch.strided and a.dtype == self.parameter.dtype
 
 
-def _layers(batch: Batch, vector: Tensor) -> list[Uses] | None:
-    """Of every parameter of the trunk that the losses reach; None if one is used in an unknown way."""
+def _layers(batch: Batch, vector: Tensor) -> list[list[_Use]] | None:
+    """The uses of every parameter of the trunk that the losses reach; None if one is used in an unknown way."""
     known, reached = graph.uses([vector]), batch.leaves
     out = []
     for p in batch.shared:
-        uses = known.get(id(p))
         if id(p) not in reached:
             continue
-        if not uses or torch_internals.tensor_hooks(p) or len({u.kind for u in uses}) != 1:
+        uses = [_Use(p, u.node, u.kind) for u in known.get(id(p)) or ()]
+        kinds = {u.kind for u in uses}
+        alike = kinds in ({"bias"}, {"convolution"}) or kinds <= {"linear", "matmul"}
+        if not uses or not alike or torch_internals.tensor_hooks(p) or not all(u.served() for u in uses):
             return None
-        mine: Uses = []
-        for use in uses:
-            added = type(use.node).__name__ == "AddmmBackward0"
-            if use.kind not in ("linear", "matmul", "bias") or (use.kind == "bias" and not added):
-                return None
-            if added and (saved(use.node, "alpha") != 1 or saved(use.node, "beta") != 1):
-                return None
-            a = None if use.kind == "bias" else saved(use.node, "mat1" if added else "self").detach()
-            if a is not None and (a.ndim != 2 or a.layout != torch.strided or a.dtype != p.dtype):
-                return None
-            if use.kind == "bias" and p.ndim != 1:
-                return None
-            mine.append((use.node, a))
-        out.append(mine)
+        out.append(uses)
     return out
 
 
 def _independent(once: Tensor | None, spread: Tensor | None, u: Tensor, tolerance: float) -> bool:
     if once is None or spread is None:
         return once is spread
-    if once.ndim != 2 or len(once) == 0 or len(once) % len(u):
+    if once.ndim not in (2, 4) or len(once) == 0 or len(once) % len(u):
         return False
+    once, spread = once.flatten(1), spread.flatten(1)
     factors = u.to(once).repeat_interleave(len(once) // len(u))[:, None]
     wrong, size = (spread - factors * once).norm(dim=1), (factors * once).norm(dim=1)
     return bool((wrong <= tolerance * size).all())
 
 
-def _gramian(uses: list[tuple[Tensor | None, Tensor | None]], k: int, like: Tensor) -> Tensor:
+def _flat(cotangent: Tensor | None) -> Tensor | None:
+    """(rows, out): of images (n, out, height, width) every site is a row."""
+    if cotangent is None or cotangent.ndim == 2:
+        return cotangent
+    return cotangent.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def _gramian(uses: list[tuple[_Use, Tensor]], k: int) -> Tensor:
     """(K, K) of one parameter's gradients."""
-    if not uses:
-        return torch.zeros_like(like)
-    cotangents = torch.cat([d.view(k, -1, d.shape[1]) for d, _ in uses if d is not None], 1)
-    if uses[0][1] is None:
-        return linalg.gramian(cotangents.sum(1))
-    inputs = torch.cat([a.view(k, -1, a.shape[1]) for _, a in uses if a is not None], 1)
-    if cotangents.shape[1] == 1:
-        return linalg.gramian(cotangents[:, 0]) * linalg.gramian(inputs[:, 0])
-    return linalg.gramian(torch.bmm(cotangents.transpose(1, 2), inputs).flatten(1))
+    kind = uses[0][0].kind
+    if kind == "bias":
+        return linalg.gramian(_by_sample([d for _, d in uses], k).sum(1))
+    if kind == "convolution":
+        return linalg.gramian(torch.stack([_convolved(use, d.view(k, -1, d.shape[1])) for use, d in uses]).sum(0))
+    # The gradient of W^T for y = A W is D_i^T A_i, as that of W for y = A W^T: D and A are exchanged.
+    left = _by_sample([use.input() if use.kind == "matmul" else d for use, d in uses], k)
+    right = _by_sample([d if use.kind == "matmul" else use.input() for use, d in uses], k)
+    if left.shape[1] == 1:
+        return linalg.gramian(left[:, 0]) * linalg.gramian(right[:, 0])
+    return linalg.gramian(torch.bmm(left.transpose(1, 2), right).flatten(1))
+
+
+def _by_sample(pieces: list[Tensor], k: int) -> Tensor:
+    """(K, rows of a sample at all uses, n)."""
+    return torch.cat([t.view(k, -1, t.shape[1]) for t in pieces], 1)
+
+
+_PATCHES = 1 << 24
+"""Numbers that the patches of a convolution may take at once."""
+
+
+def _convolved(use: _Use, cotangent: Tensor) -> Tensor:
+    """(K, out x fan-in): the gradients of a kernel, some samples at a time, for patches repeat every pixel."""
+    k, sites, out = cotangent.shape
+    fan_in = use.parameter[0].numel()
+    images = len(saved(use.node, "input")) // k
+    found = cotangent.new_empty(k, out * fan_in)
+    some = max(1, _PATCHES // (sites * fan_in))
+    for start in range(0, k, some):
+        end = min(start + some, k)
+        patches = rows.patches(use.node, use.parameter, slice(start * images, end * images))
+        products = torch.bmm(cotangent[start:end].transpose(1, 2), patches.reshape(end - start, sites, fan_in))
+        found[start:end] = products.flatten(1)
+    return found
 
 
 class _Samples(TaskGradients):

@@ -8,6 +8,7 @@ import torch
 import mtlcore
 from mtlcore import MultiTask, StepView, roster
 from mtlcore.errors import ConfigurationError, MtlError, StateError
+from mtlcore.gradients import graph
 from support.architectures import build
 from support.methods import Fixed
 
@@ -322,6 +323,61 @@ def test_a_vector_of_losses_is_a_batch_of_anonymous_tasks(norm, features):
     MultiTask(trunk, aggregator="upgrad").load_state_dict(saved)
     with pytest.raises(ConfigurationError, match="have no names"):
         mt.accumulate((head(trunk(x)) - x[:, :1]).square().sum(1))
+
+
+def residuals(x):
+    """Of the heat equation at the points of x, by a network of two layers."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8), torch.nn.Tanh(),
+                              torch.nn.Linear(8, 1)).double()  # fmt: skip
+
+    def derivative(y):
+        return torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)[0]
+
+    first = derivative(net(x))
+    return net, (first[:, 1] - derivative(first[:, 0])[:, 0]).square()
+
+
+def images(x):
+    """A loss for each image, by two convolutions, with stride and padding, and a linear layer."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(3, 4, (2, 3), stride=2), torch.nn.Tanh(),
+        torch.nn.Flatten(), torch.nn.Linear(4 * 3 * 2, 3),
+    ).double()  # fmt: skip
+    return net, net(x).square().sum(1)
+
+
+def repeated(x):
+    """One convolution, used twice; two images for each loss."""
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(2, 2, 3, padding=1).double()
+    return net, net(net(x).tanh()).square().flatten(1).sum(1).view(-1, 2).sum(1)
+
+
+@pytest.mark.parametrize(("make", "shape"), [(residuals, (7, 2)), (images, (5, 2, 6, 6)), (repeated, (6, 2, 4, 4))])
+@pytest.mark.parametrize("patches", [1 << 24, 1])
+def test_residuals_and_images_are_anonymous_tasks_from_one_pass(make, shape, patches, monkeypatch):
+    """Both used to take a pass through the graph for each loss: 1.2 s instead of 0.03 for 256 residuals."""
+    monkeypatch.setattr("mtlcore.gradients.samples._PATCHES", patches)
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    net, losses = make(x)
+    everything = torch.autograd.grad(losses.sum(), list(net.parameters()), retain_graph=True, allow_unused=True)
+    parameters = [p for p, g in zip(net.parameters(), everything) if g is not None]  # a last bias has no derivative
+    jacobian = rows_of(losses, parameters)
+    report = MultiTask(net, aggregator="upgrad").backward(losses)
+    assert report.gradient_source.startswith("samples")
+    torch.testing.assert_close(report.gramian, jacobian @ jacobian.T, rtol=1e-9, atol=1e-12)
+    found = torch.cat([p.grad.flatten() for p in parameters])
+    torch.testing.assert_close(found, jacobian.T @ report.weights, rtol=1e-9, atol=1e-12)
+
+
+def test_a_weight_that_is_transposed_twice_is_known_for_what_it_is():
+    a, w = torch.randn(4, 3), torch.randn(3, 2, requires_grad=True)
+    loss = a.mm(w.t().t()).square().sum() + a.mm(w).sum() + a[:, :2].mm(w.t()).sum()
+    assert sorted(u.kind for u in graph.uses([loss])[id(w)]) == ["linear", "matmul", "matmul"]
+    assert graph.uses([w.t().t().square().sum()])[id(w)] is None
+    assert graph.uses([w.t().t()])[id(w)] is None
 
 
 def test_a_vector_of_losses_of_a_method_with_a_state_keeps_its_tasks():
