@@ -109,6 +109,17 @@ def combine(rows: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
+def applied(rows: Tensor, vector: Tensor) -> Tensor:
+    """J v, (K, P) and (P,) -> (K,) float64, summed in float64."""
+    out = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
+    start = 0
+    for block in _doubles(rows):
+        stop = start + block.shape[1]
+        out += block.to(torch.float64) @ vector[start:stop].to(torch.float64)
+        start = stop
+    return out
+
+
 def _doubles(rows: Tensor) -> Iterator[Tensor]:
     """Blocks of columns in float64, one after the other in the same memory."""
     step = _columns(rows)

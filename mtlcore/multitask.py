@@ -61,9 +61,12 @@ class MultiTask:
             makes each process solve its own problem (see docs/explanation/distributed.md).
         check_source: whether the first step with a new graph compares the gradient source with plain autograd, which
             costs one or two passes more.
-        metric: "euclidean", or "optimizer": the method's laws then hold for the move that the optimizer makes of its
-            direction (SGD, Adam, AdamW, RMSprop, Adagrad; see docs/explanation/step.md). Gramian and rows are those of
-            that metric everywhere: for method, detector and report. It takes K x P numbers twice.
+        metric: "euclidean"; "optimizer": the method's laws then hold for the move that the optimizer makes of its
+            direction (SGD, Adam, AdamW, RMSprop, Adagrad; see docs/explanation/step.md); or "step": besides, fresh
+            gradients are added until the *whole* step, with momentum and weight decay, raises no task's loss to first
+            order (``report.diagnostics["step_safe"]`` says whether it does; change ``.grad`` no more after that).
+            Gramian and rows are those of that metric everywhere: for method, detector and report. It takes K x P
+            numbers twice.
         taken: whether :meth:`step` measures what the optimizer's step did to every task (``report.taken``). Takes whole
             rows, a copy of the trunk's parameters, and one product.
 

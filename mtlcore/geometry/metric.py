@@ -23,7 +23,8 @@ from mtlcore.gradients.task_gradients import Answer, TaskGradients
 from mtlcore.trajectory import Optimizers
 
 EUCLIDEAN = "euclidean"
-METRICS = (EUCLIDEAN, "optimizer")
+STEP = "step"
+METRICS = (EUCLIDEAN, "optimizer", STEP)
 
 
 @torch.no_grad()
@@ -83,11 +84,15 @@ class InMetric(TaskGradients):
 
     def write(self, answer: Answer) -> None:
         """Weights combine the plain rows; a direction is taken back from sqrt(D) d to d (0 where D is)."""
+        self._inner.write(self.plain(answer))
+
+    def plain(self, answer: Answer) -> Answer:
+        """The same answer to the plain rows."""
         direction = answer.direction
         if direction is not None:
             root = self._root.to(direction.device)
             direction = torch.where(root > 0.0, direction / root, torch.zeros_like(direction))
-        self._inner.write(Answer(answer.weights, direction, answer.head_weights, answer.feature_gradient))
+        return Answer(answer.weights, direction, answer.head_weights, answer.feature_gradient)
 
 
 def in_metric(inner: TaskGradients, optimizer: Optimizers, parameters: Sequence[Tensor]) -> TaskGradients:

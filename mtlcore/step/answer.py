@@ -8,7 +8,10 @@ import functools
 from mtlcore.asking import aggregator as asking
 from mtlcore.contracts import Aggregation, Conflict, Needs
 from mtlcore.errors import ConfigurationError
-from mtlcore.gradients.task_gradients import Answer
+from mtlcore.geometry.metric import STEP
+from mtlcore.geometry.promise import Promise
+from mtlcore.geometry.whole import settled
+from mtlcore.gradients.task_gradients import Answer, TaskGradients
 from mtlcore.report import StepReport, TeleportResult
 from mtlcore.snapshot import interrupts_held
 from mtlcore.step import tell
@@ -25,16 +28,35 @@ def finish(run: Run, prepared: Prepared, conflict: Conflict | None, teleport: Te
     """
     ask = functools.partial(_ask, run, prepared)
     answer = run.processes.answered(ask, run.who) if run.processes.several() else ask()
-    written = _written(run, prepared, answer)
+    written, target = _written(run, prepared, answer), prepared.found
+    whole = run.metric == STEP and bool(prepared.batch.shared)
+    if whole:
+        answer, written, target = _settled(run, prepared, answer, written)
     # Before the backward pass, which turns all caches over: written then, a report costs half.
     report = tell.report(run, prepared, answer, conflict, teleport)
     with interrupts_held():
-        prepared.found.write(written)
+        target.write(written)
+        if whole and prepared.batch.scale is None:  # a scaler changes all of them, rightly
+            run.promise.end()
+            run.promise = Promise(run.optimizer, prepared.batch.shared)
         if run.keeper is not None:
             run.keeper.commit()
         names = None if prepared.batch.vector is not None else prepared.view.presence.names
         run.progress = run.progress.after(names, answer.state, conflict, run.aggregator.looks_twice())
     return report
+
+
+def _settled(
+    run: Run, prepared: Prepared, answer: Aggregation, written: Answer
+) -> tuple[Aggregation, Answer, TaskGradients]:
+    """What is written so that the whole step raises no task's loss, and where; and the answer with what was added."""
+    batch, presence = prepared.batch, prepared.view.presence
+    found = settled(prepared.found, prepared.plain, written, run.optimizer, batch.shared, batch.scale)
+    weights = answer.weights
+    if weights is not None:
+        weights = weights + presence.spread(found.added).to(weights)
+    answer = dataclasses.replace(answer, weights=weights, diagnostics={**answer.diagnostics, **found.notes})
+    return answer, found.answer, prepared.plain
 
 
 def _ask(run: Run, prepared: Prepared) -> Aggregation:

@@ -114,5 +114,5 @@ def _check_geometry(run: Run, gradients: str) -> None:
         raise ConfigurationError(f"{what} needs the task gradients of every step: leave refresh and gradients= out.")
     if not euclidean and run.teleporter is not None:
         raise ConfigurationError(f"{what} shows a teleport gradients that are not the network's: leave one out.")
-    if not euclidean and run.aggregator.needs == Needs.LOSSES:
+    if run.metric == "optimizer" and run.aggregator.needs == Needs.LOSSES:
         raise ConfigurationError(f"{what} would change nothing: aggregator {run.who} reads losses only.")

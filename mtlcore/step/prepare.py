@@ -15,7 +15,7 @@ from mtlcore.distributed.local import Local
 from mtlcore.distributed.processes import Members
 from mtlcore.distributed.sharded import Sharded, is_sharded
 from mtlcore.errors import ConfigurationError
-from mtlcore.geometry.metric import in_metric
+from mtlcore.geometry.metric import EUCLIDEAN, in_metric
 from mtlcore.gradients import received, waiting
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.losses_only import Weighted
@@ -64,7 +64,7 @@ def prepare(
     presence, batch, needs = local.presence, local.batch, run.needs()
     plain = local.found if scale is None else scaling.Scaled(local.found, scale)
     found, reason = plain, local.reason
-    if run.metric == "optimizer" and batch.shared:
+    if run.metric != EUCLIDEAN and batch.shared:
         found, reason = in_metric(found, run.optimizer, batch.shared), f"{reason}; in the optimizer's metric"
     gram = found.gramian() if local.has_gramian else None
     if local.values is None:

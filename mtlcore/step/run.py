@@ -13,6 +13,7 @@ from mtlcore.contracts import Aggregator, ConflictDetector, Needs
 from mtlcore.distributed.processes import Processes
 from mtlcore.errors import ConfigurationError
 from mtlcore.geometry.metric import EUCLIDEAN
+from mtlcore.geometry.promise import Promise
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper
@@ -49,6 +50,7 @@ class Run:
         progress: what the run has learnt so far; a step replaces it at its end.
         reach: the watch over parameters that no task, or one task alone, reaches.
         pending: micro-batches that wait for the last one of their step.
+        promise: about the optimizer's next step, with ``metric="step"``.
     """
 
     trunk: nn.Module | None
@@ -70,6 +72,7 @@ class Run:
     progress: Progress
     reach: audit.Reach
     pending: Pending = Pending()
+    promise: Promise = dataclasses.field(default_factory=Promise)
 
     # --- who -------------------------------------------------------------------------------------------------
 

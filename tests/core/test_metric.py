@@ -1,15 +1,21 @@
-"""The step that is taken: measured, and with the method's laws in the optimizer's own metric."""
+"""The step that is taken: measured, with the method's laws in the optimizer's own metric, and whole in the cone."""
 
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
+import mtlcore
 from mtlcore import MultiTask
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, NonFiniteError, TrainingWarning
+from mtlcore.geometry.ahead import ahead
+from mtlcore.geometry.cone import multipliers
+from mtlcore.geometry.moves import moves
+from mtlcore.geometry.whole import RESOLUTION
 
 
 class Work:
@@ -136,6 +142,177 @@ def test_rescaled_parameters_take_the_same_step(method):
 
     # 1 / 16 of the rate is the rate of a coordinate that is four times as long; powers of two round alike.
     torch.testing.assert_close(run(1.0), run(0.25), rtol=1e-6, atol=1e-9)
+
+
+OPTIMIZERS = [
+    (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.1}),
+    (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9, "nesterov": True}),
+    (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9, "dampening": 0.5}),
+    (torch.optim.Adam, {"lr": 1e-2, "weight_decay": 0.1}),
+    (torch.optim.Adam, {"lr": 1e-2, "amsgrad": True}),
+    (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.5}),
+    (torch.optim.RMSprop, {"lr": 1e-3}),
+    (torch.optim.RMSprop, {"lr": 1e-3, "momentum": 0.5, "centered": True, "weight_decay": 0.1}),
+    (torch.optim.Adagrad, {"lr": 1e-2, "lr_decay": 0.01, "weight_decay": 0.1}),
+]
+
+
+class Noisy(Work):
+    """Batches of four of 16, and tasks that pull apart: past gradients often point against present ones."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.draws, self.tasks = torch.Generator().manual_seed(0), (1.0, -1.0, 3.0)
+
+    def closure(self):
+        i = torch.randint(16, (4,), generator=self.draws)
+
+        def evaluate():
+            z = self.trunk(self.x[i])
+            return [(c * h(z) - y[i]).square().mean() for c, h, y in zip(self.tasks, self.heads, self.y)], z
+
+        return evaluate
+
+
+@pytest.mark.parametrize(("optimizer", "options"), OPTIMIZERS)
+def test_the_move_is_known_before_the_optimizer_makes_it(optimizer, options):
+    work = Noisy(optimizer=optimizer, **options)
+    parameters = list(work.trunk.parameters())
+    for _ in range(4):
+        losses, _ = work.closure()()
+        work.optimizer.zero_grad()
+        sum(losses).backward()
+        gradient = torch.cat([p.grad.flatten() for p in parameters])
+        found = ahead(moves(work.optimizer, parameters, "test"), parameters, gradient)
+        nudged = ahead(moves(work.optimizer, parameters, "test"), parameters, gradient * (1 + 1e-7))
+        before = work.flat()
+        work.optimizer.step()
+        torch.testing.assert_close(before - work.flat(), found.moved, rtol=1e-9, atol=1e-15)
+        if optimizer is torch.optim.SGD:  # the others renew D as well
+            change = found.diagonal * gradient * 1e-7
+            torch.testing.assert_close(nudged.moved - found.moved, change, rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["upgrad", "ls", "graddrop"])
+@pytest.mark.parametrize(("optimizer", "options"), OPTIMIZERS)
+def test_the_whole_step_raises_no_loss(optimizer, options, method):
+    """Of methods on the Gramian, on losses and on rows; the report says before what the optimizer does after."""
+    work = Noisy(optimizer=optimizer, **options)
+    mt = work.multitask(method, metric="step", taken=True)
+    reports = [mt.step(work.closure()) for _ in range(25)]
+    smallest = [r.taken.min_cosine for r in reports]
+    for report, cosine in zip(reports, smallest):
+        assert report.diagnostics["step_cosine"] == pytest.approx(cosine, abs=1e-9)
+        assert report.diagnostics["step_safe"] == (cosine >= -RESOLUTION)
+    safe = sum(r.diagnostics["step_safe"] for r in reports)
+    assert safe >= 24, f"{safe} of 25 steps"
+    assert any(r.diagnostics["step_before"] < -0.01 for r in reports), "the step of the method alone conflicts"
+
+
+def test_a_step_that_harms_nobody_is_left_alone():
+    """Bit for bit, whole trainings of a method that is non-conflicting under an optimizer without memory."""
+    ends = []
+    for metric in ("euclidean", "step"):
+        work = Noisy(optimizer=torch.optim.SGD, lr=0.05)
+        mt = work.multitask("upgrad", gradients="sequential", metric=metric)
+        notes = [mt.step(work.closure()).diagnostics for _ in range(5)]
+        ends.append(work.flat())
+    assert torch.equal(*ends)
+    assert all(n["step_rounds"] == 0 for n in notes)
+
+
+def test_the_weights_that_were_written_are_reported():
+    work = Noisy(optimizer=torch.optim.SGD, lr=0.01, momentum=0.95)
+    mt = work.multitask("upgrad", metric="step", gradients="sequential")
+    rounds = 0
+    while not rounds:
+        closure = work.closure()
+        losses, _ = closure()
+        rows = [torch.autograd.grad(v, list(work.trunk.parameters()), retain_graph=True) for v in losses]
+        report = mt.step(closure)
+        rounds = report.diagnostics["step_rounds"]
+    written = torch.cat([p.grad.flatten() for p in work.trunk.parameters()])
+    torch.testing.assert_close(
+        torch.stack([torch.cat([g.flatten() for g in r]) for r in rows]).T @ report.weights, written
+    )
+
+
+def test_two_optimizers_and_groups_of_several_rates():
+    work = Noisy(lr=1e-2)
+    first, *rest = work.trunk.parameters()
+    work.optimizer = [
+        torch.optim.AdamW([{"params": [first], "lr": 3e-3, "weight_decay": 0.3}]),
+        torch.optim.SGD([{"params": rest}, {"params": work.heads.parameters(), "lr": 1e-3}], lr=2e-3, momentum=0.9),
+    ]
+    mt = work.multitask("cagrad", metric="step", taken=True)
+    taken = [mt.step(work.closure()) for _ in range(25)]
+    assert min(r.taken.min_cosine for r in taken) > -1e-6
+    assert any(r.diagnostics["step_rounds"] for r in taken)
+
+
+def test_absent_tasks_and_gradients_that_wait():
+    """What is in ``.grad`` already is a part of the step."""
+    work = Noisy(optimizer=torch.optim.SGD, lr=1e-2, momentum=0.9)
+    mt = MultiTask(work.trunk, "upgrad", work.optimizer, metric="step", tasks=["a", "b", "c"])
+    for number in range(12):
+        losses, z = work.closure()()
+        present = {n: v for n, v in zip("abc", losses) if n != "abc"[number % 3]}
+        rows = [torch.autograd.grad(v, list(work.trunk.parameters()), retain_graph=True) for v in present.values()]
+        work.optimizer.zero_grad()
+        for p in work.trunk.parameters():
+            p.grad = 0.5 * torch.randn(p.shape, generator=work.draws).double()
+        before = work.flat()
+        report = mt.backward(present, z)
+        work.optimizer.step()
+        changes = torch.stack([torch.cat([g.flatten() for g in r]) for r in rows]) @ (work.flat() - before)
+        assert float(changes.max()) < 1e-12
+        assert report.weights[number % 3] == 0.0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
+def test_the_cone_is_free_of_units(scale):
+    generator = torch.Generator().manual_seed(1)
+    for dependent in (False, True):
+        rows = torch.randn(5, 8, generator=generator, dtype=torch.float64)
+        rows[4] = rows[0] + rows[1] if dependent else rows[4]
+        rows = rows * scale * 10.0 ** torch.arange(5.0, dtype=torch.float64)[:, None]
+        point = torch.randn(8, generator=generator, dtype=torch.float64)
+        y = multipliers(rows @ rows.T, rows @ point)
+        near = point + rows.T @ y
+        cosines = rows @ near / (rows.norm(dim=1) * near.norm())
+        assert float(cosines.min()) > -1e-9
+        assert bool((y >= 0).all())
+        assert abs(float(y @ (rows @ near))) < 1e-9
+
+
+def test_whoever_changes_the_gradients_afterwards_is_told():
+    work = Noisy(lr=1e-3)
+    mt = work.multitask("upgrad", metric="step")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mt.backward(*work.closure()())
+        mt.backward(*work.closure()())  # accumulates
+        work.optimizer.step()
+        mt.step(work.closure())
+    work.optimizer.zero_grad()
+    mt.backward(*work.closure()())
+    nn.utils.clip_grad_norm_(work.trunk.parameters(), 1e-3)
+    with pytest.warns(TrainingWarning, match=r"4 parameters.*clipped"):
+        work.optimizer.step()
+    clipped = mtlcore.create("aggregator", "clipped", method="upgrad", max_norm=1e-3)
+    mt = MultiTask(work.trunk, clipped, work.optimizer, metric="step", taken=True)
+    assert min(mt.step(work.closure()).taken.min_cosine for _ in range(10)) > -1e-6
+
+
+def test_a_move_that_is_not_finite_is_refused():
+    work = Noisy(optimizer=torch.optim.SGD, lr=0.1, momentum=0.9)
+    mt = work.multitask("upgrad", metric="step")
+    mt.step(work.closure())
+    work.optimizer.state[next(work.trunk.parameters())]["momentum_buffer"][0] = float("nan")
+    before = work.flat()
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        mt.step(work.closure())
+    assert torch.equal(before, work.flat())
 
 
 def test_what_cannot_be_served_is_refused_by_name():
