@@ -128,6 +128,16 @@ def mtlcore_register_laws(register: Register) -> None:
     """Add laws that methods can be checked against."""
 
 
+@_registers("family", parts=("__call__()",), made=False)
+def mtlcore_register_families(register: Register) -> None:
+    """Add families of task gradients on which every law is tried: functions of ``draw`` that return rows."""
+
+
+@_registers("network", parts=("__call__()", "shape"), made=False)
+def mtlcore_register_networks(register: Register) -> None:
+    """Add networks on which the laws about teleports are tried: functions of a width, with the shape of one input."""
+
+
 @_registers("problem", parts=("losses()", "start()"))
 def mtlcore_register_problems(register: Register) -> None:
     """Add synthetic problems with a declared Pareto set."""

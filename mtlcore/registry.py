@@ -394,7 +394,7 @@ def registry() -> Registry:
 
 
 KindName = Literal[
-    "aggregator", "detector", "teleport", "explorer", "merger", "law", "problem", "task", "command"
+    "aggregator", "detector", "teleport", "explorer", "merger", "law", "family", "network", "problem", "task", "command"
 ]  # fmt: skip
 """Kinds of plugins, for a type checker; :data:`mtlcore.hookspecs.KINDS` has them at run time."""
 

@@ -92,7 +92,7 @@ def _checked(
 ) -> Iterator[tuple[_Plan, str, Result]]:
     """Every law of every plan, as it is done."""
     work = [(plan, law) for plan in plans for law in plan.waiting]
-    here = jobs <= 1 or any(p.entry.distribution == "(this process)" for p in plans)
+    here = jobs <= 1 or _by_hand(plans)
     if here or len(work) <= 1:
         yield from ((plan, law, _here(plan, law, depth)) for plan, law in work)
         return
@@ -106,6 +106,12 @@ def _checked(
             plan.lost = True
             found = broken_row(plan.entry, found.why, law)
         yield plan, law, found
+
+
+def _by_hand(plans: Sequence[_Plan]) -> bool:
+    """Whether a plugin, or what is asked of it, was added to this process: others do not know it."""
+    asked = [e for kind in ("law", "family", "network") for e in registry().entries(kind)]
+    return any(e.distribution == "(this process)" for e in (*(p.entry for p in plans), *asked))
 
 
 def _here(plan: _Plan, law: str, depth: Depth) -> Result:

@@ -147,7 +147,21 @@ def _identity(kind: str, name: str, options: dict[str, Any]) -> list[Any]:
     entry = registry().find(kind, name)
     target = entry.target if isinstance(entry.target, str) else f"{entry.target.__module__}:{entry.target.__qualname__}"
     shown = [[k, repr(v)] for k, v in sorted(options.items())]
-    return [kind, name, shown, entry.distribution, entry.version, target, sources.harness()]
+    return [kind, name, shown, entry.distribution, entry.version, target, sources.harness(), *_added()]
+
+
+def _added() -> list[list[str]]:
+    """Laws, families and networks of other packages: what is asked depends on them, too. By their sources, unread."""
+    found = []
+    for kind in ("law", "family", "network"):
+        for entry in registry().entries(kind):
+            if entry.status == "ok" and entry.distribution != "mtlcore":
+                target: Any = entry.target
+                made_by = getattr(target, "check", target)  # of a law the function
+                module = target.partition(":")[0] if isinstance(target, str) else getattr(made_by, "__module__", "")
+                source = sources.digest(sources.source_of(module)) if module else ""
+                found.append([kind, entry.name, entry.distribution, str(entry.version), source])
+    return found
 
 
 def _answer(certificate: Certificate) -> Certificate:

@@ -142,7 +142,7 @@ def examine(
         return dataclasses.replace(result, detail=f"raised {described(error)}")
     if reason is not None:
         return dataclasses.replace(result, status="not-applicable", detail=reason)
-    with profile(max_examples):
+    with profile(max_examples, law.domain):
         examples = law.examples()
         restrict = getattr(type(plugin), "verification_examples", None)
         if restrict is not None:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from mtlverify.example import Example
-from mtlverify.strategies import degenerate, edge, generic, pick, stationary
+from mtlverify.strategies import degenerate, edge, foreign, generic, pick, stationary
 from mtlverify.strategies.losses import losses
-from mtlverify.strategies.profile import deep
+from mtlverify.strategies.profile import deep, spoken_about
 from mtlverify.strategies.scales import SCALINGS, row_scales
 from mtlverify.strategies.strata import Draw, Strata, Stratum
 
@@ -69,9 +69,20 @@ def jacobians(
     dtypes: Sequence[torch.dtype] = DTYPES,
     more: Callable[[Draw, int, int], dict[str, Any]] | None = None,
 ) -> Strata:
-    """Examples from ``families`` under one of ``scalings``; ``more(draw, K, P)`` fills ``extra``."""
+    """Examples from ``families`` under one of ``scalings``; ``more(draw, K, P)`` fills ``extra``.
+
+    And from the families that other packages register: with all of ours, all that they draw; else, in a check of a law
+    that says which Jacobians it speaks about, those.
+    """
     chosen = [*families, *((edge.large,) if deep() and families == ALL else ())]
-    return Strata(tuple(_stratum(family, tuple(scalings), tuple(dtypes), more) for family in chosen))
+    own = tuple(_stratum(family, tuple(scalings), tuple(dtypes), more) for family in chosen)
+    others = tuple(_stratum(family, tuple(scalings), tuple(dtypes), more) for family in foreign.families())
+    if tuple(families[: len(ALL)]) == ALL:
+        return Strata(own + others)
+    domain = spoken_about()
+    if domain is None:
+        return Strata(own)
+    return Strata(own + tuple(s.filter(lambda example: bool(domain(example.jacobian))) for s in others))
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlverify.strategies import Strata, Stratum, trunks
+from mtlverify.strategies import Strata, Stratum, foreign, trunks
 from mtlverify.strategies import pick as st
 from mtlverify.strategies.strata import Draw
 
@@ -94,6 +94,11 @@ ARCHITECTURES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
 """Name -> (width -> trunk, shape of one input)."""
 
 
+def architectures() -> dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]]:
+    """Those, and what other packages register."""
+    return {**foreign.networks(), **ARCHITECTURES}
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkExample:
     """The recipe of a network and its data."""
@@ -129,7 +134,7 @@ class NetworkExample:
 
     def build(self) -> Network:
         """The same network every time; the global generators are left as they were."""
-        make, shape = ARCHITECTURES[self.architecture]
+        make, shape = architectures()[self.architecture]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             trunk = make(self.width).double()
@@ -178,4 +183,4 @@ def networks() -> Strata:
 
         return Stratum(recipe, name)
 
-    return Strata(tuple(recipes(name) for name in ARCHITECTURES))
+    return Strata(tuple(recipes(name) for name in architectures()))
