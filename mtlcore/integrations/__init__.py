@@ -7,4 +7,7 @@ Loggers (:mod:`mtlcore.integrations.csv`, :mod:`~mtlcore.integrations.tensorboar
     from mtlcore.integrations.csv import CSVLogger
 
     mtlcore.add_plugin(CSVLogger("run.csv"))
+
+Trainers (:mod:`mtlcore.integrations.lightning`, :mod:`~mtlcore.integrations.transformers`,
+:mod:`~mtlcore.integrations.accelerate`) own the backward pass; each module has what puts a ``MultiTask`` into it.
 """
