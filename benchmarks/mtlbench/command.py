@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -149,6 +149,16 @@ def export(
         Console().print(path, markup=False, highlight=False, soft_wrap=True)
 
 
+def _some(known: dict[str, Any], wanted: list[str] | None) -> list[Any]:
+    """The values of the names that are wanted; all, if none is."""
+    from mtlbench.suite import suggestion
+
+    for name in wanted or ():
+        if name not in known:
+            raise ConfigurationError(f"there is no {name!r} in this comparison. {suggestion(name, list(known))}")
+    return [value for name, value in known.items() if not wanted or name in wanted]
+
+
 def _something_in(folder: Path) -> None:
     from mtlbench import records
 
@@ -157,3 +167,30 @@ def _something_in(folder: Path) -> None:
             f"there is nothing to report in {str(folder)!r}: it has neither {records.RECORDS} nor {records.MANIFEST}. "
             f"Run `mtl bench run SUITE --out {folder}` first."
         )
+
+
+@app.command()
+def fronts(
+    out: Annotated[Path, typer.Option(help="Folder of the records and of the report.")] = Path("bench-results/fronts"),
+    seeds: Annotated[int | None, typer.Option(min=1, help="Paired seeds. Default: 5.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this explorer; may be repeated.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task or problem; may be repeated.")] = None,
+    report_only: Annotated[bool, typer.Option("--report", help="Train nothing; write the report again.")] = False,
+) -> None:
+    """Models for preferences: every explorer against the sweep of a weighted sum, at equal total cost.
+
+    Run it again to go on where it stopped. Exit code: 1 if a run failed, 2 on bad usage.
+    """
+    from mtlbench.fronts import plan, report, run
+
+    console = Console()
+    subjects = _some({s.name: s for s in plan.SUBJECTS}, task)
+    methods = list(_some({m: m for m in plan.METHODS}, method))
+    failed = 0
+    if not report_only:
+        say = lambda text: console.print(text, markup=False)
+        failed = run.run(subjects, methods, seeds or plan.SEEDS, out / "records.jsonl", say)
+    for path in report.write(out):
+        console.print(path, markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)

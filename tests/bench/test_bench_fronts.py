@@ -1,0 +1,115 @@
+"""`mtl bench fronts`: what a front is worth, resuming, the verdict, the report."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mtlbench.fronts import plan, report, run
+from mtlbench.fronts.plan import Subject
+from mtlcore.errors import ConfigurationError
+from support import bench_tiny
+
+PROBLEM = Subject("pareto-mtl-toy", "problem", 2, passes=40, points=3, dense=5)
+
+
+def test_worth_of_a_front_in_closed_form():
+    best = np.array([[0.0, 0.5], [0.5, 0.0]])
+    found = run.worth([[0.0, 0.5], [0.5, 0.0]], [[0.0, 0.0]], best)
+    assert found["hypervolume"] == pytest.approx(0.75)
+    assert found["dense_hypervolume"] == pytest.approx(1.0)
+    assert found["spread"] == pytest.approx(0.5)
+    assert found["share"] == pytest.approx(1.0)
+    assert found["igd_plus"] == pytest.approx(0.0)
+    assert run.worth([[0.5, 0.5]], [[0.5, 0.5]], best)["igd_plus"] == pytest.approx(0.5)
+    assert run.worth([None], [[0.0, 0.0]], None)["hypervolume"] is None
+
+
+def test_a_declared_front_spans_its_ranges(tmp_path):
+    best = run.on_problem(PROBLEM, 0, tmp_path).best
+    assert np.allclose(best[0], [1.0, 0.0])
+    assert np.allclose(best[-1], [0.0, 1.0])
+    assert len(best) == run.FRONTIER
+
+
+def test_it_goes_on_where_it_stopped_and_a_torn_line_harms_only_itself(tmp_path):
+    file, said = tmp_path / "records.jsonl", []
+    assert run.run([PROBLEM], ["ls-sweep", "cosmos"], 1, file, said.append) == 0
+    assert len(said) == 2
+    lines = file.read_text().splitlines()
+    file.write_text(lines[0] + "\n" + lines[1][:50])
+    again = []
+    assert run.run([PROBLEM], ["ls-sweep", "cosmos"], 1, file, again.append) == 0
+    assert [text.split(":")[0] for text in again] == ["pareto-mtl-toy, cosmos, seed 0"]
+    found = list(run.read(file))
+    assert [x["method"] for x in found] == ["ls-sweep", "cosmos"]
+    assert found[1]["points"] == json.loads(lines[1])["points"]
+
+
+def test_real_data_are_judged_against_networks_that_are_trained_alone(tiny, tmp_path):
+    file = tmp_path / "records.jsonl"
+    n_tasks = len(bench_tiny.Tiny().tasks)
+    subject = Subject("tiny", "task", n_tasks, passes=8 * (n_tasks + 1), points=n_tasks + 1, dense=n_tasks + 2)
+    assert run.run([subject], ["ls-sweep", "pamal"], 1, file) == 0
+    alone, *others = run.read(file)
+    assert alone["method"] == f"single-task:{subject.points}"
+    assert [len(x["points"]) for x in others] == [subject.points] * 2
+    task = bench_tiny.Tiny()
+    assert run.worsenings(task, alone["metrics"], alone["metrics"]) == [0.0] * n_tasks
+    # A corner of the sweep is trained like the network of its task: same data, weights and number of steps.
+    assert others[0]["points"][0][0] == pytest.approx(0.0, abs=0.2)
+
+
+def test_a_search_that_fails_is_a_record_and_tried_again(tmp_path):
+    file = tmp_path / "records.jsonl"
+    small = Subject("pareto-mtl-toy", "problem", 2, passes=1, points=3, dense=5)
+    assert run.run([small], ["ls-sweep"], 1, file) == 1
+    assert run.run([small], ["ls-sweep"], 1, file) == 1
+    assert ["too little" in x["error"] for x in run.read(file)] == [True, True]
+
+
+def lines(differences, method="pamal"):
+    for seed, d in enumerate(differences):
+        for name, value in (("ls-sweep", 0.5 + 0.01 * seed), (method, 0.5 + 0.01 * seed + d)):
+            yield {
+                "subject": "pareto-mtl-toy", "method": name, "seed": seed, "passes": plan.SUBJECTS[1].passes,
+                "status": "ok", "hypervolume": value, "dense_hypervolume": value, "spread": 0.1, "share": 0.5,
+                "igd_plus": 0.1, "training_seconds": 1.0, "points": [[0.0, 1.0], [1.0, 0.0]],
+                "preferences": [[1.0, 0.0], [0.0, 1.0]],
+            }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([0.1, 0.11, 0.09, 0.1], "better"),
+        ([-0.1, -0.11, -0.09, -0.1], "worse"),
+        ([0.1, -0.1, 0.2, -0.2], "no significant difference"),
+        ([0.1], "not enough runs"),
+    ],
+)
+def test_verdict_is_that_of_paired_seeds_and_more_volume_is_better(differences, verdict):
+    reference, row = report.rows(lines(differences), plan.SUBJECTS[1])
+    assert reference.verdict == "reference"
+    assert row.verdict == verdict
+
+
+def test_report_and_figure(tmp_path):
+    (tmp_path / "records.jsonl").write_text("\n".join(map(json.dumps, lines([0.1, 0.11, 0.12]))))
+    text, figure = report.write(tmp_path)
+    assert "better: `pamal`" in text.read_text()
+    drawn = figure.read_text()
+    assert "declared front" in drawn
+    assert "ls-sweep (2 of 2 not dominated)" in drawn
+    assert report.write(tmp_path)[1].read_text() == drawn  # the same records give the same file
+
+
+def test_command_names_what_is_not_there(tmp_path):
+    from mtlbench.command import app
+
+    done = CliRunner().invoke(app, ["fronts", "--method", "pamall", "--out", str(tmp_path)])
+    assert isinstance(done.exception, ConfigurationError)
+    assert "'pamal'" in str(done.exception)
