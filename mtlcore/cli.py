@@ -248,6 +248,19 @@ def new_plugin(
     )
 
 
+@app.command("watch")
+def watch_log(
+    file: Annotated[Path, typer.Argument(help="A log that mtlcore.integrations.csv.CSVLogger writes.")],
+    last: Annotated[int, typer.Option(min=1, help="Logged steps that means and curves are about.")] = 200,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How often to look.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print it once; so does a pipe.")] = False,
+) -> None:
+    """A run on one screen while it trains: losses, weights, conflicts and teleports, task by task. Ctrl-C ends it."""
+    from mtlcore.watching import watch
+
+    watch(file, last, every, once)
+
+
 def _warn_in_one_line(message: Warning | str, category: type[Warning], *place: Any) -> None:
     if issubclass(category, PluginWarning):
         typer.secho(f"mtl: warning: {plain(message)}", fg="yellow", err=True)

@@ -14,7 +14,7 @@ import string
 import tempfile
 from pathlib import Path
 
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, did_you_mean
 from mtlcore.hookspecs import KINDS
 from mtlcore.registry import registry
 from mtlcore.safety import shown
@@ -98,7 +98,8 @@ def _refuse(name: str, kind: str) -> None:
     if not is_name(name):
         raise ConfigurationError(f"{shown(name)} is not a lower-case kebab name such as 'my-method'.")
     if kind not in RECIPES:
-        raise ConfigurationError(f"kind {shown(kind)}: choose one of {', '.join(RECIPES)}.")
+        hint = did_you_mean(kind, RECIPES, "Kinds")
+        raise ConfigurationError(f"kind {shown(kind)}: choose one of {', '.join(RECIPES)}. {hint}")
     if keyword.iskeyword(name) or keyword.iskeyword(name.capitalize()):
         raise ConfigurationError(f"{name!r} is a word of Python; choose another name.")
     # A name that two kinds share would have to be explained with every command.

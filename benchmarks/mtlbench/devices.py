@@ -19,7 +19,7 @@ def check(name: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(
-            f"device {name!r} cannot be used here: {first} Give --device cpu, or one that torch can see."
+            f"device {name!r} cannot be used here: {first.rstrip('.')}. Give --device cpu, or one that torch can see."
         ) from error
 
 

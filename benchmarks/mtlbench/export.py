@@ -13,7 +13,7 @@ from mtlbench.records import writing
 from mtlbench.report.figure_files import write_figures
 from mtlbench.report.model import Overall, Report, TaskReport
 from mtlbench.report.summary import report
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, did_you_mean
 
 FORMATS = ("csv", "markdown", "latex", "parquet")
 _SUFFIX = {"csv": "csv", "markdown": "md", "latex": "tex", "parquet": "parquet"}
@@ -29,7 +29,7 @@ def export(folder: Path, out: Path, form: str) -> list[Path]:
         ConfigurationError: there is no such format, nothing to export, or a file cannot be written.
     """
     if form not in FORMATS:
-        raise ConfigurationError(f"there is no format {form!r}. Allowed: {', '.join(FORMATS)}.")
+        raise ConfigurationError(f"there is no format {form!r}. {did_you_mean(form, FORMATS, 'Allowed')}")
     found = report(folder)
     if not found.tasks:
         raise ConfigurationError(f"there is no finished run in {str(folder)!r}, so there is nothing to export.")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -193,7 +193,7 @@ class Suite(_Strict):
             for name in wanted:
                 if name not in names:
                     raise ConfigurationError(
-                        f"suite {self.name!r} has no {what[:-1]} {name!r}. {suggestion(name, names)}"
+                        f"suite {self.name!r} has no {what[:-1]} {name!r}. {suggestion(name, names, 'It has')}"
                     )
             if wanted:
                 chosen[what] = tuple(e for e in entries if e.name in wanted)
@@ -241,13 +241,14 @@ def text(name: str) -> str:
             return Path(name).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise ConfigurationError(
-                f"there is no suite file {name!r}. Shipped suites: {', '.join(shipped())}."
+                f"there is no suite file {name!r}. {did_you_mean(Path(name).stem, shipped(), 'Shipped suites')}"
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"suite file {name!r} cannot be read: {error}") from error
     if name not in shipped():
         raise ConfigurationError(
-            f"there is no suite {name!r}. Shipped: {', '.join(shipped())}; or give the path of a .toml file."
+            f"there is no suite {name!r}. {did_you_mean(name, shipped(), 'Shipped')} `mtl bench list` shows all. A "
+            "suite of your own is a .toml file: give its path."
         )
     return (resources.files("mtlbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8")
 
@@ -256,10 +257,9 @@ def _is_file(name: str) -> bool:
     return Path(name).suffix == ".toml" or Path(name).is_file()
 
 
-def suggestion(word: str, known: Sequence[str]) -> str:
+def suggestion(word: str, known: Sequence[str], otherwise: str = "Allowed") -> str:
     """The nearest of the known words, or all of them."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(known)}."
+    return did_you_mean(word, known, otherwise, n=1)
 
 
 def _mistakes(error: ValidationError) -> list[str]:

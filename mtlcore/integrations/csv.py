@@ -10,8 +10,7 @@ from mtlcore.errors import ConfigurationError
 from mtlcore.hookspecs import hookimpl
 from mtlcore.integrations._steps import Every
 from mtlcore.report import StepReport
-
-COLUMNS = ("run", "method", "step", "name", "value")
+from mtlcore.watching import COLUMNS
 
 
 class CSVLogger:
@@ -21,7 +20,8 @@ class CSVLogger:
 
         pandas.read_csv("run.csv").pivot_table(index=["run", "step"], columns="name", values="value")
 
-    A file that exists is continued. Every step is on disk when the step returns.
+    A file that exists is continued. Every step is on disk when the step returns. ``mtl watch FILE`` shows
+    it while it grows.
 
     Args:
         path: the file.

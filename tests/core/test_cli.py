@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -322,3 +323,37 @@ def test_misspelt_commands_and_show():
     law = mtl("show", "--law", "non-conflicting").stdout
     assert "No task gradient has a negative inner product" in law
     assert "Did you mean 'cagrad'" in mtl("show", "cagrd").stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("lst", "'list'"),
+        ("bench runn demo", "'run'"),
+        ("speed gradent", "'gradients'"),
+        ("list --kind agregator", "'aggregator'"),
+        ("show --kind detectr cosine", "'detector'"),
+        ("show --law finte", "'finite'"),
+        ("verify upgrda", "'upgrad'"),
+        ("verify upgrad --law non-conflictin", "'non-conflicting'"),
+        ("verify --kind teleprot", "'teleport'"),
+        ("verify --kind problem cagrad-toi", "'cagrad-toy'"),
+        ("converge lss", "'ls'"),
+        ("peers --law finit", "'finite'"),
+        ("ghostwrite mgdaa", "'mgda'"),
+        ("ghostwrite mgda --kind agregator", "'aggregator'"),
+        ("new-plugin fine --kind teleprot", "'teleport'"),
+        ("bench run dmo", "'demo'"),
+        ("bench run dmo.toml", "'demo'"),
+        ("bench show dmo", "'demo'"),
+        ("bench run demo --out o --method pcgard", "'pcgrad'"),
+        ("bench run demo --out o --task multimnst", "'multimnist'"),
+    ],
+)
+def test_what_is_misspelt_is_suggested(line, meant, tmp_path):
+    done = mtl(*line.split(), cwd=tmp_path)
+    assert done.returncode == 2
+    told = " ".join(re.sub("[│\n]", " ", done.stderr + done.stdout).split())
+    assert f"Did you mean {meant}" in told, told
+    assert "Traceback" not in told
+    assert not list(tmp_path.iterdir()), "a typing mistake leaves nothing behind"

@@ -97,6 +97,18 @@ def test_links_into_a_page_find_their_heading():
     assert not broken
 
 
+def test_every_page_is_linked_from_the_first_page_of_its_folder():
+    """A page that nobody links to is not found: neither on GitHub nor on the site."""
+    lost = []
+    for folder in ("how-to", "explanation", "tutorial", "reference"):
+        index = (ROOT / "docs" / folder / "index.md").read_text()
+        pages = {p.stem for p in (ROOT / "docs" / folder).glob("*.md")} - {"index"}
+        lost += [
+            f"{folder}/{name}" for name in sorted(pages) if f"({name}.md" not in index or f"\n{name}\n" not in index
+        ]
+    assert not lost, "give these a line in the text and in the toctree of the index.md of their folder"
+
+
 def test_no_page_installs_what_no_index_has():
     """mtlcore is on no package index: only the page about installing may name it, and says when that works."""
     told = re.compile(r"pip install[^\n]*['\" ]mtlcore(?:\[|['\" ]|$)", re.MULTILINE)

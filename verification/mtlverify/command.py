@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from mtlcore.cli import complete_laws, complete_names
-from mtlcore.errors import ConfigurationError, MtlError
+from mtlcore.errors import ConfigurationError, MtlError, did_you_mean
 from mtlcore.output import as_json, cell, console, own_stdout, table
 from mtlcore.registry import Entry, registry
 from mtlcore.safety import plain
@@ -69,7 +69,9 @@ def verify(
     from mtlverify.campaign import Depth
 
     if kind is not None and kind not in (*KINDS, PROBLEM):
-        raise typer.BadParameter(f"{kind!r} is not one of {', '.join((*KINDS, PROBLEM))}", param_hint="--kind")
+        known = (*KINDS, PROBLEM)
+        hint = did_you_mean(kind, known, "Kinds")
+        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(known)}. {hint}", param_hint="--kind")
     to_stdout = str(json_file) == "-"
     if json_file is not None and not to_stdout:
         _open(json_file)

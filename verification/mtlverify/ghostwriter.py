@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from mtlcore.errors import MtlError
+from mtlcore.errors import MtlError, did_you_mean
 from mtlcore.registry import create
 from mtlverify.law import KINDS, Law
 from mtlverify.runner import kind_of_name, laws
@@ -144,7 +144,8 @@ def main(
 ) -> None:
     """Write a pytest file with one test for each law that the plugin promises."""
     if kind is not None and kind not in KINDS:
-        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="--kind")
+        hint = did_you_mean(kind, KINDS, "Kinds")
+        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}. {hint}", param_hint="--kind")
     try:
         text = write_tests(name, kind)
     except MtlError as error:

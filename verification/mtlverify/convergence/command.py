@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from mtlcore.errors import did_you_mean
 from mtlcore.registry import available, create
 from mtlverify.convergence.suite import CASES, STEPS
 from mtlverify.convergence.verdict import Verdict, judge
@@ -32,8 +33,10 @@ def main(
     """
     known = available("aggregator")
     unknown = [m for m in methods or [] if m not in known]
+    for name in unknown:
+        hint = did_you_mean(name, known)
+        typer.secho(f"there is no aggregator called {name!r}. {hint} `mtl list` shows all.", fg="red", err=True)
     if unknown:
-        typer.secho(f"no aggregator called {', '.join(unknown)}; `mtl list` shows all.", fg="red", err=True)
         raise typer.Exit(2)
     chosen = methods or known
     with workers(jobs) as pool:
