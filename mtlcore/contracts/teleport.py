@@ -74,6 +74,17 @@ class TeleportProblem(abc.ABC):
     detector: ConflictDetector | None
     """The detector that fired, if any."""
 
+    processes: int = 1
+    """How many processes search together, each with a batch of its own. Losses that :meth:`evaluate` gives are means
+    over them, equal everywhere; gradients that you take of them are those of this process, until :meth:`averaged` has
+    seen them. :meth:`rows` and :meth:`task_gradients` give means. All processes must call the same methods in the same
+    order, and propose the same."""
+
+    def averaged(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """The means over the processes of gradients with respect to :meth:`parameters`, in that order; None where no
+        process has one. With one process, what was given."""
+        return tuple(gradients)
+
     @abc.abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters of the trunk by qualified name."""

@@ -245,11 +245,69 @@ class Processes:
     def averaged(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """The means of gradients; None where no process has one."""
         assert self.wire is not None
+        self._exchange(None, "averaged")  # one that has failed since then says so here
         used = self.wire.sum([float(g is not None) for g in gradients]).tolist()
         sums = [torch.zeros_like(p) if g is None else g.clone() for p, g, u in zip(leaves, gradients, used) if u]
         self.wire.add(sums, "inner steps")
         it = iter(s.div_(self.wire.size) for s in sums)
         return tuple(next(it) if u else None for u in used)
+
+    # --- a teleport ----------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return 1 if self.wire is None else self.wire.size
+
+    def lacking(self, presence: Presence) -> list[str]:
+        """The tasks that some processes have, and others have not."""
+        counts = self._exchange(None, "tasks", presence=presence).counts.tolist()
+        return [n for n, c in zip(self._names, counts) if 0 < c < self.size]
+
+    def everywhere(self, work: Callable[[], tuple[Presence, list[float]]]) -> list[float]:
+        """Mean losses of the tasks of ``work``, which all processes must have.
+
+        Raises:
+            ConfigurationError: some process lacks one of them.
+        """
+        found, error = self._attempt(work)
+        presence, values = (None, None) if found is None else found
+        totals = self._exchange(error, "evaluation", presence=presence, values=values)
+        missing = [n for n, c in zip(self._names, totals.counts.tolist()) if 0 < c < self.size]
+        if missing:
+            self._told = ConfigurationError(
+                f"task {' and '.join(map(repr, missing))} is in the batch (or the probe) of some processes only: a "
+                f"teleport needs the same tasks on all of them."
+            )
+            raise self._told
+        return self._means(totals)[1]
+
+    def mean(self, tensors: Sequence[Tensor]) -> None:
+        """Each becomes the mean over the processes, in place."""
+        assert self.wire is not None
+        self.wire.add(tensors, "teleport")
+        for t in tensors:
+            t.div_(self.wire.size)
+
+    def alike(self, tensors: Mapping[str, Tensor], who: str) -> None:
+        """
+        Raises:
+            PluginError: these are not the same bits on all processes; on all of them.
+        """
+        assert self.wire is not None
+        self._exchange(None, "proposal")
+        said = self.wire.objects(dict(zip(tensors, agreement.fingerprint(list(tensors.values())))))
+        for rank, other in enumerate(said):
+            if other != said[0]:
+                name = next(n for n in dict.fromkeys([*said[0], *other]) if said[0].get(n) != other.get(n))
+                self._told = PluginError(
+                    f"{who} proposes another point on process {rank} than on process 0 ({name}): gradients that a "
+                    f"strategy takes itself must go through problem.averaged(gradients), and chance through its "
+                    f"generator."
+                )
+                raise self._told
+
+    # --- things of one process, and the answer ------------------------------------------------------------------
 
     def settled(self, work: Callable[[], T]) -> T:
         """Something of this process's own. Raises on all processes if it does on one."""
@@ -318,7 +376,7 @@ class Processes:
             found = members()
             refusals.check_trunk(found.modules, found.parameters)
             refusals.check_graph(found.losses)
-            refusals.check_step(found.teleport)
+            refusals.check_step(found.teleport, found.parameters)
             if error is not None:
                 raise error
             assert local is not None

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mtlcore.distributed.sharded import is_sharded
 from mtlcore.errors import ConfigurationError
 from mtlcore.gradients import graph
 
@@ -88,12 +89,12 @@ def check_graph(losses: Sequence[Tensor]) -> None:
             check_replica("the network", module)
 
 
-def check_step(teleport: bool) -> None:
-    """Raises ConfigurationError for parts of a step that look at one process's batch only."""
-    if teleport:
+def check_step(teleport: bool, parameters: Sequence[Tensor]) -> None:
+    """Raises ConfigurationError for parts of a step that need whole parameters in one place."""
+    if teleport and is_sharded(parameters):
         raise ConfigurationError(
-            "a teleport decides by the losses of one process's batch, so that the copies of the network would come "
-            "apart: with several processes it is not served. Leave teleport out, or train with one process."
+            "a teleport moves whole parameters, and a sharded trunk (FSDP2) has none in one place: leave teleport out, "
+            "or keep the trunk whole on every process."
         )
 
 

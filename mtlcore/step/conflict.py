@@ -45,6 +45,11 @@ def teleport(run: Run, closure: Closure, prepared: Prepared, conflict: Conflict 
         return None
     assert run.trunk is not None
     probe, progress = run.probe, run.progress
+    together = run.processes if run.processes.several() else None
+    lacking = [] if together is None else together.lacking(prepared.batch.presence)
+    if lacking:
+        who = " and ".join(map(repr, lacking))
+        return teleporter.refused(f"task {who} is in the batch of some processes only", held_out=probe is not None)
     result = teleporter.attempt(
         trunk=run.trunk,
         heads=run.heads,
@@ -53,6 +58,7 @@ def teleport(run: Run, closure: Closure, prepared: Prepared, conflict: Conflict 
         view=prepared.view,
         optimizer=run.optimizer,
         generator=torch.Generator().manual_seed(step_seed(progress.seed + 1, progress.step)),
+        together=together,
     )
     run.progress = dataclasses.replace(progress, teleport_steps=(*progress.teleport_steps, progress.step))
     registry().announce("mtlcore_teleported", result=result)

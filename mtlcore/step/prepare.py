@@ -142,13 +142,11 @@ def _everywhere(run: Run, losses: Losses, features: Features, scale: float | Non
     work = functools.partial(_here, run, losses, features, scale, pending)
     if not run.processes.several(run.modules()):
         return work()
-    if run.whole_rows:
-        raise ConfigurationError(
-            "metric and taken are for one process so far: leave them out, or pass process_group=None."
-        )
     progress = run.progress
-    tag = f"step {progress.step}; seed {progress.seed}"  # the same on all processes
-    return run.processes.merged(work, functools.partial(members, run, losses), tag, run.needs())
+    scaled = "" if scale is None else f"; gradients scaled by {scale:g}"
+    tag = f"step {progress.step}; seed {progress.seed}{scaled}"  # the same on all processes
+    needs = Needs.JACOBIAN if run.whole_rows else run.needs()
+    return run.processes.merged(work, functools.partial(members, run, losses), tag, needs)
 
 
 def _here(run: Run, losses: Losses, features: Features, scale: float | None, pending: Pending) -> Local:
@@ -192,6 +190,7 @@ def _sharded(run: Run, batch: Batch, needs: Needs, pending: Pending) -> Local:
         ConfigurationError: what is not served there.
     """
     what = "a method or detector that reads whole rows" if needs == Needs.JACOBIAN else ""
+    what = f"metric={run.metric!r} or taken" if run.whole_rows else what
     what = "accumulate(...)" if pending.added is not None else "refresh" if run.keeper is not None else what
     if not run.processes.several():
         what = "process_group=None, or one process alone,"

@@ -2,25 +2,77 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mtlcore import linalg, trajectory
 from mtlcore.contracts import ConflictDetector, Needs, StepView, TeleportProblem, task_rows
+from mtlcore.presence import Presence
 from mtlcore.teleporting.transaction import Transaction
 
+T = TypeVar("T")
 Evaluation = tuple[dict[str, Tensor], tuple[Tensor, ...]]
 Closure = Callable[[], Evaluation]
 
 
+class Together(Protocol):
+    """Other processes that search with this one, each on a batch of its own."""
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+
+    def everywhere(self, work: Callable[[], tuple[Presence, list[float]]]) -> list[float]:
+        """Mean losses of tasks that all processes have; fails on all if on one."""
+
+    def settled(self, work: Callable[[], T]) -> T:
+        """Something of this process's own; fails on all if on one."""
+
+    def mean(self, tensors: Sequence[Tensor]) -> None:
+        """Each becomes the mean over the processes, in place."""
+
+    def averaged(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """The means of gradients; None where no process has one."""
+
+    def alike(self, tensors: Mapping[str, Tensor], who: str) -> None:
+        """Fails on all processes if these are not the same bits everywhere."""
+
+
+class _Mean(torch.autograd.Function):
+    """A loss of this process that shows the mean of all; its gradient is this process's share of the mean's."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, mean: float) -> Tensor:
+        return torch.full_like(loss, mean)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        return cotangents[0], None
+
+
 class Problem(TeleportProblem):
-    """One batch, evaluated deterministically at the network's current parameters."""
+    """One batch, evaluated deterministically at the network's current parameters.
+
+    Args:
+        transaction: around the search.
+        closure: evaluates the batch.
+        view: of the step.
+        detector: whose severity counts.
+        together: the other processes, whose batches count as well.
+    """
 
     def __init__(
-        self, transaction: Transaction, closure: Closure, view: StepView, detector: ConflictDetector | None
+        self,
+        transaction: Transaction,
+        closure: Closure,
+        view: StepView,
+        detector: ConflictDetector | None,
+        together: Together | None = None,
     ) -> None:
         self._transaction = transaction
         self._closure = closure
@@ -29,6 +81,14 @@ class Problem(TeleportProblem):
         self.view = view
         self.detector = detector
         self._mean: dict[str, Tensor] | None = None
+        self._together = together
+        self.processes = 1 if together is None else together.size
+
+    def averaged(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """See :class:`TeleportProblem`."""
+        if self._together is None:
+            return tuple(gradients)
+        return self._together.averaged(list(self.parameters().values()), gradients)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """See :class:`TeleportProblem`."""
@@ -36,6 +96,21 @@ class Problem(TeleportProblem):
 
     def evaluate(self) -> Evaluation:
         """See :class:`TeleportProblem`."""
+        if self._together is None:
+            return self._here()
+        mine: list[Evaluation] = []
+
+        def work() -> tuple[Presence, list[float]]:
+            mine.append(self._here())
+            presence = Presence.of(self.view.presence.names, mine[0][0])
+            return presence, [float(mine[0][0][n].detach()) for n in presence.present]
+
+        means = self._together.everywhere(work)
+        losses, features = mine[0]
+        names = Presence.of(self.view.presence.names, losses).present
+        return {n: _Mean.apply(losses[n], v) for n, v in zip(names, means)}, features  # type: ignore[no-untyped-call]
+
+    def _here(self) -> Evaluation:
         self._transaction.same_noise()
         torch.clear_autocast_cache()  # in a caller's autocast block it holds the weights of the last place
         with warnings.catch_warnings():
@@ -50,11 +125,15 @@ class Problem(TeleportProblem):
         parameters = list(self.parameters().values())
         last = list(losses)[-1]
         for name, loss in losses.items():
-            yield name, list(torch.autograd.grad(loss, parameters, retain_graph=name != last, allow_unused=True))
+            take = functools.partial(
+                torch.autograd.grad, loss, parameters, retain_graph=name != last, allow_unused=True
+            )  # fmt: skip
+            found = take() if self._together is None else self._together.settled(take)
+            yield name, list(self.averaged(found))
 
     def rows(self) -> tuple[dict[str, Tensor], list[Tensor]]:
         """See :class:`TeleportProblem`."""
-        losses, blocks = super().rows()
+        losses, blocks = self._rows_of(self.evaluate()[0])
         if self._mean is None and self._transaction.at_start():
             self._mean = self._averaged(blocks)
         return losses, blocks
@@ -62,15 +141,24 @@ class Problem(TeleportProblem):
     def mean_gradient(self) -> dict[str, Tensor]:
         """Of the losses at the start, where the network is, by parameter. Usually the search has looked at it."""
         if self._mean is None:
-            self._mean = self._averaged(super().rows()[1])
+            self._mean = self._averaged(self._rows_of(self.evaluate()[0])[1])
         return self._mean
+
+    def _rows_of(self, losses: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Detached losses and their gradients, those of all processes; frees the graph."""
+        take = functools.partial(task_rows, losses, list(self.parameters().values()))
+        if self._together is None:
+            return take()
+        detached, blocks = self._together.settled(take)
+        self._together.mean(blocks)
+        return detached, blocks
 
     def _averaged(self, blocks: Sequence[Tensor]) -> dict[str, Tensor]:
         return {n: b.mean(dim=0).view_as(p) for (n, p), b in zip(self.parameters().items(), blocks)}
 
     def severity(self, losses: Mapping[str, Tensor]) -> float:
         """How bad the conflict is; ``losses`` as evaluated, with their graph, which is freed."""
-        detached, blocks = task_rows(losses, list(self.parameters().values()))
+        detached, blocks = self._rows_of(losses)
         gram = torch.stack([linalg.gramian(block) for block in blocks]).sum(dim=0)
         wide = self.detector is not None and self.detector.needs >= Needs.JACOBIAN
         return severity(detached, gram, self.detector, self.view, torch.cat(blocks, dim=1) if wide else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mtlcore import trajectory
-from mtlcore.contracts import ConflictDetector, StepView, TeleportStrategy
+from mtlcore.contracts import ConflictDetector, Displacement, StepView, TeleportStrategy
 from mtlcore.errors import ConfigurationError
 from mtlcore.registry import create, registry
 from mtlcore.report import TeleportResult
 from mtlcore.snapshot import undo_on_error
 from mtlcore.teleporting.follow import Follower
 from mtlcore.teleporting.memory import Direction, History, Memory, Over
-from mtlcore.teleporting.problem import Closure, Problem
+from mtlcore.teleporting.problem import Closure, Problem, Together
 from mtlcore.teleporting.proposal import checked
 from mtlcore.teleporting.transaction import Transaction
 from mtlcore.teleporting.verdict import Accept, Judge, Rule, Verdict, stay, unseen
@@ -101,6 +102,7 @@ class Teleporter:
         optimizer: trajectory.Optimizers,
         generator: torch.Generator,
         direction: Sequence[Tensor] | None = None,
+        together: Together | None = None,
     ) -> TeleportResult:
         """Try to teleport. On accept the network has moved, the optimizer's history with it, and the averaged copies
         that :attr:`followers` knows; on refusal, and when an exception passes through, everything is bit for bit as
@@ -116,6 +118,8 @@ class Teleporter:
             generator: source of randomness; its state is not advanced.
             direction: combined gradient of the last ordinary step per trainable trunk parameter, for historical
                 trajectory reuse. Default: what ``reuse_direction`` says.
+            together: other processes, that make the same attempt with batches of their own: the means over all of them
+                are searched on and judged by, and all go to the same point.
 
         Raises:
             TeleportError: the optimizer's history cannot be carried.
@@ -129,7 +133,9 @@ class Teleporter:
         for follower in self.followers:
             transaction.keep(follower.parameters())
         with undo_on_error(transaction.roll_back):
-            verdict = self._try(transaction, closure, probe, view, own, direction)
+            problem = Problem(transaction, closure, view, self.detector, together)
+            judge = problem if probe is None else Problem(transaction, probe, view, self.detector, together)
+            verdict = self._try(transaction, problem, judge, own, direction, together)
             if not verdict.accepted:
                 transaction.roll_back()
             return TeleportResult(
@@ -147,16 +153,14 @@ class Teleporter:
     def _try(
         self,
         transaction: Transaction,
-        closure: Closure,
-        probe: Closure | None,
-        view: StepView,
+        problem: Problem,
+        judge: Problem,
         generator: torch.Generator,
         direction: Sequence[Tensor] | None,
+        together: Together | None,
     ) -> Verdict:
-        problem = Problem(transaction, closure, view, self.detector)
-        judge = problem if probe is None else Problem(transaction, probe, view, self.detector)
         with transaction.frozen():
-            absent = unseen(view, judge) if self.accept != "always" or self.strategy.exact else []
+            absent = unseen(problem.view, judge) if self.accept != "always" or self.strategy.exact else []
             if absent:
                 return stay(
                     f"task {absent[0]} is neither in this batch nor in the probe, so that nothing would show what "
@@ -165,6 +169,8 @@ class Teleporter:
             proposal = self.strategy.propose(problem, generator)
             transaction.undo_search()
             proposal = checked(proposal, transaction, self.strategy)
+            if together is not None:
+                together.alike(_tensors(proposal), f"teleport {registry().identify(self.strategy)}")
             if not proposal.parameters and not proposal.head_parameters:
                 reason = str(proposal.diagnostics.get("reason", "the strategy stayed where it was"))
                 return stay(reason, proposal.diagnostics)
@@ -182,6 +188,11 @@ class Teleporter:
             transaction.commit(proposal)
         return verdict
 
+    def refused(self, reason: str, held_out: bool) -> TeleportResult:
+        """No attempt, and why."""
+        nan = math.nan
+        return TeleportResult(self.name, False, reason, {}, held_out, nan, nan, 0.0, {})
+
     def _rule(self) -> Rule:
         accept = self.accept if self.strategy.improves or self.accept == "always" else "losses"
         return Rule(self.strategy.exact, accept, self.tolerance, self.trials)
@@ -197,6 +208,12 @@ class Teleporter:
         """Go on from :meth:`state`."""
         previous = state.get("direction")
         self.memory.previous = None if previous is None else [g.clone() for g in previous]
+
+
+def _tensors(proposal: Displacement) -> dict[str, Tensor]:
+    """All that a proposal would move, by name."""
+    moved = {f"trunk {n}": t for n, t in proposal.parameters.items()}
+    return moved | {f"heads {n}": t for n, t in proposal.head_parameters.items()}
 
 
 def _one_of(option: str, value: str, choices: Sequence[str]) -> None:

@@ -11,10 +11,21 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from mtlcore import Aggregation, Aggregator, MultiTask, Needs, create
+from mtlcore import Aggregation, Aggregator, Displacement, MultiTask, Needs, TeleportStrategy, create
 from mtlcore.step.prepare import members
 
 TASKS = ("a", "b", "c")
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnPoint(TeleportStrategy):
+    """Follows gradients of its own process."""
+
+    def propose(self, problem, generator):
+        found, _ = problem.evaluate()
+        parameters = problem.parameters()
+        gradients = torch.autograd.grad(sum(found.values()), list(parameters.values()))
+        return Displacement({n: p.detach() - 0.01 * g for (n, p), g in zip(parameters.items(), gradients)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +48,8 @@ class Net(nn.Module):
         torch.manual_seed(7)
         if kind == "mlp":
             self.trunk = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8))
+        elif kind == "relu":
+            self.trunk = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8))
         elif kind == "cnn":
             self.trunk = nn.Sequential(
                 nn.Unflatten(1, (1, 6, 1)), nn.Conv2d(1, 3, (3, 1)), nn.Tanh(), nn.Flatten(), nn.Linear(12, 8)
@@ -185,7 +198,7 @@ def absent_alone(size, name, steps=3):
 
 def trouble(rank, what, name):
     """A run that goes wrong on process 1."""
-    net = Net("mlp")
+    net = Net("relu" if what == "probe raises" else "mlp")
     x, y = part(rank, 2, *data(0, 12))
     mt = MultiTask(net.trunk, method(name), tasks=TASKS, optimizer=torch.optim.SGD(net.parameters(), 0.1))
     step = lambda: mt.backward(losses((o := net(x))[1], y), features=o[0])
@@ -231,8 +244,25 @@ def trouble(rank, what, name):
     elif what == "find unused":
         whole = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
         step = lambda: mt.backward(losses((o := whole(x))[1], y), features=o[0])
-    elif what == "teleport":
-        mt = MultiTask(net.trunk, name, teleport="relu-rescaling", optimizer=torch.optim.SGD(net.parameters(), 0.1))
+    elif what == "own point":
+        mt = MultiTask(net.trunk, name, torch.optim.SGD(net.parameters(), 0.1), teleport=OwnPoint(), heads=net.heads)
+        step = lambda: mt.step(lambda: (losses((o := net(x))[1], y), o[0]))
+    elif what == "probe raises":
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        looks = []
+
+        def probe():
+            looks.append(1)
+            if rank == 1 and len(looks) == 2:
+                raise KeyError("the probe is gone")
+            z, out = net(x)
+            return losses(out, y), z
+
+        mt = MultiTask(net.trunk, name, optimizer, teleport="random", heads=net.heads, probe=probe)
+        step = lambda: mt.step(lambda: (losses((o := net(x))[1], y), o[0]))
+    elif what == "other scale":
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** (8 + rank))
+        step = lambda: mt.backward(losses((o := net(x))[1], y), features=o[0], scaler=scaler)
     before = [p.detach().clone() for p in net.parameters()]
     try:
         step()
@@ -389,3 +419,101 @@ def sharded(rank, size, name, how, steps=2, dtype=torch.float64):
 
 def _held(mt, net):
     return [*mt._run.parameters, *(p for p in members(mt._run, []).told)]
+
+
+def teleported(rank, size, strategy, how="plain", steps=3, options=None, detector=None):
+    """Steps that teleport whenever they can."""
+    net = Net("relu")
+    trunk, call = wrapped(net, how)
+    # The share of the history that is used again jumps where the cosine of jump and gradient is rounding around zero.
+    kind = torch.optim.SGD if strategy == "lora" else torch.optim.Adam
+    optimizer = kind(net.parameters(), 0.01)
+    mt = MultiTask(
+        trunk, "fairgrad", optimizer, tasks=TASKS, heads=net.heads, detector=detector,
+        teleport=create("teleport", strategy, **(options or {})), tolerance=0.5,
+        probe=lambda: _closure(call, *part(rank, size, *data(99, 12))), process_group=None if size == 1 else "auto",
+    )  # fmt: skip
+    reports = []
+    for step in range(steps):
+        x, y = part(rank, size, *data(step, 12))
+        reports.append(mt.step(lambda: _closure(call, x, y)))
+    last = reports[-1]
+    return {
+        "grads": grads(net),
+        "losses": last.losses,
+        "weights": last.weights,
+        "state": dict(mt._run.progress.state),
+        "parameters": {n: p.detach().clone() for n, p in net.named_parameters()},
+        "history": {
+            n: optimizer.state[p]["exp_avg"].clone() for n, p in net.named_parameters() if optimizer.state.get(p)
+        },
+        "teleports": [None if r.teleport is None else (r.teleport.accepted, r.teleport.reason) for r in reports],
+    }
+
+
+def _closure(call, x, y):
+    z, out = call(x)
+    return losses(out, y), z
+
+
+def lacking(rank):
+    """Task c is on process 0 only, in a step that would teleport."""
+    net = Net("relu")
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    mt = MultiTask(net.trunk, "fairgrad", optimizer, tasks=TASKS, heads=net.heads, teleport="random")
+    x, y = part(rank, 2, *data(0, 12))
+    report = mt.step(lambda: (losses((o := net(x))[1], y, TASKS if rank == 0 else TASKS[:2]), o[0]))
+    return report.teleport.accepted, report.teleport.reason
+
+
+def measured(rank, size, metric, name, taken=True):
+    """The optimizer's metric, and what its steps did."""
+    net = Net("mlp")
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    mt = MultiTask(
+        net.trunk, method(name), optimizer, tasks=TASKS, heads=net.heads, metric=metric, taken=taken,
+        process_group=None if size == 1 else "auto",
+    )  # fmt: skip
+    for step in range(3):
+        x, y = part(rank, size, *data(step, 12))
+        report = mt.step(lambda: _closure(net, x, y))
+    return {
+        "grads": grads(net),
+        "losses": report.losses,
+        "weights": report.weights,
+        "state": {},
+        "parameters": {n: p.detach().clone() for n, p in net.named_parameters()},
+        "gramian": report.gramian,
+        "taken": report.taken,
+    }
+
+
+def scaled(rank, size, name, overflow=()):
+    """Steps under a GradScaler; those in ``overflow`` are infinite on the last process."""
+    net = Net("mlp", torch.float32)
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    mt = MultiTask(
+        net.trunk, name, optimizer, tasks=TASKS, heads=net.heads, process_group=None if size == 1 else "auto"
+    )
+    skipped = []
+    for step in range(4):
+        x, y = part(rank, size, *data(step, 12, torch.float32))
+        optimizer.zero_grad()
+        z, out = net(x)
+        found = losses(out, y)
+        if step in overflow and rank == size - 1:
+            found["b"] = found["b"] * float("inf")
+        report = mt.backward(found, features=z, scaler=scaler)
+        skipped.append(report.skipped)
+        scaler.step(optimizer)
+        scaler.update()
+    return {
+        "grads": grads(net),
+        "losses": report.losses,
+        "weights": report.weights,
+        "state": {},
+        "parameters": {n: p.detach().clone() for n, p in net.named_parameters()},
+        "skipped": skipped,
+        "scale": scaler.get_scale(),
+    }

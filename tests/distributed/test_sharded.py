@@ -9,6 +9,8 @@ from distributed import cases
 from distributed.pool import Pool
 from distributed.test_global_batch import assert_close, assert_same_bits
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 
 @pytest.fixture(scope="module")
 def pool():

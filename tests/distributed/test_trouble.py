@@ -9,6 +9,8 @@ import pytest
 from distributed import cases
 from distributed.pool import Pool
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 
 @pytest.fixture(scope="module")
 def pool():
@@ -30,7 +32,8 @@ def pool():
         ("other values", "ConfigurationError", ("process 1", "0.bias")),
         ("other step", "ProcessError", ("process 0 has step 1", "process 1 step 5")),
         ("find unused", "ConfigurationError", ("find_unused_parameters", "no_sync")),
-        ("teleport", "ConfigurationError", ("teleport", "several processes")),
+        ("own point", "PluginError", ("another point on process 1", "averaged(gradients)")),
+        ("other scale", "ProcessError", ("process 0 has gradients scaled by 256", "process 1 gradients scaled by 512")),
     ],
 )
 def test_all_end_with_an_error_that_names_it(pool, what, kind, words, name):
@@ -46,6 +49,13 @@ def test_what_the_user_raises(pool):
     assert "process 1" in text
     assert "the disk is full" in text
     assert "the disk is full" in mine
+
+
+def test_a_probe_that_fails_on_one_process(pool):
+    (kind, text), (own, mine) = pool.run(cases.trouble, "probe raises", "upgrad")
+    assert (kind, own) == ("ProcessError", "KeyError")
+    assert "the probe is gone" in text
+    assert "the probe is gone" in mine
 
 
 def test_a_process_that_dies():

@@ -92,7 +92,8 @@ class Field:
             total = (w * losses).sum()
             keep = graph or i + 1 < len(weights)
             raw = torch.autograd.grad(total, parameters, retain_graph=keep, create_graph=graph, allow_unused=True)
-            found.append([_dense(p, g) for p, g in zip(parameters, raw)])
+            means = raw if graph else self._problem.averaged(raw)
+            found.append([_dense(p, g) for p, g in zip(parameters, means)])
         return losses if graph else losses.detach(), found
 
     def backward(self, scalar: Tensor) -> Vector:

@@ -94,6 +94,11 @@ class LoRA(TeleportStrategy):
                 "LoRA(perturb='all') moves the parameters of the heads, which are unknown: pass MultiTask(..., "
                 "heads=...), or use perturb='trunk'."
             )
+        if self.estimator == "double-backward" and problem.processes > 1:
+            raise ConfigurationError(
+                "LoRA(estimator='double-backward') differentiates the gradients of one process's batch: with several "
+                "processes use estimator='finite-difference'."
+            )
         field = Field(problem)
         if len(field.tasks) < 2:
             return _stay("one task only: nothing can conflict")
