@@ -19,21 +19,29 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from mtlcore.contracts.merger import Merger
+from mtlcore.contracts.merger import Merger, Objective
 from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
 from mtlcore.registry import create
 
+Wish = Callable[[Any, int], Tensor] | None
 Model = nn.Module | Mapping[str, Tensor]
 Entries = dict[str, Tensor]
 
 
 @overload
-def merge(base: nn.Module, experts: Sequence[Model], method: str | Merger = ..., *, seed: int = ...) -> nn.Module: ...
+def merge(
+    base: nn.Module, experts: Sequence[Model], method: str | Merger = ..., *, seed: int = ..., objective: Wish = ...
+) -> nn.Module: ...
 @overload
 def merge(
-    base: Mapping[str, Tensor], experts: Sequence[Model], method: str | Merger = ..., *, seed: int = ...
+    base: Mapping[str, Tensor],
+    experts: Sequence[Model],
+    method: str | Merger = ...,
+    *,
+    seed: int = ...,
+    objective: Wish = ...,
 ) -> Entries: ...
-def merge(base: Any, experts: Any, method: str | Merger = "doge", *, seed: int = 0) -> Any:
+def merge(base: Any, experts: Any, method: str | Merger = "doge", *, seed: int = 0, objective: Wish = None) -> Any:
     """One model out of several experts that were trained from one base.
 
     Neither the base nor an expert is written to. An expert may be a PEFT model with LoRA adapters on the same base: its
@@ -44,14 +52,18 @@ def merge(base: Any, experts: Any, method: str | Merger = "doge", *, seed: int =
         experts: at least one; modules, PEFT models or state dicts with the entries of the base, in any mixture.
         method: name of a merger (``mtl list --kind merger``), or an instance with options of your own.
         seed: of the random numbers that a method may draw.
+        objective: for a method that adapts itself to data (``adamerging``): ``objective(model, step)`` is a scalar that
+            should be small, such as the entropy of the model's predictions on a batch without labels. The model is a
+            copy of the base in evaluation mode with the merged parameters; from a state dict it is a dict of tensors.
 
     Returns:
         A module where the base is a module (a copy of it), a state dict where it is one. Nothing in it shares memory
         with the base or an expert.
 
     Raises:
-        ConfigurationError: no expert; an entry is missing, is one too many, or has another shape or dtype; adapters sit
-            on another base. Expert and entry are named.
+        ConfigurationError: an objective is missing, is given to a method that does not look at data, or is no finite
+            number; no expert; an entry is missing, is one too many, or has another shape or dtype; adapters sit on
+            another base. Expert and entry are named.
         NonFiniteError: NaN or infinity in the base or in an expert, or the merged value is too large for its dtype.
         PluginError: the merger returned something that is not a task vector.
         UnknownPluginError: there is no such merger.
@@ -59,9 +71,19 @@ def merge(base: Any, experts: Any, method: str | Merger = "doge", *, seed: int =
     merger = create("merger", method) if isinstance(method, str) else method
     if not isinstance(merger, Merger):
         raise ConfigurationError(f"method is a {type(method).__name__}; it must be a name or an mtlcore.Merger.")
+    if merger.reads_data != (objective is not None):
+        raise ConfigurationError(
+            f"merger {type(merger).__name__} "
+            + (
+                "adapts itself to data: give objective=, a function of (model, step)."
+                if merger.reads_data
+                else "does not look at data; leave objective= out."
+            )
+        )
     start = _entries(base, "the base", refuse_adapters=True)
     states = _experts(experts, start)
-    merged = _merged(start, states, _statistics(base), merger, seed)
+    wanted = None if objective is None else _objective(base, start, objective)
+    merged = _merged(start, states, _statistics(base), merger, seed, wanted)
     if not isinstance(base, nn.Module):
         return merged
     made = copy.deepcopy(base)
@@ -70,13 +92,22 @@ def merge(base: Any, experts: Any, method: str | Merger = "doge", *, seed: int =
 
 
 def _merged(
-    start: Entries, states: list[Entries], is_statistic: Callable[[str], bool], merger: Merger, seed: int
+    start: Entries,
+    states: list[Entries],
+    is_statistic: Callable[[str], bool],
+    merger: Merger,
+    seed: int,
+    objective: Objective | None,
 ) -> Entries:
     floats = [n for n, value in start.items() if value.is_floating_point()]
     weights = [n for n in floats if not is_statistic(n)]
     base = {n: start[n].to(torch.float64, copy=True) for n in weights}
     vectors = [{n: state[n].to(base[n]) - base[n] for n in weights} for state in states]
-    found = merger.merge(base, vectors, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    if objective is None:
+        found = merger.merge(base, vectors, generator)
+    else:
+        found = merger.adapt(base, vectors, generator, objective)
     _check_answer(merger, found, {n: start[n] for n in weights})
     out = {}
     for name, old in start.items():
@@ -96,6 +127,35 @@ def _merged(
             )
         out[name] = value
     return out
+
+
+class _Wished(nn.Module):
+    """Makes the user's objective a forward pass, so that parameters can be replaced by a public call."""
+
+    def __init__(self, model: nn.Module, wish: Callable[[Any, int], Tensor]) -> None:
+        super().__init__()
+        self.model, self._wish = model, wish
+
+    def forward(self, step: int) -> Tensor:
+        return self._wish(self.model, step)
+
+
+def _objective(base: Any, start: Entries, wish: Callable[[Any, int], Tensor]) -> Objective:
+    """The user's objective as a function of entries in float64."""
+    wrapped = _Wished(copy.deepcopy(base).eval(), wish) if isinstance(base, nn.Module) else None
+
+    def objective(entries: Mapping[str, Tensor], step: int) -> Tensor:
+        cast = {n: v.to(start[n].dtype) for n, v in entries.items()}
+        with torch.enable_grad():
+            if wrapped is None:
+                value = wish({**start, **cast}, step)
+            else:
+                value = torch.func.functional_call(wrapped, {f"model.{n}": v for n, v in cast.items()}, (step,))
+        if not isinstance(value, Tensor) or value.shape != () or not bool(value.isfinite()):
+            raise ConfigurationError(f"objective(model, {step}) must return a finite scalar tensor.")
+        return value
+
+    return objective
 
 
 # --- what goes in ---------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from mtlcore.contracts.explorer import Explorer as Explorer
 from mtlcore.contracts.explorer import Learnt as Learnt
 from mtlcore.contracts.merger import Entries as Entries
 from mtlcore.contracts.merger import Merger as Merger
+from mtlcore.contracts.merger import Objective as Objective
 from mtlcore.contracts.teleport import Displacement as Displacement
 from mtlcore.contracts.teleport import Map as Map
 from mtlcore.contracts.teleport import MatrixMap as MatrixMap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,11 @@ from mtlcore.hyperparameters import Validated
 
 Entries = Mapping[str, Tensor]
 """Name of an entry of a state dict -> its value."""
+
+
+Objective = Callable[[Entries, int], Tensor]
+"""Merged parameters theta (not task vectors) and the number of the step -> a number that should be small. Entries that
+are left out count as those of the base; gradients flow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Merger(Validated, abc.ABC):
     claims: ClassVar[frozenset[str]] = frozenset()
     """Ids of the laws this method promises. A class whose promises depend on hyper-parameters overrides this with a
     property."""
+    reads_data: ClassVar[bool] = False
+    """Whether ``adapt`` looks at data. Then :func:`mtlcore.merge` insists on an objective."""
 
     @abc.abstractmethod
     def merge(self, base: Entries, vectors: Sequence[Entries], generator: torch.Generator) -> dict[str, Tensor]:
@@ -44,3 +51,14 @@ class Merger(Validated, abc.ABC):
             Name -> tensor of the same shape, dtype and device as in ``base``. A name that is left out stays as in the
             base.
         """
+
+    def adapt(
+        self, base: Entries, vectors: Sequence[Entries], generator: torch.Generator, objective: Objective
+    ) -> dict[str, Tensor]:
+        """The merged task vector for a method that ``reads_data``; otherwise :meth:`merge`, which it overrides.
+
+        Args:
+            base, vectors, generator: as for :meth:`merge`.
+            objective: what the user wants to be small, for instance the entropy of predictions on unlabelled data.
+        """
+        return self.merge(base, vectors, generator)

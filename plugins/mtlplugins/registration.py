@@ -78,6 +78,7 @@ EXPLORERS: dict[str, str] = {
     "stch-sweep": "mtlplugins.explorers.stch_sweep:STCHSweep",
 }
 MERGERS: dict[str, str] = {
+    "adamerging": "mtlplugins.mergers.adamerging:AdaMerging",
     "doge": "mtlplugins.mergers.doge:DOGE",
     "task-arithmetic": "mtlplugins.mergers.task_arithmetic:TaskArithmetic",
     "ties": "mtlplugins.mergers.ties:Ties",

@@ -5,6 +5,7 @@ import torch
 
 from mtlbench.measures.calibration import expected_calibration_error
 from mtlbench.measures.disentanglement import feature_disentanglement
+from mtlbench.measures.ensemble import self_ensembled
 from mtlcore.errors import ConfigurationError
 
 
@@ -34,3 +35,28 @@ def test_disentanglement_by_hand():
     assert feature_disentanglement(half[..., None, None].expand(2, 1, 2, 3, 3).flip(2, 0)) == pytest.approx(0.5)
     with pytest.raises(ConfigurationError, match="task 1"):
         feature_disentanglement(torch.tensor([[[1.0]], [[0.0]]]))
+
+
+def test_the_surest_member_answers():
+    members = torch.tensor([[[0.9, 0.1], [0.4, 0.6]], [[0.2, 0.8], [0.1, 0.9]]])
+    assert torch.equal(self_ensembled(members), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
+    assert torch.equal(self_ensembled(members[:1]), members[0])
+    assert torch.equal(self_ensembled(members[[0, 0]]), members[0])
+    with pytest.raises(ConfigurationError, match="needs probabilities"):
+        self_ensembled(members[0])
+
+
+@pytest.mark.slow
+def test_merging_study_has_every_arm(monkeypatch, tmp_path, capsys):
+    from mtlbench.studies import merging
+
+    monkeypatch.setattr(merging, "BASE_STEPS", 2)
+    monkeypatch.setattr(merging, "EXPERT_STEPS", 2)
+    few = {n: merging.MERGERS[n] for n in ("weight-average", "adamerging, per task")}
+    few["adamerging, per task"] = ("adamerging", {"per": "task", "steps": 1})
+    monkeypatch.setattr(merging, "MERGERS", few)
+    merging.main(["--seeds", "1", "--out", str(tmp_path)])
+    first = capsys.readouterr().out
+    assert sum(line.startswith("| ") for line in first.splitlines()) == 1 + 2 + 2 * 4
+    merging.main(["--seeds", "1", "--out", str(tmp_path)])  # nothing is missing
+    assert capsys.readouterr().out == first

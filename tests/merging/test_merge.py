@@ -15,7 +15,7 @@ from mtlverify.mutants import mergers as mutants
 from mtlverify.mutants.score import examine
 from mtlverify.runner import chosen
 
-METHODS = ["doge", "task-arithmetic", "ties", "weight-average"]
+METHODS = ["doge", "task-arithmetic", "ties", "weight-average"]  # those that need no data
 
 
 def network(seed: int) -> nn.Module:
@@ -196,3 +196,65 @@ def test_every_mutant_is_caught():
             found = examine(mutant(), law, 60, 0, shrink=False)
             assert found.status in ("refuted", "error"), (mutant.__name__, law.id)
             assert found.counterexample is not None
+
+
+# --- adamerging -------------------------------------------------------------------------------------------------------
+
+
+def entropy(model, step):
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step % 2))
+    log = torch.log_softmax(model(x), 1)
+    return -(log.exp() * log).sum(1).mean()
+
+
+def test_adamerging_lowers_what_it_is_given_and_writes_to_nothing(base):
+    experts = [moved(base, 1), moved(base, 2)]
+    before = [copy.deepcopy(m.state_dict()) for m in (base, *experts)]
+    plugin = mtlcore.create("merger", "adamerging", steps=40, lr=0.05)
+    made = mtlcore.merge(base, experts, plugin, objective=entropy)
+    assert all(equal(m.state_dict(), b) for m, b in zip((base, *experts), before, strict=True))
+    start = mtlcore.merge(base, experts, mtlcore.create("merger", "task-arithmetic", coefficient=0.3))
+    values = [min(float(entropy(m.eval(), step).detach()) for step in (0, 1)) for m in (made, start)]
+    assert values[0] < values[1]
+    assert equal(made.state_dict(), mtlcore.merge(base, experts, plugin, objective=entropy).state_dict())
+
+
+def test_adamerging_without_steps_is_task_arithmetic(base):
+    experts = [moved(base, 1), moved(base, 2)]
+    plugin = mtlcore.create("merger", "adamerging", steps=0)
+    made = mtlcore.merge(base, experts, plugin, objective=entropy).state_dict()
+    plain = mtlcore.merge(base, experts, mtlcore.create("merger", "task-arithmetic", coefficient=0.3)).state_dict()
+    assert all(torch.allclose(made[n], plain[n]) for n in plain)
+
+
+@pytest.mark.parametrize(("per", "expected"), [("task", [0.5, 0.5]), ("layer", [1.0, 0.0])])
+def test_adamerging_finds_its_coefficients(per, expected):
+    # One entry wants the first expert whole, the other one the second: one coefficient per task can only be in between.
+    base = {"a": torch.zeros(1), "b": torch.zeros(1)}
+    experts = [{"a": torch.ones(1), "b": torch.ones(1)}, {"a": torch.zeros(1), "b": torch.zeros(1)}]
+    wanted = {"a": torch.ones(1), "b": torch.zeros(1)}
+    plugin = mtlcore.create("merger", "adamerging", per=per, steps=300, lr=0.02)
+    made = mtlcore.merge(
+        base, experts, plugin, objective=lambda e, step: sum((e[n] - wanted[n]).square().sum() for n in e)
+    )
+    assert [float(made["a"]), float(made["b"])] == pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("method", "objective", "why"),
+    [
+        ("adamerging", None, "give objective="),
+        ("ties", entropy, "leave objective= out"),
+        ("adamerging", lambda model, step: torch.tensor(float("nan")), "finite scalar"),
+        ("adamerging", lambda model, step: 1.0, "finite scalar"),
+    ],
+)
+def test_an_objective_is_for_methods_that_look_at_data(base, method, objective, why):
+    with pytest.raises(ConfigurationError, match=why):
+        mtlcore.merge(base, [moved(base, 1)], method, objective=objective)
+
+
+def test_adamerging_keeps_its_laws():
+    results = list(check(mtlcore.create("merger", "adamerging", steps=5, lr=0.02), max_examples=14))
+    assert {r.law for r in results if r.claimed} >= {"lowers-objective", "order-free", "zero-vectors"}
+    assert not [r for r in results if r.failed]

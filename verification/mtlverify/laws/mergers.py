@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlcore.contracts import Entries, Objective
 from mtlverify import tolerance
 from mtlverify.law import Margin, law, worst
 from mtlverify.laws.compare import agreement, same
@@ -33,8 +34,28 @@ Vectors = list[dict[str, Tensor]]
 
 def ask(plugin: Any, base: dict[str, Tensor], vectors: Vectors, seed: int) -> dict[str, Tensor]:
     """The merged task vector, with zeros for what was left out."""
-    found = plugin.merge(base, vectors, torch.Generator().manual_seed(seed))
+    found = answer(plugin, base, vectors, seed)
     return {n: found.get(n, torch.zeros_like(v)) for n, v in base.items()}
+
+
+def answer(plugin: Any, base: dict[str, Tensor], vectors: Vectors, seed: int) -> Any:
+    """What it returns. One that looks at data gets :func:`wish`."""
+    generator = torch.Generator().manual_seed(seed)
+    if plugin.reads_data:
+        return plugin.adapt(base, vectors, generator, wish(base, vectors))
+    return plugin.merge(base, vectors, generator)
+
+
+def wish(base: dict[str, Tensor], vectors: Vectors) -> Objective:
+    """A convex objective in which no expert is special: the mean squared distance to the mean expert, entry by entry,
+    relative to how far the experts have gone."""
+    target = {n: base[n] + torch.stack([v[n] for v in vectors]).mean(0) for n in base}
+    scale = {n: max(float(torch.stack([v[n] for v in vectors]).square().mean()), 1e-300) for n in base}
+
+    def objective(entries: Entries, step: int) -> Tensor:
+        return torch.stack([(v - target[n]).square().mean() / scale[n] for n, v in entries.items()]).sum()
+
+    return objective
 
 
 def close(found: dict[str, Tensor], expected: dict[str, Tensor], scale: dict[str, float], what: str) -> Margin:
@@ -91,7 +112,7 @@ def deterministic(plugin: Any, example: ExpertsExample) -> float:
 def shape_dtype_device(plugin: Any, example: ExpertsExample) -> float:
     """Without a graph behind them; entries may be left out."""
     base, vectors = example.build()
-    found = plugin.merge(base, vectors, torch.Generator().manual_seed(example.seed))
+    found = answer(plugin, base, vectors, example.seed)
     if not isinstance(found, dict):
         return verdict(False, f"merge returns {type(found).__name__}, not a dict")
     faults = [f"{n!r} is not an entry of the base" for n in found if n not in base]
@@ -142,6 +163,28 @@ def order_free(plugin: Any, example: ExpertsExample) -> float:
     base, vectors = example.build()
     plain, turned = (ask(plugin, base, v, example.seed) for v in (vectors, vectors[::-1]))
     return close(turned, plain, sizes(*vectors, plain), "another order gives another model")
+
+
+def adapts(plugin: Any) -> str | None:
+    """Applies to mergers that look at data."""
+    return None if plugin.reads_data else "does not look at data"
+
+
+@law("lowers-objective", kind="merger", statement="What a merger adapts to is no worse at its answer than at the base, "
+     "and than at its answer without a step.", source="it is what the steps are for", margin=VERDICT, examples=experts,
+     effort=SOME, decode=ExpertsExample.from_json, applies=adapts)  # fmt: skip
+def lowers_objective(plugin: Any, example: ExpertsExample) -> float:
+    """A convex objective, whose minimum is the mean expert."""
+    base, vectors = example.build()
+    objective = wish(base, vectors)
+
+    def value(found: dict[str, Tensor]) -> float:
+        return float(objective({n: base[n] + found[n] for n in base}, 0))
+
+    still = {n: torch.zeros_like(v) for n, v in base.items()}
+    at = value(ask(plugin, base, vectors, example.seed))
+    before = min(value(still), value(ask(dataclasses.replace(plugin, steps=0), base, vectors, example.seed)))
+    return verdict(at <= before * (1.0 + tolerance.HALF_DIGITS), f"the objective is {at:.6g}, and was {before:.6g}")
 
 
 def searches(plugin: Any) -> str | None:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mtlcore import Merger
+from mtlcore.contracts import Objective
 
 frozen = dataclasses.dataclass(frozen=True)
 Entries = Mapping[str, Tensor]
@@ -125,6 +127,20 @@ class MeanLength(Average):
         return out
 
 
+@frozen
+class Ascends(Average):
+    """Looks at data, and goes the wrong way."""
+
+    reads_data: ClassVar[bool] = True
+    steps: int = 1
+
+    def adapt(
+        self, base: Entries, vectors: Sequence[Entries], generator: torch.Generator, objective: Objective
+    ) -> dict[str, Tensor]:
+        found = self.merge(base, vectors, generator)
+        return {n: v * (1.0 + self.steps) for n, v in found.items()}
+
+
 KILLED_BY: dict[type, tuple[str, ...]] = {
     DividesByAnEntry: ("finite",),
     AddsInPlace: ("pure",),
@@ -134,6 +150,7 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     HalfOfOne: ("one-expert",),
     Sums: ("identical-experts",),
     FirstWins: ("order-free",),
+    Ascends: ("lowers-objective",),
     MeanLength: ("zero-steps-task-arithmetic",),
 }
 """Mutant -> ids of the laws that must refute it."""

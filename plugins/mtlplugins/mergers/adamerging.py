@@ -1,0 +1,74 @@
+"""``adamerging``: merging coefficients that are learnt on data without labels (Yang et al. 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtlcore import Merger, choice, integer, number
+from mtlcore.contracts import Entries, Objective
+from mtlcore.errors import ConfigurationError
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaMerging(Merger):
+    """theta_0 + sum_t c_t tau_t, c learnt by Adam on the user's objective. [paper*]
+
+    The objective of the paper is the entropy of the merged model's predictions on unlabelled test data of all tasks
+    [paper*]; here it is whatever ``mtlcore.merge(..., objective=...)`` is given, which is called with the number of the
+    step, to choose a batch. In a module the parameters are merged and the statistics are those of the base.
+
+    Proved: it is task arithmetic with the start's coefficient if there are no steps.
+
+    Args:
+        per: "layer": a coefficient for each task and entry of the state dict; "task": for each task [paper*].
+        start: of every coefficient; 0.3 [paper*].
+        steps: of Adam; 500 [paper*].
+        lr: its rate; 1e-3 [paper*].
+        low: coefficients are held above it; 0 [memory].
+        high: and below it; 1 [memory].
+    """
+
+    claims: ClassVar[frozenset[str]] = frozenset({"order-free", "lowers-objective"})
+    reads_data: ClassVar[bool] = True
+
+    per: str = choice("layer", ("layer", "task"))
+    start: float = number(0.3, low=0.0)
+    steps: int = integer(500, low=0)
+    lr: float = number(1e-3, low=0.0, open_low=True, log=True)
+    low: float = number(0.0)
+    high: float = number(1.0)
+
+    def merge(self, base: Entries, vectors: Sequence[Entries], generator: torch.Generator) -> dict[str, Tensor]:
+        """Not without an objective."""
+        raise ConfigurationError("adamerging adapts itself to data: it needs an objective.")
+
+    def adapt(
+        self, base: Entries, vectors: Sequence[Entries], generator: torch.Generator, objective: Objective
+    ) -> dict[str, Tensor]:
+        """Adam on the coefficients."""
+        if not self.low <= self.start <= self.high:
+            raise ConfigurationError(f"AdaMerging: start={self.start:g} is not between {self.low:g} and {self.high:g}.")
+        stacked = {n: torch.stack([v[n] for v in vectors]) for n in base}
+        one = next(iter(base.values()))
+        shape = (len(base), len(vectors)) if self.per == "layer" else (1, len(vectors))
+        coefficients = one.new_full(shape, self.start).requires_grad_(True)
+        optimizer = torch.optim.Adam([coefficients], lr=self.lr)
+        for step in range(self.steps):
+            moved = _combined(coefficients, stacked)
+            value = objective({n: base[n] + v for n, v in moved.items()}, step)
+            (coefficients.grad,) = torch.autograd.grad(value, [coefficients])
+            optimizer.step()
+            with torch.no_grad():
+                coefficients.clamp_(self.low, self.high)
+        return _combined(coefficients.detach(), stacked)
+
+
+def _combined(coefficients: Tensor, stacked: Entries) -> dict[str, Tensor]:
+    """sum_t c_t tau_t, with a row of coefficients per entry, or one row for all."""
+    rows = coefficients.expand(len(stacked), -1)
+    return {n: torch.tensordot(row, taus, dims=1) for row, (n, taus) in zip(rows, stacked.items(), strict=True)}
