@@ -16,12 +16,12 @@ from mtlcore.registry import registry
 from mtlverify.answer import ask
 from mtlverify.example import Example
 from mtlverify.ledger import figures, planar, render, store
-from mtlverify.ledger.build import Row, rows
+from mtlverify.ledger.build import Row, row, rows
 from mtlverify.ledger.negatives import NEGATIVES, harms_everybody
 from mtlverify.ledger.proofs import PROOFS, proof_of
 from mtlverify.ledger.subjects import Subject, subjects
-from mtlverify.minimise import smaller
-from mtlverify.runner import laws
+from mtlverify.minimise import least, smaller
+from mtlverify.runner import examine, laws
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference"
 STORED = store.stored_subjects()
@@ -91,8 +91,8 @@ def test_the_committed_ledger_agrees_with_the_stored_counterexamples():
     page = (DOCS / "ledger.md").read_text()
     for part in (render._overview(table), render._negatives(table, "figures")):
         assert part in page, "run python -m mtlverify.ledger --render-only"
-    for row in table:
-        assert f"### {row.label} ({row.kind})" in page
+    for line in table:
+        assert f"### {line.label} ({line.kind})" in page
     for negative in NEGATIVES:
         assert f"### {negative.sentence}" in page
 
@@ -186,6 +186,28 @@ def test_rows_store_what_they_find_and_replay_it(tmp_path, monkeypatch):
     assert second["non-conflicting"].counterexample == first["non-conflicting"].counterexample
     assert second["non-conflicting"].examples == 0, "the stored counterexample settled it"
     assert store.path(subject, tmp_path).read_text() == stored
+
+
+def test_a_stored_counterexample_is_made_smaller_when_it_is_read_again(tmp_path):
+    """It was stored before the minimiser learnt something: rows of zeros, a second parameter, -0.0."""
+    subject, law = Subject("aggregator", "ls"), law_about("strongly-stationary-zero")
+    wide = torch.tensor([[-0.0, 1.0, 0.5], [0.0, -2.0, -1.0], [0.0, -3.0, -0.0]], dtype=torch.float64)
+    found = examine(subject.make(), law, 1, 0, explicit=[Example(wide, torch.tensor([0.25, 0.5, 2.0]).double())])
+    assert found.status == "refuted"
+    made = row(subject, law, 20, 0, found.counterexample)
+    assert (made.status, made.examples) == ("refuted", 0)
+    small = store.example_of(made.counterexample)
+    assert small.jacobian.shape == (2, 1)
+    assert small.losses.tolist() == [1.0, 1.0]
+    assert not small.jacobian[small.jacobian == 0].signbit().any()
+
+
+def test_no_zero_is_negative_in_what_is_shown():
+    law = law_about("simplex-weights")
+    example = Example(torch.tensor([[1.0, -0.0], [-0.0, 1.0]], dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+    shown = least(lambda e: e.jacobian.shape == (2, 2) and e.jacobian.count_nonzero() == 2, example, law.domain, 100)
+    assert shown.jacobian.shape == (2, 2)
+    assert not shown.jacobian.signbit().any()
 
 
 def test_a_proof_that_is_refuted_is_a_contradiction():

@@ -72,7 +72,15 @@ def least(still: Callable[[Any], bool], example: Any, allowed: Precondition, bud
                 if still(candidate):
                     example, improved = candidate, True
                     break
-    return example
+        return _without_minus_zeros(example, still)
+
+
+def _without_minus_zeros(example: Any, still: Callable[[Any], bool]) -> Any:
+    """-0.0 reads as a mistake, and is one entry among others for nearly every method."""
+    if not isinstance(example, Example) or not bool((example.jacobian.signbit() & (example.jacobian == 0)).any()):
+        return example
+    plain = example.with_(jacobian=example.jacobian + 0.0)
+    return plain if still(plain) else example
 
 
 def _recipes(example: Any) -> Iterator[Any]:
