@@ -41,8 +41,13 @@ PAPER_HISTORY: dict[str, Any] = {
 }
 """Historical trajectory reuse as the authors' code has it."""
 
-PAPER_AGGREGATORS: dict[str, dict[str, Any]] = {"fairgrad": {"alpha": 2.0}}  # [code] default and scripts
-"""Options of methods, given by name, that differ from their plugins' defaults."""
+PAPER_AGGREGATORS: dict[str, dict[str, Any]] = {
+    "fairgrad": {"alpha": 2.0, "outer_scale": "n-tasks", "max_norm": 1.0},
+    "cagrad": {"rescale": "1+c^2", "outer_scale": "n-tasks", "max_norm": 1.0},
+    "nash-mtl": {"max_norm": 1.0},
+}
+"""Options of methods, given by name, as in the trainers on which the authors' code is built [code]: FairGrad's default
+and scripts, the trunk's direction times K "to match the sum of the losses", then clipped to 1; heads are left alone."""
 
 
 def cost(
@@ -66,7 +71,8 @@ def cost(
         aggregator: the method inside; the paper's is FairGrad.
         optimizer: the user's own; needed by ``step``.
         settings: "paper": the published teleport (:data:`PAPER_TELEPORT`) on the published trigger (Eq. 3; a cosine of
-            zero counts [code]), :data:`PAPER_HISTORY`, and FairGrad with alpha = 2 [code].
+            zero counts [code]), :data:`PAPER_HISTORY`, and :data:`PAPER_AGGREGATORS`: FairGrad with alpha = 2, its
+            direction times K and clipped to 1 [code].
             "measured": the defaults of the plugins, which our measurements support: same trigger, but conflict itself
             as the objective, searched on the surface of constant losses. Both run inside the same transaction, which
             the paper does not have.

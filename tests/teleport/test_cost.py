@@ -49,13 +49,33 @@ def test_the_preset_spells_the_papers_settings():
     strategy = mt._run.teleporter.strategy
     assert {name: getattr(strategy, name) for name in PAPER_TELEPORT} == PAPER_TELEPORT
     assert mt.detector == mtlcore.create("detector", "dominated", rule="smallest", at_zero=True)
-    assert mt.aggregator == mtlcore.create("aggregator", "fairgrad", alpha=2.0)
+    authors = {"alpha": 2.0, "outer_scale": "n-tasks", "max_norm": 1.0}
+    assert mt.aggregator == mtlcore.create("aggregator", "fairgrad", **authors)
+    assert mtlcore.cost(made.trunk, "nash-mtl", settings="paper").aggregator.max_norm == 1.0
     assert (mt._run.teleporter.memory.direction, mt._run.teleporter.memory.over) == ("previous", "shared")
     assert mt._run.teleporter.accept == "conflict"
     assert mtlcore.cost(made.trunk).aggregator == mtlcore.create("aggregator", "fairgrad")
     assert mtlcore.cost(made.trunk, mtlcore.create("aggregator", "fairgrad"), settings="paper").aggregator.alpha == 1.0
     alone = mtlcore.cost(made.trunk, settings="paper")
     assert alone._run.teleporter.strategy.perturb == "trunk", "nobody knows the heads"
+
+
+def test_the_papers_direction_is_scaled_and_clipped_and_heads_are_not():
+    """It used to be alpha = 2 alone: the trunk's step was K times too short, or too long near a stationary point."""
+    made = problem("mlp")
+    made.trunk.eval()
+    losses, z = made.batch(0)()
+    report = mtlcore.cost(made.trunk, settings="paper", teleport=None).backward(losses, features=z)
+    trunk = torch.cat([p.grad.flatten() for p in made.trunk.parameters()])
+    plain = mtlcore.create("aggregator", "fairgrad", alpha=2.0)
+    view = mtlcore.StepView(losses=report.losses, gramian=report.gramian)
+    weights = plain.aggregate(view, plain.init(len(losses))).weights * len(losses)
+    length = float(weights @ report.gramian @ weights) ** 0.5
+    assert float(trunk.norm()) == pytest.approx(min(1.0, length), rel=1e-4)
+    torch.testing.assert_close(report.weights, weights * min(1.0, 1.0 / length), rtol=1e-6, atol=0)
+    own = torch.autograd.grad(sum(made.batch(0)()[0].values()), list(made.heads.parameters()))
+    for p, g in zip(made.heads.parameters(), own):
+        torch.testing.assert_close(p.grad, g)
 
 
 def everywhere(made) -> list:
