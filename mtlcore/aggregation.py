@@ -26,7 +26,8 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
 
     Raises:
         UnknownPluginError: no aggregator of that name.
-        ConfigurationError: no aggregator at all, wrong shapes or dtype, or a seed that is no whole number.
+        ConfigurationError: no aggregator at all, or one that needs several batches; wrong shapes or dtype; a seed
+            that is no whole number.
         NonFiniteError: NaN or infinity in ``jacobian`` or ``losses``, or gradients so long that their inner products
             (float64) or the direction (the dtype of ``jacobian``) overflow; names the task's row.
         PluginError: the method broke its contract.
@@ -35,6 +36,11 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
     if not isinstance(jacobian, Tensor) or jacobian.ndim != 2 or not jacobian.is_floating_point():
         found = f"{tuple(jacobian.shape)} {jacobian.dtype}" if isinstance(jacobian, Tensor) else type(jacobian).__name__
         raise ConfigurationError(f"jacobian must be a floating-point tensor of shape (K, P), found {found}.")
+    if method.batches > 1:
+        raise ConfigurationError(
+            f"aggregator {aggregator!r} compares {method.batches} independent batches in a step, and a Jacobian is one "
+            f"of them: use MultiTask(...).step([closure, ...])."
+        )
     k, seed = jacobian.shape[0], inputs.whole_number("seed", seed)
     if k == 0:
         raise ConfigurationError("jacobian has no rows: at least one task is needed.")

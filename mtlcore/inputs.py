@@ -86,7 +86,8 @@ def trunk_parameters(trunk: nn.Module | Iterable[nn.Parameter]) -> list[nn.Param
 
 def check_helpers(optimizer: Any, heads: Any, probe: Any) -> None:
     """Raises ConfigurationError for what a step would stumble over when it has changed things already."""
-    for each in [] if optimizer is None else optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
+    several = [] if optimizer is None else optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+    for each in several:
         if not (hasattr(each, "step") and hasattr(each, "zero_grad")):
             raise ConfigurationError(
                 f"optimizer must be a torch.optim.Optimizer, found {each!r} (or a list of optimizers)."
@@ -96,6 +97,7 @@ def check_helpers(optimizer: Any, heads: Any, probe: Any) -> None:
                 "LBFGS evaluates the losses several times a step, and a multi-task step evaluates them itself: leave "
                 "the optimizer out and call backward(losses) in a closure of your own, optimizer.step(closure)."
             )
+    _check_apart(several)
     if heads is not None and not isinstance(heads, nn.Module):
         raise ConfigurationError(
             f"heads must be an nn.Module, found a {type(heads).__name__}: put several into nn.ModuleDict or "
@@ -105,6 +107,19 @@ def check_helpers(optimizer: Any, heads: Any, probe: Any) -> None:
         raise ConfigurationError(
             f"probe must be a function that returns (losses, features), found a {type(probe).__name__}."
         )
+
+
+def _check_apart(optimizers: Sequence[Any]) -> None:
+    """Raises ConfigurationError if a parameter is in two optimizers, which would both move it by one gradient."""
+    owner: dict[int, int] = {}
+    for position, each in enumerate(optimizers):
+        for p in [p for group in getattr(each, "param_groups", ()) for p in group["params"]]:
+            first = owner.setdefault(id(p), position)
+            if first != position:
+                raise ConfigurationError(
+                    f"a parameter of shape {tuple(p.shape)} is in optimizers {first} and {position}: both would move "
+                    f"it in every step. Give each parameter to one optimizer."
+                )
 
 
 def brakes(wish: Any) -> Brakes:

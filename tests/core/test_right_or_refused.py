@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtlcore import MultiTask, create
+from mtlcore import MultiTask, aggregate, create
 from mtlcore.errors import ConfigurationError, LossError, NonFiniteError, TrainingWarning
 from support.methods import Fixed
 
@@ -196,6 +196,41 @@ def test_several_optimizers_move_together():
 
 
 # --- features that cannot tell --------------------------------------------------------------------------------
+
+
+def test_a_parameter_in_two_optimizers_is_refused():
+    """Both used to move it, by one gradient."""
+    trunk, heads, _, _ = network()
+    both = [torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1), torch.optim.Adam(trunk.parameters())]
+    with pytest.raises(ConfigurationError, match=r"shape \(16, 6\) is in optimizers 0 and 1"):
+        MultiTask(trunk, "ls", both)
+
+
+@pytest.mark.parametrize("method", ["uw", "imtl-l", "imtl"])
+def test_a_negative_loss_that_would_drive_a_parameter_to_infinity_is_named(method):
+    """imtl used to go on: its scale grows without end."""
+    trunk, heads, x, _ = network()
+    z = trunk(x)
+    with pytest.raises(LossError, match=r"task 'a' .* is negative"):
+        MultiTask(trunk, method).backward({"a": -heads[0](z).square().mean() - 1, "b": heads[1](z).square().mean()}, z)
+
+
+def test_imtl_leaves_the_scale_of_a_loss_of_zero_alone():
+    trunk, heads, x, _ = network()
+    mt = MultiTask(trunk, "imtl")
+    for _ in range(2):
+        z = trunk(x)
+        mt.backward({"a": (heads[0](z) * 0.0).square().mean(), "b": heads[1](z).square().mean()}, z)
+    scale = mt.state_dict()["state"]["log_scale"]
+    assert scale[0] == 0
+    assert scale[1] != 0
+
+
+@pytest.mark.parametrize("method", ["modo", "sdmgrad", "auto-lambda", "moml", "forum"])
+def test_a_jacobian_is_one_batch(method):
+    """The plugin used to be blamed for an IndexError."""
+    with pytest.raises(ConfigurationError, match=r"compares \d independent batches.*step\(\[closure"):
+        aggregate(method, torch.eye(2))
 
 
 @pytest.mark.parametrize("packed", [True, False])

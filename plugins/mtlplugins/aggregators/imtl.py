@@ -12,6 +12,7 @@ from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins import adam
 from mtlplugins.aggregators import _numpy
 from mtlplugins.arrays import arrays, losses_of, put, take, tensors, touched
+from mtlplugins.positive import positive
 from mtlplugins.solvers.least_squares import minimum_norm
 
 
@@ -25,7 +26,8 @@ class IMTL(Aggregator):
 
     Proved (independent rows): equal projections on all task gradients, for every s, because unit gradients do not
     depend on it: s only decides about d's length and the heads. As IMTL-G d may conflict with every task (K >= 3),
-    and is zero, said in the diagnostics, where no such d exists. Absent tasks: their s stay.
+    and is zero, said in the diagnostics, where no such d exists. Absent tasks, and losses of exactly zero: their s
+    stay. A negative loss would drive its s to infinity and is an error.
     Cost: the Gramian and one eigendecomposition.
 
     Args:
@@ -52,11 +54,15 @@ class IMTL(Aggregator):
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights a_i exp(s_i) at the s before its step."""
+        keep = positive(view, "imtl learns its logarithm: shift the loss by its lower bound, or use imtl-g alone.")
         old = arrays(state)
         s = old["log_scale"]
         scale = np.exp(take(s, view))
         gradient = put(np.zeros_like(s), view, np.clip(scale * losses_of(view) - 1.0, -adam.LARGEST, adam.LARGEST))
-        moved, moments = adam.step(s, gradient, old[adam.KEY], lr=self.lr, touched=touched(s, view))
+        moving = touched(s, view)
+        if keep is not None:  # a loss of exactly zero says nothing about its scale
+            moving = put(np.zeros(len(s), dtype=bool), view, np.array(keep))
+        moved, moments = adam.step(s, gradient, old[adam.KEY], lr=self.lr, touched=moving)
         new, heads = tensors({"log_scale": moved, adam.KEY: moments}), _numpy.tensor(scale)
         rows = _numpy.read(view)
         if not len(rows.norms):
