@@ -26,11 +26,13 @@ test: $(READY)  ## the fast tests
 test-nightly: $(VENV)/.docs-ready  ## everything, with deeper property search
 	MTLCORE_HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --slow
 
+# Old versions beside today's of what they depend on: what these deprecate is not our matter.
+test-floor: QUIET := -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
 test-floor:  ## the fast tests with the lowest version of every dependency that pyproject.toml allows
 	test -x $(FLOOR)/python || $(PYTHON) -m venv $(dir $(FLOOR))
 	$(FLOOR)/python -m pip install --quiet --disable-pip-version-check uv
 	$(FLOOR)/uv pip install --quiet --python $(FLOOR)/python --resolution lowest-direct -e '.[dev]'
-	$(FLOOR)/python -m pytest -n 2
+	$(FLOOR)/python -m pytest -n 2 $(QUIET)
 
 test-device: $(READY)  ## what depends on the device, on an accelerator (DEVICE=cuda)
 	$(BIN)/python -m pytest -n 0 tests/devices --device $(DEVICE)

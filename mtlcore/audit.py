@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mtlcore.errors import ConfigurationError, TrainingWarning
+from mtlcore.errors import ConfigurationError, TrainingWarning, listed
 from mtlcore.gradients import graph
 from mtlcore.gradients.batch import Batch
 
@@ -20,7 +20,6 @@ _STEPS = 3
 """First steps that are looked at before parameters are named."""
 _PATIENCE = 50
 """Steps after which a task that never came is not waited for any longer."""
-_SHOWN = 6
 
 
 def check_reached(batch: Batch) -> None:
@@ -41,7 +40,7 @@ def check_unchanged(trunk: nn.Module, known: Sequence[Tensor]) -> None:
         return
     new = [name for name, p in trunk.named_parameters() if id(p) not in ids]
     gone = len(ids) - sum(id(p) in ids for p in trunk.parameters())
-    what = [f"parameter {_list(new)} was not there when MultiTask took them"] if new else []
+    what = [f"parameter {listed(new)} was not there when MultiTask took them"] if new else []
     what += [f"{gone} of its parameters are gone"] if gone else []
     raise ConfigurationError(
         f"the trunk has changed: {' and '.join(what)} (a new layer, an adapter, weight_norm?). Call "
@@ -63,8 +62,8 @@ def check_optimizer(optimizers: Sequence[object], shared: Sequence[Tensor], name
         )
     if lacking:
         _warn(
-            f"the optimizer lacks {len(lacking)} of the trunk's {len(shared)} trainable parameters ({_list(lacking)}): "
-            f"they get a gradient and never move. Add them by add_param_group, or freeze them."
+            f"the optimizer lacks {len(lacking)} of the trunk's {len(shared)} trainable parameters "
+            f"({listed(lacking)}): they get a gradient and never move. Add them by add_param_group, or freeze them."
         )
 
 
@@ -107,7 +106,7 @@ class Reach:
         never = [self._names.get(i, "?") for i in shared if i not in self._by]
         if never:
             _warn(
-                f"no task has reached {len(never)} of the trunk's trainable parameters ({_list(never)}): they are not "
+                f"no task has reached {len(never)} of the trunk's trainable parameters ({listed(never)}): they are not "
                 f"trained. Freeze them if that is meant."
             )
         if len(batch.presence.names) < 2:
@@ -119,15 +118,10 @@ class Reach:
                 private.setdefault(next(iter(tasks)), []).append(self._names.get(i, "?"))
         for task, mine in private.items():
             _warn(
-                f"only task {task!r} reaches {len(mine)} of the trunk's parameters ({_list(mine)}): they are part of "
+                f"only task {task!r} reaches {len(mine)} of the trunk's parameters ({listed(mine)}): they are part of "
                 f"its head. The method counts them as shared, so that their gradient is scaled by the task's weight "
                 f"and takes part in its decision. Pass only what the tasks share as trunk."
             )
-
-
-def _list(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _warn(text: str) -> None:

@@ -6,7 +6,7 @@ Nothing here imports torch, so that the command line can report a broken plugin 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MtlError(Exception):
@@ -86,3 +86,9 @@ def did_you_mean(word: object, known: Iterable[str], otherwise: str = "Available
     if near:
         return f"Did you mean {' or '.join(repr(plain[name]) for name in near)}?"
     return f"{otherwise}: {', '.join(names) or 'none'}."
+
+
+def listed(names: Sequence[object], shown: int = 6, joint: str = ", ") -> str:
+    """Names in a message: the first few, and how many more there are; a vector of losses has hundreds."""
+    more = len(names) - shown
+    return joint.join(map(str, names[:shown])) + (f" and {more} more" if more > 0 else "")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
+from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError, listed
 from mtlcore.presence import Presence
 from mtlcore.registry import create, registry
 from mtlcore.soundness import declared_fault
@@ -211,7 +211,7 @@ def by_name(losses: Losses, tasks: tuple[str, ...] | None) -> dict[str, Tensor |
         names = tasks or tuple(f"task{i}" for i in range(len(values)))
         if len(names) != len(values):
             raise LossError(
-                f"{len(values)} losses for {len(names)} tasks ({', '.join(map(str, names))}): put None where a "
+                f"{len(values)} losses for {len(names)} tasks ({listed(names)}): put None where a "
                 f"task is missing from the batch, or pass a dict."
             )
         named = dict(zip(names, values))
@@ -304,7 +304,7 @@ def finite(values: list[float], names: Sequence[str], when: str = "") -> list[fl
         return values
     bad = [f"{n!r} ({v})" for n, v in zip(names, values) if not math.isfinite(v)]
     raise NonFiniteError(
-        f"{when}the loss of task {', '.join(bad)} is not finite. Parameters and state are untouched."
+        f"{when}the loss of task {listed(bad)} is not finite. Parameters and state are untouched."
         + (" Lower the step size." if when else "")
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import inputs
-from mtlcore.errors import NonFiniteError
+from mtlcore.errors import NonFiniteError, listed
 from mtlcore.gradients import graph
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.task_gradients import Pair, TaskGradients
@@ -47,7 +47,7 @@ def checked(gram: Tensor, names: Sequence[str]) -> Tensor:
     if not math.isfinite(gram.sum().item()) and not bool(torch.isfinite(gram).all()):
         squares = gram.diagonal()
         bad = [repr(n) for n, s in zip(names, squares) if not torch.isfinite(s)]
-        who = " and ".join(bad) or ", ".join(map(str, names))
+        who = listed(bad, joint=" and ") or listed(names)
         raise NonFiniteError(
             f"the gradient of task {who} is NaN or infinite (or its squared norm overflows float64). Parameters, "
             f"method state and .grad are untouched."
@@ -69,7 +69,7 @@ def _check_heads(heads: Sequence[list[Pair]], names: Sequence[str], total: Tenso
     bad = [repr(n) for n, pairs in zip(names, heads) if not graph.finite([g for _, g in pairs])]
     if bad:
         raise NonFiniteError(
-            f"the gradient of task {' and '.join(bad)} is NaN or infinite at parameters outside of the trunk (its "
-            f"head), although its loss is finite. Parameters, method state and .grad are untouched. Look for sqrt, log "
-            f"or a division at zero in the head."
+            f"the gradient of task {listed(bad, joint=' and ')} is NaN or infinite at parameters outside of the trunk "
+            f"(its head), although its loss is finite. Parameters, method state and .grad are untouched. Look for "
+            f"sqrt, log or a division at zero in the head."
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import linalg
-from mtlcore.errors import LossError
+from mtlcore.errors import LossError, listed
 from mtlcore.gradients import graph
 from mtlcore.gradients.torch_internals import tensor_hooks
 from mtlcore.presence import Presence
@@ -76,7 +76,7 @@ class Batch:
     def unreached(self) -> LossError:
         """What to say of a trunk that no loss reaches."""
         return LossError(
-            f"no loss (of {', '.join(map(repr, self.names))}) reaches any parameter of the trunk that MultiTask was "
+            f"no loss (of {listed([*map(repr, self.names)])}) reaches any parameter of the trunk that MultiTask was "
             f"given: it is not the network that made these losses (a copy of it?), or the features were detached on "
             f"the way to the heads. Pass the very module whose output the heads receive."
         )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlcore.errors import ConfigurationError, FeaturesError, LossError
+from mtlcore.errors import ConfigurationError, FeaturesError, LossError, listed
 from mtlcore.gradients import torch_internals
 from mtlcore.gradients.torch_internals import LEAF as _LEAF
 
@@ -137,7 +137,7 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
         feature = features[stop[where]]
         raise FeaturesError(
             f"features[{stop[where]}] (shape {tuple(feature.shape)}) is not in the graph of any loss "
-            f"({', '.join(map(str, names))}). Pass the very tensor the heads received, not a copy of it (a wrapper may "
+            f"({listed(names)}). Pass the very tensor the heads received, not a copy of it (a wrapper may "
             f"have made one, or trunk and heads are compiled as one), or leave features out: the gradients are the "
             f"same, and each task then costs a pass through the whole graph."
         )

@@ -372,6 +372,16 @@ def test_residuals_and_images_are_anonymous_tasks_from_one_pass(make, shape, pat
     torch.testing.assert_close(found, jacobian.T @ report.weights, rtol=1e-9, atol=1e-12)
 
 
+def test_an_error_about_hundreds_of_losses_is_short():
+    trunk, head, evaluate = per_sample(300)
+    with pytest.raises(mtlcore.errors.LossError, match=r"'task5' and 294 more\) reaches") as error:
+        MultiTask(per_sample(2)[0], "upgrad").backward(evaluate()[0])
+    assert len(str(error.value)) < 500
+    with pytest.raises(mtlcore.errors.NonFiniteError, match="task 'task0' and 'task1' .* and 294 more is NaN") as error:
+        MultiTask(trunk, "upgrad").backward((head(trunk(torch.ones(300, 5).double())) * 0.0).abs().sqrt().squeeze(1))
+    assert len(str(error.value)) < 500
+
+
 def test_a_weight_that_is_transposed_twice_is_known_for_what_it_is():
     a, w = torch.randn(4, 3), torch.randn(3, 2, requires_grad=True)
     loss = a.mm(w.t().t()).square().sum() + a.mm(w).sum() + a[:, :2].mm(w.t()).sum()

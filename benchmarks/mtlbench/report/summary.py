@@ -159,7 +159,7 @@ class _Reporter:
         first = runs.iloc[0]
         own = metrics.loc[runs.index].reindex(columns=[f.key for f in facts])
         hyperparameters: Hyperparameters = first["hyperparameters"]
-        median = {name: number(runs[name].median()) for name in NUMBERS}
+        median = {name: number(runs[name].dropna().median()) for name in NUMBERS}  # numpy warns of nothing but NaN
         return MethodRow(
             name=m,
             front=self.fronts.get(m, ""),
