@@ -16,6 +16,7 @@ from torch import nn
 
 from mtlcore import checkpoint, inputs, tuning
 from mtlcore.contracts import Aggregator, ConflictDetector, TeleportStrategy
+from mtlcore.distributed.hook import CommunicationHook
 from mtlcore.distributed.processes import told
 from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.gradients.refresh import Refresh
@@ -297,6 +298,15 @@ class MultiTask:
                 only one.
         """
         tasks.remove(self._run, name)
+
+    def register_comm_hook(self, hook: CommunicationHook) -> None:
+        """Code gradients on their way between processes, as :class:`mtlcore.distributed.hook.Rounded` does. Register
+        the same on all of them.
+
+        Raises:
+            ConfigurationError: it does not encode and decode.
+        """
+        self._run.processes.register(hook)
 
     def follow(self, averaged_model: nn.Module, of: nn.Module | None = None) -> None:
         """Take an averaged copy of the network (``torch.optim.swa_utils.AveragedModel``) along in every exact teleport;

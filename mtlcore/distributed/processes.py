@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mtlcore import inputs, reading
 from mtlcore.contracts import Aggregation, Needs, State
 from mtlcore.distributed import agreement, group, refusals
+from mtlcore.distributed.hook import CommunicationHook
 from mtlcore.distributed.local import Local
 from mtlcore.distributed.roster import Roster
 from mtlcore.distributed.sharded import Sharded
@@ -85,6 +86,7 @@ class Processes:
 
     def __init__(self, wish: Any) -> None:
         self._wish = group.checked(wish)
+        self._hook: CommunicationHook | None = None
         self._checked = False
         self.wire: Wire | None = None
         self._roster: Roster | None = None
@@ -93,8 +95,9 @@ class Processes:
         self._told: BaseException | None = None
         """The last error that all processes know of."""
 
-    def __reduce__(self) -> tuple[type[Processes], tuple[Any]]:
-        return Processes, (self._wish if isinstance(self._wish, str) else None,)  # a copy begins anew
+    def __reduce__(self) -> tuple[type[Processes], tuple[Any], dict[str, Any]]:
+        wish = self._wish if isinstance(self._wish, str) else None
+        return Processes, (wish,), {"_hook": self._hook}  # a copy begins anew
 
     def several(self, modules: Sequence[nn.Module] = ()) -> bool:
         """Whether there are others. Asked in every step, for a process group may be made late.
@@ -111,12 +114,28 @@ class Processes:
             found = group.resolved(self._wish)
             if found is None:
                 return False
-            self.wire = Wire(found)
+            self.wire = Wire(found, self._hook)
         return True
 
     def forget(self) -> None:
         """The trunk has other parameters now: agree once more."""
         self._roster = None
+
+    def register(self, hook: CommunicationHook) -> None:
+        """What codes gradients on their way from now on.
+
+        Raises:
+            ConfigurationError: it does not encode and decode.
+        """
+        if not isinstance(hook, CommunicationHook):
+            raise ConfigurationError(
+                f"a communication hook has encode(tensor, kind) and decode(tensor, kind, dtype) "
+                f"(mtlcore.distributed.hook); found {hook!r}."
+            )
+        self._hook = hook
+        if self.wire is not None:
+            self.wire.hook = hook
+        self.forget()
 
     # --- a step -------------------------------------------------------------------------------------------------
 
@@ -386,6 +405,7 @@ class Processes:
             labels += [f"parameter {i} of heads and optimizer" for i in range(len(found.told))]
             return {
                 **found.about,
+                "communication hook": repr(self._hook),
                 "tasks": local.presence.names,
                 "number of parameters": sum(p.numel() for p in found.parameters),
                 "values of the parameters": dict(zip(labels, prints)),

@@ -9,13 +9,12 @@ direction, where summing up all rows everywhere takes 2 K P.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlcore import linalg
-from mtlcore.distributed.wire import Wire
+from mtlcore.distributed.wire import Exchange, Wire
 
 _BUCKET = 4 * 2**20
 """Bytes of rows that travel at once; two buckets at a time are under way."""
@@ -40,22 +39,22 @@ class Shards:
         self._share = rows.new_empty(k, sum(self._widths))
         place = torch.tensor(list(where), dtype=torch.long, device=rows.device)
         scale = torch.tensor(list(factors), dtype=rows.dtype, device=rows.device)
-        waiting: list[tuple[Any, Tensor, int]] = []
+        waiting: list[tuple[Exchange, int]] = []
         start = offset = 0
         for width in self._widths:
             block = rows.new_zeros(wire.size, k, width)
             for r in range(wire.size):
                 part = rows[:, start + r * width : start + (r + 1) * width]
                 block[r, place, : part.shape[1]] = part * scale[:, None]
-            waiting.append((*wire.exchange(block), offset))
+            waiting.append((wire.exchange(block, "rows"), offset))
             start, offset = start + wire.size * width, offset + width
             if len(waiting) > 1:
                 self._arrived(*waiting.pop(0))
         for each in waiting:
             self._arrived(*each)
 
-    def _arrived(self, work: Any, pieces: Tensor, offset: int) -> None:
-        self._wire.wait(work)
+    def _arrived(self, sent: Exchange, offset: int) -> None:
+        pieces = self._wire.arrived(sent)
         total = pieces.sum(0, dtype=torch.float64)
         self._share[:, offset : offset + pieces.shape[2]] = total.to(self._share)
 

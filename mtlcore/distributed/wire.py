@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,10 +12,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mtlcore.distributed.hook import CommunicationHook
 from mtlcore.errors import ProcessError
 
 _BUCKET = 25 * 2**20
 """Bytes that travel at once, as DistributedDataParallel has it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """Blocks that are under way."""
+
+    work: Any
+    out: Tensor
+    kind: str
+    dtype: torch.dtype
 
 
 class Wire:
@@ -22,10 +34,12 @@ class Wire:
 
     Args:
         group: of more than one process.
+        hook: codes what travels in bulk, or None.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, hook: CommunicationHook | None = None) -> None:
         self.group = group
+        self.hook = hook
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
         served = [kind.split(":")[0] for kind in dist.get_backend_config(group).split(",")]
@@ -77,6 +91,9 @@ class Wire:
 
     def add(self, tensors: Sequence[Tensor], kind: str) -> None:
         """Each becomes its sum over all processes, in place. They travel in buckets, one behind the other."""
+        if self.hook is not None:
+            self._add_coded(tensors, kind)
+            return
         waiting: list[tuple[Any, Tensor, list[Tensor]]] = []
         for bucket in _buckets(tensors):
             flat = self._placed(torch.cat([t.reshape(-1) for t in bucket]))
@@ -91,36 +108,57 @@ class Wire:
     def _arrived(self, work: Any, flat: Tensor, bucket: list[Tensor]) -> None:
         with self._guarded():
             work.wait()
-        for tensor, piece in zip(bucket, flat.split([t.numel() for t in bucket])):
-            tensor.copy_(piece.view(tensor.shape))
+        _spread(flat, bucket)
 
-    def exchange(self, blocks: Tensor) -> tuple[Any, Tensor]:
-        """Begin to send ``blocks[r]`` (R, ...) to process r; what comes from each, once the work is done."""
-        placed = self._placed(blocks)
+    def _add_coded(self, tensors: Sequence[Tensor], kind: str) -> None:
+        # A sum on the way would decode and encode at every stop: each process adds up its share, and shows it.
+        for bucket in _buckets(tensors):
+            flat = torch.cat([t.reshape(-1) for t in bucket])
+            width = -(-flat.numel() // self.size)
+            blocks = torch.nn.functional.pad(flat, (0, self.size * width - flat.numel())).view(self.size, width)
+            total = self.arrived(self.exchange(blocks, kind)).sum(0, dtype=torch.float64).to(flat)
+            _spread(self.gather(total, kind).reshape(-1), bucket)
+
+    def exchange(self, blocks: Tensor, kind: str) -> Exchange:
+        """Begin to send ``blocks[r]`` (R, ...) to process r."""
+        placed = self._placed(self._encoded(blocks, kind))
         out = torch.empty_like(placed)
         with self._guarded():
             work = dist.all_to_all_single(out, placed, group=self.group, async_op=True)
-        self._sent("rows", placed)
-        return work, out
+        self._sent(kind, placed)
+        return Exchange(work, out, kind, blocks.dtype)
 
-    def wait(self, work: Any) -> None:
-        """Until it is done."""
+    def arrived(self, sent: Exchange) -> Tensor:
+        """(R, ...) what came from each process; waits for it."""
         with self._guarded():
-            work.wait()
+            sent.work.wait()
+        return self._decoded(sent.out, sent.kind, sent.dtype)
 
     def gather(self, share: Tensor, kind: str) -> Tensor:
         """(R, n) of everybody's (n,), on the device of ``share``."""
-        placed = self._placed(share)
+        placed = self._placed(self._encoded(share, kind))
         out = placed.new_empty(self.size * placed.numel())
         collect = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         with self._guarded():
             collect(out, placed, group=self.group)
         self._sent(kind, out)
-        return out.view(self.size, -1).to(share.device)
+        return self._decoded(out.view(self.size, -1).to(share.device), kind, share.dtype)
+
+    def _encoded(self, tensor: Tensor, kind: str) -> Tensor:
+        return tensor if self.hook is None else self.hook.encode(tensor, kind)
+
+    def _decoded(self, tensor: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+        return tensor if self.hook is None else self.hook.decode(tensor, kind, dtype)
 
     def _placed(self, tensor: Tensor) -> Tensor:
         tensor = tensor.contiguous()
         return tensor if tensor.device.type in self._served else tensor.to(self._small)
+
+
+def _spread(flat: Tensor, bucket: Sequence[Tensor]) -> None:
+    pieces = flat[: sum(t.numel() for t in bucket)].split([t.numel() for t in bucket])
+    for tensor, piece in zip(bucket, pieces):
+        tensor.copy_(piece.view(tensor.shape))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from mtlcore import Aggregation, Aggregator, Displacement, MultiTask, Needs, TeleportStrategy, create
+from mtlcore.distributed.checkpoint import Whole
+from mtlcore.distributed.hook import Rounded
 from mtlcore.step.prepare import members
 
 TASKS = ("a", "b", "c")
@@ -381,13 +383,13 @@ def tuned(rank, size):
     return mt.tune(closure, repeats=1).fastest, dict(mt._run.planner.pins)
 
 
-def sharded(rank, size, name, how, steps=2, dtype=torch.float64):
+def sharded(rank, size, name, how, steps=2, dtype=torch.float64, shape=None):
     """FSDP2: trunk layer by layer and whole; heads too, or plain."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     net = Net("mlp", dtype)
-    mesh = init_device_mesh("cpu", (size,))
+    mesh = init_device_mesh("cpu", shape or (size,), mesh_dim_names=("copies", "shards") if shape else None)
     for layer in (net.trunk[0], net.trunk[2]):
         fully_shard(layer, mesh=mesh)
     fully_shard(net.trunk, mesh=mesh)
@@ -517,3 +519,62 @@ def scaled(rank, size, name, overflow=()):
         "skipped": skipped,
         "scale": scaler.get_scale(),
     }
+
+
+def rounded(rank, name, hooked=True, other=False):
+    """Steps whose gradients travel as bfloat16."""
+    net = Net("mlp", torch.float32)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    mt = MultiTask(net.trunk, method(name), optimizer, tasks=TASKS, heads=net.heads)
+    hook = Rounded()
+    if hooked and not (other and rank):
+        mt.register_comm_hook(hook)
+    for step in range(3):
+        x, y = part(rank, 2, *data(step, 12, torch.float32))
+        report = mt.step(lambda: _closure(net, x, y))
+    return {
+        "grads": grads(net),
+        "losses": report.losses,
+        "weights": report.weights,
+        "state": {},
+        "parameters": {n: p.detach().clone() for n, p in net.named_parameters()},
+        "error": hook.error(),
+        "bytes": dict(mt._run.processes.wire.bytes),
+    }
+
+
+def saved_in_shards(rank, size, folder):
+    """Six steps of a sharded run; or three, a DCP checkpoint, and three in new objects."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    def made():
+        net = Net("mlp")
+        fully_shard(net.trunk, mesh=init_device_mesh("cpu", (size,)))
+        optimizer = torch.optim.Adam(net.parameters(), 0.01)
+        return net, optimizer, MultiTask(net.trunk, "nash-mtl", optimizer, heads=net.heads)
+
+    def steps(net, optimizer, mt, which):
+        for step in which:
+            x, y = part(rank, size, *data(step, 12))
+            optimizer.zero_grad()
+            z, out = net(x)
+            report = mt.backward(losses(out, y), features=z)
+            optimizer.step()
+        return report
+
+    run = made()
+    right = steps(*run, range(6))
+    net, optimizer, mt = run = made()
+    steps(*run, range(3))
+    model, history = get_state_dict(net, optimizer)
+    dcp.save({"model": model, "optimizer": history, "multitask": Whole(mt)}, checkpoint_id=folder)
+    net, optimizer, mt = run = made()
+    model, history = get_state_dict(net, optimizer)
+    dcp.load({"model": model, "optimizer": history, "multitask": Whole(mt)}, checkpoint_id=folder)
+    set_state_dict(net, optimizer, model_state_dict=model, optim_state_dict=history)
+    assert mt.state_dict()["step"] == 3
+    again = steps(*run, range(3, 6))
+    return torch.equal(right.weights, again.weights), torch.equal(right.losses, again.losses), again.step

@@ -85,3 +85,25 @@ def test_an_overflow_on_one_process_is_skipped_by_all(two):
     for each in found:
         assert each["skipped"] == [False, False, True, False]
         assert each["scale"] == 2.0**9
+
+
+@pytest.mark.parametrize("name", ["upgrad", "by-row", "imtl-l"])
+def test_gradients_that_travel_as_bfloat16(two, name):
+    """Half the bytes of float32; the error is that of three digits, and is measured."""
+    whole, found = two.run(cases.rounded, name, False), two.run(cases.rounded, name)
+    assert_same_bits(found)
+    assert_close(found[0], whole[0], 2.0**-6)
+    assert any(not torch.equal(g, whole[0]["grads"][n]) for n, g in found[0]["grads"].items())
+    for kind, sent in found[0]["bytes"].items():
+        if kind in ("rows", "direction", "gradients"):
+            assert 0.45 < sent / whole[0]["bytes"][kind] < 0.65, kind  # shares are filled up to the same width
+            assert 2.0**-12 < found[0]["error"][kind] < 2.0**-8
+        else:
+            assert sent == whole[0]["bytes"][kind]
+
+
+def test_a_hook_on_some_processes_only(two):
+    for ok, (kind, text, _) in two.outcomes(cases.rounded, "upgrad", True, True):
+        assert not ok
+        assert kind == "ConfigurationError"
+        assert "communication hook: process 0 has 'Rounded()', process 1 has 'None'" in text

@@ -31,6 +31,34 @@ def test_gradients_are_those_of_the_whole_batch(pool, name, how):
         assert "FSDP" in found[0]["source"]
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
+def test_replicas_of_shards(pool, shape):
+    """HSDP: a mesh with a replicated and a sharded dimension."""
+    found = pool.run(cases.sharded, 2, "upgrad", "whole", 2, torch.float64, shape)
+    whole = cases.train(0, 1, "plain", "mlp", "upgrad", 2)
+    assert_same_bits(found)
+    assert_close(found[0], whole, 1e-12)
+    assert torch.allclose(found[0]["gramian"], whole["gramian"], rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_two_replicas_of_two_shards():
+    four = Pool(4)
+    try:
+        found = four.run(cases.sharded, 4, "upgrad", "whole", 2, torch.float64, (2, 2))
+    finally:
+        four.close()
+    assert_same_bits(found)
+    assert_close(found[0], cases.train(0, 1, "plain", "mlp", "upgrad", 2), 1e-12)
+
+
+def test_resume_from_a_sharded_checkpoint(pool, tmp_path):
+    for weights, values, step in pool.run(cases.saved_in_shards, 2, str(tmp_path)):
+        assert weights
+        assert values
+        assert step == 5
+
+
 def test_whole_rows_are_refused(pool):
     for ok, value in pool.outcomes(cases.sharded, 2, "by-row", "trunk"):
         assert not ok
