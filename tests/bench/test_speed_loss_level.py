@@ -33,7 +33,7 @@ def test_methods_that_look_twice_take_a_whole_step():
     assert not torch.equal(before, workload.trunk[0].weight)
 
 
-@pytest.mark.parametrize("k", [2, 40])
+@pytest.mark.parametrize("k", [pytest.param(2, marks=pytest.mark.slow), 40])
 def test_peak_memory_is_that_of_a_plain_step(k):
     """No second copy of gradients or activations: bytes, which unlike times are the same on every machine."""
     labels = ["bilb4mtl"]

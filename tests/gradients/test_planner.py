@@ -98,7 +98,11 @@ def test_the_shape_of_a_network_is_read_from_its_graph():
     assert (shape.tasks, shape.separated, shape.convolutions, shape.accelerator) == (3, True, False, False)
 
 
-@pytest.mark.parametrize("work", list(workloads.WORKLOADS))
+LONG = {"cnn11": pytest.mark.slow}
+"""cnn-bn3 and resnet3 have convolutions, mlp40 has many tasks: quicker."""
+
+
+@pytest.mark.parametrize("work", [pytest.param(name, marks=LONG.get(name, ())) for name in workloads.WORKLOADS])
 def test_two_equal_runs_are_equal_bit_for_bit(work):
     """Whatever else the machine does meanwhile."""
 
