@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from mtlcore.registry import registry
 from support import command
 
 ROOT = Path(__file__).parents[2]
 # README runs in a clean environment: tests/core/test_packaging.py.
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+METHODS = ("aggregator", "detector", "teleport", "explorer", "merger")
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -107,6 +110,17 @@ def test_every_page_is_linked_from_the_first_page_of_its_folder():
             f"{folder}/{name}" for name in sorted(pages) if f"({name}.md" not in index or f"\n{name}\n" not in index
         ]
     assert not lost, "give these a line in the text and in the toctree of the index.md of their folder"
+
+
+def test_the_readme_names_every_method():
+    """By kind, so that a new one must find its place, and the numbers of the comparison are those of `mtl list`."""
+    readme = (ROOT / "README.md").read_text()
+    table = readme.split("## Methods")[1].split("\n\n")[1]
+    named = set(re.findall(r"`([\w-]+)`", table))
+    built_in = {k: [e.name for e in registry().entries(k) if e.distribution == "mtlcore"] for k in METHODS}
+    assert named == set(itertools.chain(*built_in.values()))
+    counts = ", ".join(str(len(built_in[k])) for k in ("teleport", "detector", "merger", "explorer"))
+    assert f"| teleports, conflict detectors, mergers, explorers of the Pareto set | {counts} |" in readme
 
 
 def test_no_page_installs_what_no_index_has():
