@@ -43,6 +43,10 @@ EXACT = 2.0**-36
 """1.5e-11, of the gradients' size: what double precision leaves of integers below 4 and at most four tasks, whose
 systems have condition numbers below 1e4."""
 
+LOW_PRECISION = 2.0**-5
+"""Eight roundings of bfloat16 (2^-8). Two ways of taking a gradient in bfloat16 differ by a rounding or two of its
+entries, and so do they from the gradient that is written; what cancels in it does not get smaller by that."""
+
 PROBES = 6
 """Perturbed copies of the data that measure conditioning; a discontinuity next to the data hides from all of them
 with probability 2^-6, and only if the law failed there in the first place."""

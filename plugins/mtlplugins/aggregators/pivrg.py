@@ -14,8 +14,7 @@ from mtlplugins.aggregators import _numpy
 from mtlplugins.arrays import Array, arrays, losses_of, put, softmax, take, tensors
 from mtlplugins.per_task import check_length
 from mtlplugins.positive import positive
-from mtlplugins.solvers.barrier import barrier
-from mtlplugins.solvers.safety import without_conflict
+from mtlplugins.solvers.bargain import bargain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +81,9 @@ class PIVRG(Aggregator):
         if not len(rows.norms):
             ones = _numpy.tensor(np.ones(view.n_tasks))
             return Aggregation(weights=0.0 * ones, state=new, head_weights=ones)
-        b, certificate = barrier(rows.matrix, rows.norms / rows.gather(priority), 2.0)
-        b, checked = without_conflict(rows.matrix, b)
-        notes = {"priority": _numpy.tensor(priority), **certificate.diagnostics(), **checked}
+        b, found = bargain(rows.matrix, rows.norms / rows.gather(priority), 2.0)
+        b = np.zeros_like(rows.norms) if b is None else b
+        notes = {"priority": _numpy.tensor(priority), **found}
         return Aggregation(weights=_numpy.tensor(rows.scatter(b / rows.norms)), state=new, diagnostics=notes)
 
     def _priority(self, scores: Array) -> Array:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
 from typing import Any
-
-import torch
 
 from mtlverify.example import Example
 from mtlverify.law import anything, law
-from mtlverify.laws.runs import histories, step, steps
+from mtlverify.laws.runs import histories, reopened, step, steps
 from mtlverify.laws.universal import VERDICT, differences, tensors, verdict
 
 
@@ -30,14 +26,11 @@ def resume_equivalent(plugin: Any, example: Example) -> float:
     state, saved = plugin.init(example.n_tasks), 1 + example.seed % (last - 1)
     for number in range(saved):
         _, state = step(plugin, example, number, state)
-    file = io.BytesIO()
-    torch.save(state, file)
+    resumed, resumed_state = reopened(plugin, state)
     straight = []
     for number in range(saved, last):
         answer, state = step(plugin, example, number, state)
         straight.append(answer)
-    file.seek(0)
-    resumed_state, resumed = torch.load(file, weights_only=True), dataclasses.replace(plugin)
     for number, expected in zip(range(saved, last), straight, strict=True):
         answer, resumed_state = step(resumed, example, number, resumed_state)
         faults = differences(tensors(expected), tensors(answer))

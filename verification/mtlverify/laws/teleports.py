@@ -254,7 +254,7 @@ def maps_tell_the_truth(plugin: Any, example: NetworkExample) -> float:
             found = maps.get(name)
             if name in values and found is not None:
                 size = float(values[name].abs().max().clamp_min(1e-300))
-                error = float((_mapped(found, old.detach()) - values[name]).abs().max()) / size
+                error = float((mapped(found, old.detach()) - values[name]).abs().max()) / size
                 margins.append(agreement(error, tolerance.HALF_DIGITS, f"the map of {name} does not lead to its value"))
     return worst(margins)
 
@@ -283,7 +283,7 @@ def has(option: str, otherwise: str) -> Callable[[Any], str | None]:
 def zero_steps_stay(plugin: Any, example: NetworkExample) -> float:
     """Nothing proposed is fine, too."""
     made = example.build()
-    here = {f"{room}.{n}": p.detach().clone() for room, n, p in _trainable(made)}
+    here = {f"{room}.{n}": p.detach().clone() for room, n, p in trainable(made)}
     proposed = tensors(ask(dataclasses.replace(plugin, steps=0), made, example.seed))
     moved = [name for name, value in proposed.items() if name not in here or not torch.equal(value, here[name])]
     return unless([f"{name} moves" for name in moved])
@@ -306,10 +306,10 @@ def history_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
     made = example.build()
     asked = ask(plugin, made, example.seed)
     maps = {"trunk": asked.maps, "heads": asked.head_maps}
-    before = {(room, n): (p.detach().clone(), _moments(made, p)) for room, n, p in _trainable(made)}
+    before = {(room, n): (p.detach().clone(), _moments(made, p)) for room, n, p in trainable(made)}
     given(_attempt(plugin, made, example.seed).accepted, ACCEPTED)
     margins = [Margin(1.0)]
-    for room, name, parameter in _trainable(made):
+    for room, name, parameter in trainable(made):
         old, (first, second) = before[room, name]
         map_, (now, square) = maps[room].get(name), _moments(made, parameter)
         if map_ is None:
@@ -321,7 +321,7 @@ def history_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
             scale = torch.where(old == 0, map_.expand_as(old), parameter.detach() / old)
             back = [(now * scale, first), (square * scale**2, second)]
         else:
-            back = [(_mapped(dataclasses.replace(map_, matrix=map_.matrix.T), now), first)]
+            back = [(mapped(dataclasses.replace(map_, matrix=map_.matrix.T), now), first)]
         error = tolerance.largest(float((b - a).abs().max() / a.abs().max().clamp_min(1e-300)) for b, a in back)
         margins.append(agreement(error, tolerance.HALF_DIGITS, f"a moment of {room}.{name} is another one"))
     return worst(margins)
@@ -377,7 +377,7 @@ def _gradients(made: Network, seed: int) -> list[list[tuple[str, str, Tensor]]]:
     made.trunk.eval()
     losses, _ = made.batch(seed)()
     made.trunk.train(mode)
-    own = _trainable(made)
+    own = trainable(made)
     rows = []
     for loss in losses.values():
         found = torch.autograd.grad(loss, [p for _, _, p in own], retain_graph=True, allow_unused=True)
@@ -396,10 +396,11 @@ def _pulled(found: Map | None, gradient: Tensor) -> Tensor:
         return gradient
     if isinstance(found, Tensor):
         return gradient / found
-    return _mapped(dataclasses.replace(found, matrix=torch.linalg.inv(found.matrix).T), gradient)
+    return mapped(dataclasses.replace(found, matrix=torch.linalg.inv(found.matrix).T), gradient)
 
 
-def _trainable(made: Network) -> list[tuple[str, str, nn.Parameter]]:
+def trainable(made: Network) -> list[tuple[str, str, nn.Parameter]]:
+    """(room, name, parameter) of all that trains."""
     rooms = (("trunk", made.trunk), ("heads", made.heads))
     return [(room, n, p) for room, module in rooms for n, p in module.named_parameters() if p.requires_grad]
 
@@ -463,7 +464,8 @@ def worst_cosine(made: Network, seed: int) -> float:
     return float((units @ (mean / mean.norm())).min())
 
 
-def _mapped(found: Map, old: Tensor) -> Tensor:
+def mapped(found: Map, old: Tensor) -> Tensor:
+    """The map applied."""
     if isinstance(found, Tensor):
         return found * old
     return torch.tensordot(found.matrix, old, dims=([1], [found.dim])).movedim(0, found.dim)

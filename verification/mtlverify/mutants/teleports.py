@@ -240,6 +240,16 @@ class ChangesASetting(Rescaling):
         return super().propose(problem, generator)
 
 
+@frozen
+class ClampsWeights(Rescaling):
+    """Keeps new weights within 1.5, which a network as it is made never reaches in one teleport."""
+
+    def finish(self, problem: TeleportProblem, known: dict[str, Tensor], maps: dict[str, Tensor]) -> Displacement:
+        moved = {n: (d * known[n]).clamp(-1.5, 1.5) for n, d in maps.items()}
+        factors = {n: torch.where(known[n] == 0, d.expand_as(known[n]), moved[n] / known[n]) for n, d in maps.items()}
+        return Displacement(moved, factors)
+
+
 KILLED_BY: dict[type, tuple[str, ...]] = {
     ConflictBlind: ("lowers-conflict",),
     EndsNoConflict: ("helps-where-it-must",),
@@ -260,10 +270,11 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     DividesByZero: ("finite",),
     SinglePrecision: ("shape-dtype-device",),
     ChangesASetting: ("rollback-exact",),
+    ClampsWeights: ("composes",),
 }
 
 LAWS = (
     "finite", "shape-dtype-device", "deterministic", "pure", "rollback-exact", "loss-invariant", "maps-tell-the-truth",
-    "history-in-new-coordinates", "gradients-in-new-coordinates",
+    "history-in-new-coordinates", "gradients-in-new-coordinates", "composes",
 )  # fmt: skip
 """What the correct twin keeps."""

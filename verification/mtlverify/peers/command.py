@@ -25,6 +25,7 @@ def main(
     law: Annotated[Optional[list[str]], typer.Option(help="Only these laws (may be repeated).")] = None,  # noqa: UP045
     max_examples: Annotated[int, typer.Option(min=1, help="Inputs per law.")] = 60,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    hunt: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Adversarial search per stated law.")] = 0.0,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows there.")] = None,  # noqa: UP045
     markdown: Annotated[Optional[Path], typer.Option(help="Write the ledger as a page there.")] = None,  # noqa: UP045
 ) -> None:
@@ -51,7 +52,7 @@ def main(
     typer.echo(f"torchjd {version}")
     everything = []
     for peer in [known[n] for n in names] if names else found:
-        for row in rows(peer, law or LAWS, max_examples, seed):
+        for row in rows(peer, law or LAWS, max_examples, seed, hunt):
             everything.append(row)
             shown = ""
             if row.counterexample is not None:

@@ -26,11 +26,14 @@ VISIBLE = 0.1
 """A conflict is sought that nobody can call rounding: a cosine below -0.1."""
 
 
-def rows(peer: Peer, wanted: Iterable[str] = LAWS, max_examples: int = 60, seed: int = 0) -> Iterator[Row]:
-    """One row per law; a counterexample is made as small as the built-in methods' are."""
+def rows(
+    peer: Peer, wanted: Iterable[str] = LAWS, max_examples: int = 60, seed: int = 0, hunt: float = 0.0
+) -> Iterator[Row]:
+    """One row per law; a counterexample is made as small as the built-in methods' are. What is stated is hunted for
+    ``hunt`` seconds where sampling finds nothing."""
     by_id = {law.id: law for law in laws("aggregator")}
     for id in wanted:
-        result = _searched(peer, by_id[id], max_examples, seed)
+        result = _searched(peer, by_id[id], max_examples, seed, hunt)
         yield Row(
             kind="aggregator",
             name=peer.name,
@@ -44,10 +47,12 @@ def rows(peer: Peer, wanted: Iterable[str] = LAWS, max_examples: int = 60, seed:
             worst_margin=result.worst_margin,
             detail=result.detail,
             counterexample=result.counterexample,
+            families=dict(result.families),
+            hunted=result.hunted,
         )
 
 
-def _searched(peer: Peer, law: Law, max_examples: int, seed: int) -> Result:
+def _searched(peer: Peer, law: Law, max_examples: int, seed: int, hunt: float) -> Result:
     """The verdict, on the most telling counterexample that is found.
 
     Where no direction is good for all tasks a conflict is nobody's fault, so conflicts are sought elsewhere first, and
@@ -59,14 +64,14 @@ def _searched(peer: Peer, law: Law, max_examples: int, seed: int) -> Result:
         elsewhere = dataclasses.replace(visible, examples=lambda: jacobians(NOT_STATIONARY))
         flat = dataclasses.replace(law, examples=lambda: jacobians(NEARLY_STATIONARY, scalings=("unit",)))
         searches = [(elsewhere, escapable), (flat, escapable), (visible, None), (law, None)]
-    tried = 0
+    tried = hunted = 0
     for sought, allowed in searches:
-        result = examine(peer, sought, max_examples, seed)
-        tried += result.examples
+        result = examine(peer, sought, max_examples, seed, hunt=hunt)
+        tried, hunted = tried + result.examples, hunted + result.hunted
         if result.status == "refuted" and result.counterexample is not None:
             candidate = smaller(sought, peer, store.example_of(result.counterexample), allowed)
             again = examine(peer, law, 1, seed, explicit=[candidate])
-            return dataclasses.replace(again if again.status == "refuted" else result, examples=tried)
+            return dataclasses.replace(again if again.status == "refuted" else result, examples=tried, hunted=hunted)
         if result.status != "verified":
             break
-    return dataclasses.replace(result, examples=tried)
+    return dataclasses.replace(result, examples=tried, hunted=hunted)

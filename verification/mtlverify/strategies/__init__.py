@@ -58,6 +58,8 @@ TIED: tuple[Family, ...] = (degenerate.circulant,)
 
 DTYPES = (torch.float64, torch.float32)
 
+EARLY = 14
+"""Half of the inputs are about a step up to this: what is wrong in the seventh is then seen by several inputs."""
 LATE = (99, 100, 128, 255, 256, 300, 499, 500, 512, 1000, 1001, 1023, 1024, 4999, 10_000, 100_000)
 """Step numbers at which schedules end, windows are full and periods come round; see :attr:`Example.seed`."""
 
@@ -116,4 +118,6 @@ def _stratum(
 def _seed(draw: Draw) -> int:
     if draw(pick.integers(0, 7)) == 7:
         return int(draw(pick.sampled_from(LATE)))
+    if draw(pick.booleans()):
+        return int(draw(pick.integers(0, EARLY)))
     return int(draw(pick.integers(0, 999 if deep() else 98)))
