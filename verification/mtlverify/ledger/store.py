@@ -41,7 +41,9 @@ def save(subject: Subject, counterexamples: dict[str, dict[str, Any]], home: Pat
         "options": dict(subject.options),
         "counterexamples": dict(sorted(counterexamples.items())),
     }
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draft = file.with_suffix(".tmp")  # moved into place: another process may be reading the file
+    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draft.replace(file)
 
 
 def put(subject: Subject, law: str, counterexample: dict[str, Any] | None, home: Path = HOME) -> None:
