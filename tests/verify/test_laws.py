@@ -22,7 +22,7 @@ from mtlverify.law import WORST, Margin, OutsideLaw, given, law, worst
 from mtlverify.laws.conflict import non_conflicting
 from mtlverify.laws.scaling import loss_unit_invariant
 from mtlverify.mutants import aggregators, twins
-from mtlverify.runner import examine
+from mtlverify.runner import chosen, examine
 from mtlverify.strategies import ALL, Strata, jacobians
 from mtlverify.strategies.generic import single_task, small
 
@@ -409,3 +409,19 @@ def test_peers_with_an_absolute_epsilon_are_refuted_from_scratch():
     result = only(aggregators.AbsoluteEpsilon(), "non-conflicting")
     assert result.status == "refuted"
     assert result.worst_margin < -0.05
+
+
+def test_one_task_left_in_a_step_is_no_tie():
+    """CR-MoGM's weights of a former step: only one task is there, and the strict tolerance is not asked for."""
+    rows = torch.tensor([[-1.0, 2.0], [799969.0, -1599992.0], [1.0, 0.0]], dtype=torch.float64)
+    extra = {"permutation": [1, 2, 0], "away": [[2, 0], [2, 2]]}
+    example = Example(rows, torch.ones(3, dtype=torch.float64), extra=extra)
+    (law,) = chosen("aggregator", ["permutation-equivariant"])
+    assert law.measure(create("aggregator", "cr-mogm"), example) >= 0
+
+
+def test_derivatives_are_held_to_what_the_losses_determine():
+    """COSMOS at tiny, equal losses: the derivative of the cosine is a difference of numbers of 1e11."""
+    losses = torch.full((2,), 3.865352482534945e-12, dtype=torch.float64)
+    (law,) = chosen("aggregator", ["coefficient-identity"])
+    assert law.measure(create("aggregator", "cosmos"), Example(torch.zeros(2, 1).double(), losses)) >= 0

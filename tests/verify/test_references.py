@@ -383,3 +383,10 @@ def test_the_definition_of_imbalance_by_hand():
     assert found.pairs == [[False, True, False], [True, False, False], [False, False, False]]
     assert conflicts.imbalance(rows, 12.0).conflicting is None, "the ratio itself is too close to call"
     assert conflicts.imbalance(rows, 13.0).conflicting is False
+
+
+def test_a_ball_below_the_resolution_is_no_answer_and_no_crash():
+    """The mean is orthogonal to the min-norm point up to 1e-8."""
+    rows, plugin = np.array([[1250.0, 0.0], [-1e-5, 1e-5]]), mtlcore.create("aggregator", "imgrad")
+    with pytest.raises(references.NoUniqueAnswer, match="the ball is not resolved"):
+        references.reference_for(plugin)(rows, plugin, np.ones(2))

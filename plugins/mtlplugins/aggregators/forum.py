@@ -112,7 +112,11 @@ class FORUM(Aggregator):
         equal = np.append(np.ones(n), 0.0)
         above = np.append(-reach[index] * scale, 1.0)
         found = minimise(h, linear, equal, 1.0, above)
-        out[index] = found[:n] / found[:n].sum()
+        weights = found[:n]
+        if not 0.5 < float(weights.sum()) < 2.0:
+            # v is so large that rounding has eaten l. What it multiplies decides: the least <h_i, g_q>, or several.
+            weights = (cross[index] <= cross[index].min()).astype(float)
+        out[index] = weights / weights.sum()
         return out
 
 

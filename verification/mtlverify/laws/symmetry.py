@@ -60,7 +60,7 @@ def permutation_equivariant(plugin: Any, example: Example) -> float:
 
 def _same_answer(respond: Callable[[Tensor], Tensor], example: Example, first: Answer, second: Answer) -> Margin:
     strict = same_direction_and_length(second.direction, first.direction, (first, second), None, example.jacobian)
-    if strict >= 0 or interchangeable(first.jacobian):
+    if strict >= 0 or (interchangeable(example.jacobian) and interchangeable(first.jacobian)):
         return strict
     return same_direction_and_length(second.direction, first.direction, (first, second), respond, example.jacobian)
 
@@ -98,8 +98,10 @@ def _heads_follow(respond: Callable[[Tensor], Tensor], example: Example, first: 
 
 
 def interchangeable(rows: Tensor) -> bool:
-    """Whether inner products tell no task from another, to the last bit, and that is all that is special about them:
-    none is zero, where a conflict begins, and the rows are far from dependent."""
+    """Whether there are several tasks that inner products do not tell apart, to the last bit, and that is all that is
+    special about them: none is zero, where a conflict begins, and the rows are far from dependent."""
+    if len(rows) < 2:
+        return False
     gram = rows.double() @ rows.double().T
     each = gram.sort(dim=1).values
     if not bool((each == each[0]).all() and (gram != 0).all()):

@@ -12,6 +12,9 @@ from mtlverify.references import Array, NoUniqueAnswer, Solution, reference
 from mtlverify.references.cagrad import dual
 from mtlverify.references.min_norm import min_norm
 
+RESOLVED = 1e-6
+"""Radius, relative to |g_0|, below which a cone program's answer is all tolerance; it is blown up by c / radius."""
+
 
 @reference("imgrad")
 def imgrad(rows: Array, plugin: Any) -> Solution:
@@ -29,6 +32,8 @@ def imgrad(rows: Array, plugin: Any) -> Solution:
     by = {"none": 1.0, "1+c^2": 1.0 + c * c, "1+c": 1.0 + c}[plugin.rescale]
     if radius == 0.0:
         return Solution(mean / by, largest / by)
+    if radius < RESOLVED:
+        raise NoUniqueAnswer("the mean is nearly orthogonal to the min-norm point: the ball is not resolved")
     found = dual(rows, SimpleNamespace(c=radius, rescale="none"))
     factor = max(1.0, c / radius)
     direction = (mean + (c / radius) * (found.direction - mean)) / by

@@ -141,6 +141,8 @@ def _gap(given: UnitRows, point: Array, c: float, cost: Array, y: Array) -> floa
     """Violation of: gains >= t everywhere, = t on the support, |U'y| = c."""
     added = given.units.T @ y
     gains = given.units @ (point + added)
+    if not float(y @ cost) > 0:  # no multiplier is left: the level is not determined
+        return np.inf
     t = float(y @ gains) / float(y @ cost)
     slack = gains - t * cost
     wrong = float(np.where(y > 0, np.abs(slack), np.maximum(-slack, 0.0)).max())
