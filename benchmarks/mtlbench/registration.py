@@ -7,11 +7,13 @@ from mtlcore.hookspecs import Register, hookimpl
 TASKS: dict[str, str] = {
     "adult": "mtlbench.tasks.adult:Adult",
     "celeba": "mtlbench.tasks.celeba:CelebA",
+    "chem-props": "mtlbench.tasks.chem_props:ChemProps",
     "cityscapes": "mtlbench.tasks.scenes:Cityscapes",
     "digits-domains": "mtlbench.tasks.digits_domains:DigitsDomains",
     "fashion-scenes": "mtlbench.tasks.fashion_scenes:FashionScenes",
     "grid-digits": "mtlbench.tasks.grid_fashion:GridDigits",
     "grid-fashion": "mtlbench.tasks.grid_fashion:GridFashion",
+    "movielens": "mtlbench.tasks.movielens:MovieLens",
     "multifashion": "mtlbench.tasks.multimnist:MultiFashion",
     "multifashion-mnist": "mtlbench.tasks.multimnist:MultiFashionMNIST",
     "multimnist": "mtlbench.tasks.multimnist:MultiMNIST",
@@ -19,6 +21,7 @@ TASKS: dict[str, str] = {
     "office": "mtlbench.tasks.office:Office",
     "qm9": "mtlbench.tasks.qm9:QM9",
     "rf1": "mtlbench.tasks.rf1:RiverFlow",
+    "school": "mtlbench.tasks.school:School",
 }
 
 

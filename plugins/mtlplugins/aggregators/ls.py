@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from mtlcore import Aggregation, Aggregator, Needs, StepView, vector
+from mtlcore import Aggregation, Aggregator, Needs, StepView, integer, vector
+from mtlcore.errors import ConfigurationError
 from mtlplugins.per_task import check_length, weights_present
 
 State = dict[str, torch.Tensor]
@@ -22,14 +24,23 @@ class LS(Aggregator):
 
     Args:
         weights: one non-negative number per task, normalised to sum 1; None: equal weights.
+        draw: instead of ``weights``, the number of a draw from the flat distribution on the simplex, which is kept for
+            the whole training: what a random search over fixed weights tries, whatever the number of tasks.
 
     Raises:
-        ConfigurationError: the weights of the tasks present are all zero, or there is not one per task.
+        ConfigurationError: the weights of the tasks present are all zero, or there is not one per task; or both
+            ``weights`` and ``draw`` are given.
     """
 
     needs: ClassVar[Needs] = Needs.LOSSES
 
     weights: tuple[float, ...] | None = vector(None, low=0.0)
+    draw: int | None = integer(None, low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights is not None and self.draw is not None:
+            raise ConfigurationError("ls: weights and draw both say what the weights are; give one of them.")
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
@@ -39,13 +50,13 @@ class LS(Aggregator):
             "linear-under-scaling",
             "conic-combination",
             "simplex-weights",
-            "matches-reference",
             "resume-equivalent",
             "one-backward-pass",
-            "coefficient-identity",
             "parameter-rotation",
         }
-        if self.weights is None:
+        if self.draw is None:  # the references do not know the draws
+            always |= {"matches-reference", "coefficient-identity"}
+        if self.weights is None and self.draw is None:
             always |= {"permutation-equivariant", "no-conflict-identity", "zero-only-if-stationary"}
         return frozenset(always)
 
@@ -57,7 +68,17 @@ class LS(Aggregator):
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Constant weights."""
         n = view.n_tasks
+        if self.draw is not None:
+            return Aggregation(weights=_drawn(self.draw, view.task_index), state=state)
         if self.weights is None:
             return Aggregation(weights=torch.full((n,), 1.0 / n, dtype=torch.float64, device="cpu"), state=state)
         chosen = torch.tensor(weights_present("ls", self.weights, view), dtype=torch.float64, device="cpu")
         return Aggregation(weights=chosen / chosen.sum(), state=state)
+
+
+def _drawn(number: int, tasks: Sequence[int]) -> torch.Tensor:
+    """Weights (K,) of these tasks: exponentials, normalised, are flat on the simplex; a task keeps its own."""
+    generator = torch.Generator().manual_seed(number)
+    exponentials = -torch.log1p(-torch.rand(max(tasks) + 1, generator=generator, dtype=torch.float64))
+    chosen = exponentials[list(tasks)]
+    return chosen / chosen.sum()
