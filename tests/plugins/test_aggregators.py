@@ -135,6 +135,18 @@ def test_ls_and_sum_read_losses_only():
         assert method.aggregate(StepView(losses=torch.ones(3)), {}).weights.tolist() == pytest.approx([expected] * 3)
 
 
+def test_ls_draws_weights_once_and_a_task_keeps_its_own():
+    rows, losses = torch.eye(4), torch.ones(4)
+    drawn = [mtlcore.aggregate(mtlcore.create("aggregator", "ls", draw=n), rows, losses) for n in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.allclose(drawn[0], drawn[2])
+    assert float(drawn[0].sum()) == pytest.approx(1.0)
+    three = mtlcore.aggregate(mtlcore.create("aggregator", "ls", draw=1), torch.eye(3), torch.ones(3))
+    torch.testing.assert_close(three / three[0], drawn[0][:3] / drawn[0][0])
+    with pytest.raises(ConfigurationError, match="give one of them"):
+        mtlcore.create("aggregator", "ls", draw=1, weights=[1.0, 2.0])
+
+
 def test_ls_with_weights():
     method = mtlcore.create("aggregator", "ls", weights=[1.0, 3.0, 0.0])
     assert method.aggregate(StepView(losses=torch.ones(3)), {}).weights.tolist() == [0.25, 0.75, 0.0]

@@ -55,7 +55,7 @@ _PROPERTIES = {
 
 @dataclasses.dataclass(frozen=True)
 class ChemProps(RegressionTask):
-    """Each molecule has some of the labels: 2 to 16 of them. A sub-task without labels in a batch is absent from the step.
+    """Each molecule has 2 to 16 of the labels. A sub-task without labels in a batch is absent from the step.
 
     [choice] A molecule's inputs are the counts of all pieces of one to three characters of its SMILES string, hashed to
     512 columns, in logarithms: no chemistry toolkit is needed, and a fingerprint would give lower errors. Labels are
