@@ -115,7 +115,7 @@ class _Pairs(nn.Module):
 def _facts(users: pd.DataFrame, films: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
     """(N, facts) what is known of the user (age, sex, work) and of the film (kinds)."""
     known = pd.get_dummies(users.set_index("user_id")[["age", "gender", "occupation"]]).loc[pairs["user_id"]]
-    kinds = films.set_index("movie_id").loc[pairs["movie_id"], "unknown":"Western"]  # type: ignore[misc]
+    kinds = films.set_index("movie_id").loc[pairs["movie_id"], "unknown":"Western"]
     return np.concatenate([known.to_numpy(np.float64), kinds.to_numpy(np.float64)], axis=1)
 
 
