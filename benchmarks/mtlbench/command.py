@@ -1,4 +1,4 @@
-"""`mtl bench`: list, show, run, report, export."""
+"""`mtl bench`: list, show, run, report, export, compact, verdicts, repeat, fronts."""
 
 from __future__ import annotations
 
@@ -82,6 +82,9 @@ def run(
         list[str] | None, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...; several are used in turn.")
     ] = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds after which a run is stopped.")] = None,
+    dask: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler whose workers do the runs, e.g. tcp://host:8786.")
+    ] = None,
     certify: Annotated[bool, typer.Option(help="Verify every method before training it.")] = True,
     allow_refuted: Annotated[
         bool,
@@ -102,7 +105,7 @@ def run(
         summary = runner.run(
             chosen, folder, jobs=jobs, seeds=seeds, certify=certify, allow_refuted=allow_refuted, console=console,
             source=suite, methods=tuple(method or ()), tasks=tuple(task or ()), devices=tuple(device or ("cpu",)),
-            timeout=timeout,
+            timeout=timeout, dask=dask,
         )  # fmt: skip
     except KeyboardInterrupt:
         console.print(
@@ -147,6 +150,71 @@ def export(
     _something_in(folder)
     for path in write(folder, out or folder / "export", form):
         Console().print(path, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compact(
+    folder: Annotated[Path, typer.Argument(help="The folder given to `mtl bench run --out`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the compact records.")],
+) -> None:
+    """Records small enough to keep: without curves and other details, numbers with seven digits.
+
+    `mtl bench run` goes on from a copy of such a folder, and `mtl bench report` reads it.
+    """
+    from mtlbench.compact import compact as write
+
+    _something_in(folder)
+    for path in write(folder, out):
+        Console().print(f"{path}: {path.stat().st_size / 1000:.0f} kB", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verdicts(
+    folder: Annotated[Path, typer.Argument(help="A folder of records, compact or not.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write the page. Default: the terminal.")] = None,
+) -> None:
+    """A page in Markdown: is any method better than tuned fixed weights, and do the three systems' claims hold?"""
+    from mtlbench.records import writing
+    from mtlbench.verdicts.page import page
+
+    _something_in(folder)
+    text = page(folder, folder.as_posix())
+    if out is None:
+        print(text, end="")
+        return
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    Console().print(f"verdicts: {out}", markup=False)
+
+
+@app.command()
+def repeat(
+    folder: Annotated[Path, typer.Argument(help="A folder of records, compact or not.")],
+    task: Annotated[str, typer.Option(help="The task of the run.")],
+    method: Annotated[str, typer.Option(help="Its method; single-task for the baseline.")],
+    seed: Annotated[int, typer.Option(help="Its seed.")] = 0,
+) -> None:
+    """Train one recorded run once more and compare its numbers with the recorded ones; nothing is written.
+
+    Exit code: 1 if a number differs in the seven digits that compact records keep.
+    """
+    from mtlbench.repeat import repeat as again
+
+    console = Console()
+    _something_in(folder)
+    record, rows = again(folder, task, method, seed)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("number", "recorded", "again", ""):
+        table.add_column(column)
+    for row in rows:
+        values = ("–" if v is None else f"{v:.7g}" for v in (row.recorded, row.again))
+        table.add_row(escape(row.name), *values, "" if row.equal else "[red]differs[/]")
+    console.print(table)
+    different = sum(not row.equal for row in rows)
+    console.print(f"{len(rows) - different} of {len(rows)} numbers are equal, after {record.seconds or 0.0:.1f} s.")
+    if different:
+        raise typer.Exit(1)
 
 
 def _some(known: dict[str, Any], wanted: list[str] | None) -> list[Any]:

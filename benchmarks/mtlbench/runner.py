@@ -60,6 +60,7 @@ class Call:
         tasks: only these of the suite. Default: all.
         devices: where to train, as torch names it; several are used in turn by the runs.
         timeout: seconds after which a run is stopped and counts as failed.
+        dask: address of a Dask scheduler, whose workers do the runs instead of processes of this machine.
     """
 
     jobs: int = 1
@@ -71,6 +72,7 @@ class Call:
     tasks: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu",)
     timeout: float | None = None
+    dask: str | None = None
 
 
 def run(suite: Suite, folder: Path, *, console: Console | None = None, **call: Any) -> Summary:
@@ -152,7 +154,7 @@ class _Runner:
     def _run_task(
         self, entry: TaskEntry, methods: list[MethodEntry], certificates: Mapping[str, dict[str, Any]]
     ) -> None:
-        budget = self._budget(entry)
+        budget = budget_of(self.suite, entry)
         chosen = self._tune(entry, methods, budget)
 
         def tuned(method: MethodEntry | None, seed: int) -> Job:
@@ -174,11 +176,6 @@ class _Runner:
             todo += [_against(base, tuned(method, seed), certificates) for method in methods]
         self._do(todo, records.RECORDS, entry.name)
 
-    def _budget(self, entry: TaskEntry) -> Budget:
-        task = make_task(entry)
-        following = protocols.budget_for(self.suite.protocol, entry.name)
-        return merged_budget(task.budget, following, self.suite.budget, entry.budget)
-
     def _job(
         self,
         entry: TaskEntry,
@@ -193,19 +190,9 @@ class _Runner:
             budget = budget.at_rate(rate)
         if method is not None and options is not None:
             method = method.model_copy(update={"options": options})
-        configuration = {
-            "format": _FORMAT,
-            "task": entry.model_dump(include={"name", "options"}),
-            "revision": make_task(entry).revision,
-            "method": None if method is None else method.model_dump(exclude={"search", "optional", "front"}),
-            "budget": budget.differences(),
-        }
         kinds = sorted({device.partition(":")[0] for device in self.call.devices})
-        if kinds != ["cpu"]:  # numbers of another kind of device are other results
-            configuration["devices"] = kinds
-        return Job(
-            self.suite.name, entry, method, seed, budget, digest(configuration), trial=trial, timeout=self.call.timeout
-        )
+        job = configured(self.suite.name, entry, method, seed, budget, kinds)
+        return dataclasses.replace(job, trial=trial, timeout=self.call.timeout)
 
     # --- tuning -----------------------------------------------------------------------------------------------
 
@@ -241,7 +228,7 @@ class _Runner:
             return done
         todo = [dataclasses.replace(job, device=d) for job, d in zip(todo, itertools.cycle(self.call.devices))]
         with Bar(self.console, label, todo) as bar:
-            for record in results(todo, self.call.jobs, bar):
+            for record in results(todo, self.call.jobs, bar, self.call.dask):
                 records.append(path, record)
                 bar.finished(record)
                 if record.ok:
@@ -275,6 +262,26 @@ class _Runner:
         records.replace(path, content)
 
 
+def configured(
+    suite: str, entry: TaskEntry, method: MethodEntry | None, seed: int, budget: Budget, kinds: list[str]
+) -> Job:
+    """A job with the hash of all that its result depends on.
+
+    Args:
+        kinds: of the devices it may run on; numbers of another kind of device are other results.
+    """
+    configuration = {
+        "format": _FORMAT,
+        "task": entry.model_dump(include={"name", "options"}),
+        "revision": make_task(entry).revision,
+        "method": None if method is None else method.model_dump(exclude={"search", "optional", "front"}),
+        "budget": budget.differences(),
+    }
+    if kinds != ["cpu"]:
+        configuration["devices"] = kinds
+    return Job(suite, entry, method, seed, budget, digest(configuration))
+
+
 def _against(base: Record, job: Job, certificates: Mapping[str, dict[str, Any]]) -> Job:
     """A method's job, held against the baseline of its seed."""
     assert job.method is not None
@@ -295,6 +302,12 @@ def merged_budget(default: Budget, *changes: BudgetChanges) -> Budget:
             given["epochs"] = None
         default = dataclasses.replace(default, **given)
     return default
+
+
+def budget_of(suite: Suite, entry: TaskEntry) -> Budget:
+    """Of one task: its default with the changes of the protocol, of the suite, and of the suite's task entry."""
+    following = protocols.budget_for(suite.protocol, entry.name)
+    return merged_budget(make_task(entry).budget, following, suite.budget, entry.budget)
 
 
 def _existing_methods(suite: Suite, summary: Summary, console: Console) -> list[MethodEntry]:

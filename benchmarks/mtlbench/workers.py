@@ -64,15 +64,21 @@ def _in_workers(work: list[tuple[int, functools.partial[T]]], jobs: int) -> Iter
 def _in_worker(i: int, task: functools.partial[T], parent: int) -> tuple[int, T]:
     if os.getpid() != parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-        global _runner, _worker
-        _worker = True
-        if os.getppid() == parent:  # not so where joblib's backend is a cluster
+        global _runner
+        work_for_others()
+        if os.getppid() == parent:
             _runner = parent
     return i, task()
 
 
 _worker = False
 _runner: int | None = None  # in a worker process: who will write down what it finds
+
+
+def work_for_others() -> None:
+    """From now on :func:`is_worker` is true here."""
+    global _worker
+    _worker = True
 
 
 def is_worker() -> bool:

@@ -14,39 +14,17 @@ from pathlib import Path
 import pytest
 
 from mtlbench import records
-from support import bench_tiny
-
-SUITE = """
-title = "killed"
-tasks = ["tiny"]
-seeds = 2
-reference = "tiny-equal"
-tuning = { trials = 3 }
-[[methods]]
-name = "tiny-equal"
-[[methods]]
-name = "tiny-slow"
-"""
 
 
 @pytest.fixture
-def bench(tmp_path):
-    """Starts `mtl bench run` in a process group of its own, with the tiny plugins installed for all its workers."""
-    site = tmp_path / "site"
-    metadata = site / "tiny-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[mtlcore]\ntiny = tiny_plugin:plugin\n")
-    (site / "tiny_plugin.py").write_text("from support.bench_tiny import Plugin\n\nplugin = Plugin()\n")
-    (tmp_path / "killed.toml").write_text(SUITE)
-    path = os.pathsep.join([str(site), str(Path(bench_tiny.__file__).parent.parent)])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+def bench(bench_site):
+    """Starts `mtl bench run` in a process group of its own."""
 
     def start(folder, jobs):
-        command = [sys.executable, "-m", "mtlcore", "bench", "run", str(tmp_path / "killed.toml"), "--jobs", str(jobs)]
+        command = [sys.executable, "-m", "mtlcore", "bench", "run", str(bench_site.suite), "--jobs", str(jobs)]
         return subprocess.Popen(
-            [*command, "--out", str(folder)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            [*command, "--out", str(folder)], env=bench_site.environment, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
     return start

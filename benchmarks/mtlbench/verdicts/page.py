@@ -1,0 +1,252 @@
+"""Writes the page of verdicts as Markdown, from a folder of records. The same records give the same page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mtlbench import records
+from mtlbench.formats import Manifest, Record
+from mtlbench.report.model import MethodRow, Report, TaskReport
+from mtlbench.report.overall import overall
+from mtlbench.report.summary import report
+from mtlbench.statistics import Comparison, Interval
+from mtlbench.suite import SINGLE_TASK, Suite
+from mtlbench.verdicts.claims import CHEAP, CLAIMS, CONSTANT, Runs, Verdict, judged
+from mtlcore.errors import ConfigurationError
+
+_NOTE = "<!-- Made by `mtl bench verdicts` from the records. Do not edit. -->"
+
+
+def page(folder: Path, called: str) -> str:
+    """The Markdown of the page.
+
+    Args:
+        folder: records, compact or not.
+        called: the folder as commands on the page name it.
+
+    Raises:
+        ConfigurationError: there are no records of a suite in the folder.
+    """
+    found, manifest = report(folder), records.manifest(folder / records.MANIFEST)
+    if manifest.suite is None or not found.tasks:
+        raise ConfigurationError(
+            f"there are no finished runs of a suite in {str(folder)!r}; run `mtl bench run` first."
+        )
+    return "\n".join(_Page(found, manifest, manifest.suite, _runs(folder, manifest), called).lines()) + "\n"
+
+
+def _runs(folder: Path, manifest: Manifest) -> Runs:
+    current = {h for hashes in manifest.current.values() for h in hashes}
+    found: dict[tuple[str, str], dict[int, Record]] = {}
+    for record in records.finished(folder / records.RECORDS).values():
+        if record.config_hash in current:
+            found.setdefault((record.task, record.method), {})[record.seed] = record
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Page:
+    found: Report
+    manifest: Manifest
+    suite: Suite
+    runs: Runs
+    called: str
+
+    def lines(self) -> Iterator[str]:
+        yield from (_NOTE, "", f"# Verdicts: suite {self.suite.name}", "", " ".join(self.suite.about.split()), "")
+        yield from self._missing()
+        yield from self._weights()
+        yield from self._claims()
+        yield from self._results()
+        yield from self._costs()
+        yield from self._repeat()
+
+    # --- what there is --------------------------------------------------------------------------------------------
+
+    def _trained(self) -> list[str]:
+        not_run = {*self.manifest.left_out, *self.manifest.refused}
+        return [m.name for m in self.suite.methods if m.name not in not_run]
+
+    def _counts(self, task: str) -> tuple[int, int]:
+        """(runs of this task that are there, runs that the suite wants), baselines included."""
+        seeds = self.manifest.seeds or self.suite.seeds
+        names = [SINGLE_TASK, *self._trained()]
+        have = sum(len([s for s in self.runs.get((task, m), {}) if s < seeds]) for m in names)
+        return have, seeds * len(names)
+
+    def _whole(self) -> list[TaskReport]:
+        """The tasks of which nothing is missing; only these are taken together."""
+        return [t for t in self.found.tasks if len(set(self._counts(t.name))) == 1]
+
+    def _missing(self) -> Iterator[str]:
+        counts = {t.name: self._counts(t.name) for t in self.suite.tasks}
+        have, wanted = (sum(c[i] for c in counts.values()) for i in (0, 1))
+        yield from ("## What is there", "")
+        trials = self.suite.tuning.trials
+        yield f"{have} of {wanted} runs, after {len(self.found.tuned)} tunings of {trials} trials each."
+        whole = [name for name, (a, b) in counts.items() if a == b]
+        part = [f"{name} ({a} of {b})" for name, (a, b) in counts.items() if 0 < a < b]
+        none = [name for name, (a, _) in counts.items() if not a]
+        for what, names in (("Complete", whole), ("In part, and not in the means over tasks", part), ("Missing", none)):
+            if names:
+                yield f"{what}: {', '.join(names)}."
+        for what, names in (
+            ("Not trained, because a claim was refuted or could not be checked", self.manifest.refused),
+            ("Not trained, because no such plugin is installed", self.manifest.left_out),
+        ):
+            if names:
+                yield f"{what}: {', '.join(names)}."
+        if have < wanted:
+            yield f"A later sitting goes on from these records: copy `{self.called}`, and give the copy to `--out`."
+        yield ""
+        yield (
+            "Delta-m is the mean relative worsening against single-task networks, in percent: lower is better, below "
+            "zero is better than one network for each task. Intervals are 95 %. Comparisons are paired by seed and "
+            "corrected (Holm). No significant difference does not mean equal."
+        )
+        yield ""
+
+    # --- the question about fixed weights -------------------------------------------------------------------------
+
+    def _weights(self) -> Iterator[str]:
+        reference = self.found.suite.reference
+        yield from (f"## Is any method better than {reference}?", "")
+        yield from ("| task | better, by points of delta-m | worse | no significant difference |", "|---|---|---|---|")
+        for task in self.found.tasks:
+            versus = {m.name: m.versus_reference for m in task.scored() if m.versus_reference is not None}
+            cells = [
+                ", ".join(
+                    f"{m} ({_interval(c.difference)})" if word != "no significant difference" else m
+                    for m, c in sorted(versus.items(), key=lambda item: item[1].difference.estimate)
+                    if c.verdict == word
+                )
+                for word in ("better", "worse", "no significant difference")
+            ]
+            yield _row(task.name, *(c or "none" for c in cells))
+        yield ""
+        whole = self._whole()
+        together = overall(whole, [m.name for m in self.suite.methods], reference)
+        compared = {r.name: r.versus_reference for r in together.methods if r.versus_reference} if together else {}
+        if compared:
+            better = {m: c for m, c in compared.items() if c.verdict == "better"}
+            said = ", ".join(f"{m} ({_interval(c.difference)})" for m, c in better.items()) or "none"
+            yield f"Over the {len(whole)} complete tasks together, better: {said}."
+        else:
+            yield "There are fewer than two complete tasks, so nothing is said of all tasks together."
+        yield ""
+
+    # --- claims ---------------------------------------------------------------------------------------------------
+
+    def _claims(self) -> Iterator[str]:
+        tasks = [t.name for t in self.found.tasks]
+        yield from ("## The claims of the three systems", "")
+        yield (
+            "Each line is a difference that the claim says is below zero, over the tasks for which there are pairs of "
+            "runs: supported if it is, not supported if it is above, undecided if these runs cannot tell. Differences "
+            f"of delta-m are in points; those of time are above the bound ({CHEAP} and {CONSTANT} are this project's)."
+        )
+        yield ""
+        yield from ("| system | claim | verdict | difference | pairs | by task |", "|---|---|---|---|---|---|")
+        for verdict in judged(self.runs, tasks, CLAIMS):
+            yield _claim_row(verdict)
+        yield ""
+
+    # --- results --------------------------------------------------------------------------------------------------
+
+    def _results(self) -> Iterator[str]:
+        yield from ("## Delta-m", "")
+        whole = self._whole()
+        together = overall(whole, [m.name for m in self.suite.methods], self.found.suite.reference)
+        ranks = {r.name: r for r in together.methods} if together else {}
+        tables = {t.name: {m.name: m for m in t.scored()} for t in self.found.tasks}
+        head = ["method", "mean rank", "all complete tasks", *tables]
+        yield from (_row(*head), _row(*(["---"] * len(head))))
+        order = [m.name for m in self.suite.methods if any(m.name in rows for rows in tables.values())]
+        for name in sorted(order, key=lambda m: ranks[m].mean_rank if m in ranks else 1e9):
+            over = ranks.get(name)
+            cells = [_of_task(rows.get(name)) for rows in tables.values()]
+            yield _row(
+                name,
+                f"{over.mean_rank:.1f}" if over else "–",
+                _interval(over.delta_m) if over else "–",
+                *cells,
+            )
+        yield ""
+        if together and together.critical_difference:
+            apart = f"{together.critical_difference:.1f} apart (Nemenyi's test)."
+            yield f"Mean ranks over {together.tasks} tasks differ at 5 % if they are {apart}"
+            yield ""
+
+    def _costs(self) -> Iterator[str]:
+        yield from ("## Cost of a step, in plain summed-loss steps, and conflict", "")
+        yield (
+            "Taken in turns with a plain step of the same network, so that a busy machine disturbs both; the medians "
+            "of all runs. The last line is the smallest cosine between two task gradients on average over training."
+        )
+        yield ""
+        tables: Mapping[str, dict[str, MethodRow]] = {t.name: {m.name: m for m in t.scored()} for t in self.found.tasks}
+        yield from (_row("method", *tables), _row(*(["---"] * (len(tables) + 1))))
+        for name in (m.name for m in self.suite.methods if any(m.name in rows for rows in tables.values())):
+            rows = [t.get(name) for t in tables.values()]
+            yield _row(name, *(f"{r.ratio_to_sum:.2f}" if r is not None and r.ratio_to_sum else "–" for r in rows))
+        plain = [t.get("ls") for t in tables.values()]
+        yield _row("conflict (ls)", *(_number(r.conflict.get("min_cosine")) if r is not None else "–" for r in plain))
+        yield ""
+
+    def _repeat(self) -> Iterator[str]:
+        task = self.found.tasks[0]
+        name = task.scored()[0].name if task.scored() else SINGLE_TASK
+        environment = {
+            k: v for k, v in self.found.environment.items() if k in ("commit", "processor", "torch", "python")
+        }
+        yield from ("## Any number again", "")
+        yield "This trains one run once more, with the setting that tuning chose, and compares it with the record:"
+        yield from (
+            "",
+            "```sh",
+            f"mtl bench repeat {self.called} --task {task.name} --method '{name}' --seed 0",
+            "```",
+            "",
+        )
+        yield "The whole suite, and this page from its records:"
+        yield from ("", "```sh", f"mtl bench run {self.suite.name} --out out/{self.suite.name}")
+        yield f"mtl bench compact out/{self.suite.name} --out {self.called}"
+        yield from (f"mtl bench verdicts {self.called} --out docs/results/{self.suite.name}.md", "```", "")
+        said = "; ".join(f"{k} {', '.join(map(str, v))}" for k, v in environment.items())
+        yield f"Made with: {said}."
+
+
+def _of_task(row: MethodRow | None) -> str:
+    if row is None or row.delta_m is None or not row.delta_m.n:
+        return "–"
+    return _interval(row.delta_m)
+
+
+def _claim_row(verdict: Verdict) -> str:
+    found: Comparison | None = verdict.comparison
+    digits = 1 if verdict.claim.measure == "delta_m" else 2
+    return _row(
+        verdict.claim.system,
+        verdict.claim.says,
+        f"**{verdict.word}**",
+        _interval(found.difference, digits) if found else "–",
+        str(found.difference.n) if found else "0",
+        ", ".join(f"{task} {_number(v, digits)}" for task, v in verdict.by_task.items()) or "–",
+    )
+
+
+def _interval(found: Interval, digits: int = 1) -> str:
+    middle = _number(found.estimate, digits)
+    if found.low is None or found.high is None:
+        return middle
+    return f"{middle} [{_number(found.low, digits)}, {_number(found.high, digits)}]"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,51 @@
+"""Runs on a Dask cluster are the runs of this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+from mtlbench import records, runner
+
+SCRIPT = Path(__file__).parents[1] / "support" / "bench_cluster.py"
+
+try:
+    version("distributed")
+except PackageNotFoundError:
+    pytest.skip("needs Dask: pip install distributed", allow_module_level=True)
+
+
+def _on_cluster(site, what, folder):
+    command = [sys.executable, "-c", SCRIPT.read_text(), what, str(folder)]
+    done = subprocess.run(command, env=site.environment, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def _results(folder):
+    return {r.key: (r.metrics, r.delta_m, r.curves) for r in records.read(folder / "records.jsonl")[0] if r.ok}
+
+
+def test_a_cluster_makes_the_same_records(tiny, tmp_path, bench_site):
+    said, threads, nobody = _on_cluster(bench_site, "quick", tmp_path)
+    assert said == "6 finished, 0 failed"
+    assert "--nthreads 1" in threads
+    assert "no Dask scheduler answers at 'nowhere'" in nobody
+    runner.run(tiny.suite(), tmp_path / "here", console=tiny.quiet(), certify=False)
+    assert _results(tmp_path / "dask") == _results(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_loses_nothing(tiny, tmp_path, bench_site):
+    script = tmp_path / "script.py"  # its processes import it again
+    script.write_text(SCRIPT.read_text())
+    done = subprocess.run(
+        [sys.executable, script, "killed", tmp_path], env=bench_site.environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["6 finished, 0 failed", "killed"], done.stderr
+    runner.run(tiny.suite(), tmp_path / "here", console=tiny.quiet(), certify=False)
+    assert _results(tmp_path / "dask") == _results(tmp_path / "here")
