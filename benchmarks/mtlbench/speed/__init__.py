@@ -1,5 +1,6 @@
 """What a training step costs. Each module is one measurement with its own command line.
 
+* ``mtl speed distributed``: two processes, against one, DDP's plain step and rows that are all summed; bytes sent.
 * ``mtl speed everyday``: many objectives, micro-batches, sparse tables, hundreds of dependent gradients.
 * ``mtl speed gradients``: task gradients, against TorchJD, LibMTL's form and hand-written loops.
 * ``mtl speed loss-level``: a step of methods that read losses only, against a summed loss.

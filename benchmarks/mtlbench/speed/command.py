@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 
 _SUITES = {
+    "distributed": "Two processes against one, DDP's plain step and rows that are all summed; bytes, and a cost model.",
     "everyday": "Many objectives, micro-batches, sparse tables, hundreds of dependent gradients.",
     "gradients": "Every gradient source against the floor and the peers, on eight workloads.",
     "loss-level": "The cost of a step of methods that read losses only, against a summed loss.",
