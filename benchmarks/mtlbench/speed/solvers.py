@@ -1,7 +1,8 @@
 """Time and soundness of the weights alone: the K x K problems, given the Gramian, against TorchJD.
 
-Speed: random Gaussian gradients at K = 2, 3, 11, 40; both libraries get the same float64 Gramian (TorchJD's Nash-MTL
-the rows, which is what it takes), in interleaved rounds. Soundness: on :mod:`mtlbench.speed.hostile`, how many answers
+Speed: random Gaussian gradients at K = 2, 3, 11, 40, 100 (``--large``: 250 and 500, our side alone, for the other's
+takes minutes); both libraries get the same float64 Gramian (TorchJD's Nash-MTL and ConFIG the rows, which is what they
+take), in interleaved rounds. Soundness: on :mod:`mtlbench.speed.hostile`, how many answers
 conflict with a task beyond rounding, fail, or stand still although a common descent direction exists.
 
 Run ``mtl speed solvers``. Without TorchJD (or what its methods need) only our side is measured.
@@ -35,22 +36,31 @@ METHODS: dict[str, dict[str, Any]] = {
     "cagrad": {"c": 0.5},
     "upgrad": {},
     "mgda": {},
+    "pcgrad": {},
+    "gradvac": {},
+    "config": {},
 }
 PROMISED = ("nash-mtl", "fairgrad", "cagrad (c=1)", "upgrad", "mgda", "dualproj", "gradops")
 """Methods that promise not to conflict."""
-TASKS = (2, 3, 11, 40)
+TASKS = (2, 3, 11, 40, 100)
+LARGE = (250, 500)
 OURS, PEER = "mtlcore", "torchjd"
 
 
 def ours(name: str, options: Mapping[str, Any]) -> Weigh:
     """Our method, called as a step calls it."""
     method = mtlcore.create("aggregator", name, **options)
+    state: dict[str, Tensor] | None = None
+    generator = torch.Generator().manual_seed(0)
 
     def weigh(rows: Tensor, gramian: Tensor) -> Tensor:
+        nonlocal state
         n = len(gramian)
-        weights = method.aggregate(StepView(losses=torch.ones(n), gramian=gramian), method.init(n)).weights
-        assert weights is not None  # it weighs rows; none of these answers with a direction
-        return weights
+        view = StepView(losses=torch.ones(n), gramian=gramian, generator=generator)
+        answer = method.aggregate(view, method.init(n) if state is None else state)
+        state = answer.state  # as in training, and as the peer keeps its own
+        assert answer.weights is not None  # it weighs rows; none of these answers with a direction
+        return answer.weights
 
     return weigh
 
@@ -63,6 +73,9 @@ def peer(name: str, n_tasks: int) -> Weigh | None:
         if name == "nash-mtl":
             nash: Any = jd.NashMTL(n_tasks=n_tasks, max_norm=0.0)
             return lambda rows, gramian: nash.weighting(rows)
+        if name == "config":  # has no weights: its direction, which is less than ours answers with
+            whole: Any = jd.ConFIG()
+            return lambda rows, gramian: whole(rows)
         weighting: Callable[[], Any] | None = {
             "fairgrad": lambda: jd.FairGradWeighting(alpha=2.0),
             "cagrad": lambda: jd.CAGradWeighting(c=0.5),
@@ -70,6 +83,8 @@ def peer(name: str, n_tasks: int) -> Weigh | None:
             "upgrad": jd.UPGradWeighting,
             "dualproj": jd.DualProjWeighting,
             "mgda": jd.MGDAWeighting,
+            "pcgrad": jd.PCGradWeighting,
+            "gradvac": jd.GradVacWeighting,
         }.get(name)
         made = None if weighting is None else weighting()
     except ImportError:
@@ -77,14 +92,16 @@ def peer(name: str, n_tasks: int) -> Weigh | None:
     return None if made is None else lambda rows, gramian: made(gramian)
 
 
-def speed(seconds: float, problems: int = 8) -> list[dict[str, Any]]:
+def speed(
+    seconds: float, tasks: Sequence[int] = TASKS, problems: int = 8, against: bool = True
+) -> list[dict[str, Any]]:
     """One record per method and K: median microseconds of both sides and the median of the paired ratios."""
     records = []
     for name, options in METHODS.items():
-        for k in TASKS:
+        for k in tasks:
             generator = torch.Generator().manual_seed(k)
             data = [torch.randn(k, 2 * k + 40, generator=generator, dtype=torch.float64) for _ in range(problems)]
-            sides = {OURS: ours(name, options), PEER: peer(name, k)}
+            sides = {OURS: ours(name, options), PEER: peer(name, k) if against else None}
             steps = {side: _over(weigh, data) for side, weigh in sides.items() if weigh is not None}
             for step in steps.values():
                 step()
@@ -175,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mtl speed solvers", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/speed"), help="folder of solvers.json")
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time per method and K")
+    parser.add_argument("--large", action="store_true", help="measure 250 and 500 tasks, too, on our side alone")
     parser.add_argument("--no-speed", action="store_true", help="only count conflicts")
     parser.add_argument("--no-conflicts", action="store_true", help="only measure time")
     options = parser.parse_args(arguments)
@@ -186,6 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.no_speed:
             print("time for the weights, given the Gramian")
             result["speed"] = speed(options.seconds)
+            if options.large:
+                result["speed"] += speed(options.seconds, LARGE, problems=1, against=False)
             result["summary"] = summary(result["speed"])
             for name, value in result["summary"].items():
                 print(f"  {name:28}{value:8.1f} x")

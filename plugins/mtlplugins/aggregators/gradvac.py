@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from mtlcore import choice, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins.aggregators import _numpy
 from mtlplugins.solvers.certificate import EPS
-from mtlplugins.solvers.cosines import Array
+from mtlplugins.solvers.cosines import Array, Index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class GradVac(Aggregator):
         return {"target": torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device="cpu")}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """All tasks take their k-th update at once."""
+        """Weights (K,), and the new targets."""
         rows = _numpy.read(view)
         k = len(rows.matrix)
         draws = torch.rand(view.n_tasks, view.n_tasks, generator=view.generator, dtype=torch.float64, device="cpu")
@@ -66,10 +67,8 @@ class GradVac(Aggregator):
         listed = np.array(view.task_index)[live]
         target = state["target"].clone()
         rho = target.numpy()[listed[:, None], listed]
-        coefficients, count = np.eye(k), 0
-        for j in orders.T:
-            coefficients, rho, turned = self._turn(rows.matrix, coefficients, rho, j)
-            count += turned
+        turn = _few if k <= _FEW else _many
+        coefficients, rho, count = turn(rows.matrix, rho, orders, self.beta)
         target.numpy()[listed[:, None], listed] = rho
         weights = rows.scatter((rows.norms @ coefficients) / rows.norms, dead=1.0)
         if self.reduction == "mean":
@@ -77,22 +76,53 @@ class GradVac(Aggregator):
         answer, notes = _numpy.tensor(weights), {"turned": count}
         return Aggregation(weights=answer, state={"target": target}, diagnostics=notes)
 
-    def _turn(self, c: Array, coefficients: Array, rho: Array, other: Array) -> tuple[Array, Array, int]:
-        """Row i of ``coefficients`` turned towards unit row ``other[i]``; for g_i of length 1."""
-        task = np.arange(len(c))
-        overlap = coefficients @ c
+
+_CHASED = 1e-12
+"""The smallest sine of a target that is chased."""
+_FEW = 8
+"""Tasks up to which arithmetic on plain numbers takes less time than the calls of vectorised steps."""
+
+
+def _few(c: Array, rho: Array, orders: Index, beta: float) -> tuple[Array, Array, int]:
+    """Coefficients (K, K) of g_i' / |g_i| on unit rows, the new targets, and how often one was turned."""
+    cosines, targets, count = c.tolist(), rho.tolist(), 0
+    coefficients = np.eye(len(c)).tolist()
+    for i, order in enumerate(orders.tolist()):
+        row, overlap = coefficients[i], list(cosines[i])  # overlap[j] = <g_i', unit row j> / |g_i|
+        for j in order:
+            if j == i:
+                continue
+            length = math.sqrt(max(sum(a * b for a, b in zip(row, overlap)), 0.0))
+            phi = min(max(overlap[j] / length, -1.0), 1.0) if length > 0.0 else 0.0
+            wanted = targets[i][j]
+            sine = math.sqrt((1.0 - wanted) * (1.0 + wanted))
+            if phi < wanted - 4.0 * EPS * len(c) and sine > _CHASED and length > 0.0:
+                add = wanted * length * math.sqrt((1.0 - phi) * (1.0 + phi)) / sine - overlap[j]
+                row[j] += add
+                overlap = [a + add * b for a, b in zip(overlap, cosines[j])]
+                count += 1
+            targets[i][j] += beta * (phi - wanted)
+    return np.array(coefficients), np.array(targets), count
+
+
+def _many(c: Array, rho: Array, orders: Index, beta: float) -> tuple[Array, Array, int]:
+    """All tasks take their k-th update at once."""
+    coefficients, count, task = np.eye(len(c)), 0, np.arange(len(c))
+    overlap, rho = c.copy(), rho.copy()
+    for other in orders.T:
         length = np.sqrt(np.maximum((coefficients * overlap).sum(axis=1), 0.0))
         along = overlap[task, other]
         phi = np.clip(np.divide(along, length, out=np.zeros_like(along), where=length > 0.0), -1.0, 1.0)
         wanted = rho[task, other]
         sine = np.sqrt((1.0 - wanted) * (1.0 + wanted))
-        turn = (other != task) & (phi < wanted - 4.0 * EPS * len(c)) & (sine > 1e-12) & (length > 0.0)
+        turn = (other != task) & (phi < wanted - 4.0 * EPS * len(c)) & (sine > _CHASED) & (length > 0.0)
         # rho |g| sqrt(1 - phi^2) / sqrt(1 - rho^2) - phi |g|
         across = length * np.sqrt((1.0 - phi) * (1.0 + phi))
         add = np.divide(wanted * across, sine, out=np.zeros_like(sine), where=turn) - np.where(turn, along, 0.0)
-        coefficients = coefficients.copy()
-        coefficients[task, other] += add
-        rho = rho.copy()
+        if turn.any():
+            coefficients[task, other] += add
+            overlap += add[:, None] * c[other]
+            count += int(turn.sum())
         moves = other != task
-        rho[task[moves], other[moves]] += self.beta * (phi - wanted)[moves]
-        return coefficients, rho, int(turn.sum())
+        rho[task[moves], other[moves]] += beta * (phi - wanted)[moves]
+    return coefficients, rho, count

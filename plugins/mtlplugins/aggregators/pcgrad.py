@@ -10,6 +10,7 @@ import torch
 
 from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, flag
 from mtlplugins.aggregators import _numpy
+from mtlplugins.solvers.cosines import Array
 
 State = dict[str, torch.Tensor]
 
@@ -51,24 +52,52 @@ class PCGrad(Aggregator):
     include_own: bool = flag(False)
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """All tasks take their k-th projection at once."""
+        """Weights (K,)."""
         rows = _numpy.read(view)
         c = rows.matrix
-        k = len(c)
-        draws = torch.rand(k, k, generator=view.generator, dtype=torch.float64, device="cpu")
-        orders = draws.argsort(dim=1).numpy()
-        task = np.arange(k)
-        coefficients, inner = np.eye(k), c.copy()  # inner[i, j] = <g_i', unit row j> / |g_i|
-        projections = 0
-        for j in orders.T:
-            overlap = np.minimum(inner[task, j], 0.0)
-            if not self.include_own:
-                overlap[j == task] = 0.0
-            if overlap.any():
-                coefficients[task, j] -= overlap
-                inner -= overlap[:, None] * c[j]
-                projections += int(np.count_nonzero(overlap))
+        if len(c) == 2 or not (c < 0.0).any():  # the order does not matter
+            least = np.minimum(c, 0.0)
+            coefficients, projections = np.eye(len(c)) - least, int(np.count_nonzero(least))
+        else:
+            orders = torch.rand(len(c), len(c), generator=view.generator, dtype=torch.float64, device="cpu").argsort(
+                dim=1
+            )
+            project = _few if len(c) <= _FEW else _many
+            coefficients, projections = project(c, orders, self.include_own)
         weights = rows.scatter((rows.norms @ coefficients) / rows.norms, dead=1.0)
         if self.reduction == "mean":
             weights = weights / view.n_tasks
         return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics={"projections": projections})
+
+
+_FEW = 8
+"""Tasks up to which arithmetic on plain numbers takes less time than the calls of vectorised steps."""
+
+
+def _few(c: Array, orders: torch.Tensor, own: bool) -> tuple[Array, int]:
+    cosines, projections = c.tolist(), 0
+    coefficients = np.eye(len(c)).tolist()
+    for i, order in enumerate(orders.tolist()):
+        inner = list(cosines[i])  # <g_i', unit row j> / |g_i|
+        for j in order:
+            overlap = inner[j]
+            if overlap < 0.0 and (own or j != i):
+                coefficients[i][j] -= overlap
+                inner = [a - overlap * b for a, b in zip(inner, cosines[j])]
+                projections += 1
+    return np.array(coefficients), projections
+
+
+def _many(c: Array, orders: torch.Tensor, own: bool) -> tuple[Array, int]:
+    """All tasks take their k-th projection at once."""
+    task, projections = np.arange(len(c)), 0
+    coefficients, inner = np.eye(len(c)), c.copy()
+    for j in orders.numpy().T:
+        overlap = np.minimum(inner[task, j], 0.0)
+        if not own:
+            overlap[j == task] = 0.0
+        if overlap.any():
+            coefficients[task, j] -= overlap
+            inner -= overlap[:, None] * c[j]
+            projections += int(np.count_nonzero(overlap))
+    return coefficients, projections
