@@ -14,8 +14,8 @@ import mtlcore
 from mtlcore import StepView
 from mtlcore.errors import ConfigurationError, LossError
 from mtlplugins.grouping import group_means
-from mtlplugins.solvers.quadratic import minimise
 from mtlplugins.solvers.simplex import project_simplex
+from mtlplugins.solvers.simplex_quadratic import minimise, minimise_above
 from mtlverify import references
 from mtlverify.references import NoUniqueAnswer
 
@@ -239,23 +239,58 @@ def test_the_simplex_projection_is_the_nearest_point():
 
 
 def test_the_quadratic_program_agrees_with_clarabel():
+    """Singular ones, and linear terms of every size, included."""
     import cvxpy as cp
 
     generator = np.random.default_rng(2)
-    for _ in range(25):
-        n = int(generator.integers(2, 7))
-        root = generator.normal(size=(n, n))
-        h, f = root.T @ root, generator.normal(size=n)
-        equal = np.append(np.ones(n - 1), 0.0)
-        above = np.append(generator.normal(size=n - 1), 1.0)
-        x = cp.Variable(n)
-        program = cp.Problem(
-            cp.Minimize(0.5 * cp.sum_squares(root @ x) + f @ x), [x >= 0, equal @ x == 1, above @ x >= 0]
-        )
-        program.solve(solver=cp.CLARABEL)
-        found = minimise(h, f, equal, 1.0, above)
-        np.testing.assert_allclose(0.5 * found @ h @ found + f @ found, program.value, rtol=1e-6, atol=1e-7)
-        assert above @ found >= -1e-9
+    for trial in range(40):
+        n, rank = int(generator.integers(2, 7)), int(generator.integers(1, 7))
+        root, c = generator.normal(size=(rank, n)), generator.normal(size=n)
+        f = generator.normal(size=n) * 10.0 ** generator.uniform(-3, 3)
+        x = cp.Variable(n, nonneg=True)
+        simplex, half = [cp.sum(x) == 1], 0.5 * cp.sum_squares(root @ x)
+        free = cp.Problem(cp.Minimize(half + f @ x), simplex).solve(solver=cp.CLARABEL)
+        found = minimise(root.T @ root, f)
+        assert 0.5 * found @ root.T @ root @ found + f @ found <= free + 1e-6 * (1.0 + abs(free)), trial
+        a = float(generator.uniform(c.min(), c.max()))
+        over = cp.Problem(cp.Minimize(half), [*simplex, c @ x >= a]).solve(solver=cp.CLARABEL)
+        above = minimise_above(root.T @ root, c, a)
+        assert 0.5 * above @ root.T @ root @ above <= over + 1e-6 * (1.0 + abs(over)), trial
+        assert c @ above >= a - 1e-9
+        for point in (found, above):
+            assert point.min() >= 0
+            assert point.sum() == pytest.approx(1.0, rel=1e-12)
+
+
+def test_a_quadratic_program_of_any_size_has_an_answer():
+    """A linear term of 1e120 beside a matrix of ones used to end in NaN."""
+    for scale in (1e-300, 1e-120, 1.0, 1e120, 1e300):
+        assert minimise(np.ones((1, 1)), np.full(1, scale)).tolist() == [1.0]
+        assert minimise(np.eye(3), scale * np.array([3.0, 1.0, 2.0])).sum() == pytest.approx(1.0)
+    assert minimise(np.eye(3), 1e120 * np.array([3.0, 1.0, 2.0])).tolist() == [0.0, 1.0, 0.0]
+    np.testing.assert_allclose(minimise(np.zeros((2, 2)), np.zeros(2)), 0.5)
+
+
+@pytest.mark.parametrize("scale", [1e-120, 1e-3, 1.0, 2500.0, 1e120])
+def test_forum_solves_its_program_at_every_scale(scale):
+    """It refuted "finite": one gradient of 2500 ended in NaN, and many rows in less than the optimum."""
+    upper, lower = rows(3, k=3, p=2), rows(4, k=3, p=2) * scale
+    view = StepView(losses=torch.ones(3), jacobian=upper, needs=mtlcore.Needs.JACOBIAN)
+    method = mtlcore.create("aggregator", "forum")
+    first = StepView(losses=torch.ones(3), jacobian=lower, others=(view,), needs=method.needs)
+    answer = method.aggregate(first, method.init(3))
+    h, q = (upper / upper.norm(dim=1, keepdim=True)).numpy(), lower.mean(0).numpy()
+    length = np.linalg.norm(q)
+
+    def objective(x):
+        v = max(0.0, float(x @ (0.1 - h @ q / length / length)))
+        point = x @ h + v * q
+        return point @ point - v * 0.1 * length * length
+
+    found = answer.diagnostics["mixture"].numpy()  # after one step l is the minimiser itself
+    least = min(objective(x) for x in np.random.default_rng(0).dirichlet(np.ones(3), 2000))
+    assert objective(found) <= least + 1e-9 * abs(least)
+    assert bool(torch.isfinite(answer.direction).all())
 
 
 # --- scalarisations and edges ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from mtlcore import integer, linalg, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins import adam, rows
 from mtlplugins.arrays import Array, arrays, losses_of, put, softmax, take, tensors, touched
-from mtlplugins.solvers.quadratic import minimise
+from mtlplugins.solvers.simplex_quadratic import minimise, minimise_above
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class FORUM(Aggregator):
         p_i = rho - <g_q, h_i> / |g_q|^2 ;   l <- l + t^(-3/4) (l* - l) ;   v = max(0, sum_i l_i p_i) ;
         d = sum_i l_i h_i + v g_q ,     and alpha moves along v times its part, by Adam.
 
-    Solved exactly (:mod:`mtlplugins.solvers.quadratic`). Two closures: training batch, validation batch. The inner
-    steps come from ``view.inner``, which only ``MultiTask.step`` offers; elsewhere alpha stays, and the diagnostics say
-    so.
+    Solved exactly (:mod:`mtlplugins.solvers.simplex_quadratic`). Two closures: training batch, validation batch. The
+    inner steps come from ``view.inner``, which only ``MultiTask.step`` offers; elsewhere alpha stays, and the
+    diagnostics say so.
 
     Differs from the code: lengths are those of the trunk's gradients (the code: all parameters); heads take v s_i times
     their gradients on the training batch [choice]; t counts steps, not epochs; no 1e-8. g_q's length counts alpha's
@@ -75,7 +75,7 @@ class FORUM(Aggregator):
         if square > 0.0:
             reach = self.rho - gram[k, :k] / square
         if there.any():
-            best = self._best(gram[:k, :k], gram[k, :k], square, reach, there)
+            best = self._best(gram[:k, :k], gram[k, :k], square, there)
             rate = np.where(there, np.maximum(count, 1.0) ** -0.75, 0.0)
             mixture = mixture + rate * (best - mixture)
         pull = max(0.0, float(mixture @ reach)) if square > 0.0 else 0.0
@@ -99,24 +99,20 @@ class FORUM(Aggregator):
         gain = losses_of(view) - losses_of(there)
         return np.asarray(s * (gain - s @ gain)), {"inner_gain": torch.from_numpy(gain)}
 
-    def _best(self, gram: Array, cross: Array, square: float, reach: Array, there: Array) -> Array:
-        """l* (K,), zero for tasks that are not in the upper batch."""
+    def _best(self, gram: Array, cross: Array, square: float, there: Array) -> Array:
+        """l* (K,), zero for tasks that are not in the upper batch.
+
+        In units of |g_q|, with c_i the cosines of h_i and g_q and a = rho |g_q|: the constraint on v reads
+        v |g_q| >= a - c'l, above the minimum in v, (a / 2) - c'l; so v |g_q| = max(0, a - c'l). Put in, that leaves
+        l'(G - cc')l + a c'l on the simplex where c'l <= a, and l'Gl where c'l >= a: a convex function, whose minimum
+        is that of the first part if it lies there, else that of the second.
+        """
         index = there.nonzero()[0]
-        n, out = len(index), np.zeros(len(there))
-        scale = square**0.5 if square > 0.0 else 1.0
-        h = np.zeros((n + 1, n + 1))
-        h[:n, :n] = gram[np.ix_(index, index)]
-        h[:n, n] = h[n, :n] = cross[index] / scale  # the variable is v |g_q|
-        h[n, n] = 1.0
-        linear = np.append(np.zeros(n), -0.5 * self.rho * scale)
-        equal = np.append(np.ones(n), 0.0)
-        above = np.append(-reach[index] * scale, 1.0)
-        found = minimise(h, linear, equal, 1.0, above)
-        weights = found[:n]
-        if not 0.5 < float(weights.sum()) < 2.0:
-            # v is so large that rounding has eaten l. What it multiplies decides: the least <h_i, g_q>, or several.
-            weights = (cross[index] <= cross[index].min()).astype(float)
-        out[index] = weights / weights.sum()
+        out, length = np.zeros(len(there)), square**0.5
+        g = gram[np.ix_(index, index)]
+        c, a = (cross[index] / length, self.rho * length) if length > 0.0 else (np.zeros(len(index)), 0.0)
+        found = minimise(g - np.outer(c, c), 0.5 * a * c)
+        out[index] = found if float(found @ c) <= a else minimise_above(g, c, a)
         return out
 
 
