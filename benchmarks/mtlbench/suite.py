@@ -23,6 +23,7 @@ else:
     import tomli as tomllib
 
 Selection = Literal["best-validation", "last", "mean-of-last-epochs"]
+Metric = Literal["euclidean", "optimizer", "step"]
 Precision = Literal["float32", "bf16", "fp16"]
 PROTOCOL_NAMES = ("validation", "nash-mtl", "ldc-mtl", "libmtl")
 SINGLE_TASK = "single-task"
@@ -73,8 +74,9 @@ class MethodEntry(_Strict):
 
     ``name`` is how the report calls it; ``aggregator`` defaults to it. ``search`` gives the values that tuning may
     choose an option from, besides its default; ``optional`` leaves the method out, with a note, where no plugin of
-    that name exists; methods with the same ``front`` are drawn as one line, in their order, in a figure of metric
-    against metric.
+    that name exists; ``metric`` is that of ``MultiTask``, and with ``taken`` a record says how many of the optimizer's
+    steps conflicted with a task; methods with the same ``front`` are drawn as one line, in their order, in a figure of
+    metric against metric.
     """
 
     name: str = Field(pattern=r"^[^\s/][^/]*$")
@@ -86,6 +88,8 @@ class MethodEntry(_Strict):
     teleport_options: dict[str, Any] = {}
     brakes: dict[str, Any] = {}
     tolerance: float | None = Field(None, gt=0)
+    metric: Metric = "euclidean"
+    taken: bool = False
     search: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     optional: bool = False
     front: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from typing import Any
 
@@ -12,6 +13,8 @@ from mtlcore.report import StepReport, TeleportResult
 
 CURVE_POINTS = 80
 """Points kept of a loss curve; each is the mean of its steps."""
+CLEAR = 1e-3
+"""A cosine with the step below minus this is a conflict: a step read off float32 parameters is known no better."""
 
 
 class Log:
@@ -33,7 +36,10 @@ class Log:
         self._fired += bool(report.conflict is not None and report.conflict.conflicting)
         if report.teleport is not None:
             self._tried.append((report.step, report.teleport))
-        for name, value in report.diagnostics.items():  # plain numbers and flags; a record keeps their means
+        for name, value in {
+            **report.diagnostics,
+            **_taken(report),
+        }.items():  # plain numbers and flags; a record keeps their means
             if isinstance(value, Tensor) and value.numel() == 1:
                 value = value.item()
             if isinstance(value, (bool, int, float)):
@@ -61,6 +67,14 @@ class Log:
             "conflict_after": statistics.fmean(r.conflict_after for r in accepted) if accepted else None,
             "largest_relative_loss_change": max(changes) if changes else None,
         }
+
+
+def _taken(report: StepReport) -> dict[str, float]:
+    """The smallest cosine of a task's gradient with the optimizer's step, and whether the step conflicts with it."""
+    lowest = math.nan if report.taken is None else report.taken.min_cosine
+    if math.isnan(lowest):
+        return {}
+    return {"taken_cosine": lowest, "taken_conflict": float(lowest < -CLEAR)}
 
 
 def thinned(losses: list[list[float]], names: tuple[str, ...]) -> dict[str, Any]:

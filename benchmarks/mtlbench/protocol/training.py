@@ -129,7 +129,9 @@ class _Training:
         network = self.network = Network(self.task).to(self.device.name)
         self.plan = Plan(self.name, self.task, network, self.splits, self.seed, self.budget, self.device, self.trial)
         self.scaler = scaler_of(self.budget, self.device)
-        self.multi = _multi_task(self.method, network, self.plan, self.name, self.seed)
+        self.multi = _multi_task(
+            self.method, network, self.plan, self.name, self.seed, self.method.taken and not self.trial
+        )
         twin = PlainTwin(network, self.task, self.budget, self.device)
         self.clock = Clock(twin, set() if self.trial else self.plan.timed, self.device)
         metrics = self.task.metrics
@@ -272,7 +274,9 @@ class _SingleTask:
         return evaluate(self._task, network, self._splits.test)
 
 
-def _multi_task(method: MethodEntry, network: Network, plan: Plan, task_name: str, seed: int) -> mtlcore.MultiTask:
+def _multi_task(
+    method: MethodEntry, network: Network, plan: Plan, task_name: str, seed: int, taken: bool
+) -> mtlcore.MultiTask:
     extra: dict[str, Any] = {}
     if method.teleport is not None:
         extra["teleport"] = mtlcore.create("teleport", method.teleport, **method.teleport_options)
@@ -293,5 +297,7 @@ def _multi_task(method: MethodEntry, network: Network, plan: Plan, task_name: st
         seed=seed_for("method", task_name, seed),
         tasks=plan.task.tasks,
         heads=network.heads,
+        metric=method.metric,
+        taken=taken,
         **extra,
     )
