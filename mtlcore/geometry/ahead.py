@@ -22,13 +22,15 @@ class Ahead(NamedTuple):
         moved: (P,) what will be subtracted from the parameters.
         diagonal: (P,) D as it is applied: how much of a fresh gradient is in ``moved``, coordinate by coordinate, with
             the mean squares renewed by this gradient.
+        slope: (P,) derivative of ``moved`` in its own coordinate of the gradient: D, less what the renewal takes back.
     """
 
     moved: Tensor
     diagonal: Tensor
+    slope: Tensor
 
 
-@torch.no_grad()
+@torch.enable_grad()
 def ahead(moves: Sequence[Move], parameters: Sequence[Tensor], gradient: Tensor) -> Ahead:
     """
     Args:
@@ -36,14 +38,18 @@ def ahead(moves: Sequence[Move], parameters: Sequence[Tensor], gradient: Tensor)
         parameters: before the step.
         gradient: (P,) as ``.grad`` will have it when the optimizer moves.
     """
+    gradient = gradient.detach().requires_grad_()
     pieces = gradient.split([p.numel() for p in parameters])
     found = [_one(m, p, g.view(p.shape)) for m, p, g in zip(moves, parameters, pieces)]
-    return Ahead(torch.cat([a.flatten() for a, _ in found]), torch.cat([d.flatten() for _, d in found]))
+    moved, diagonal = (torch.cat([pair[i].flatten() for pair in found]) for i in range(2))
+    # Coordinates do not mix, so that the gradient of the sum is all the slopes.
+    slope, diagonal = torch.autograd.grad(moved.sum(), gradient)[0], diagonal.detach()
+    return Ahead(moved.detach(), diagonal, torch.where(slope.isnan(), diagonal, slope))  # NaN: the root of 0
 
 
 def _one(move: Move, parameter: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     group, state = move.group, move.optimizer.state.get(parameter, {})
-    decay, p = float(group["weight_decay"]), parameter.to(gradient.dtype)
+    decay, p = float(group["weight_decay"]), parameter.detach().to(gradient.dtype)
     decoupled = group.get("decoupled_weight_decay", isinstance(move.optimizer, torch.optim.AdamW))
     if decay and not decoupled:
         gradient = gradient + decay * p
@@ -54,7 +60,7 @@ def _one(move: Move, parameter: Tensor, gradient: Tensor) -> tuple[Tensor, Tenso
     elif isinstance(move.optimizer, torch.optim.RMSprop):
         moved, diagonal = _rmsprop(move, state, gradient)
     else:
-        total = state["sum"].to(gradient.dtype) + gradient.square()
+        total = _past(state, "sum", gradient) + gradient.square()
         diagonal = move.factor / (total.sqrt() + group["eps"])
         moved = diagonal * gradient
     if decay and decoupled:

@@ -1,16 +1,14 @@
 """The whole step, with momentum and weight decay, in the cone of moves that raise no task's loss to first order.
 
-The optimizer is about to subtract m(d) = D d + h from the parameters: h is what momentum and decay add, whatever the
-method says of d. Fresh gradients can be added to the method's d0 in amounts y >= 0 so that J m >= 0: for
+The optimizer is about to subtract m(d) from the parameters: D d, and what momentum and decay add whatever the method
+says. Fresh gradients can be added to the method's d0, in amounts y >= 0, until J m >= 0. Coordinate by coordinate m is
+a function of d. Where it grows, it is the slope of a convex function F, and
 
-    d = d0 + J^T y,   y = argmin 1/2 y'(J D J^T)y + y'J(D d0 + h) over y >= 0,
+    d = d0 + J^T y,   y = argmin F(d0 + J^T y) over y >= 0,    has   J m(d) >= 0,  <y, J m(d)> = 0.
 
-m(d) is, of all moves x with Jx >= 0, the nearest to D d0 + h in the norm <x, D^-1 x>. [ours; docs/explanation/step.md]
-
-Mean squares are renewed by d itself before the optimizer divides by them, so that D and h depend on d. They are taken
-where d is, and y anew, in a few rounds; what a task still loses in one round is asked for on top in the next, which
-takes two or three rounds where the plain repetition takes a dozen [measured]. Under SGD one round is exact. What is
-reported is the move that the optimizer will make of the d that is written.
+K unknowns. Under SGD F is quadratic, and m(d) is, of all moves x with Jx >= 0, the nearest to m(d0) in the norm
+<x, D^-1 x>. Mean squares are renewed by d itself before Adam, RMSprop and Adagrad divide by them: Newton's method
+solves the problem with the slopes where d is, in a few rounds. [ours; docs/explanation/step.md]
 """
 
 from __future__ import annotations
@@ -34,7 +32,11 @@ from mtlcore.trajectory import Optimizers
 ROUNDS = 8
 """Most renewals of D in a step. [choice]"""
 RESOLUTION = 2.0**-20
-"""A cosine above minus this is none: what float32 leaves of an inner product that is 0. [choice]"""
+"""A cosine above minus this, in the metric, is none. [choice]"""
+SEEN = 2.0**-16
+"""The same for the cosine in the Euclidean metric, where the optimizer's D may be far from it. [choice]"""
+FLAT = 0.1
+"""Least slope, as a share of D, with which a coordinate counts: beyond, a step of Newton's would leap. [choice]"""
 
 
 class Settled(NamedTuple):
@@ -44,7 +46,7 @@ class Settled(NamedTuple):
         added: (k,) float64, y, on the processor.
         notes: for the report. ``step_cosine``: the smallest of <g_i, m> / (|g_i| |m|) for the move m that will be made;
             ``step_before``: the same without y; ``step_rounds``: of the search for y; ``step_safe``: whether the move
-            raises no task's loss to first order.
+            raises no task's loss to first order, up to rounding.
     """
 
     answer: Answer
@@ -57,8 +59,8 @@ class _Trial(NamedTuple):
     direction: Tensor
     moved: Tensor
     diagonal: Tensor
+    slope: Tensor
     gains: Tensor
-    cosine: float
 
 
 @torch.no_grad()
@@ -87,41 +89,37 @@ def settled(
     first = answer.direction if answer.weights is None else linalg.combine(rows, answer.weights)
     assert first is not None
     waiting = _waiting(parameters, scale).to(rows)
-    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
 
     def trial(added: Tensor) -> _Trial:
         direction = first if not bool(added.any()) else first + linalg.combine(rows, added).to(first)
-        moved, diagonal = ahead(found_moves, parameters, waiting + direction)
-        gains = linalg.applied(rows, moved)
-        return _Trial(added, direction, moved, diagonal, gains, _smallest(gains, norms, moved))
+        moved, diagonal, slope = ahead(found_moves, parameters, waiting + direction)
+        return _Trial(added, direction, moved, diagonal, slope, linalg.applied(rows, moved).cpu())
 
     here = start = trial(torch.zeros(len(rows), dtype=torch.float64))
     if not math.isfinite(float(start.gains.sum())):
         raise NonFiniteError('metric="step": the optimizer is about to make a move that is NaN or infinite.')
-    best, rounds, missing = start, 0, torch.zeros_like(start.added)
-    while rounds < ROUNDS and best.cosine < -RESOLUTION:
+    metric, plain_metric = _Judge(rows, start, start.diagonal), _Judge(rows, start, torch.ones_like(start.diagonal))
+    best, rounds = start, 0
+    while rounds < ROUNDS and metric.harm(best) > RESOLUTION:
         rounds += 1
-        if rounds > 1:
-            missing = missing + (-here.gains.cpu()).clamp_min(0.0)
-        y = _multipliers(rows, here, missing)
+        y = _multipliers(rows, here)
         if y is None:
             break
         here = trial(y)
-        best = max(best, here, key=lambda t: t.cosine)
+        best = min(best, here, key=metric.harm)
     notes = {
-        "step_cosine": best.cosine,
-        "step_before": start.cosine,
+        "step_cosine": -plain_metric.harm(best),
+        "step_before": -plain_metric.harm(start),
         "step_rounds": rounds,
-        "step_safe": best.cosine >= -RESOLUTION,
+        "step_safe": metric.harm(best) <= RESOLUTION and plain_metric.harm(best) <= SEEN,
     }
     return Settled(_added(answer, best), best.added, notes)
 
 
-def _multipliers(rows: Tensor, here: _Trial, missing: Tensor) -> Tensor | None:
-    """y for D and h as they are at ``here``, so that task i gains at least ``missing[i]``."""
-    gram = linalg.gramian(rows * here.diagonal.sqrt()).cpu()
-    # D d0 + h = m(d) - D (d - d0), and J D (d - d0) = G y.
-    return multipliers(gram, here.gains.cpu() - gram @ here.added - missing)
+def _multipliers(rows: Tensor, here: _Trial) -> Tensor | None:
+    """y for the move as it is, to first order, around ``here``."""
+    gram = linalg.gramian(rows * torch.maximum(here.slope, FLAT * here.diagonal).sqrt()).cpu()
+    return multipliers(gram, here.gains - gram @ here.added)
 
 
 def _added(answer: Answer, best: _Trial) -> Answer:
@@ -134,11 +132,31 @@ def _added(answer: Answer, best: _Trial) -> Answer:
     return Answer(None, best.direction, answer.head_weights, answer.feature_gradient)
 
 
-def _smallest(gains: Tensor, norms: Tensor, moved: Tensor) -> float:
-    """Of the cosines of the gradients with the move; 0 where there are none."""
-    sizes = norms * torch.linalg.vector_norm(moved, dtype=torch.float64)
-    alive = sizes > 0.0
-    return float((gains[alive] / sizes[alive]).min()) if bool(alive.any()) else 0.0
+class _Judge:
+    """How much a move harms: minus the smallest gain, in units of |g_i|_D |m|_(1/D), which are free of the units of
+    parameters if D is the optimizer's.
+
+    Args:
+        rows: (k, P) J.
+        start: the method's own move. One that is much shorter is rounding, and is judged by a share of this length.
+        diagonal: (P,) D.
+    """
+
+    def __init__(self, rows: Tensor, start: _Trial, diagonal: Tensor) -> None:
+        self._diagonal = diagonal
+        self._norms = torch.linalg.vector_norm(rows * diagonal.sqrt(), dim=1, dtype=torch.float64).cpu()
+        rounding = min(64.0 * torch.finfo(rows.dtype).eps / RESOLUTION, 1.0 / 16.0)
+        self._least = rounding * self._length(start.moved)
+
+    def _length(self, moved: Tensor) -> float:
+        squares = torch.where(self._diagonal > 0.0, moved.square() / self._diagonal, torch.zeros_like(moved))
+        return float(squares.sum(dtype=torch.float64).sqrt())
+
+    def harm(self, trial: _Trial) -> float:
+        """Of one move; negative where every task gains. 0 where there is no gradient, or no move."""
+        sizes = self._norms * max(self._length(trial.moved), self._least)
+        alive = sizes > 0.0
+        return float((-trial.gains[alive] / sizes[alive]).max()) if bool(alive.any()) else 0.0
 
 
 def _waiting(parameters: Sequence[Tensor], scale: float | None) -> Tensor:

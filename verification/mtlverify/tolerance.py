@@ -47,6 +47,10 @@ LOW_PRECISION = 2.0**-5
 """Eight roundings of bfloat16 (2^-8). Two ways of taking a gradient in bfloat16 differ by a rounding or two of its
 entries, and so do they from the gradient that is written; what cancels in it does not get smaller by that."""
 
+STEP = 2.0**-15
+"""3e-5, a cosine. metric="step" asks for one of -2^-20 in the optimizer's metric; where D differs by 2^8 between
+coordinates, as in these laws, the Euclidean one is up to 2^4 as large, and D is renewed in the step."""
+
 PROBES = 6
 """Perturbed copies of the data that measure conditioning; a discontinuity next to the data hides from all of them
 with probability 2^-6, and only if the law failed there in the first place."""

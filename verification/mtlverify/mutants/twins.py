@@ -282,7 +282,8 @@ TWINS: dict[type, tuple[str, ...]] = {
     ConeMean: (
         *UNIVERSAL, *SYMMETRIES, "positively-homogeneous", "non-conflicting", "linear-under-scaling",
         "no-conflict-identity", "conic-combination", "strongly-stationary-zero", "zero-only-if-stationary",
-        "matches-reference",
+        "matches-reference", "step-non-conflicting", "step-nearest", "metric-identity", "step-unit-free",
+        "step-descent",
     ),
     Bargain: ("pure", "deterministic", "shape-dtype-device", "alpha-fair"),
     UnitSum: (*UNIVERSAL, *SYMMETRIES, "positively-homogeneous", "scale-free", "loss-unit-invariant"),
