@@ -202,7 +202,7 @@ def test_the_whole_step_raises_no_loss(optimizer, options, method):
     smallest = [r.taken.min_cosine for r in reports]
     for report, cosine in zip(reports, smallest):
         assert report.diagnostics["step_cosine"] == pytest.approx(cosine, abs=1e-9)
-        assert cosine > -1e-9 or not report.diagnostics["step_safe"]
+        assert cosine > -1e-4 or not report.diagnostics["step_safe"]
     safe = sum(r.diagnostics["step_safe"] for r in reports)
     assert safe >= 24, f"{safe} of 25 steps"
     assert any(r.diagnostics["step_before"] < -0.01 for r in reports), "the step of the method alone conflicts"
