@@ -60,3 +60,40 @@ def test_merging_study_has_every_arm(monkeypatch, tmp_path, capsys):
     assert sum(line.startswith("| ") for line in first.splitlines()) == 1 + 2 + 2 * 4
     merging.main(["--seeds", "1", "--out", str(tmp_path)])  # nothing is missing
     assert capsys.readouterr().out == first
+
+
+def test_calibration_of_a_classification_task_does_not_depend_on_its_batches():
+    import mtlcore
+
+    task = mtlcore.create("task", "multimnist")
+    draws = torch.Generator().manual_seed(0)
+    logits, labels = 3 * torch.randn(50, 10, generator=draws), torch.randint(10, (50,), generator=draws)
+    whole = task.score("top-left", task.tally("top-left", logits, labels))
+    parts = sum(task.tally("top-left", a, b) for a, b in zip(logits.split(7), labels.split(7), strict=True))
+    assert task.score("top-left", parts) == pytest.approx(whole)
+    assert whole["calibration error"] == pytest.approx(100 * expected_calibration_error(logits.softmax(1), labels))
+    assert [m.judged for m in task.metrics if m.task == "top-left"] == [True, False]
+
+
+@pytest.mark.parametrize(("weights", "expected"), [(((1.0, 0.0), (0.0, 1.0)), 1.0), (((1.0, 2.0), (3.0, 6.0)), 0.0)])
+def test_a_run_measures_how_far_its_tasks_share_features(weights, expected):
+    from mtlbench.protocol.conflict import ConflictProbe
+    from mtlbench.tasks.base import Network
+    from support.bench_tiny import Tiny
+
+    class Two(Tiny):
+        def trunk(self):
+            return torch.nn.Linear(5, 2)
+
+        def head(self, task):
+            return torch.nn.Linear(2, 1)
+
+    task = Two()
+    network = Network(task)
+    with torch.no_grad():
+        for head, row in zip(network.heads.values(), weights, strict=True):
+            head.weight.copy_(torch.tensor([row]))
+    probe = ConflictProbe("two", task, task.load().train, 0, 8)
+    probe.look(network, 0)
+    probe.look(network, 1)
+    assert probe.summary()["disentanglement"] == pytest.approx(expected, abs=1e-6)

@@ -30,8 +30,13 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     sums = torch.allclose(p.sum(1), torch.ones_like(p[:, 0]), atol=1e-3)
     if not sums or bool((p < 0).any()):
         raise ConfigurationError("the rows of probabilities are not probabilities: apply softmax to logits first.")
-    confidence, guess = p.max(1)
+    return float(calibration_gaps(p, labels, bins).abs().sum() / len(labels))
+
+
+def calibration_gaps(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Tensor:
+    """(bins,) float64: of each bin, the number of right answers minus the sum of confidences. Sums over batches are
+    those of all examples together; the error is the sum of their sizes, divided by N."""
+    confidence, guess = probabilities.double().max(1)
     right = (guess == labels).double()
     number = (torch.ceil(confidence * bins).long() - 1).clamp(0, bins - 1)
-    gaps = torch.zeros(bins, dtype=torch.float64, device=p.device).index_add_(0, number, right - confidence)
-    return float(gaps.abs().sum() / len(labels))
+    return torch.zeros(bins, dtype=torch.float64, device=right.device).index_add_(0, number, right - confidence)

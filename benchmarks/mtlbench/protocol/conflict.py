@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlbench.measures.disentanglement import feature_disentanglement
 from mtlbench.protocol.randomness import batches, seed_for
 from mtlbench.tasks.base import BenchmarkTask, Inputs, Network, Split, losses_of, moved
 
@@ -35,8 +36,10 @@ class ConflictProbe:
         training = network.training
         network.eval()
         noisy, total, counts = [], None, None
+        apart: list[float] = []
         for batch in self._batches:  # one at a time: a row is as long as the trunk
-            rows = self._rows(network, *batch)
+            rows, found = self._rows(network, *batch)
+            apart += [] if found is None else [found]
             there = ~rows[:, :1].isnan()
             rows = rows.nan_to_num()
             noisy.append(_angles(rows))
@@ -53,12 +56,14 @@ class ConflictProbe:
                 "mean_cosine": averaged["mean"],
                 "norm_ratio": averaged["ratio"],
                 "min_cosine_minibatch": statistics.fmean(n["min"] for n in noisy) if noisy[0] else None,
+                "disentanglement": statistics.fmean(apart) if apart else None,
             }
         )
 
-    def _rows(self, network: Network, inputs: Inputs, targets: Mapping[str, Tensor]) -> Tensor:
-        """(K, P) gradients; NaN for a sub-task without labels in this batch."""
-        outputs, _ = network(inputs)
+    def _rows(self, network: Network, inputs: Inputs, targets: Mapping[str, Tensor]) -> tuple[Tensor, float | None]:
+        """(K, P) gradients, NaN for a sub-task without labels in this batch; and how far the tasks use different
+        channels of the shared features, None where there are none to share."""
+        outputs, features = network(inputs)
         losses = losses_of(self._task, outputs, targets)
         parameters = [p for p in network.trunk.parameters() if p.requires_grad]
         size = sum(p.numel() for p in parameters)
@@ -71,15 +76,24 @@ class ConflictProbe:
             rows.append(
                 torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found)])
             )
-        return torch.stack(rows)
+        return torch.stack(rows), _disentanglement(losses, features)
 
     def summary(self) -> dict[str, float | None]:
         """Means over training; the point before training, equal for all methods, is left out."""
-        after = self.seen[1:]
-        return {
-            name: statistics.fmean(point[name] for point in after) if after else None
-            for name in ("min_cosine", "mean_cosine", "norm_ratio", "min_cosine_minibatch")
-        }
+        out: dict[str, float | None] = {}
+        for name in ("min_cosine", "mean_cosine", "norm_ratio", "min_cosine_minibatch", "disentanglement"):
+            known = [point[name] for point in self.seen[1:]]
+            out[name] = statistics.fmean(known) if known and None not in known else None
+        return out
+
+
+def _disentanglement(losses: Mapping[str, Tensor], features: Any) -> float | None:
+    if not isinstance(features, Tensor) or features.dim() < 2 or len(losses) < 2:
+        return None
+    found = [torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)[0] for loss in losses.values()]
+    if any(g is None or not bool(g.isfinite().all()) or not bool(g.any()) for g in found):
+        return None  # a task that does not use the features has no share in them
+    return feature_disentanglement(torch.stack(found))
 
 
 _COLUMNS = 1 << 20

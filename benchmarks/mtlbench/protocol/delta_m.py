@@ -14,12 +14,12 @@ def delta_m(
 ) -> float | None:
     """Mean relative worsening against the baseline in percent; lower is better, negative means "better than".
 
-    [paper] (100 / K) sum_k (-1)^{s_k} (M_k - B_k) / B_k over the K *metrics*, s_k = 1 where higher is better: the
-    convention of CAGrad, Nash-MTL and FAMO. None if a baseline value is 0 or a value is missing or not finite: then no
-    relative change exists.
+    [paper] (100 / K) sum_k (-1)^{s_k} (M_k - B_k) / B_k over the K *metrics* that are judged, s_k = 1 where higher is
+    better: the convention of CAGrad, Nash-MTL and FAMO. None if a baseline value is 0 or a value is missing or not
+    finite: then no relative change exists.
     """
     changes = []
-    for metric in declared:
+    for metric in (m for m in declared if m.judged):
         ours, base = metrics.get(metric.key), baseline.get(metric.key)
         if ours is None or base is None or base == 0 or not math.isfinite(ours) or not math.isfinite(base):
             return None

@@ -39,7 +39,7 @@ Points = dict[tuple[str, int], list[float] | None]
 
 
 def _points(metrics: pd.DataFrame, runs: pd.DataFrame, declared: Sequence[MetricFacts]) -> Points:
-    own = [Metric(m.task, m.name, bool(m.higher_is_better)) for m in declared]
+    own = [Metric(m.task, m.name, bool(m.higher_is_better)) for m in declared if m.judged]
     by_task = [tuple(m for m in own if m.task == t) for t in dict.fromkeys(m.task for m in own)]
     rows = dict(zip(zip(runs["method"], runs["seed"]), metrics.to_dict("records")))
     found: Points = {}

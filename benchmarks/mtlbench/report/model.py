@@ -69,6 +69,7 @@ class MetricFacts:
     higher_is_better: bool | None
     unit: str
     key: str
+    judged: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,12 +18,14 @@ class Metric:
         name: what it is, e.g. "accuracy".
         higher_is_better: its direction.
         unit: "%", "eV", ...; "" for a pure number.
+        judged: whether delta-m counts it; one that does not is reported beside the others.
     """
 
     task: str
     name: str
     higher_is_better: bool
     unit: str = ""
+    judged: bool = True
 
     @property
     def key(self) -> str:

@@ -1,0 +1,51 @@
+"""Labels that are withheld on one domain: the adversarial losses in closed form, and the table."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mtlbench.studies import semi
+from mtlbench.studies.semi import Discriminator, fooling_loss, own_loss
+
+
+def test_a_judge_that_knows_nothing_has_log_k():
+    label, seen, unseen = torch.tensor([0, 1]), torch.rand(2, 4).softmax(1), torch.rand(3, 4).softmax(1)
+    for sources in (2, 3):
+        judge = Discriminator(4, sources)
+        with torch.no_grad():
+            for p in judge[-1].parameters():
+                p.zero_()
+        assert float(own_loss(judge, label, seen, unseen)) == pytest.approx(math.log(sources))
+        assert float(fooling_loss(judge, unseen, "plain")) == pytest.approx(math.log(sources))
+
+
+def test_network_and_judge_do_not_move_each_other():
+    judge = Discriminator(4, 3)
+    logits = torch.randn(2, 4, requires_grad=True)
+    own_loss(judge, torch.tensor([0, 1]), logits.softmax(1), logits.softmax(1)).backward()
+    assert logits.grad is None
+    assert all(p.grad is not None for p in judge.parameters())
+    judge.zero_grad(set_to_none=True)
+    fooling_loss(judge, logits.softmax(1), "both").backward()
+    assert bool(logits.grad.abs().sum() > 0)
+    assert all(p.grad is None for p in judge.parameters())
+
+
+def test_without_weight_the_adversarial_tasks_change_nothing(monkeypatch):
+    monkeypatch.setattr(semi, "STEPS", 3)
+    assert semi.run(0, semi.Arm("gt", 0.0)) == semi.run(0, semi.Arm())
+
+
+def test_semi_table_judges_withheld_labels():
+    rows = []
+    for seed in range(4):
+        for arm, gain in ((semi.Arm(), 0.0), (semi.Arm("cross", 0.03), 5.0 + 0.1 * seed)):
+            accuracy = {"a, labelled": 90.0, "a, withheld": 50.0 + seed + gain}
+            rows.append({"arm": arm.label, "seed": seed, "accuracy": accuracy})
+    base, better = semi.table(rows).splitlines()[2:]
+    assert base.endswith("|  | reference |")
+    assert "| 90.0 ± 0.0 |" in better
+    assert better.endswith("| +5.2 | better |")
