@@ -23,6 +23,7 @@ CASES = [
     ("refused", 1, M, "refused", ()),
     ("teleported", 1, M, "teleported", ()),
     ("ddp", 2, M, "ddp", (6,)),
+    ("ddp_unused", 2, M, "ddp", (6, None, "ddp_find_unused_parameters_true")),
     ("ddp_accumulated", 2, M, "ddp_accumulated", ()),
 ]
 
@@ -84,9 +85,10 @@ def test_teleports_in_manual_optimisation(found):
 
 
 def test_two_processes_take_the_step_of_the_whole_batch(found):
-    one, other = found["ddp"]
-    assert apart(one["parameters"], other["parameters"]) == 0.0
-    assert apart(one["parameters"], by_hand("upgrad", whole_batches(6, 2))) <= 1e-5
+    for case in ("ddp", "ddp_unused"):
+        one, other = found[case]
+        assert apart(one["parameters"], other["parameters"]) == 0.0
+        assert apart(one["parameters"], by_hand("upgrad", whole_batches(6, 2))) <= 1e-5
     one, other = found["ddp_accumulated"]
     assert apart(one["parameters"], other["parameters"]) == 0.0
     assert apart(one["parameters"], by_hand("upgrad", whole_batches(6, 2), accumulate=2, clip=0.5)) <= 1e-5

@@ -85,8 +85,8 @@ def fit(rank, size, network=None, part=None, **options):
     }
 
 
-def ddp(rank, size, network=None, **options):
-    return fit(rank, size, network, (rank, 2), devices=2, strategy="ddp", use_distributed_sampler=False, **options)
+def ddp(rank, size, network=None, strategy="ddp", **options):
+    return fit(rank, size, network, (rank, 2), devices=2, strategy=strategy, use_distributed_sampler=False, **options)
 
 
 def resumed(rank, late):

@@ -11,6 +11,8 @@ Two gloo processes on this machine, one thread each, with half of a batch of 128
 * at the features: mtlcore with ``gradients="features"``, whose Gramian is that of the features.
 * shares, bfloat16: the same as shares, with rows and direction sent as bfloat16.
 * losses: mtlcore with a method that reads losses only.
+* shares by hand, and overlapped: nothing but passes and exchanges, one per row; overlapped, a row is under way while
+  the next one is made. Their ratio is what overlapping could save at most.
 
 Bytes are what the system counts on this process's TCP connections during a step. Times are wall times until the slower
 process is done; ratios are taken within each round, and the median over the rounds is shown. On a busy machine only the

@@ -24,6 +24,8 @@ SHARES = "shares of columns"
 FEATURES = "at the features"
 ROUNDED = "shares, bfloat16"
 LOSSES = "losses (imtl-l)"
+BARE = "shares by hand"
+OVERLAPPED = "shares by hand, overlapped"
 METHOD = "upgrad"
 _RATE = 1e-4
 
@@ -118,6 +120,48 @@ def naive(workload: Workload) -> Step:
     return step
 
 
+def by_hand(workload: Workload, overlap: bool) -> Step:
+    """Shares of columns with nothing around them: no verdict, no absent task, the mean in place of a method, one
+    exchange per row. With ``overlap`` a row is under way while the next one is made: what that could save at most."""
+    optimizer = _sgd(workload)
+    shared, heads = list(workload.trunk.parameters()), list(workload.heads.parameters())
+    sizes, size = [p.numel() for p in shared], dist.get_world_size()
+    width = -(-sum(sizes) // size)
+
+    def sent(row: Tensor) -> tuple[Any, Tensor]:
+        blocks = nn.functional.pad(row, (0, size * width - len(row))).view(size, width)
+        out = torch.empty_like(blocks)
+        return dist.all_to_all_single(out, blocks, async_op=True), out
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses, _ = workload.forward()
+        made, under_way = [], []
+        for i, loss in enumerate(losses):
+            own = list(workload.heads[i].parameters())
+            found = torch.autograd.grad(loss, [*shared, *own], retain_graph=i + 1 < len(losses))
+            row = torch.cat([g.flatten() for g in found[: len(shared)]])
+            under_way.append(sent(row)) if overlap else made.append(row)
+            for p, g in zip(own, found[len(shared) :]):
+                p.grad = g
+        under_way += [sent(row) for row in made]
+        for work, _ in under_way:
+            work.wait()
+        share = torch.stack([out.sum(0) for _, out in under_way]) / size
+        gram = share.double() @ share.double().T
+        dist.all_reduce(gram)
+        gathered = [torch.empty(width) for _ in range(size)]
+        dist.all_gather(gathered, share.mean(0))
+        together = torch.cat([p.grad.flatten() for p in heads if p.grad is not None])
+        dist.all_reduce(together)
+        for parameters, flat in ((shared, torch.cat(gathered)[: sum(sizes)]), (heads, together / size)):
+            for p, g in zip(parameters, flat.split([p.numel() for p in parameters])):
+                p.grad = g.view_as(p)
+        optimizer.step()
+
+    return step
+
+
 def contenders(rank: int, size: int, k: int, width: int) -> dict[str, tuple[Step | None, Workload]]:
     """Each on a network of its own; None where this process has nothing to do."""
     make: dict[str, Callable[[Workload], Step]] = {
@@ -127,6 +171,8 @@ def contenders(rank: int, size: int, k: int, width: int) -> dict[str, tuple[Step
         FEATURES: lambda w: multitask(w, gradients="features"),
         ROUNDED: lambda w: multitask(w, hook=True, gradients="sequential"),
         LOSSES: lambda w: multitask(w, "imtl-l"),
+        BARE: lambda w: by_hand(w, overlap=False),
+        OVERLAPPED: lambda w: by_hand(w, overlap=True),
     }
     alone = whole(k, width)
     out: dict[str, tuple[Step | None, Workload]] = {
