@@ -178,7 +178,7 @@ FACTS: dict[str, Facts] = {
         r"\min_\theta\; r^\top L - \lambda \cos(r, L), \qquad "
         r"w_i = r_i - \lambda \left( \frac{r_i}{\lVert r \rVert \lVert L \rVert} "
         r"- \cos(r, L) \frac{L_i}{\lVert L \rVert^2} \right)",
-        (("COSMOS (Ruchte and Grabocka 2021)", "https://arxiv.org/abs/2103.12718"),),
+        (("COSMOS (Ruchte and Grabocka 2021)", "https://arxiv.org/abs/2103.13392"),),
     ),
     "cr-mogm": Facts(
         r"w_t = \alpha\, w_{t-1} + (1 - \alpha)\, \hat{w}_t, \qquad "
@@ -334,5 +334,43 @@ FACTS: dict[str, Facts] = {
         r"\lambda_t = \frac{\eta}{\lVert \tau_t \rVert_F}, "
         r"\qquad \Delta \leftarrow \Delta - \alpha\, (I - B B^\top) \nabla L(\Delta)",
         (arxiv("Modeling multi-task model merging as adaptive projective gradient descent", "2501.01230"),),
+    ),
+    "adamerging": Facts(
+        r"\theta = \theta_0 + \sum_t c_t \tau_t, \qquad c \ \text{minimises the objective over } [0, 1]^T",
+        (arxiv("AdaMerging: adaptive model merging for multi-task learning", "2310.02575"),),
+    ),
+    "ls-sweep": Facts(r"\min_\theta\ \sum_i p_i L_i(\theta) \quad \text{for every } p \text{ of a grid}"),
+    "stch-sweep": Facts(
+        r"\min_\theta\ \mu \log \sum_i \exp\left( p_i L_i(\theta) / \mu \right) "
+        r"\quad \text{for every } p \text{ of a grid}",
+        (arxiv("Smooth Tchebycheff scalarization for multi-objective optimization", "2402.19078"),),
+    ),
+    "gradops-sweep": Facts(
+        r"\theta_\alpha \ \text{for every } \alpha \text{ of a grid}, \qquad "
+        r"p \mapsto \operatorname{argmin}_\alpha \sum_i p_i L_i(\theta_\alpha)",
+        (arxiv("Gradient deconfliction via orthogonal projections onto subspaces (GradOPS)", "2503.03438"),),
+    ),
+    "pareto-mtl": Facts(
+        r"\min_\theta\ L(\theta) \quad \text{subject to} \quad (u_j - u_k)^\top L(\theta) \le 0 \ \text{for all } j",
+        (arxiv("Pareto multi-task learning", "1912.12854"),),
+    ),
+    "epo": Facts(
+        r"p_1 L_1(\theta) = \cdots = p_K L_K(\theta), \qquad \theta \ \text{Pareto-optimal}",
+        (("Multi-task learning with user preferences (EPO)", "https://proceedings.mlr.press/v119/mahapatra20a.html"),),
+    ),
+    "pamal": Facts(
+        r"\theta(a) = \sum_k a_k \theta_k, \qquad "
+        r"\min_{\theta_1, \ldots, \theta_K} \mathbb{E}_{a \sim \mathrm{Dir}(p)} \sum_i a_i L_i(\theta(a))",
+        (arxiv("Pareto manifold learning: tackling multiple tasks via ensembles of single-task models", "2210.09759"),),
+    ),
+    "cosmos-explorer": Facts(
+        r"\min_{\theta, V} \mathbb{E}_{a \sim \mathrm{Dir}(p)} \left[ a^\top L - \lambda \cos(a, L) \right], \qquad "
+        r"\text{first bias: } b + V a",
+        (arxiv("Scalable Pareto front approximation for deep multi-objective learning", "2103.13392"),),
+    ),
+    "phn": Facts(
+        r"\theta(a) = \theta_0 + W h(a), \qquad "
+        r"\min_{W, h} \mathbb{E}_{a \sim \mathrm{Dir}(p)} \sum_i a_i L_i(\theta(a))",
+        (arxiv("Learning the Pareto front with hypernetworks", "2010.04104"),),
     ),
 }
