@@ -64,6 +64,7 @@ def main(
     lost = 0
     if not render_only:
         work = [(s, id) for s, id in _pairs(chosen_ones) if not missing or _lacks(table, s, id)]
+        work.sort(key=lambda pair: _key(*pair) in table)  # what is not there at all comes first
         typer.echo(f"{len(work)} rows to make, {len(table)} known", err=True)
         lost = _fill(table, work, Depth(max_examples, seed, hunt, counterexamples), jobs, timeout, file)
     merged = [with_proof(table[key]) for key in sorted(table)]
