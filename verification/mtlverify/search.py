@@ -141,17 +141,17 @@ class Search:
             raise Violation
         return margin
 
-    def through(self, stratum: Any, count: int, seed: int) -> None:
+    def through(self, stratum: Any, count: int, seed: int, draws: int = LEAST_DRAWS) -> None:
         """``count`` inputs of one stratum. One that keeps refusing what it drew is given up."""
         if isinstance(stratum, Stratum):
             with contextlib.suppress(NeedsHypothesis):
-                return self._sampled(stratum, count, seed)
+                return self._sampled(stratum, count, seed, draws)
         strategy = stratum.hypothesis() if isinstance(stratum, Stratum) else stratum
         return self._drawn_by_hypothesis(strategy, count, seed)
 
-    def _sampled(self, stratum: Stratum, count: int, seed: int) -> None:
+    def _sampled(self, stratum: Stratum, count: int, seed: int, draws: int) -> None:
         rng, wanted = random.Random(seed), self.tried + count
-        for _ in range(max(PATIENCE * count, LEAST_DRAWS)):
+        for _ in range(max(PATIENCE * count, draws)):
             if self.tried >= wanted:
                 return
             with contextlib.suppress(Rejected, OutsideLaw):
@@ -246,7 +246,12 @@ def spare(examples: Any, total: int) -> int:
 
 
 def _top_up(state: Search, examples: Any, wanted: int, seed: int) -> None:
-    """Where some strata have no input that counts, the others have more."""
+    """Where some strata have no input that counts, the others have more. Where few strata were asked and none has any,
+    all are: a search of three inputs must not say that there are none."""
+    for number, stratum in enumerate(getattr(examples, "strata", ())):
+        if state.tried or state.found is not None:
+            break
+        state.through(stratum, 1, seed + 500 + number, draws=PATIENCE)
     for number, stratum in enumerate(getattr(examples, "strata", ())):
         missing = wanted - sum(state.families.values())
         if missing <= 0 or state.found is not None:

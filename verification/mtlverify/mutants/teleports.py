@@ -255,7 +255,7 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     EndsNoConflict: ("helps-where-it-must",),
     NeverRests: ("zero-steps-stay",),
     TakesClippedForReLU: ("loss-invariant",),
-    MapsByDivision: ("finite",),
+    MapsByDivision: ("composes",),
     ForgetsTheConsumer: ("loss-invariant",),
     ForgetsTheBias: ("loss-invariant",),
     Negative: ("loss-invariant",),
