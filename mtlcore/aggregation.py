@@ -27,7 +27,7 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
     Raises:
         UnknownPluginError: no aggregator of that name.
         ConfigurationError: no aggregator at all, or one that needs several batches; wrong shapes or dtype; a seed
-            that is no whole number.
+            that is not a whole number.
         NonFiniteError: NaN or infinity in ``jacobian`` or ``losses``, or gradients so long that their inner products
             (float64) or the direction (the dtype of ``jacobian``) overflow; names the task's row.
         PluginError: the method broke its contract.
@@ -60,7 +60,7 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
         answer = call(method, view, start(method, k), jacobian.shape[1])
     except PluginError as error:
         if "not finite" in str(error):
-            # Sums and inner products of rows that do not fit into their dtype are no fault of the plugin's.
+            # Sums and inner products of rows that do not fit into their dtype are not the plugin's fault.
             _fits(jacobian, jacobian.dtype, squared=method.needs == Needs.JACOBIAN)
         raise
     if answer.direction is not None:

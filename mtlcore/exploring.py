@@ -60,7 +60,7 @@ def explore(
 
     Raises:
         ConfigurationError: an argument that is not what it should be, or a budget that is too small for the method.
-        PluginError: the explorer returned something that is no set of models, or spent more than the budget.
+        PluginError: the explorer returned something that is not a set of models, or spent more than the budget.
         NonFiniteError, LossError: from a training step; names the task.
         UnknownPluginError: there is no such explorer.
     """

@@ -54,7 +54,7 @@ def trunk_parameters(trunk: nn.Module | Iterable[nn.Parameter]) -> list[nn.Param
     """Each once.
 
     Raises:
-        ConfigurationError: none, or something that is no real leaf tensor.
+        ConfigurationError: none, or something that is not a real leaf tensor.
     """
     if isinstance(trunk, Tensor):
         raise ConfigurationError("trunk is a single tensor: pass the shared nn.Module or a list of its parameters.")
@@ -310,7 +310,7 @@ def finite(values: list[float], names: Sequence[str], when: str = "") -> list[fl
 
 
 def check_losses(names: Sequence[str], losses: Sequence[Any], graph: bool = True) -> None:
-    """Raises LossError for one that is no real scalar tensor, or has no graph where one is needed; names the task."""
+    """Raises LossError for one that is not a real scalar tensor, or has no graph where it needs one; names the task."""
     for name, loss in zip(names, losses):
         if not isinstance(loss, Tensor):
             raise LossError(f"the loss of task {name!r} is a {type(loss).__name__}, not a tensor.")

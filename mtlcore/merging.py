@@ -61,7 +61,7 @@ def merge(base: Any, experts: Any, method: str | Merger = "doge", *, seed: int =
         with the base or an expert.
 
     Raises:
-        ConfigurationError: an objective is missing, is given to a method that does not look at data, or is no finite
+        ConfigurationError: an objective is missing, is given to a method that does not look at data, or is not a finite
             number; no expert; an entry is missing, is one too many, or has another shape or dtype; adapters sit on
             another base. Expert and entry are named.
         NonFiniteError: NaN or infinity in the base or in an expert, or the merged value is too large for its dtype.

@@ -220,7 +220,7 @@ class MultiTask:
         about all of them. Nothing reaches ``.grad`` before that. Scale the losses as for any gradient accumulation (for
         a mean over n equal micro-batches: divide by n).
 
-        For a method that reads gradients each micro-batch is differentiated and let go of, and K x P numbers are kept.
+        For a method that reads gradients each micro-batch is differentiated and freed, and K x P numbers are kept.
         For one that reads losses only the graphs wait for the weights (:mod:`mtlcore.gradients.waiting` says why), and
         the step stays one backward pass; with ``gradients="sequential"`` they do not wait, and K x P numbers are kept.
 

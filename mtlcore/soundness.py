@@ -110,7 +110,7 @@ def _parts_fault(kind: str, target: Any) -> str | None:
 
 
 def declared_fault(plugin: Any) -> str | None:
-    """What is wrong with ``needs`` or ``claims`` of a plugin, or of its class as far as they are no properties.
+    """What is wrong with ``needs`` or ``claims`` of a plugin, or of its class as far as they are not properties.
 
     A string is a collection, too: ``claims = "non-conflicting"`` would go unnoticed until somebody subtracts sets.
     """

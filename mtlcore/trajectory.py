@@ -147,7 +147,7 @@ def _memories(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> list
 
 
 def _base(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, memory: Memory) -> float:
-    """What a memory starts from, which is no gradient's doing: Adagrad's ``initial_accumulator_value``."""
+    """What a memory starts from, which no gradient has made: Adagrad's ``initial_accumulator_value``."""
     if memory is not Memory.SUM_SQUARE:
         return 0.0
     return float(_group(optimizer, parameter).get("initial_accumulator_value", 0.0))
@@ -245,7 +245,7 @@ def reuse(optimizer: Optimizers, parameters: Sequence[nn.Parameter], sigma: floa
     and step counter are zeroed at once. [choice]
 
     Memories that are sums, not means (SGD's momentum), are scaled by sigma. A mean of the parameter (ASGD) is blended
-    with where it is now. Sizes of steps (Rprop, Adadelta) are no direction, and stay. [choice]
+    with where it is now. Sizes of steps (Rprop, Adadelta) are not directions, and stay. [choice]
     """
     for one in each(optimizer):
         own = [p for p in parameters if _group(one, p)]

@@ -90,7 +90,8 @@ def _validated(answer: Any) -> dict[str, Any]:
             return _unanswered(one_line(found.summary))
         return {**json.loads(json.dumps(answer, default=shown)), "summary": one_line(found.summary)}
     except ValidationError as error:
-        return _unanswered(f"could not be checked: {shown(answer, 60)} is no certificate ({one_line(mistakes(error))})")
+        wrong = one_line(mistakes(error))
+        return _unanswered(f"could not be checked: {shown(answer, 60)} is not a certificate ({wrong})")
     except BaseException as error:
         return _unanswered(f"could not be checked: its certificate raised {blame(error)}")
 

@@ -54,7 +54,7 @@ def call(method: Aggregator, view: StepView, state: State, n_parameters: int | N
     checked_state(method, answer.state, "aggregate")
     if not isinstance(answer.diagnostics, Mapping):
         found = type(answer.diagnostics).__name__
-        raise PluginError(f"aggregator {_who(method)} returned diagnostics that are no dict but a {found}.")
+        raise PluginError(f"aggregator {_who(method)} returned diagnostics that are not a dict but a {found}.")
     return _over_all_tasks(_checked(method, answer, shown, rows, n_parameters), shown, view.presence)
 
 
@@ -166,7 +166,7 @@ def _who(method: Aggregator) -> str:
 def _vector(method: Aggregator, what: str, value: Tensor, size: int | None) -> Tensor:
     if not isinstance(value, Tensor) or value.is_complex():
         found = f"a {value.dtype} tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise PluginError(f"aggregator {_who(method)} returned {what} that are no real tensor but {found}.")
+        raise PluginError(f"aggregator {_who(method)} returned {what} that are not a real tensor but {found}.")
     if size is not None and tuple(value.shape) != (size,):
         raise PluginError(
             f"aggregator {_who(method)} returned {what} of shape {tuple(value.shape)}; expected ({size},)."

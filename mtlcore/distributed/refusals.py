@@ -23,7 +23,7 @@ def check_alone(modules: Iterable[nn.Module]) -> None:
             raise ConfigurationError(
                 f"{name} is wrapped in DistributedDataParallel over {module.process_group.size()} processes, and "
                 f"process_group=None makes each process solve its own multi-task problem, with weights of its own: "
-                f'what would be averaged is no method. Leave the wrapper out, or take process_group="auto".'
+                f'what would be averaged is not a method. Leave the wrapper out, or take process_group="auto".'
             )
 
 

@@ -110,5 +110,5 @@ class Batch:
     def outlines(self) -> frozenset[Outline]:
         """One per task present. A task with an outline that it did not have before is in another graph. (A hook on a
         result inside the trunk cannot be seen from outside.)"""
-        hooks = sum([tensor_hooks(p) for p in self.shared])  # they are no functions
+        hooks = sum([tensor_hooks(p) for p in self.shared])  # they are not functions
         return frozenset((name, self.reach.size, self.separated, hooks) for name in self.names)

@@ -365,8 +365,8 @@ def free(outputs: Sequence[Tensor], inputs: Sequence[Any]) -> None:
         differentiate(dead, inputs, [d.detach() for d in dead], retain=False)
     except Exception as error:  # the network's own, of any kind
         warnings.warn(
-            f"the graph of this step is let go of with its losses only, for a hook or custom Function in the network "
-            f"cannot do with an undefined gradient ({type(error).__name__}: {error}). The gradients are right. To save "
+            f"the graph of this step is freed only together with its losses: a hook or custom Function in the network "
+            f"cannot handle an undefined gradient ({type(error).__name__}: {error}). The gradients are right. To save "
             f"the memory, return None where the gradient is None.",
             stacklevel=2,
         )

@@ -32,7 +32,7 @@ class Planner:
         check: whether the first step with a new graph compares the plan with plain autograd.
 
     Raises:
-        ConfigurationError: an unknown plan, or a budget that is no positive number of bytes.
+        ConfigurationError: an unknown plan, or a budget that is not a positive number of bytes.
     """
 
     def __init__(self, wish: str = "auto", memory: int | None = None, check: bool = True) -> None:

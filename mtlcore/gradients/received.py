@@ -57,7 +57,7 @@ def _kept(edge: graph.Edge, functions: Iterable[Any]) -> Tensor | None:
             if name.startswith("_saved_"):
                 try:
                     value = getattr(function, name)
-                except RuntimeError:  # let go of already
+                except RuntimeError:  # freed already
                     continue
                 if isinstance(value, Tensor) and (value.grad_fn, value.output_nr) == edge:
                     return value

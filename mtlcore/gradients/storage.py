@@ -24,6 +24,6 @@ class Storage:
         """(rows, columns), contents arbitrary, on the device of ``like``; the next call may hand out the same."""
         size = rows * columns
         if self._flat.numel() < size or self._flat.dtype != dtype or self._flat.device != like.device:
-            self._flat = torch.empty(0)  # let go of the old block before asking for the new one
+            self._flat = torch.empty(0)  # free the old block before asking for the new one
             self._flat = torch.empty(size, dtype=dtype, device=like.device)
         return self._flat[:size].view(rows, columns)

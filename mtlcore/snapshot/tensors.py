@@ -69,7 +69,7 @@ def _restore(tensor: Tensor, bits: Tensor, requires_grad: bool) -> None:
 
 
 class Gradients:
-    """The ``.grad`` of tensors; those that are no leaves have none.
+    """The ``.grad`` of tensors; those that are not leaves have none.
 
     Args:
         tensors: whose.

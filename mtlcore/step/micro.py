@@ -20,7 +20,7 @@ def add(run: Run, losses: Losses, features: Features, scale: float | None) -> No
         run: whose step it is a part of.
         losses: as ``MultiTask.accumulate`` takes them.
         features: the same.
-        scale: of a ``GradScaler``; under it an overflow makes a skipped step, and is no error here.
+        scale: of a ``GradScaler``; under it an overflow makes a skipped step, and is not an error here.
     """
     pending = run.take_pending()
     second_look.check_taken(run)

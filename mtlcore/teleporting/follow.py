@@ -85,7 +85,7 @@ class Follower:
 
     def _left_behind(self, jumped: list[str], unknown: list[str]) -> dict[str, Any]:
         why = (
-            f"the teleport is no reparametrisation of {', '.join(jumped)}"
+            f"the teleport is not a reparametrisation of {', '.join(jumped)}"
             if jumped
             else f"which of its parameters ({', '.join(self._strangers)}) stand for {', '.join(unknown)} of the heads "
             f"is unknown (say it with follow(averaged_model, of=model))"
@@ -117,8 +117,8 @@ def _by_identity(copy: nn.Module, of: nn.Module) -> dict[int, Tensor]:
     """The copy's parameters by the identity of those that they are copies of."""
     if _outline(copy) != _outline(of):
         raise ConfigurationError(
-            "follow: averaged_model is no copy of the module handed over as of=...: their parameters differ in name or "
-            "shape."
+            "follow: averaged_model is not a copy of the module handed over as of=...: their parameters differ in name "
+            "or shape."
         )
     there = {_plain(n): p for n, p in copy.named_parameters()}
     return {id(p): there[_plain(n)] for n, p in of.named_parameters()}

@@ -39,7 +39,7 @@ def _check(
 ) -> None:
     for name, value in values.items():
         if name not in known:
-            raise PluginError(f"{who} wants to move {name!r}, which is no parameter of the {where}.")
+            raise PluginError(f"{who} wants to move {name!r}, which is not a parameter of the {where}.")
         if not known[name].requires_grad:
             raise PluginError(f"{who} wants to move {name!r} of the {where}, which is frozen.")
         if not isinstance(value, Tensor):

@@ -250,7 +250,7 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
     _celeba(tmp_path)
     (tmp_path / "Img" / "img_align_celeba" / "000001.jpg").write_bytes(b"GIF89a nothing")
     splits = mtlcore.create("task", "celeba", root=str(tmp_path)).load()
-    with pytest.raises(DataError, match=r"000001\.jpg is no picture"):
+    with pytest.raises(DataError, match=r"000001\.jpg is not a picture"):
         splits.train.batch(torch.tensor([0]))
 
 

@@ -286,7 +286,7 @@ def test_an_answer_that_is_no_certificate_certifies_nothing(monkeypatch, answer)
     monkeypatch.setattr(certification.registry(), "ask", lambda hook, **arguments: answer)
     found = certification.certify_one("aggregator", "sum", {})
     assert found["passed"] is None
-    assert "is no certificate" in found["summary"]
+    assert "is not a certificate" in found["summary"]
 
 
 def test_an_answer_cannot_be_about_another_plugin(monkeypatch):

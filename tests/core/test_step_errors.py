@@ -121,8 +121,8 @@ def test_features_that_are_detached(work):
     ("function", "message"),
     [
         (lambda v, s: Aggregation(weights=torch.ones(7)), r"weights of shape \(7,\); expected \(3,\)"),
-        (lambda v, s: Aggregation(weights=[1.0, 1.0, 1.0]), "weights that are no real tensor but a list"),
-        (lambda v, s: Aggregation(weights=torch.ones(3) * 1j), "weights that are no real tensor but a torch.complex64"),
+        (lambda v, s: Aggregation(weights=[1.0, 1.0, 1.0]), "weights that are not a real tensor but a list"),
+        (lambda v, s: Aggregation(weights=torch.ones(3) * 1j), "that are not a real tensor but a torch.complex64"),
         (lambda v, s: Aggregation(weights=torch.full((3,), float("nan"))), "weights that are not finite"),
         (lambda v, s: Aggregation(direction=torch.ones(2)), r"direction of shape \(2,\)"),
         (lambda v, s: Aggregation(direction=v.jacobian.sum(0) / 0), "direction that are not finite"),
@@ -387,7 +387,7 @@ STATES = {
         {"first": lambda: {"s": [0.0]}},
         "init returned a state that is not a dict of tensors: 's' is a list",
     ),
-    "diagnostics": ({"notes": [1]}, "diagnostics that are no dict but a list"),
+    "diagnostics": ({"notes": [1]}, "diagnostics that are not a dict but a list"),
 }
 
 

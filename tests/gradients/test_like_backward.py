@@ -325,7 +325,7 @@ def test_a_hook_that_cannot_do_with_freeing_is_named_and_breaks_nothing(know):
     z[0].grad_fn.register_prehook(lambda gs: gs if know and gs[0] is None else (3 * gs[0],))
     losses = squares(h(x) for h, x in zip(hs, z))
     expected = torch.autograd.grad(sum(losses.values()), list(trunk.parameters()), retain_graph=True)
-    with contextlib.nullcontext() if know else pytest.warns(UserWarning, match=r"cannot do with .* \(TypeError: "):
+    with contextlib.nullcontext() if know else pytest.warns(UserWarning, match=r"cannot handle .* \(TypeError: "):
         run(trunk, losses, z, "streaming")
     for p, g in zip(trunk.parameters(), expected):
         torch.testing.assert_close(p.grad, g)

@@ -98,7 +98,7 @@ def test_the_copy_of_the_trunk_alone_follows_without_heads():
 
 def test_what_it_cannot_carry_it_says():
     made, averaged = prepared()
-    with pytest.warns(UserWarning, match=r"no reparametrisation of .*n_averaged\.zero_"):
+    with pytest.warns(UserWarning, match=r"not a reparametrisation of .*n_averaged\.zero_"):
         _, report = train(made, "lora", averaged, {}, steps=1)
     assert report.teleport.diagnostics["averaged_copy"].startswith("not carried")
     made, averaged = prepared(wrap=Whole)
@@ -132,7 +132,7 @@ def test_what_is_no_copy_is_refused():
         mt.follow(nn.Linear(2, 2))
     with pytest.raises(ConfigurationError, match=r"of=model"):
         mt.follow(AveragedModel(nn.ModuleList([made.trunk, copy.deepcopy(made.trunk)])))
-    with pytest.raises(ConfigurationError, match=r"no copy of the module"):
+    with pytest.raises(ConfigurationError, match=r"not a copy of the module"):
         mt.follow(averaged, of=made.trunk)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

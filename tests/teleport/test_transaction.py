@@ -344,7 +344,7 @@ def test_contract_of_a_displacement():
 
     for what, message in [
         ("far", "returned str"),
-        (Displacement({"nobody": torch.zeros(1)}), "no parameter of the trunk"),
+        (Displacement({"nobody": torch.zeros(1)}), "not a parameter of the trunk"),
         (Displacement({"0.weight": torch.zeros(1)}), "has \\(10, 6\\)"),
         (Displacement({"0.weight": torch.zeros(10, 6).numpy()}), "'0.weight' of the trunk as a ndarray"),
         (Displacement({"0.weight": torch.zeros(10, 6)}, maps={"0.weight": torch.ones(10)}), r"shape \(10,\), which"),

@@ -91,7 +91,7 @@ def image(path: Path, size: tuple[int, int]) -> np.ndarray:
     """(3, H, W) float32 in [0, 1] of a picture, resized to ``size`` = (H, W) if it is larger or smaller.
 
     Raises:
-        DataError: it is not there or is no picture.
+        DataError: it is not there or is not a picture.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -101,7 +101,7 @@ def image(path: Path, size: tuple[int, int]) -> np.ndarray:
     except FileNotFoundError:
         raise DataError(f"there is no file {path}.") from None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is no picture that can be read: {error}") from error
+        raise DataError(f"{path} is not a picture that can be read: {error}") from error
     if picture.size != size[::-1]:
         picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(picture, dtype=np.float32).transpose(2, 0, 1)) / 255.0

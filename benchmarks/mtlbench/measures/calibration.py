@@ -19,7 +19,7 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
         bins: number of bins, at least 1.
 
     Raises:
-        ConfigurationError: rows that are no probabilities, shapes that do not fit, or no bin.
+        ConfigurationError: rows that are not probabilities, shapes that do not fit, or no bin.
     """
     if probabilities.dim() != 2 or labels.shape != probabilities.shape[:1] or not len(labels) or bins < 1:
         raise ConfigurationError(

@@ -34,7 +34,7 @@ def write(folder: Path, page: Path, numbers: Path | None = None) -> Path:
 def _write(path: Path, text: str) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Half of a surrogate pair (from a file name, in an error message) is no character that UTF-8 could write.
+        # Half of a surrogate pair (from a file name, in an error message) is not a character that UTF-8 could write.
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
