@@ -35,6 +35,9 @@ RESOLUTION = 2.0**-20
 """A cosine above minus this, in the metric, is none. [choice]"""
 SEEN = 2.0**-16
 """The same for the cosine in the Euclidean metric, where the optimizer's D may be far from it. [choice]"""
+LITTLE = 2.0**-8
+"""A move that is shorter than this share of the method's own (float32: the root of it) is what rounding leaves where
+gradients nearly cancel, and is judged as if it were as long. [choice]"""
 FLAT = 0.1
 """Least slope, as a share of D, with which a coordinate counts: beyond, a step of Newton's would leap. [choice]"""
 
@@ -145,8 +148,7 @@ class _Judge:
     def __init__(self, rows: Tensor, start: _Trial, diagonal: Tensor) -> None:
         self._diagonal = diagonal
         self._norms = torch.linalg.vector_norm(rows * diagonal.sqrt(), dim=1, dtype=torch.float64).cpu()
-        rounding = min(64.0 * torch.finfo(rows.dtype).eps / RESOLUTION, 1.0 / 16.0)
-        self._least = rounding * self._length(start.moved)
+        self._least = (LITTLE if rows.dtype == torch.float64 else LITTLE**0.5) * self._length(start.moved)
 
     def _length(self, moved: Tensor) -> float:
         squares = torch.where(self._diagonal > 0.0, moved.square() / self._diagonal, torch.zeros_like(moved))

@@ -51,6 +51,10 @@ STEP = 2.0**-15
 """3e-5, a cosine. metric="step" asks for one of -2^-20 in the optimizer's metric; where D differs by 2^8 between
 coordinates, as in these laws, the Euclidean one is up to 2^4 as large, and D is renewed in the step."""
 
+LITTLE = 2.0**-8
+"""What is left of a step when gradients that nearly cancel have taken the rest away is known to half of its digits or
+less: below this share of the step that the method alone would make, cosines are judged by this length."""
+
 PROBES = 6
 """Perturbed copies of the data that measure conditioning; a discontinuity next to the data hides from all of them
 with probability 2^-6, and only if the law failed there in the first place."""

@@ -69,7 +69,7 @@ def _harm(plugin: Any, example: Example, kind: str, step: Tensor, place: float) 
     if lowest < -tolerance.STEP * length:
         own, _ = Stepper(plugin, example, "optimizer", kind).step()
         rounding = tolerance.ROUNDINGS * tolerance.EPS64 * (float(own.norm()) + place)
-        length = max(length, rounding / tolerance.STEP)
+        length = max(length, rounding / tolerance.STEP, tolerance.LITTLE * float(own.norm()))
     margin = lowest / length if length else 0.0
     return Margin(
         margin + tolerance.STEP, f"a task is harmed: the cosine of its gradient with the step is {margin:.3g}"
