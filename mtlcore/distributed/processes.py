@@ -12,14 +12,14 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mtlcore import inputs, reading
-from mtlcore.contracts import Aggregation, Needs, State
-from mtlcore.distributed import agreement, group, refusals
+from mtlcore.contracts import Needs
+from mtlcore.distributed import agreement, answers, group, refusals
 from mtlcore.distributed.hook import CommunicationHook
 from mtlcore.distributed.local import Local
 from mtlcore.distributed.roster import Roster
@@ -27,7 +27,7 @@ from mtlcore.distributed.sharded import Sharded
 from mtlcore.distributed.shared import Shared
 from mtlcore.distributed.verdict import Failure, combined
 from mtlcore.distributed.wire import Wire
-from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError, ProcessError
+from mtlcore.errors import ConfigurationError, NonFiniteError, ProcessError
 from mtlcore.gradients import graph
 from mtlcore.gradients.accumulation import Sum
 from mtlcore.gradients.features_only import AtFeatures
@@ -40,8 +40,6 @@ T = TypeVar("T")
 _BITS = 0xFFFF
 """Of a hash h. Sums of h and of h^2 over a thousand processes are exact in float64; all h are equal if and only if
 R sum h^2 = (sum h)^2."""
-_ROUNDING = 1e-6
-"""Relative. Answers may differ by so much between machines of different kinds; then process 0's counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +64,15 @@ class Members:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Totals:
+class Totals:
+    """Sums over the processes.
+
+    Args:
+        new: parameters that some process has not met before.
+        losses, counts: (K,) of the losses, and of the processes that have the task.
+        trunk, heads: how many processes reach each parameter.
+    """
+
     new: float
     losses: Tensor
     counts: Tensor
@@ -90,7 +96,8 @@ class Processes:
         self._checked = False
         self.wire: Wire | None = None
         self._roster: Roster | None = None
-        self._names: tuple[str, ...] = ()
+        self.names: tuple[str, ...] = ()
+        """All tasks; empty before the first step."""
         self._trunk: tuple[Tensor, ...] = ()
         self._told: BaseException | None = None
         """The last error that all processes know of."""
@@ -148,7 +155,7 @@ class Processes:
             if self._roster is None:
                 self.gathered(lambda: self._raise(error))
             else:
-                self._exchange(error, "")
+                self.exchange(error, "")
 
     @staticmethod
     def _raise(error: Exception) -> None:
@@ -166,7 +173,7 @@ class Processes:
         Raises:
             MtlError: one process failed, or the processes do not run the same thing; on all of them.
         """
-        local, error = self._attempt(lambda: self._looked_at(work()))
+        local, error = self.attempt(lambda: self._looked_at(work()))
         if self._roster is None:
             self._agree(members, local, error)
         assert self.wire is not None
@@ -178,13 +185,13 @@ class Processes:
         if local is not None:
             mask = "".join("01"[p.requires_grad] for p in self._trunk)
             tag = f"{tag}; trained parameters {mask}; source {_kind(local)}"
-        totals = self._exchange(error, tag, local, new=sum(map(len, unknown.values())))
+        totals = self.exchange(error, tag, local, new=sum(map(len, unknown.values())))
         assert local is not None
         heads = totals.heads
         if totals.new:
-            roster.learn(wire, self._names, unknown)
+            roster.learn(wire, self.names, unknown)
             heads = wire.sum(_flags(roster.known, _reached(local)))
-        whole, values = self._means(totals)
+        whole, values = self.means_of(totals)
         if isinstance(local.found, Sharded):
             return self._begun(local, totals, whole, values)
         by_id = dict(zip(map(id, self._trunk), totals.trunk.tolist()))
@@ -203,17 +210,19 @@ class Processes:
         how = f"{local.reason}; {_said(local, needs)} over {wire.size} processes"
         return dataclasses.replace(local, presence=whole, values=values, found=found, reason=how)
 
-    def _begun(self, local: Local, totals: _Totals, whole: Presence, values: list[float]) -> Local:
+    def _begun(self, local: Local, totals: Totals, whole: Presence, values: list[float]) -> Local:
         assert self.wire is not None
         assert isinstance(local.found, Sharded)
-        counts = dict(zip(self._names, totals.counts.tolist()))
+        counts = dict(zip(self.names, totals.counts.tolist()))
         missing = [n for n, c in counts.items() if 0 < c < self.wire.size]
         if missing:
-            self._told = ConfigurationError(
-                f"task {' and '.join(map(repr, missing))} is in the batch of some processes only, and each backward "
-                f"pass through a sharded trunk (FSDP2) takes all of them: give every process all tasks of a step."
+            self.refuse(
+                ConfigurationError(
+                    f"task {' and '.join(map(repr, missing))} is in the batch of some processes only, and each "
+                    f"backward pass through a sharded trunk (FSDP2) takes all of them: give every process all tasks of "
+                    f"a step."
+                )
             )
-            raise self._told
         local.found.start(self.wire)
         how = f"{local.reason}; shards of mean rows over {self.wire.size} processes"
         return dataclasses.replace(local, presence=whole, values=values, reason=how)
@@ -237,149 +246,61 @@ class Processes:
                 )
         return local
 
-    def _means(self, totals: _Totals) -> tuple[Presence, list[float]]:
+    def means_of(self, totals: Totals) -> tuple[Presence, list[float]]:
+        """The tasks that some process has, and their mean losses."""
         there = totals.counts > 0
-        whole = Presence.of(self._names, [n for n, t in zip(self._names, there.tolist()) if t])
+        whole = Presence.of(self.names, [n for n, t in zip(self.names, there.tolist()) if t])
         return whole, (totals.losses[there] / totals.counts[there]).tolist()
 
     def presence(self, local: Presence) -> Presence:
         """The tasks that some process has. Before the first step that is unknown; it asks the method anew."""
         if self._roster is None:
             return local
-        counts = self._exchange(None, "presence", presence=local).counts
-        return Presence.of(self._names, [n for n, c in zip(self._names, counts.tolist()) if c])
+        counts = self.exchange(None, "presence", presence=local).counts
+        return Presence.of(self.names, [n for n, c in zip(self.names, counts.tolist()) if c])
 
     def looked(self, work: Callable[[], tuple[Presence, list[float]]]) -> tuple[Presence, list[float]]:
         """Tasks and losses of a second look: the means over the processes."""
-        found, error = self._attempt(work)
+        found, error = self.attempt(work)
         presence, values = (None, None) if found is None else found
-        return self._means(self._exchange(error, "second look", presence=presence, values=values))
+        return self.means_of(self.exchange(error, "second look", presence=presence, values=values))
 
     def means(self, names: Sequence[str], values: Sequence[float]) -> list[float]:
         """Of these tasks' losses, which every process has."""
-        whole, found = self.looked(lambda: (Presence.of(self._names, names), list(values)))
+        whole, found = self.looked(lambda: (Presence.of(self.names, names), list(values)))
         by_name = dict(zip(whole.present, found))
         return [by_name[n] for n in names]
 
     def averaged(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """The means of gradients; None where no process has one."""
         assert self.wire is not None
-        self._exchange(None, "averaged")  # one that has failed since then says so here
+        self.exchange(None, "averaged")  # one that has failed since then says so here
         used = self.wire.sum([float(g is not None) for g in gradients]).tolist()
         sums = [torch.zeros_like(p) if g is None else g.clone() for p, g, u in zip(leaves, gradients, used) if u]
         self.wire.add(sums, "inner steps")
         it = iter(s.div_(self.wire.size) for s in sums)
         return tuple(next(it) if u else None for u in used)
 
-    # --- a teleport ----------------------------------------------------------------------------------------------
-
-    @property
-    def size(self) -> int:
-        """How many processes there are."""
-        return 1 if self.wire is None else self.wire.size
-
-    def lacking(self, presence: Presence) -> list[str]:
-        """The tasks that some processes have, and others have not."""
-        counts = self._exchange(None, "tasks", presence=presence).counts.tolist()
-        return [n for n, c in zip(self._names, counts) if 0 < c < self.size]
-
-    def everywhere(self, work: Callable[[], tuple[Presence, list[float]]]) -> list[float]:
-        """Mean losses of the tasks of ``work``, which all processes must have.
-
-        Raises:
-            ConfigurationError: some process lacks one of them.
-        """
-        found, error = self._attempt(work)
-        presence, values = (None, None) if found is None else found
-        totals = self._exchange(error, "evaluation", presence=presence, values=values)
-        missing = [n for n, c in zip(self._names, totals.counts.tolist()) if 0 < c < self.size]
-        if missing:
-            self._told = ConfigurationError(
-                f"task {' and '.join(map(repr, missing))} is in the batch (or the probe) of some processes only: a "
-                f"teleport needs the same tasks on all of them."
-            )
-            raise self._told
-        return self._means(totals)[1]
-
-    def mean(self, tensors: Sequence[Tensor]) -> None:
-        """Each becomes the mean over the processes, in place."""
-        assert self.wire is not None
-        self.wire.add(tensors, "teleport")
-        for t in tensors:
-            t.div_(self.wire.size)
-
-    def alike(self, tensors: Mapping[str, Tensor], who: str) -> None:
-        """
-        Raises:
-            PluginError: these are not the same bits on all processes; on all of them.
-        """
-        assert self.wire is not None
-        self._exchange(None, "proposal")
-        said = self.wire.objects(dict(zip(tensors, agreement.fingerprint(list(tensors.values())))))
-        for rank, other in enumerate(said):
-            if other != said[0]:
-                name = next(n for n in dict.fromkeys([*said[0], *other]) if said[0].get(n) != other.get(n))
-                self._told = PluginError(
-                    f"{who} proposes another point on process {rank} than on process 0 ({name}): gradients that a "
-                    f"strategy takes itself must go through problem.averaged(gradients), and chance through its "
-                    f"generator."
-                )
-                raise self._told
-
-    # --- things of one process, and the answer ------------------------------------------------------------------
-
     def settled(self, work: Callable[[], T]) -> T:
         """Something of this process's own. Raises on all processes if it does on one."""
-        found, error = self._attempt(work)
-        self._exchange(error, "")
+        found, error = self.attempt(work)
+        self.exchange(error, "")
         return found  # type: ignore[return-value]
-
-    def answered(self, work: Callable[[], Aggregation], who: str) -> Aggregation:
-        """The method's answer, which has the same bits everywhere.
-
-        Raises:
-            PluginError: the processes' answers differ by more than rounding.
-        """
-        found, error = self._attempt(work)
-        try:
-            self._exchange(error, "" if found is None else _digest(found))
-        except _Differ:
-            assert found is not None
-            return self._first_answer(found, who)
-        assert found is not None
-        return found
-
-    def _first_answer(self, mine: Aggregation, who: str) -> Aggregation:
-        assert self.wire is not None
-        everybody = self.wire.objects((mine.weights, mine.head_weights, mine.direction, mine.state))
-        first = everybody[0]
-        for rank, other in enumerate(everybody):
-            apart = [_distance(a, b) for a, b in zip(first[:3], other[:3])]
-            if not max(apart) <= _ROUNDING:
-                self._told = PluginError(
-                    f"aggregator {who} answers differently on processes 0 and {rank} (by {max(apart):.1e}, relative), "
-                    f"although both see the same losses and gradients. Does it look at what one process alone has: "
-                    f"view.features, the clock, a random state of its own?"
-                )
-                raise self._told
-        device = None if mine.direction is None else mine.direction.device
-        direction = None if first[2] is None else first[2].to(device)
-        return dataclasses.replace(mine, weights=first[0], head_weights=first[1], direction=direction, state=first[3])
 
     def gathered(self, work: Callable[[], T]) -> list[T]:
         """What ``work`` gives on every process. Raises on all of them if it does on one."""
         assert self.wire is not None
-        found, error = self._attempt(work)
+        found, error = self.attempt(work)
         said = self.wire.objects((Failure.of(error) if error else None, None if error else found))
         failures = [f for f, _ in said]
         if any(failures):
-            self._told = combined(failures, self.wire.rank, error)
-            raise self._told
+            self.refuse(combined(failures, self.wire.rank, error))
         return [value for _, value in said]
 
-    # --- beneath ------------------------------------------------------------------------------------------------
+    # --- what all of it, here and in other files, stands on -------------------------------------------------------
 
-    def _attempt(self, work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    def attempt(self, work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+        """What ``work`` gives, or its error, which is to be told in the next exchange."""
         try:
             return work(), None
         except Exception as error:
@@ -419,10 +340,15 @@ class Processes:
             raise
         assert local is not None
         found = members()
-        self._names, self._trunk = local.presence.names, tuple(found.parameters)
+        self.names, self._trunk = local.presence.names, tuple(found.parameters)
         self._roster = Roster(found.parameters, found.told)
 
-    def _exchange(
+    def refuse(self, error: BaseException) -> NoReturn:
+        """Raise what all processes know of, and raise too."""
+        self._told = error
+        raise error
+
+    def exchange(
         self,
         error: BaseException | None,
         tag: str,
@@ -431,17 +357,17 @@ class Processes:
         presence: Presence | None = None,
         values: Sequence[float] | None = None,
         new: int = 0,
-    ) -> _Totals:
+    ) -> Totals:
         """Sums over all processes; raises on all if one has an error, or another tag."""
         assert self.wire is not None
         assert self._roster is not None
-        k, trunk, known = len(self._names), self._trunk, self._roster.known
+        k, trunk, known = len(self.names), self._trunk, self._roster.known
         if local is not None:
             presence, values = local.presence, local.values
         here = presence is not None and error is None
         losses, present = [0.0] * k, [0.0] * k
         for i, name in enumerate(presence.present if presence is not None and here else ()):
-            at = self._names.index(name)
+            at = self.names.index(name)
             losses[at], present[at] = 0.0 if values is None else values[i], 1.0
         reached = _reached(local) if local is not None and here else frozenset()
         h = int.from_bytes(hashlib.blake2b(tag.encode(), digest_size=2).digest(), "little") & _BITS
@@ -452,22 +378,24 @@ class Processes:
         if self.wire.size * sums[3] != sums[2] ** 2:
             self._differ(tag)
         parts = sums[4:].split([k, k, len(trunk), len(known)])
-        return _Totals(float(sums[1]), *parts)
+        return Totals(float(sums[1]), *parts)
 
     def _differ(self, tag: str) -> None:
         assert self.wire is not None
         said = self.wire.objects(tag)
-        if all(s.startswith(_ANSWER) for s in said):
-            raise _Differ
+        if all(s.startswith(answers.PREFIX) for s in said):
+            raise answers.DifferError
         parts = [s.split("; ") for s in said]
         rank = next(r for r, s in enumerate(said) if s != said[0])
         apart = [(a, b) for a, b in zip(parts[0], parts[rank]) if a != b] or [(said[0], said[rank])]
         one, other = apart[0]
-        self._told = ProcessError(
-            f"the processes have come apart: process 0 has {one or 'nothing'}, process {rank} {other or 'nothing'}. "
-            f"Do the same on every process: the same number of steps, the same checkpoint, the same parameters frozen."
+        self.refuse(
+            ProcessError(
+                f"the processes have come apart: process 0 has {one or 'nothing'}, process {rank} "
+                f"{other or 'nothing'}. Do the same on every process: the same number of steps, the same checkpoint, "
+                f"the same parameters frozen."
+            )
         )
-        raise self._told
 
 
 def told(method: Callable[P, T]) -> Callable[P, T]:
@@ -482,29 +410,6 @@ def told(method: Callable[P, T]) -> Callable[P, T]:
             raise
 
     return telling
-
-
-class _Differ(Exception):
-    """Answers with other bits."""
-
-
-_ANSWER = "answer "
-
-
-def _digest(answer: Aggregation) -> str:
-    found = hashlib.blake2b(digest_size=8)
-    state: State = answer.state
-    for t in (answer.weights, answer.head_weights, answer.direction, *(state[key] for key in sorted(state))):
-        found.update(b"-" if t is None else agreement.fingerprint([t])[0].encode())
-    return _ANSWER + found.hexdigest()
-
-
-def _distance(one: Tensor | None, other: Tensor | None) -> float:
-    if one is None or other is None:
-        return 0.0 if one is other else float("inf")
-    scale = float(one.abs().max()) if one.numel() else 0.0
-    apart = float((one.cpu() - other.cpu()).abs().max()) if one.numel() else 0.0
-    return apart / scale if scale else apart
 
 
 def _flags(leaves: Sequence[Tensor], reached: frozenset[int]) -> list[float]:

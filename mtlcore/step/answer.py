@@ -7,6 +7,7 @@ import functools
 
 from mtlcore.asking import aggregator as asking
 from mtlcore.contracts import Aggregation, Conflict, Needs
+from mtlcore.distributed import answers
 from mtlcore.errors import ConfigurationError
 from mtlcore.geometry.metric import STEP
 from mtlcore.geometry.promise import Promise
@@ -27,7 +28,7 @@ def finish(run: Run, prepared: Prepared, conflict: Conflict | None, teleport: Te
         PluginError: the method broke its contract.
     """
     ask = functools.partial(_ask, run, prepared)
-    answer = run.processes.answered(ask, run.who) if run.processes.several() else ask()
+    answer = answers.agreed(run.processes, ask, run.who) if run.processes.several() else ask()
     written, target = _written(run, prepared, answer), prepared.found
     whole = run.metric == STEP and bool(prepared.batch.shared)
     if whole:

@@ -10,6 +10,7 @@ from mtlcore import inputs
 from mtlcore.asking.detector import detect
 from mtlcore.asking.seeds import step_seed
 from mtlcore.contracts import Conflict
+from mtlcore.distributed.searching import Searching
 from mtlcore.inputs import Closure
 from mtlcore.registry import registry
 from mtlcore.report import TeleportResult
@@ -45,7 +46,7 @@ def teleport(run: Run, closure: Closure, prepared: Prepared, conflict: Conflict 
         return None
     assert run.trunk is not None
     probe, progress = run.probe, run.progress
-    together = run.processes if run.processes.several() else None
+    together = Searching(run.processes) if run.processes.several() else None
     lacking = [] if together is None else together.lacking(prepared.batch.presence)
     if lacking:
         who = " and ".join(map(repr, lacking))
