@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from mtlbench import records
 from mtlbench.formats import Manifest, Record
+from mtlbench.report.comparisons import against
 from mtlbench.report.model import MethodRow, Report, TaskReport
 from mtlbench.report.overall import overall
 from mtlbench.report.summary import report
@@ -111,31 +115,41 @@ class _Page:
     # --- the question about fixed weights -------------------------------------------------------------------------
 
     def _weights(self) -> Iterator[str]:
-        reference = self.found.suite.reference
-        yield from (f"## Is any method better than {reference}?", "")
-        yield from ("| task | better, by points of delta-m | worse | no significant difference |", "|---|---|---|---|")
+        baselines = [m for m in dict.fromkeys((self.found.suite.reference, "ls")) if m in self._trained()]
+        yield from ("## Is any method better than fixed weights?", "")
+        yield (
+            "`ls` is the mean of the losses: equal weights, all trials spent on learning rates. `tuned weights` is the "
+            "same with half of its trials spent on other weights. A method that beats only one of them beats a choice "
+            "of trials."
+        )
+        yield from ("", "| task | fixed weights | better, by points of delta-m | worse |", "|---|---|---|---|")
+        both = {}
         for task in self.found.tasks:
-            versus = {m.name: m.versus_reference for m in task.scored() if m.versus_reference is not None}
-            cells = [
-                ", ".join(
-                    f"{m} ({_interval(c.difference)})" if word != "no significant difference" else m
-                    for m, c in sorted(versus.items(), key=lambda item: item[1].difference.estimate)
-                    if c.verdict == word
-                )
-                for word in ("better", "worse", "no significant difference")
-            ]
-            yield _row(task.name, *(c or "none" for c in cells))
+            found = {name: against(self._deltas(task), name) for name in baselines}
+            for name, versus in found.items():
+                yield _row(task.name, name, *(_named(versus, word) for word in ("better", "worse")))
+            better = [{m for m, c in versus.items() if c.verdict == "better"} for versus in found.values()]
+            both[task.name] = sorted(set.intersection(*better) - set(baselines)) if better else []
         yield ""
+        said = "; ".join(f"{task}: {', '.join(names)}" for task, names in both.items() if names)
+        yield f"Better than {' and than '.join(baselines)}, by task: {said or 'no method on any task'}."
+        yield from self._all_tasks(baselines)
+        yield ""
+
+    def _all_tasks(self, baselines: Sequence[str]) -> Iterator[str]:
         whole = self._whole()
-        together = overall(whole, [m.name for m in self.suite.methods], reference)
-        compared = {r.name: r.versus_reference for r in together.methods if r.versus_reference} if together else {}
-        if compared:
-            better = {m: c for m, c in compared.items() if c.verdict == "better"}
-            said = ", ".join(f"{m} ({_interval(c.difference)})" for m, c in better.items()) or "none"
-            yield f"Over the {len(whole)} complete tasks together, better: {said}."
-        else:
-            yield "There are fewer than two complete tasks, so nothing is said of all tasks together."
-        yield ""
+        for name in baselines:
+            together = overall(whole, [m.name for m in self.suite.methods], name)
+            if together is None:
+                yield "There are fewer than two complete tasks, so nothing is said of all tasks together."
+                return
+            versus = {r.name: r.versus_reference for r in together.methods if r.versus_reference is not None}
+            better, worse = (_named(versus, word) for word in ("better", "worse"))
+            yield f"Over the {len(whole)} complete tasks, better than {name}: {better}; worse: {worse}."
+
+    def _deltas(self, task: TaskReport) -> pd.DataFrame:
+        """One row a seed, one column a method."""
+        return pd.DataFrame({m.name: pd.Series(m.delta_m.values, dtype=float) for m in task.scored() if m.delta_m})
 
     # --- claims ---------------------------------------------------------------------------------------------------
 
@@ -145,13 +159,24 @@ class _Page:
         yield (
             "Each line is a difference that the claim says is below zero, over the tasks for which there are pairs of "
             "runs: supported if it is, not supported if it is above, undecided if these runs cannot tell. Differences "
-            f"of delta-m are in points; those of time are above the bound ({CHEAP} and {CONSTANT} are this project's)."
+            f"of delta-m are in points; those of time are above the bound ({CHEAP} and {CONSTANT} are this project's). "
+            "The interval is that of the mean over these tasks. The verdict is the sign-flip test's, corrected for all "
+            "claims, which also asks whether the pairs agree: a mean that one task makes is undecided. By task, what "
+            "is significant there (corrected for the tasks) is bold."
         )
         yield ""
         yield from ("| system | claim | verdict | difference | pairs | by task |", "|---|---|---|---|---|---|")
         for verdict in judged(self.runs, tasks, CLAIMS):
             yield _claim_row(verdict)
-        yield ""
+        yield from ("", *self._teleports(), "")
+
+    def _teleports(self) -> Iterator[str]:
+        """How often COST has done something: what is never accepted can neither help nor harm."""
+        for task in self.found.tasks:
+            moved = {m.name: m.teleports for m in task.scored() if m.teleports is not None and m.teleports.runs}
+            if moved:
+                said = ", ".join(f"{name} {t.accepted} of {t.tried}" for name, t in moved.items())
+                yield f"Teleports accepted of tried, {task.name}: {said}."
 
     # --- results --------------------------------------------------------------------------------------------------
 
@@ -183,7 +208,9 @@ class _Page:
         yield from ("## Cost of a step, in plain summed-loss steps, and conflict", "")
         yield (
             "Taken in turns with a plain step of the same network, so that a busy machine disturbs both; the medians "
-            "of all runs. The last line is the smallest cosine between two task gradients on average over training."
+            "of all runs. These networks are so small that the fixed cost of a step counts; how it vanishes in larger "
+            "ones is measured by `mtl speed`. The last line is the smallest cosine between two task "
+            "gradients, on average over training."
         )
         yield ""
         tables: Mapping[str, dict[str, MethodRow]] = {t.name: {m.name: m for m in t.scored()} for t in self.found.tasks}
@@ -206,7 +233,7 @@ class _Page:
         yield from (
             "",
             "```sh",
-            f"mtl bench repeat {self.called} --task {task.name} --method '{name}' --seed 0",
+            f"mtl bench repeat {self.called} --task {task.name} --method {shlex.quote(name)} --seed 0",
             "```",
             "",
         )
@@ -233,8 +260,19 @@ def _claim_row(verdict: Verdict) -> str:
         f"**{verdict.word}**",
         _interval(found.difference, digits) if found else "–",
         str(found.difference.n) if found else "0",
-        ", ".join(f"{task} {_number(v, digits)}" for task, v in verdict.by_task.items()) or "–",
+        ", ".join(f"{task} {_on_task(c, digits)}" for task, c in verdict.by_task.items()) or "–",
     )
+
+
+def _on_task(found: Comparison, digits: int) -> str:
+    said = _number(found.difference.estimate, digits)
+    return f"**{said}**" if found.verdict in ("better", "worse") else said
+
+
+def _named(versus: Mapping[str, Comparison], word: str) -> str:
+    """The methods with this verdict, the best first."""
+    found = sorted((c.difference.estimate, m) for m, c in versus.items() if c.verdict == word)
+    return ", ".join(f"{m} ({_interval(versus[m].difference)})" for _, m in found) or "none"
 
 
 def _interval(found: Interval, digits: int = 1) -> str:
