@@ -269,6 +269,9 @@ def test_a_quadratic_program_of_any_size_has_an_answer():
         assert minimise(np.eye(3), scale * np.array([3.0, 1.0, 2.0])).sum() == pytest.approx(1.0)
     assert minimise(np.eye(3), 1e120 * np.array([3.0, 1.0, 2.0])).tolist() == [0.0, 1.0, 0.0]
     np.testing.assert_allclose(minimise(np.zeros((2, 2)), np.zeros(2)), 0.5)
+    for scale in (0.0, 1.0, 1e9, 1e120):  # entries that are alike get alike numbers
+        alike = minimise(np.ones((3, 3)), scale * np.array([1.0, 1.0, 2.0]))
+        np.testing.assert_allclose(alike, [0.5, 0.5, 0.0] if scale else 1 / 3, atol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1e-120, 1e-3, 1.0, 2500.0, 1e120])

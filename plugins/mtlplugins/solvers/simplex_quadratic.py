@@ -1,9 +1,12 @@
 """min 1/2 x'Hx + f'x over the simplex, H positive semi-definite, H and f of any sizes relative to each other.
 
-A primal active-set method: from the best vertex, go to the minimum on the face of the positive entries, or as far as
-the simplex reaches; at a minimum, let the entry in whose direction the objective falls most become positive. The
+A primal active-set method: from the middle, go to the minimum on the face of the positive entries, or as far as the
+simplex reaches; at a minimum, let the entries in whose direction the objective falls most become positive. The
 objective falls with every set, so none is met twice. On a face the minimum is found in the eigenvectors of H there;
 along those without curvature the objective is linear, and the way ends at the border of the simplex.
+
+Where the minimum is not unique, entries that are alike must get alike numbers: a small ridge prefers the shortest x,
+and entries that are tied leave and enter together.
 """
 
 from __future__ import annotations
@@ -13,27 +16,29 @@ import numpy as np
 from mtlplugins.solvers.certificate import EPS
 from mtlplugins.solvers.cosines import Array, Index
 
+_RIDGE, _TIE = 1e-9, 1e-9
+_CURVED = 1e-11
+"""Below, a curvature is rounding, relative to the largest entry of H and f: an eigenvector would be noise."""
+
 
 def minimise(h: Array, f: Array) -> Array:
     """x (n,), at least 0, with sum 1."""
     n, size = len(f), max(float(np.abs(h).max()), float(np.abs(f).max()))
     if size == 0.0:
         return np.full(n, 1.0 / n)
-    h, f = h / size, f / size
-    x = np.zeros(n)
-    x[int((0.5 * h.diagonal() + f).argmin())] = 1.0
+    h = (h + _RIDGE * max(float(h.diagonal().max()), 0.0) * np.eye(n)) / size
+    f, x = f / size, np.full(n, 1.0 / n)
     for _ in range(20 * n):
         x = _on_face(h, f, x)
         slope = h @ x + f
         slope = slope - float(slope @ x)
-        entering = int(slope.argmin())
-        if slope[entering] >= -64.0 * n * EPS:
+        gain = -float(slope.min())
+        if gain <= 64.0 * n * EPS:
             break
-        # A step into the face that has this entry, too: towards its vertex, to the least value on the way.
-        way = -x.copy()
-        way[entering] += 1.0
+        # A step into the face that has these entries, too: towards their middle, to the least value on the way.
+        entering = slope <= -gain * (1.0 - _TIE)
+        way = np.where(entering, 1.0 / np.count_nonzero(entering), 0.0) - x
         curvature = float(way @ h @ way)
-        gain = -float(slope[entering])
         x = x + (1.0 if curvature <= gain else gain / curvature) * way
     return np.asarray(x / x.sum())
 
@@ -82,7 +87,7 @@ def _on_face(h: Array, f: Array, x: Array) -> Array:
         x[index] = np.maximum(x[index] + step * way, 0.0)
         if step == 1.0:
             return x
-        x[index[limits <= step]] = 0.0
+        x[index[limits <= step * (1.0 + _TIE)]] = 0.0
 
 
 def _way(h: Array, slope: Array) -> Array:
@@ -91,9 +96,10 @@ def _way(h: Array, slope: Array) -> Array:
     flat = np.eye(n) - 1.0 / n
     values, vectors = np.linalg.eigh(flat @ h @ flat)
     part = vectors.T @ (flat @ slope)
-    curved = values > 16.0 * n * EPS
-    part[~curved & (np.abs(part) <= 16.0 * n * EPS)] = 0.0
-    straight = -(vectors[:, ~curved] @ part[~curved])
-    if straight.any():
-        return np.asarray(straight / np.abs(straight).max() * 4.0)
-    return np.asarray(-(vectors[:, curved] @ (part[curved] / values[curved])))
+    curved = values > _CURVED
+    part[~curved & (np.abs(part) <= 64.0 * n * EPS)] = 0.0
+    way = -flat @ (vectors[:, ~curved] @ part[~curved])
+    largest = float(np.abs(way).max())
+    if largest > 0.0:
+        return np.asarray(way / largest * 4.0)
+    return np.asarray(-flat @ (vectors[:, curved] @ (part[curved] / values[curved])))
