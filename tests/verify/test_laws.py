@@ -425,3 +425,23 @@ def test_derivatives_are_held_to_what_the_losses_determine():
     losses = torch.full((2,), 3.865352482534945e-12, dtype=torch.float64)
     (law,) = chosen("aggregator", ["coefficient-identity"])
     assert law.measure(create("aggregator", "cosmos"), Example(torch.zeros(2, 1).double(), losses)) >= 0
+
+
+def test_the_scale_of_unit_gradients_is_their_number():
+    """|g| is 1e-120, and the rounding of d that of unit gradients: 2e-16 is zero."""
+    rows = torch.tensor([[-1e-120], [1e-120]], dtype=torch.float64)
+    (law,) = chosen("aggregator", ["strongly-stationary-zero"])
+    plugin = create("aggregator", "mgda", normalize="l2")
+    assert law.measure(plugin, Example(rows, torch.ones(2, dtype=torch.float64))) > 0.9
+
+
+def test_a_loss_of_zero_has_a_coefficient_where_the_objective_has_a_derivative():
+    (law,) = chosen("aggregator", ["coefficient-identity"])
+    example = Example(torch.zeros(1, 1).double(), torch.zeros(1, dtype=torch.float64))
+    assert law.measure(create("aggregator", "sum"), example) == 1.0
+
+
+def test_a_teleport_with_other_symmetries_is_not_asked_to_help():
+    (law,) = chosen("teleport", ["helps-where-it-must"])
+    assert law.applies(create("teleport", "relu-rescaling")) is None
+    assert "its symmetries are others" in law.applies(create("teleport", "attention-qk"))

@@ -17,6 +17,8 @@ from mtlcore.linalg import combine
 from mtlcore.registry import registry
 from mtlverify.example import Example
 
+STEEPEST = 2.0
+"""A degree beyond this, or below minus this, buys no tolerance."""
 NATURAL = 2.0**4
 """How much more than necessary a method may have added up before the surplus counts as its own fault."""
 
@@ -57,12 +59,14 @@ class Answer:
         """The magnitude that d is judged by: what it has to be made of. Cancellation makes d shorter than that, and
         rounding is relative to this, not to |d|.
 
-        It is |w_1||g_1| + ... + |w_K||g_K|, as far as d and J explain it: at most |g_1| + ... + |g_K|, or a few times
-        the least sum of weights that gives this d. A method that adds a multiple of a null vector to its weights does
-        not thereby buy a tolerance. For a method that returns no weights it is |g_1| + ... + |g_K|.
+        It is |w_1||g_1| + ... + |w_K||g_K|, as far as d and J explain it: at most |g_1| + ... + |g_K| (powers of these,
+        of the degree that the method declares), or a few times the least sum of weights that gives this d. A method
+        that adds a multiple of a null vector to its weights does not thereby buy a tolerance. For a method that returns
+        no weights it is |g_1| + ... + |g_K|.
         """
         norms = self.jacobian.double().norm(dim=1)
-        total = float(norms.sum())
+        own = norms if self.degree == 1.0 else norms[norms > 0] ** max(-STEEPEST, min(STEEPEST, self.degree))
+        total = float(own.sum())
         if self.weights is None:
             return max(total, self.length)
         made_of = float((self.weights.abs() * norms).sum())

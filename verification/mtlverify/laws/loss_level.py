@@ -108,6 +108,7 @@ def coefficient_identity(plugin: Any, example: Example) -> float:
         if answer.weights is None:
             return Margin(float("nan"), "a direction instead of weights")
         rounding = example.n_tasks * tolerance.EPS64 * float((expected.abs() * losses).max()) / losses
+        rounding = torch.where(losses == 0, 0.0, rounding)  # nothing cancels in a term that is zero
         apart = (answer.weights - expected).abs()
         apart = torch.where(apart <= rounding.clamp_min(tolerance.VANISHED), 0.0, apart / (expected.abs() + rounding))
         error = float(apart.max())
