@@ -369,7 +369,7 @@ FACTS: dict[str, Facts] = {
         (arxiv("Scalable Pareto front approximation for deep multi-objective learning", "2103.13392"),),
     ),
     "phn": Facts(
-        r"\theta(a) = \theta_0 + W h(a), \qquad "
+        r"\theta(a) = \theta_0 + \tfrac{1}{n} W h(a), \quad h(a) \in \mathbb{R}^n, \qquad "
         r"\min_{W, h} \mathbb{E}_{a \sim \mathrm{Dir}(p)} \sum_i a_i L_i(\theta(a))",
         (arxiv("Learning the Pareto front with hypernetworks", "2010.04104"),),
     ),

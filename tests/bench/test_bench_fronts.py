@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,3 +114,14 @@ def test_command_names_what_is_not_there(tmp_path):
     done = CliRunner().invoke(app, ["fronts", "--method", "pamall", "--out", str(tmp_path)])
     assert isinstance(done.exception, ConfigurationError)
     assert "'pamal'" in str(done.exception)
+
+
+def test_the_page_says_what_the_committed_records_say():
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "explanation" / "pareto-sets.md").read_text(encoding="utf-8")
+    lines = list(run.read(root / "benchmarks" / "results" / "fronts" / "records.jsonl"))
+    for subject in plan.SUBJECTS:
+        found = report.rows(lines, subject)
+        assert len(found) == len(plan.METHODS)
+        assert report.sentence(subject, found) in page
+        assert report.table(found) in page

@@ -39,7 +39,7 @@ class COSMOS(Aggregator):
     """
 
     needs = Needs.LOSSES
-    paper: ClassVar[str] = "https://arxiv.org/abs/2103.12718"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2103.13392"
 
     lamb: float = number(1.0, low=0.0)
     preferences: tuple[float, ...] | None = vector(None, low=0.0)

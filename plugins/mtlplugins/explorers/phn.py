@@ -22,13 +22,14 @@ BUFFER = "buffer."
 
 @dataclasses.dataclass(frozen=True)
 class PHN(Explorer):
-    """theta(a) = theta_0 + W h(a), h a network of two hidden layers; min sum_i a_i L_i(theta(a)), a drawn from
+    """theta(a) = theta_0 + W h(a) / width, h a network of two hidden layers; min sum_i a_i L_i(theta(a)), a drawn from
     Dirichlet(p, ..., p) in every step: the variant PHN-LS. [paper*]
 
     One linear map per parameter makes its entries from h(a) [paper*]. Its bias starts at the user's model, and its
-    weights small: entries of W are normal with a tenth of the parameter's standard deviation over sqrt(width), so that
-    training starts at a sound network [choice]. It has about ``width`` times as many parameters as the model. The
-    variant PHN-EPO is not here.
+    weights so that W h / width has about a tenth of the parameter's standard deviation: training starts at a sound
+    network [choice]. The division by the width keeps a step of Adam as long as in the user's own network: without it a
+    rate that is right there is width times too large here [choice]. The hypernetwork has about ``width`` times as many
+    parameters as the model. The variant PHN-EPO is not here.
 
     Args:
         concentration: p; 0.2 [paper*]: mostly near the corners.
@@ -72,7 +73,7 @@ class PHN(Explorer):
             before = self.width
         for name, value in named.items():
             deviation = float(value.double().std()) if value.numel() > 1 else 0.0
-            spread = 0.1 * (deviation or float(value.abs().max()) or 0.1) / self.width**0.5
+            spread = 0.1 * (deviation or float(value.abs().max()) or 0.1) * self.width**0.5
             out[SPREAD + name] = drawn(*value.shape, self.width).to(value) * spread
             out[CENTRE + name] = value.clone()
         return {n: nn.Parameter(v) for n, v in out.items()}
@@ -93,5 +94,5 @@ def weights(learnt: Learnt, preference: Tensor) -> dict[str, Tensor]:
     for name, spread in learnt.items():
         if name.startswith(SPREAD):
             plain = name.removeprefix(SPREAD)
-            out[plain] = learnt[CENTRE + plain] + spread @ hidden.to(spread)
+            out[plain] = learnt[CENTRE + plain] + spread @ (hidden.to(spread) / len(hidden))
     return out
