@@ -15,6 +15,8 @@ loss j in a row of sample i, it would get u_j times that part. Where the test fa
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -132,13 +134,31 @@ def _gramian(uses: list[tuple[_Use, Tensor]], k: int) -> Tensor:
     if kind == "bias":
         return linalg.gramian(_by_sample([d for _, d in uses], k).sum(1))
     if kind == "convolution":
-        return linalg.gramian(torch.stack([_convolved(use, d.view(k, -1, d.shape[1])) for use, d in uses]).sum(0))
+        cotangents = [(use, d.view(k, -1, d.shape[1])) for use, d in uses]
+        wide, fan_in = uses[0][1].shape[1], uses[0][0].parameter[0].numel()
+        blocks = _blocks(wide, k * fan_in)
+        return _sum(linalg.gramian(_sum(_convolved(use, d[:, :, b]) for use, d in cotangents)) for b in blocks)
     # The gradient of W^T for y = A W is D_i^T A_i, as that of W for y = A W^T: D and A are exchanged.
     left = _by_sample([use.input() if use.kind == "matmul" else d for use, d in uses], k)
     right = _by_sample([d if use.kind == "matmul" else use.input() for use, d in uses], k)
     if left.shape[1] == 1:
         return linalg.gramian(left[:, 0]) * linalg.gramian(right[:, 0])
-    return linalg.gramian(torch.bmm(left.transpose(1, 2), right).flatten(1))
+    blocks = _blocks(left.shape[2], k * right.shape[2])
+    return _sum(linalg.gramian(torch.bmm(left[:, :, b].transpose(1, 2), right).flatten(1)) for b in blocks)
+
+
+_ROWS = 1 << 25
+"""Numbers that a block of task gradients may take: they are needed for their inner products only."""
+
+
+def _blocks(width: int, each: int) -> list[slice]:
+    """Of the outputs of a layer, of which one has ``each`` numbers in all task gradients together."""
+    step = max(1, _ROWS // max(each, 1))
+    return [slice(start, start + step) for start in range(0, width, step)]
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
 
 
 def _by_sample(pieces: list[Tensor], k: int) -> Tensor:

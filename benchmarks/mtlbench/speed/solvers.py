@@ -94,11 +94,16 @@ def peer(name: str, n_tasks: int) -> Weigh | None:
 
 
 def speed(
-    seconds: float, tasks: Sequence[int] = TASKS, problems: int = 8, against: bool = True
+    seconds: float,
+    methods: Sequence[str] = tuple(METHODS),
+    tasks: Sequence[int] = TASKS,
+    problems: int = 8,
+    against: bool = True,
 ) -> list[dict[str, Any]]:
     """One record per method and K: median microseconds of both sides and the median of the paired ratios."""
     records = []
-    for name, options in METHODS.items():
+    for name in methods:
+        options = METHODS[name]
         for k in tasks:
             generator = torch.Generator().manual_seed(k)
             count = problems if k < 100 else min(problems, 2)  # the other side's take a second each
@@ -195,6 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mtl speed solvers", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/speed"), help="folder of solvers.json")
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time per method and K")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--tasks", type=int, nargs="+", default=list(TASKS), help="numbers of tasks")
     parser.add_argument("--large", action="store_true", help="measure 250 and 500 tasks, too, on our side alone")
     parser.add_argument("--no-speed", action="store_true", help="only count conflicts")
     parser.add_argument("--no-conflicts", action="store_true", help="only measure time")
@@ -206,9 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
         if not options.no_speed:
             print("time for the weights, given the Gramian")
-            result["speed"] = speed(options.seconds)
+            result["speed"] = speed(options.seconds, options.methods, options.tasks)
             if options.large:
-                result["speed"] += speed(options.seconds, LARGE, problems=1, against=False)
+                result["speed"] += speed(options.seconds, options.methods, LARGE, problems=1, against=False)
             result["summary"] = summary(result["speed"])
             for name, value in result["summary"].items():
                 print(f"  {name:28}{value:8.1f} x")
