@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
+import torch
+
 from mtlbench import suite
+from mtlbench.protocol.log import Log
+from mtlbench.protocol.training import train
 from mtlbench.studies import steps
+from mtlbench.suite import MethodEntry
+from support.bench_tiny import Tiny
 
 
 def test_momentum_harms_a_task_and_a_step_in_the_cone_does_not(capsys):
@@ -20,3 +29,27 @@ def test_the_suites_compare_the_same_methods_in_each_metric():
     assert by_metric["euclidean"] == by_metric["optimizer"] == by_metric["step"]
     assert [e.aggregator for e in sgd.methods if e.metric == "step"] == by_metric["step"]
     assert all(e.taken for e in (*adam.methods, *sgd.methods))
+
+
+def test_a_record_says_how_many_steps_harmed_a_task():
+    budget = dataclasses.replace(Tiny().budget, steps=12, optimizer="SGD", optimizer_options={"momentum": 0.95})
+    found = {}
+    for metric in ("euclidean", "step"):
+        entry = MethodEntry.model_validate({"name": "upgrad", "metric": metric, "taken": True})
+        found[metric] = train("tiny", Tiny(), entry, 0, budget, {}).conflict
+    assert found["step"]["steps_in_conflict"] == 0.0
+    assert found["step"]["step_cosine"] >= found["euclidean"]["step_cosine"] - 1e-3
+    plain = train("tiny", Tiny(), MethodEntry.model_validate("upgrad"), 0, budget, {}).conflict
+    assert "steps_in_conflict" not in plain
+
+
+def test_steps_in_conflict_are_counted_beyond_the_rounding_of_parameters():
+    log = Log()
+    made = steps.Networks(0, "SGD")
+    run = steps.MultiTask(made.trunk, "upgrad", made.optimizer, taken=True)
+    report = run.step(made.closure())
+    for cosine in (-0.5, -1e-5, 0.3, math.nan):
+        taken = dataclasses.replace(report.taken, cosines=torch.tensor([cosine, 0.9], dtype=torch.float64))
+        log.note(dataclasses.replace(report, taken=taken))
+    # A cosine that is not known is left out, and the other task's counts.
+    assert log.steps()["steps_in_conflict"] == 0.25

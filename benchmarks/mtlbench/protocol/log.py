@@ -27,6 +27,7 @@ class Log:
         self._looked = 0
         self._fired = 0
         self._tried: list[tuple[int, TeleportResult]] = []
+        self._steps: list[float] = []
 
     def note(self, report: StepReport) -> None:
         """One step."""
@@ -36,14 +37,21 @@ class Log:
         self._fired += bool(report.conflict is not None and report.conflict.conflicting)
         if report.teleport is not None:
             self._tried.append((report.step, report.teleport))
-        for name, value in {
-            **report.diagnostics,
-            **_taken(report),
-        }.items():  # plain numbers and flags; a record keeps their means
+        if report.taken is not None and not math.isnan(report.taken.min_cosine):
+            self._steps.append(report.taken.min_cosine)
+        for name, value in report.diagnostics.items():  # plain numbers and flags; a record keeps their means
             if isinstance(value, Tensor) and value.numel() == 1:
                 value = value.item()
             if isinstance(value, (bool, int, float)):
                 self.diagnostics[name] = self.diagnostics.get(name, 0.0) + float(value)
+
+    def steps(self) -> dict[str, float | None]:
+        """What the optimizer's steps did to the tasks, where that was measured: the share of steps that conflict with
+        a task, and the mean of the smallest cosines of a task's gradient with the step."""
+        if not self._steps:
+            return {}
+        conflicts = sum(cosine < -CLEAR for cosine in self._steps)
+        return {"steps_in_conflict": conflicts / len(self._steps), "step_cosine": statistics.fmean(self._steps)}
 
     def teleports(self, total_seconds: float) -> dict[str, Any]:
         """Attempts and what came of them."""
@@ -67,14 +75,6 @@ class Log:
             "conflict_after": statistics.fmean(r.conflict_after for r in accepted) if accepted else None,
             "largest_relative_loss_change": max(changes) if changes else None,
         }
-
-
-def _taken(report: StepReport) -> dict[str, float]:
-    """The smallest cosine of a task's gradient with the optimizer's step, and whether the step conflicts with it."""
-    lowest = math.nan if report.taken is None else report.taken.min_cosine
-    if math.isnan(lowest):
-        return {}
-    return {"taken_cosine": lowest, "taken_conflict": float(lowest < -CLEAR)}
 
 
 def thinned(losses: list[list[float]], names: tuple[str, ...]) -> dict[str, Any]:
