@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,3 +52,12 @@ def test_semi_table_judges_withheld_labels():
     assert base.endswith("|  | reference |")
     assert "| 90.0 ± 0.0 |" in better
     assert better.endswith("| +5.2 | better |")
+
+
+@pytest.mark.parametrize(("study", "page"), [("semi", "partial-labels"), ("merging", "sets-and-merging")])
+def test_the_page_says_what_the_committed_records_say(study, page):
+    root = Path(__file__).parents[2]
+    records = root / "benchmarks" / "results" / study / "records.jsonl"
+    lines = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    made = importlib.import_module(f"mtlbench.studies.{study}").table(lines)
+    assert made in (root / "docs" / "explanation" / f"{page}.md").read_text(encoding="utf-8")

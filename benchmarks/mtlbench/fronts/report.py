@@ -84,12 +84,29 @@ def _row(method: str, own: list[Mapping[str, Any]], versus: Comparison | None, l
 def table(found: list[Row]) -> str:
     """Markdown."""
     declared = any(r.share is not None for r in found)
-    heads = ["method", "hypervolume", "minus ls-sweep", "verdict", "with more preferences", "spread", "training, s"]
+    heads = [
+        "method",
+        "seeds",
+        "hypervolume",
+        "minus ls-sweep",
+        "verdict",
+        "with more preferences",
+        "spread",
+        "training, s",
+    ]
     heads += ["share of the declared front", "IGD+"] if declared else []
     out = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for r in found:
         difference = "" if r.versus is None else _span(r.versus.difference)
-        cells = [f"`{r.method}`", _span(r.hypervolume), difference, r.verdict, f"{r.dense:.3f}", f"{r.spread:.3f}"]
+        cells = [
+            f"`{r.method}`",
+            str(r.hypervolume.n),
+            _span(r.hypervolume),
+            difference,
+            r.verdict,
+            f"{r.dense:.3f}",
+            f"{r.spread:.3f}",
+        ]
         cells.append(f"{r.seconds:.1f}")
         if r.share is not None and r.igd_plus is not None:
             cells += [f"{100 * r.share:.0f} %", f"{r.igd_plus:.3f}"]
