@@ -39,6 +39,8 @@ def preference(given: Any, tasks: Sequence[str]) -> Tensor:
         if not 0.0 <= value <= 1.0 + TOLERANCE:
             raise ConfigurationError(f"preference of task {name!r} is {value:g}; it must be in [0, 1].")
     total = float(found.sum())
+    if total == 0.0:
+        raise ConfigurationError(f"the preference is 0 for every task; give {', '.join(tasks)} a share each.")
     if abs(total - 1.0) > TOLERANCE:
         raise ConfigurationError(f"the preference sums to {total:g}; divide it by its sum.")
     return found / total

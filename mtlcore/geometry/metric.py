@@ -28,14 +28,14 @@ METRICS = (EUCLIDEAN, "optimizer", STEP)
 
 
 @torch.no_grad()
-def diagonal(optimizer: Optimizers, parameters: Sequence[Tensor]) -> Tensor | None:
-    """sqrt(D), (P,), up to a factor for all coordinates; None where it is 1 for all of them.
+def diagonal(optimizer: Optimizers, parameters: Sequence[Tensor], metric: str) -> Tensor | None:
+    """sqrt(D), (P,), up to a factor for all coordinates; None where it is 1 for all of them. Messages name ``metric``.
 
     Raises:
         ConfigurationError: see :func:`mtlcore.geometry.moves.moves`.
         NonFiniteError: the optimizer's state is NaN or infinite.
     """
-    found = moves(optimizer, parameters, 'metric="optimizer"')
+    found = moves(optimizer, parameters, f'metric="{metric}"')
     largest = max(m.factor for m in found)
     factors = [m.factor / largest if largest > 0.0 else 1.0 for m in found]
     roots = [m.known(p) for m, p in zip(found, parameters)]
@@ -52,7 +52,7 @@ def diagonal(optimizer: Optimizers, parameters: Sequence[Tensor]) -> Tensor | No
     typical = inverse.sum() / known.sum().clamp_min(1)
     inverse = torch.where(known, inverse, typical if bool(known.any()) else torch.ones_like(typical))
     if not bool(torch.isfinite(inverse).all()):
-        raise NonFiniteError('metric="optimizer": the state of the optimizer is NaN or infinite.')
+        raise NonFiniteError(f'metric="{metric}": the state of the optimizer is NaN or infinite.')
     sizes = torch.tensor([p.numel() for p in parameters], device=inverse.device)
     scale = torch.tensor(factors, dtype=dtype, device=inverse.device).repeat_interleave(sizes)
     return (inverse * scale).sqrt()
@@ -95,7 +95,9 @@ class InMetric(TaskGradients):
         return Answer(answer.weights, direction, answer.head_weights, answer.feature_gradient)
 
 
-def in_metric(inner: TaskGradients, optimizer: Optimizers, parameters: Sequence[Tensor]) -> TaskGradients:
+def in_metric(
+    inner: TaskGradients, optimizer: Optimizers, parameters: Sequence[Tensor], metric: str = "optimizer"
+) -> TaskGradients:
     """The same in the optimizer's metric; ``inner`` itself where that is the Euclidean one, bit for bit."""
-    root = diagonal(optimizer, parameters)
+    root = diagonal(optimizer, parameters, metric)
     return inner if root is None else InMetric(inner, root)

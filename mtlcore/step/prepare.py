@@ -65,7 +65,8 @@ def prepare(
     plain = local.found if scale is None else scaling.Scaled(local.found, scale)
     found, reason = plain, local.reason
     if run.metric != EUCLIDEAN and batch.shared:
-        found, reason = in_metric(found, run.optimizer, batch.shared), f"{reason}; in the optimizer's metric"
+        found = in_metric(found, run.optimizer, batch.shared, run.metric)
+        reason = f"{reason}; in the optimizer's metric"
     gram = found.gramian() if local.has_gramian else None
     if local.values is None:
         values, gram = reading.read(batch, found, gram)

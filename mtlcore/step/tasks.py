@@ -6,7 +6,7 @@ import dataclasses
 
 from mtlcore import inputs, roster
 from mtlcore.asking import aggregator as asking
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, did_you_mean
 from mtlcore.step.run import Run
 
 
@@ -14,17 +14,17 @@ def add(run: Run, name: str) -> None:
     """One more task, the last in the order. ``MultiTask.add_task`` says what is raised."""
     tasks = _present(run)
     if name in tasks:
-        raise ConfigurationError(f"there is a task {name!r} already: this run has {', '.join(map(str, tasks))}.")
+        raise ConfigurationError(f"there is a task {name!r} already. Tasks: {', '.join(map(str, tasks))}.")
     _change(run, inputs.task_names([*tasks, name]), [*range(len(tasks)), None])
 
 
 def remove(run: Run, name: str) -> None:
     """One task less. ``MultiTask.remove_task`` says what is raised."""
     tasks = _present(run)
-    if name not in tasks or len(tasks) == 1:
-        raise ConfigurationError(
-            f"cannot remove task {name!r}: this run has {', '.join(map(str, tasks))}, and keeps at least one."
-        )
+    if name not in tasks:
+        raise ConfigurationError(f"there is no task {name!r} to remove. {did_you_mean(name, map(str, tasks), 'Tasks')}")
+    if len(tasks) == 1:
+        raise ConfigurationError(f"task {name!r} cannot be removed: it is the last one. Make a new MultiTask instead.")
     _change(run, tuple(n for n in tasks if n != name), [i for i, n in enumerate(tasks) if n != name])
 
 

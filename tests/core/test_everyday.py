@@ -146,7 +146,7 @@ def test_what_cannot_come_or_go_is_said():
     mt.observe(work.evaluate()[0])
     with pytest.raises(ConfigurationError, match="there is a task 't0' already"):
         mt.add_task("t0")
-    with pytest.raises(ConfigurationError, match="cannot remove task 'nobody'"):
+    with pytest.raises(ConfigurationError, match="no task 'nobody' to remove"):
         mt.remove_task("nobody")
     fixed = MultiTask(work.trunk, aggregator=mtlcore.create("aggregator", "ls", weights=(1.0, 2.0, 3.0)))
     fixed.backward(*work.evaluate())

@@ -332,3 +332,12 @@ def test_the_source_says_that_factors_do_not_serve():
     report = work.multitask(metric="optimizer", gradients="streaming").step(work.evaluate)
     assert "streaming keeps no rows" in report.gradient_source
     assert report.gradient_source.endswith("in the optimizer's metric")
+
+
+def test_a_refusal_names_the_metric_that_was_asked_for():
+    trunk = torch.nn.Linear(2, 2)
+    x = torch.ones(1, 2)
+    for metric in ("optimizer", "step"):
+        mt = MultiTask(trunk, "upgrad", torch.optim.Adamax(trunk.parameters()), metric=metric)
+        with pytest.raises(ConfigurationError, match=f'^metric="{metric}": .*Adamax is not known'):
+            mt.step(lambda: {"a": trunk(x).sum(), "b": trunk(x).square().sum()})

@@ -96,6 +96,7 @@ def test_batch_norm_statistics_are_learnt_too(net, method):
     [
         ([0.5], "shape"),
         ([0.5, 0.6], "sums to 1.1"),
+        ([0.0, 0.0], "0 for every task; give a, b a share each"),
         ([-0.5, 1.5], "task 'a' is -0.5"),
         ([float("nan"), 1.0], "task 'a' is nan"),
         ({"a": 0.5, "c": 0.5}, "names 'c'"),
