@@ -17,7 +17,8 @@ from mtlcore import linalg
 from mtlcore.distributed.wire import Exchange, Wire
 
 _BUCKET = 4 * 2**20
-"""Bytes of rows that travel at once; two buckets at a time are under way."""
+"""Bytes of rows that travel at once; two buckets at a time are under way. A row's worth where that is more: then there
+are K exchanges at most, each of R - 1 messages, and never more messages than a sum of every row takes, 2 K (R - 1)."""
 
 
 class Shards:
@@ -34,7 +35,8 @@ class Shards:
     def __init__(self, wire: Wire, rows: Tensor, where: Sequence[int], factors: Sequence[float], k: int) -> None:
         self._wire = wire
         self._size = rows.shape[1]
-        width = max(1, _BUCKET // max(1, k * rows.element_size() * wire.size))
+        bucket = max(_BUCKET, self._size * rows.element_size())
+        width = max(1, bucket // max(1, k * rows.element_size() * wire.size))
         self._widths = _widths(self._size, width, wire.size)
         self._share = rows.new_empty(k, sum(self._widths))
         place = torch.tensor(list(where), dtype=torch.long, device=rows.device)

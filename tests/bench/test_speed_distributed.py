@@ -39,12 +39,12 @@ def test_bytes_are_those_of_the_algorithm(record):
 
 
 def test_the_model():
-    k, p, wide = 11, 10_000_000, wire.Constants(0.0, 1e-9)
+    k, p, free = 11, 10_000_000, wire.Constants(0.0, 1e-9)
     for r in (2, 16, 1024):
         assert wire.naive(r, k, p).bytes == pytest.approx(2 * k * (r - 1) / r * 4 * p)
         assert wire.shares(r, k, p).bytes == pytest.approx((k + 1) * (r - 1) / r * 4 * p, rel=1e-3)
-    assert wire.stops_paying(k, p, wide) is None  # without latency fewer bytes always win
-    slow = wire.Constants(1e-3, 1e-9)
+    assert wire.stops_paying(k, p, free) is None  # without latency fewer bytes always win
+    slow, k = wire.Constants(1e-3, 1e-9), 2  # two rows, summed by two rings, take fewer messages
     end = wire.stops_paying(k, p, slow)
     assert end is not None
     assert wire.naive(end, k, p).seconds(slow) <= wire.shares(end, k, p).seconds(slow)
