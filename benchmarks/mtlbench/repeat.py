@@ -50,7 +50,7 @@ def repeat(
         raise ConfigurationError(f"{str(folder)!r} has no suite, so it is not known how its runs were made.")
     found = [r for r in records.finished(folder / records.RECORDS).values() if r.task == task]
     recorded = _chosen(folder, found, task, method, seed)
-    job = _job(manifest, manifest.suite, recorded)
+    job = planned(manifest, manifest.suite, recorded)
     if job.config_hash != recorded.config_hash:
         raise ConfigurationError(
             f"{method} on {task}, seed {seed}, was made with configuration {recorded.config_hash}, and the suite and "
@@ -82,7 +82,7 @@ def _chosen(folder: Path, found: list[Record], task: str, method: str, seed: int
     return matching[-1]
 
 
-def _job(manifest: Manifest, suite: Suite, recorded: Record) -> Job:
+def planned(manifest: Manifest, suite: Suite, recorded: Record) -> Job:
     """As the runner would make it, with what tuning chose."""
     suite = suite.only(tasks=(recorded.task,), methods=() if recorded.method == SINGLE_TASK else (recorded.method,))
     entry = suite.tasks[0]

@@ -274,12 +274,26 @@ def configured(
         "format": _FORMAT,
         "task": entry.model_dump(include={"name", "options"}),
         "revision": make_task(entry).revision,
-        "method": None if method is None else method.model_dump(exclude={"search", "optional", "front"}),
+        "method": None if method is None else _identity(method),
         "budget": budget.differences(),
     }
     if kinds != ["cpu"]:
         configuration["devices"] = kinds
     return Job(suite, entry, method, seed, budget, digest(configuration))
+
+
+_FIRST_FIELDS = (
+    "name", "aggregator", "options", "detector", "detector_options", "teleport", "teleport_options", "brakes",
+    "tolerance",
+)  # fmt: skip
+
+
+def _identity(method: MethodEntry) -> dict[str, Any]:
+    """What a method's result depends on. A field that a later version has added counts only where it is used: records
+    from before it are still results of the same configuration."""
+    content = method.model_dump(exclude={"search", "optional", "front"})
+    usual = {name: field.default for name, field in MethodEntry.model_fields.items()}
+    return {name: v for name, v in content.items() if name in _FIRST_FIELDS or v != usual[name]}
 
 
 def _against(base: Record, job: Job, certificates: Mapping[str, dict[str, Any]]) -> Job:

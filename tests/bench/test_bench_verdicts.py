@@ -14,7 +14,7 @@ from mtlbench import records, runner
 from mtlbench.command import app
 from mtlbench.compact import compact
 from mtlbench.formats import Record
-from mtlbench.repeat import repeat
+from mtlbench.repeat import planned, repeat
 from mtlbench.report.comparisons import against
 from mtlbench.report.summary import summarise
 from mtlbench.verdicts.claims import Claim, judged
@@ -169,6 +169,16 @@ def test_a_claim_about_time_is_held_against_its_bound(ratio, word):
     runs = _runs(ours=[2 * ratio + 0.001 * i for i in range(4)], theirs=[2.0] * 4)
     (found,) = judged(runs, ["t"], [Claim("S", "is cheap", "ours", "theirs", "time", 1.25)])
     assert found.word == word
+
+
+@pytest.mark.parametrize("folder", sorted(RESULTS.glob("*/")) if RESULTS.is_dir() else [], ids=lambda p: p.name)
+def test_the_committed_records_are_of_configurations_that_this_code_still_makes(folder):
+    """Otherwise nobody could repeat them, and a run that goes on from them would begin anew."""
+    manifest = records.manifest(folder / records.MANIFEST)
+    found = records.finished(folder / records.RECORDS).values()
+    assert len(found) > 100
+    for record in {(r.task, r.method): r for r in found}.values():
+        assert planned(manifest, manifest.suite, record).config_hash == record.config_hash, (record.task, record.method)
 
 
 @pytest.mark.parametrize("folder", sorted(RESULTS.glob("*/")) if RESULTS.is_dir() else [], ids=lambda p: p.name)

@@ -103,7 +103,7 @@ def test_links_into_a_page_find_their_heading():
 def test_every_page_is_linked_from_the_first_page_of_its_folder():
     """A page that nobody links to is not found: neither on GitHub nor on the site."""
     lost = []
-    for folder in ("how-to", "explanation", "tutorial", "reference"):
+    for folder in ("how-to", "explanation", "tutorial", "reference", "results"):
         index = (ROOT / "docs" / folder / "index.md").read_text()
         pages = {p.stem for p in (ROOT / "docs" / folder).glob("*.md")} - {"index"}
         lost += [
