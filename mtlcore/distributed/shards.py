@@ -18,7 +18,7 @@ from mtlcore.distributed.wire import Exchange, Wire
 
 _BUCKET = 4 * 2**20
 """Bytes of rows that travel at once; two buckets at a time are under way. A row's worth where that is more: then there
-are K exchanges at most, each of R - 1 messages, and never more messages than a sum of every row takes, 2 K (R - 1)."""
+are about K exchanges, each of R - 1 messages, where a sum of every row takes 2 K (R - 1)."""
 
 
 class Shards:

@@ -578,3 +578,20 @@ def saved_in_shards(rank, size, folder):
     assert mt.state_dict()["step"] == 3
     again = steps(*run, range(3, 6))
     return torch.equal(right.weights, again.weights), torch.equal(right.losses, again.losses), again.step
+
+
+def in_buckets(rank, size, name):
+    """Rows that travel in several exchanges; how many there were."""
+    from mtlcore.distributed import shards, wire
+
+    bucket, exchange, count = shards._BUCKET, wire.Wire.exchange, []
+
+    def counted(self, blocks, kind):
+        count.append(kind)
+        return exchange(self, blocks, kind)
+
+    shards._BUCKET, wire.Wire.exchange = 64, counted
+    try:
+        return {**train(rank, size, "plain", "mlp", name), "exchanges": count.count("rows")}
+    finally:
+        shards._BUCKET, wire.Wire.exchange = bucket, exchange

@@ -93,6 +93,14 @@ def _forced(rank, source, name):
     return cases.train(rank, 2, "plain", "mlp", name, 1, gradients=source)
 
 
+def test_rows_in_several_exchanges(three):
+    """About as many as tasks, when a bucket is smaller than a row."""
+    found = three.run(cases.in_buckets, 3, "upgrad")
+    assert_same_bits(found)
+    assert_close(found[0], cases.train(0, 1, "plain", "mlp", "upgrad"), EXACT)
+    assert {f["exchanges"] for f in found} <= {3, 4}
+
+
 def test_three_processes(three):
     for name in ("gradops", "pcgrad", "imtl-l", "by-row"):
         found = three.run(cases.train, 3, "plain", "mlp", name)
