@@ -167,3 +167,24 @@ def test_the_users_cache_folder_is_the_default(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform.startswith("linux"):
         assert certificates.folder() == tmp_path / "mtlcore" / "certificates"
+
+
+def test_without_the_library_that_searched_a_certificate_is_not_valid_and_no_error(monkeypatch):
+    """A core-only install lists plugins beside certificates of another environment."""
+    import importlib.metadata
+
+    from mtlverify import sources
+
+    def version(name):
+        if name == "hypothesis":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    sources.harness.cache_clear()
+    here, known = sources.harness(), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    sources.harness.cache_clear()
+    try:
+        assert sources.harness() != here
+    finally:
+        sources.harness.cache_clear()

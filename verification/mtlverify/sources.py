@@ -74,10 +74,18 @@ def _gather(module: str, found: dict[str, str]) -> None:
                 _gather(name, found)
 
 
+def _version(distribution: str) -> str:
+    """The installed one. A core-only install reads certificates, too, and has no hypothesis: then none is valid."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 @functools.cache
 def harness() -> str:
     """Digest of every source file of the core and of this wing, and the versions of what they compute with."""
-    versions = " ".join(importlib.metadata.version(name) for name in ("torch", "hypothesis"))
+    versions = " ".join(map(_version, ("torch", "hypothesis")))
     total = hashlib.sha256(versions.encode())
     for package in ("mtlcore", "mtlverify"):
         spec, _ = spec_without_import(package)
