@@ -445,3 +445,12 @@ def test_a_teleport_with_other_symmetries_is_not_asked_to_help():
     (law,) = chosen("teleport", ["helps-where-it-must"])
     assert law.applies(create("teleport", "relu-rescaling")) is None
     assert "its symmetries are others" in law.applies(create("teleport", "attention-qk"))
+
+
+def test_long_runs_are_scaled_as_the_law_asks():
+    """Not to 1e-120 where the law itself multiplies by 1e-100: squares would vanish, and with them the gradients."""
+    (law,) = chosen("aggregator", ["positively-homogeneous"])
+    assert {s.name for s in law.examples().strata} >= {"patient"}
+    rng = random.Random(0)
+    late = [s for s in law.examples().strata if s.name == "patient"]
+    assert all("extreme" not in s.sample(rng).family for s in late for _ in range(60))

@@ -72,7 +72,8 @@ def histories(families: Sequence[Any] = ALL, *, more: More | None = None, **othe
     made = jacobians(families, more=_with_absences(more), **others)
     if families[: len(ALL)] != ALL:
         return made
-    return Strata((*made.strata, *(s.map(_prolonged) for s in jacobians((patient,), more=_with_absences(more)).strata)))
+    late = jacobians((patient,), more=_with_absences(more), **others)
+    return Strata((*made.strata, *(s.map(_prolonged) for s in late.strata)))
 
 
 def patient(draw: Draw) -> list[list[int]]:
