@@ -258,3 +258,11 @@ def test_missing_rows_are_made_and_the_others_kept(tmp_path):
     assert "0 rows to make" in run("--missing")
     stored = json.loads((tmp_path / "kept" / "aggregator.sum.json").read_text())["counterexamples"]
     assert set(stored) == {law for law, r in again.items() if r["status"] == "refuted"}
+
+
+def test_who_is_away_when_is_a_list_of_pairs_and_nobody_is_not_told():
+    example = {"jacobian": [[1.0]], "losses": [1.0], "dtype": "float64", "extra": {"away": [[0, 1], [2, 0]]}}
+    row = Row("aggregator", "x", "x", {}, "d", "pure", False, "refuted", 1, -1.0, counterexample={"example": example})
+    assert "away `[[0, 1], [2, 0]]`" in render._evidence(row)
+    example["extra"] = {"away": []}
+    assert "away" not in render._evidence(row)

@@ -21,9 +21,11 @@ class CRMOGM(Wrapper):
     A method's weights depend on the batch as its gradients do, and the product of the two is biased; weights that move
     slowly are nearly independent of the batch. The paper lets alpha -> 1 as the learning rate falls.
 
-    Kept: whatever holds of weights and survives a convex combination, and symmetries. Dropped: everything about one
-    step's gradients (no conflict, stationarity, agreement with a reference), because the weights are those of older
-    ones. alpha = 0 passes all through. Absent tasks keep their average; the method must return weights.
+    Kept: whatever holds of weights and survives a convex combination. Dropped: everything about one step's gradients
+    (no conflict, stationarity, agreement with a reference), because the weights are those of older ones; and that the
+    order of the tasks does not matter: where many weights give one direction, as with equal gradients, a method may
+    return any of them, and in the next step they are no longer the same. alpha = 0 passes all through. Absent tasks
+    keep their average; the method must return weights.
 
     Args:
         method: any aggregator that returns weights.
@@ -38,7 +40,6 @@ class CRMOGM(Wrapper):
         {
             "conic-combination",
             "simplex-weights",
-            "permutation-equivariant",
             "equivariant-in-distribution",
             "positively-homogeneous",
             "parameter-rotation",

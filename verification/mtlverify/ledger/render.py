@@ -69,6 +69,8 @@ def draw(rows: Iterable[Row], folder: Path) -> list[Path]:
         if example is None:
             continue
         answer = ask(_subject(row).make(), example)
+        if answer.length == 0 or planar.worst_cosine(answer) >= 0:
+            continue  # the harm is done in a later step, and the picture is of the first
         file = folder / f"{_subject(row).slug}.svg"
         cone = planar.has_common_descent(example.jacobian)
         title = f"{row.label}: d misses the good cone" if cone else f"{row.label} (no direction is good for all)"
@@ -177,7 +179,8 @@ def _evidence(row: Row) -> str:
             parts.append(f"losses `{_vector(example['losses'])}`")
         if example["dtype"] != "float64":
             parts.append(example["dtype"])
-        parts += [f"{k} `{_vector(v) if isinstance(v, list) else v}`" for k, v in example["extra"].items()]
+        told = {k: v for k, v in example["extra"].items() if v not in ([], {})}
+        parts += [f"{k} `{_vector(v) if isinstance(v, list) else v}`" for k, v in told.items()]
     else:
         parts.append("stored input")
     if row.detail:
@@ -190,8 +193,9 @@ def matrix(rows: Iterable[Iterable[float]]) -> str:
     return "[" + ", ".join(_vector(row) for row in rows) + "]"
 
 
-def _vector(values: Iterable[float]) -> str:
-    return "[" + ", ".join(v if isinstance(v, str) else _short(v) for v in values) + "]"
+def _vector(values: Iterable[Any]) -> str:
+    shown = (v if isinstance(v, str) else _vector(v) if isinstance(v, list) else _short(v) for v in values)
+    return "[" + ", ".join(shown) + "]"
 
 
 def _short(value: float) -> str:
