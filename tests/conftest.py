@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
@@ -15,6 +16,10 @@ settings.register_profile("nightly", parent=settings.get_profile("ci"), derandom
 settings.load_profile(os.environ.get("MTLCORE_HYPOTHESIS_PROFILE", "ci"))
 
 torch.set_num_threads(1)
+
+# A shell that starts the tests in the background hands down an ignored Ctrl-C, and tests about it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
