@@ -40,6 +40,27 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert "### tiny, ls, 6 steps" in cost.report(tmp_path)
 
 
+def test_an_arm_that_did_nothing_is_told_from_one_that_made_no_difference(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    notes = {"fired": 3, "tried": 0, "accepted": 0, "taken back": 0, "extra": 0}
+    keys = [m.key for m in mtlcore.create("task", "rf1").metrics]
+    for seed in range(3):
+        for arm, value, more in (
+            ("alone", 1.0, {}),
+            ("persistent", 1.0, {}),
+            ("probation", 1.0 + 0.001 * seed, {"tried": 4, "accepted": 3, "taken back": 1}),
+            ("extra steps", 0.99, {"extra": 5}),
+        ):
+            row = {"task": "rf1", "base": "ls", "arm": arm, "seed": seed, "steps": 9, "metrics": dict.fromkeys(keys, value)}
+            with file.open("a") as stream:
+                stream.write(json.dumps(row | {"notes": notes | more}) + "\n")
+    table = {line.split("|")[1].strip(): line for line in cost.report(tmp_path).splitlines() if line.startswith("| ")}
+    assert "| 3 | 0.0 | 0.0 | +0.00 |" in table["persistent"]
+    assert table["persistent"].endswith("same runs |")
+    assert "| 3 | 4.0 | 2.0 | +0.10 |" in table["probation"]
+    assert "| 3 | 5.0 | 0.0 | -1.00 |" in table["extra steps"]
+
+
 def test_the_same_is_shown_and_not_merely_not_refuted():
     assert cost.equivalence([0.01, -0.02, 0.03, 0.0, 0.01]) < 0.001
     assert cost.equivalence([3.0, -3.0, 2.0, -2.0, 0.1]) > 0.1, "no difference in the mean, and nothing shown"

@@ -212,22 +212,34 @@ def scores(file: Path) -> dict[tuple[str, str, int], dict[str, list[float]]]:
     return table
 
 
+def moved(file: Path, task: str, base: str, arm: str, steps: int) -> tuple[float, float]:
+    """What an arm did in a run, on average: teleports tried (of "extra steps": plain steps), and kept. An arm that did
+    nothing is as good as the base alone, and says nothing of teleports."""
+    notes = [r["notes"] for key, r in finished(file).items() if key[:3] == (task, base, arm) and key[4] == steps]
+    tried = sum(n["tried"] + n["extra"] for n in notes) / len(notes)
+    return tried, sum(n["accepted"] - n["taken back"] for n in notes) / len(notes)
+
+
 def report(folder: Path) -> str:
     """Markdown."""
-    lines = []
-    for (task, base, steps), arms in scores(folder / "runs.jsonl").items():
+    lines, file = [], folder / "runs.jsonl"
+    for (task, base, steps), arms in scores(file).items():
         lines += [
             f"\n### {task}, {base}, {steps} steps\n",
-            "| arm | n | difference, % | 95 % | p (Holm) | equivalent |",
+            "| arm | n | tried | kept | difference, % | 95 % | p (Holm) | equivalent |",
         ]
-        lines.append("|---|---|---|---|---|---|")
+        lines.append("|---|---|---|---|---|---|---|---|")
         family = corrected({arm: paired([values]) for arm, values in arms.items()})
         for arm, found in family.items():
             d, p = found.difference, equivalence(arms[arm])
             between = "" if d.low is None or d.high is None else f"[{d.low:.2f}, {d.high:.2f}]"
             chance = "" if found.p_holm is None else f"{found.p_holm:.3f}"
             same = "" if p is None else f"p = {p:.3f}{' yes' if p < 0.05 else ''}"
-            lines.append(f"| {arm} | {d.n} | {d.estimate:+.2f} | {between} | {chance} | {same} |")
+            tried, kept = moved(file, task, base, arm, steps)
+            same = "same runs" if not any(arms[arm]) else same
+            lines.append(
+                f"| {arm} | {d.n} | {tried:.1f} | {kept:.1f} | {d.estimate:+.2f} | {between} | {chance} | {same} |"
+            )
     return "\n".join(lines)
 
 
