@@ -51,9 +51,10 @@ def test_an_arm_that_did_nothing_is_told_from_one_that_made_no_difference(tmp_pa
             ("probation", 1.0 + 0.001 * seed, {"tried": 4, "accepted": 3, "taken back": 1}),
             ("extra steps", 0.99, {"extra": 5}),
         ):
-            row = {"task": "rf1", "base": "ls", "arm": arm, "seed": seed, "steps": 9, "metrics": dict.fromkeys(keys, value)}
+            row = {"task": "rf1", "base": "ls", "arm": arm, "seed": seed, "steps": 9}
+            row |= {"metrics": dict.fromkeys(keys, value), "notes": notes | more}
             with file.open("a") as stream:
-                stream.write(json.dumps(row | {"notes": notes | more}) + "\n")
+                stream.write(json.dumps(row) + "\n")
     table = {line.split("|")[1].strip(): line for line in cost.report(tmp_path).splitlines() if line.startswith("| ")}
     assert "| 3 | 0.0 | 0.0 | +0.00 |" in table["persistent"]
     assert table["persistent"].endswith("same runs |")
