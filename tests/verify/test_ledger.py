@@ -266,3 +266,20 @@ def test_who_is_away_when_is_a_list_of_pairs_and_nobody_is_not_told():
     assert "away `[[0, 1], [2, 0]]`" in render._evidence(row)
     example["extra"] = {"away": []}
     assert "away" not in render._evidence(row)
+
+
+def test_a_row_that_takes_too_long_is_missing_and_the_others_are_made(tmp_path, monkeypatch):
+    from mtlverify.ledger import command
+    from mtlverify.processes import Lost
+
+    groups = []
+
+    def late(function, tasks, jobs, timeout):
+        groups.extend(task.group for task in tasks)
+        yield 0, Lost("it took longer than 1 s and was stopped")
+
+    monkeypatch.setattr(command, "side_by_side", late)
+    work = [(Subject("aggregator", "ls"), id) for id in ("finite", "pure")]
+    depth = command.Depth(1, 0, 0.0, tmp_path)
+    assert command._fill({}, work, depth, 1, 1.0, tmp_path / "ledger.json") == 1
+    assert len(set(groups)) == 2, "rows of one group are given up together"

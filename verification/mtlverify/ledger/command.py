@@ -127,7 +127,7 @@ def _fill(
     table: Table, work: list[tuple[Subject, str]], depth: Depth, jobs: int, timeout: float | None, file: Path
 ) -> int:
     """Make the rows, and write them down as they are finished; the number of those that could not be made."""
-    tasks = [Task((s, id, depth), f"{s.label}, law {id}", None) for s, id in work]
+    tasks = [Task((s, id, depth), f"{s.label}, law {id}", (s.slug, id)) for s, id in work]
     lost, written = 0, time.monotonic()
     for done, (i, found) in enumerate(side_by_side(_made, tasks, jobs, timeout), 1):
         subject, law = work[i]
