@@ -277,7 +277,7 @@ def test_office_trains_on_domains_of_unequal_size(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "PROBES", 1)
     budget = Budget(steps=2, batch_size=3, learning_rate=1e-3, evaluations=1)
     found = protocol.train("office", task, MethodEntry(name="mgda"), 0, budget, {})
-    assert set(found.metrics) == {f"{d}/accuracy" for d in task.tasks}
+    assert set(found.metrics) == {f"{d}/{metric}" for d in task.tasks for metric in ("accuracy", "calibration error")}
     assert found.conflict["min_cosine"] is not None
     (tmp_path / "amazon_test.txt").write_text("amazon/images/x.jpg 31\n")
     from mtlbench.tasks import office

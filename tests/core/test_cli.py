@@ -114,11 +114,11 @@ def test_list_shows_what_verify_found(site, tmp_path):
     assert found["cosine"]["passed"] is True
     assert "symmetric" in found["cosine"]["kept"]
     assert found["third-party-boast"]["passed"] is False
-    assert found["third-party-boast"]["broken"] == ["non-conflicting"]
+    assert found["third-party-boast"]["broken"] == ["low-precision-network", "non-conflicting"]
     assert found["imbalance"] is None, "5 inputs per law are too few for a certificate"
     table = mtl("list", site=place, **env).stdout
     assert f"certified: {len(found['cosine']['kept'])} laws, {found['cosine']['date']}" in table
-    assert "broken: non-conflicting (1 of" in table
+    assert "broken: low-precision-network, non-conflicting (2 of" in table
     other = {"MTLCORE_CACHE": str(tmp_path / "elsewhere")}
     assert {str(r["certificate"]) for r in rows(site=place, **other)} == {"None"}
     _no_heavy_imports(place, env)

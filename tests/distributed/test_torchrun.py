@@ -16,9 +16,10 @@ def test_two_processes_print_the_same_weights(tmp_path):
     (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "train.py").write_text(program)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    whole_lines = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}  # else they mix
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *command],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=whole_lines, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines = Counter(line for line in done.stdout.splitlines() if re.match(r"\d+ \[", line))

@@ -164,7 +164,9 @@ def test_not_a_number_in_a_later_step_is_a_violation(law_id):
 def test_the_worst_of_several_margins_keeps_its_reason():
     assert worst([Margin(0.5, "a"), Margin(-1.0, "b"), Margin(0.1, "c")], of="step").reason == "b (step 1)"
     assert worst([Margin(-1.0, "b"), Margin(0.1, "c")], of="step").reason == "b"
-    assert worst([Margin(-1.0, "b"), Margin(float("nan"), "c")]).reason == "c"
+    assert worst([Margin(0.1, "b"), Margin(float("nan"), "c")]).reason == "c"
+    asked = (Margin(v, reason) for v, reason in ((0.1, "a"), (-1.0, "b"), (-2.0, "not asked")))
+    assert worst(asked).reason == "b", "what is plainly broken is not followed to the end"
 
 
 def test_a_claim_of_an_unknown_law_is_an_error():

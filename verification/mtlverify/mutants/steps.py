@@ -65,7 +65,7 @@ class _Thirds(_Spoiled):
     def spoil(right: Callable[..., Any]) -> Callable[..., Any]:
         """D is taken for 1/3 where it is 1: the same direction, but for the bits."""
 
-        def wrong(inner: TaskGradients, optimizer: Any, parameters: Any) -> TaskGradients:
+        def wrong(inner: TaskGradients, optimizer: Any, parameters: Any, *rest: Any) -> TaskGradients:
             from mtlcore.geometry.metric import InMetric
 
             size = sum(p.numel() for p in parameters)
