@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from mtlbench import workers
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, MissingExtraError
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def _distributed() -> Any:
     try:
         import distributed
     except ImportError as error:
-        raise ConfigurationError("--dask needs Dask: run `pip install distributed`.") from error
+        raise MissingExtraError("distributed", "cluster", "--dask") from error
     return distributed
 
 

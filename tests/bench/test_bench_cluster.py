@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,6 @@ import pytest
 from mtlbench import records, runner
 
 SCRIPT = Path(__file__).parents[1] / "support" / "bench_cluster.py"
-
-try:
-    version("distributed")
-except PackageNotFoundError:
-    pytest.skip("needs Dask: pip install distributed", allow_module_level=True)
 
 
 def _on_cluster(site, what, folder):
