@@ -34,6 +34,7 @@ def main(
     Exit code 0 whatever is found (it is not our build), 2 if the library, a name or a law is missing.
     """
     try:
+        chosen("aggregator", law)
         found = peers()
     except MtlError as error:
         typer.secho(str(error), fg="red", err=True)
@@ -43,11 +44,6 @@ def main(
     if unknown:
         typer.secho(f"no peer called {', '.join(unknown)}; there are {', '.join(known)}.", fg="red", err=True)
         raise typer.Exit(2)
-    try:
-        chosen("aggregator", law)
-    except MtlError as error:
-        typer.secho(str(error), fg="red", err=True)
-        raise typer.Exit(2) from error
     version = importlib.metadata.version("torchjd")
     typer.echo(f"torchjd {version}")
     everything = []
