@@ -128,6 +128,16 @@ def slug(kind: str, name: str) -> str:
     return f"{name}-{kind}" if taken else name
 
 
+def namesakes(kind: str, name: str) -> dict[str, str]:
+    """{kind: slug} of the methods of other kinds that have the same name."""
+    return {k: slug(k, name) for k in TITLES if k != kind and name in mtlcore.available(k)}
+
+
+def titled(kind: str, name: str) -> str:
+    """What heads the page, and stands in lists: with its kind where another kind has the name, too."""
+    return f"{name} ({kind})" if namesakes(kind, name) else name
+
+
 def methods() -> str:
     """The table of all built-in methods, each with its page."""
     out = [
@@ -143,7 +153,8 @@ def methods() -> str:
             needs = needs_of(kind, name)
             reads = f"`{needs}`" if needs else "parameters"
             promises = len(claims_of(kind, name))
-            out.append(f"| [{name}](methods/{slug(kind, name)}.md) | {summary(cls)} | {reads} | {promises} laws |")
+            link = f"[{titled(kind, name)}](methods/{slug(kind, name)}.md)"
+            out.append(f"| {link} | {summary(cls)} | {reads} | {promises} laws |")
         out.append("")
     out.append("## Tags\n\n" + TAGS)
     names = [slug(kind, name) for kind in TITLES for name in mtlcore.available(kind)]
@@ -208,11 +219,14 @@ def method(kind: str, name: str, ledger: list[dict[str, Any]]) -> str:
     """The page of one method."""
     cls = registry().load(kind, name)
     facts = FACTS.get(slug(kind, name))
-    out = [f"# {name}\n", summary(cls) + "\n"]
+    others = namesakes(kind, name)
+    out = [f"# {titled(kind, name)}\n", summary(cls) + "\n"]
+    for other, page in others.items():
+        out.append(f"Not to be confused with the [{other} of the same name]({page}.md).\n")
     if facts:
         out.append(f"$$\n{facts.equation}\n$$\n")
     call = CALLS.get(kind, 'MultiTask(trunk, {kind}="{name}", ...)').format(kind=kind, name=name)
-    which = f" --kind {kind}" if slug(kind, name) != name else ""
+    which = f" --kind {kind}" if others else ""
     out.append(f"```text\nmtlcore.{call}\nmtl verify {name}{which}\n```\n")
     text = sections(cls.__doc__)
     out += [

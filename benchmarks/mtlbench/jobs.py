@@ -20,7 +20,7 @@ import mtlcore
 from mtlbench import deadline, protocol, records, workers
 from mtlbench.devices import Device
 from mtlbench.formats import Key, Record, Short
-from mtlbench.suite import SINGLE_TASK, MethodEntry, TaskEntry
+from mtlbench.suite import NOT_TRAINED_WITH, SINGLE_TASK, MethodEntry, TaskEntry
 from mtlbench.tasks.base import BenchmarkTask, Budget
 from mtlcore.discovery import BUILT_IN
 from mtlcore.errors import PluginError
@@ -115,7 +115,7 @@ def failed(job: Job, error: str, traceback: str | None = None) -> Record:
 
 def _record(job: Job, found: dict[str, Any]) -> Record:
     """What is known before the run, and what it found."""
-    method = None if job.method is None else job.method.model_dump(exclude={"search", "optional", "front"})
+    method = None if job.method is None else job.method.model_dump(exclude=NOT_TRAINED_WITH)
     known = {
         "suite": job.suite,
         "task": job.task.name,

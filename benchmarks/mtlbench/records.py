@@ -46,6 +46,15 @@ def append(path: Path, record: Record | Mapping[str, Any]) -> None:
             os.close(handle)
 
 
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """What :func:`append` has written where no form of a record is asked for; a line that a crash has torn is left
+    out."""
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                yield json.loads(text)
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What the system says when a file cannot be written becomes an error of ours."""

@@ -22,7 +22,7 @@ from mtlbench.formats import Record, Short
 from mtlbench.jobs import Job, make_task, name_of
 from mtlbench.lock import alone_in
 from mtlbench.progress import Bar, results
-from mtlbench.suite import SINGLE_TASK, BudgetChanges, MethodEntry, Suite, TaskEntry, digest
+from mtlbench.suite import NOT_TRAINED_WITH, SINGLE_TASK, BudgetChanges, MethodEntry, Suite, TaskEntry, digest
 from mtlbench.tasks.base import Budget
 from mtlbench.tuner import Choice, Tuner
 from mtlcore.errors import ConfigurationError, UnknownPluginError
@@ -291,7 +291,7 @@ _FIRST_FIELDS = (
 def _identity(method: MethodEntry) -> dict[str, Any]:
     """What a method's result depends on. A field that a later version has added counts only where it is used: records
     from before it are still results of the same configuration."""
-    content = method.model_dump(exclude={"search", "optional", "front"})
+    content = method.model_dump(exclude=NOT_TRAINED_WITH)
     usual = {name: field.default for name, field in MethodEntry.model_fields.items()}
     return {name: v for name, v in content.items() if name in _FIRST_FIELDS or v != usual[name]}
 
@@ -299,7 +299,7 @@ def _identity(method: MethodEntry) -> dict[str, Any]:
 def _against(base: Record, job: Job, certificates: Mapping[str, dict[str, Any]]) -> Job:
     """A method's job, held against the baseline of its seed."""
     assert job.method is not None
-    short = certification.short(certification.of_method(certificates, job.method))
+    short = certification.short(certification.of_method(certificates, tuning.witness(job.method)))
     return dataclasses.replace(
         job,
         baseline=base.metrics or {},

@@ -26,6 +26,8 @@ Selection = Literal["best-validation", "last", "mean-of-last-epochs"]
 Metric = Literal["euclidean", "optimizer", "step"]
 Precision = Literal["float32", "bf16", "fp16"]
 PROTOCOL_NAMES = ("validation", "nash-mtl", "ldc-mtl", "libmtl")
+NOT_TRAINED_WITH = {"search", "search_weights", "optional", "front"}
+"""Fields of a method that say how it is tuned and shown; no result of a run depends on them."""
 SINGLE_TASK = "single-task"
 """Name of the baseline: one network per sub-task, same budget, same initial weights."""
 
@@ -73,10 +75,11 @@ class MethodEntry(_Strict):
     """One line of the comparison.
 
     ``name`` is how the report calls it; ``aggregator`` defaults to it. ``search`` gives the values that tuning may
-    choose an option from, besides its default; ``optional`` leaves the method out, with a note, where no plugin of
-    that name exists; ``metric`` is that of ``MultiTask``, and with ``taken`` a record says how many of the optimizer's
-    steps conflicted with a task; methods with the same ``front`` are drawn as one line, in their order, in a figure of
-    metric against metric.
+    choose an option from, besides its default; ``search_weights`` has it search fixed weights of the losses instead,
+    task by task (``ls`` only). ``optional`` leaves the method out, with a note, where no plugin of that name exists;
+    ``metric`` is that of ``MultiTask``, and with ``taken`` a record says how many of the optimizer's steps conflicted
+    with a task; methods with the same ``front`` are drawn as one line, in their order, in a figure of metric against
+    metric.
     """
 
     name: str = Field(pattern=r"^[^\s/][^/]*$")
@@ -91,6 +94,7 @@ class MethodEntry(_Strict):
     metric: Metric = "euclidean"
     taken: bool = False
     search: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    search_weights: bool = False
     optional: bool = False
     front: str = ""
 
@@ -107,6 +111,11 @@ class MethodEntry(_Strict):
     def _reserved(self) -> MethodEntry:
         if self.name == SINGLE_TASK:
             raise ValueError(f"{SINGLE_TASK!r} is the baseline, which is always run; choose another name")
+        if self.search_weights and (self.aggregator != "ls" or self.search or {"weights", "draw"} & set(self.options)):
+            raise ValueError(
+                f"search_weights of {self.name!r} needs aggregator = 'ls', without search, weights and draw: fixed "
+                "weights of the losses are all that it searches"
+            )
         return self
 
     def plugins(self) -> list[tuple[str, str, dict[str, Any]]]:
@@ -124,8 +133,8 @@ class Tuning(_Strict):
 
     First each of ``learning_rate_factors``, times the task's own learning rate, with the method's default options;
     then, at the best of these rates, the trials that are left try other options from the method's ``search``, or
-    further learning rates where there are no more options. Trials are trained with a seed of their own and judged on
-    validation data only. No trials: no tuning.
+    further learning rates where there are no more options; or they search weights of the losses. Trials are trained
+    with a seed of their own and judged on validation data only. No trials: no tuning.
     """
 
     trials: int = Field(0, ge=0)

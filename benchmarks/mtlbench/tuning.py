@@ -1,7 +1,8 @@
 """Tuning in two stages, the same number of trials for every method, linear scalarisation and baseline included.
 
 First the learning rate, with the method's default options; then, at the best learning rate, its options. Drawn
-together, the learning rate decides, and options are chosen by accident.
+together, the learning rate decides, and options are chosen by accident. Fixed weights of the losses may be searched in
+the second stage instead, task by task, in as many rounds as that takes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import mtlcore
@@ -22,6 +23,10 @@ TRIAL_SEED = -1
 
 Setting = tuple[float, dict[str, Any]]
 """(learning rate, options)"""
+Weights = tuple[float, ...]
+"""One number per task, with sum 1, rounded so that equal ones are equal."""
+FIRST_FACTOR = 4.0
+"""By how much a search of weights first moves one of them, up and down."""
 
 
 def first_stage(method: MethodEntry | None, tuning: Tuning, budget: Budget) -> list[Setting]:
@@ -45,8 +50,57 @@ def second_stage(method: MethodEntry | None, tuning: Tuning, budget: Budget, rat
     return settings + [(r, _defaults(method)) for r in itertools.islice(_around(rate, grid), left - len(settings))]
 
 
+def weights_stage(
+    tuning: Tuning, rate: float, n_tasks: int, tried: Sequence[tuple[Mapping[str, Any], float]]
+) -> list[Setting]:
+    """The next trials of a search of weights, at the rate that has won the first stage; none when all are spent.
+
+    Args:
+        tried: (options, score) of the trials so far, the first stage's included; infinity for one without a score.
+    """
+    scores = {weights_of([0.0] * n_tasks): math.inf}
+    for options, score in tried:
+        weights = tuple(options.get("weights", weights_of([0.0] * n_tasks)))
+        scores[weights] = min(score, scores.get(weights, math.inf))
+    return [(rate, {"weights": list(w)}) for w in coordinate_search(n_tasks, scores, tuning.trials - len(tried))]
+
+
+def coordinate_search(n_tasks: int, scores: Mapping[Weights, float], left: int) -> list[Weights]:
+    """The next weights to try, at most two, from the scores (lower is better) of those tried so far.
+
+    From coarse to fine: task by task its weight is multiplied and divided by :data:`FIRST_FACTOR`, and the best of the
+    three is kept; when all tasks have had their turn the factor is its square root. The whole search is gone through
+    again from the scores, so that it needs no memory of its own. [choice]
+    """
+    centre, step = [0.0] * n_tasks, math.log(FIRST_FACTOR)
+    while left > 0 and step > 1e-3:
+        for task in range(n_tasks):
+            beside = [[x + sign * step * (i == task) for i, x in enumerate(centre)] for sign in (1, -1)]
+            if new := [w for w in map(weights_of, beside) if w not in scores]:
+                return new[:left]
+            centre = min([centre, *beside], key=lambda x: scores[weights_of(x)])  # of equals the one that was there
+        step /= 2
+    return []
+
+
+def weights_of(logarithms: Sequence[float]) -> Weights:
+    """From their logarithms, of which only the differences count."""
+    values = [math.exp(x - max(logarithms)) for x in logarithms]
+    return tuple(float(f"{v / sum(values):.6g}") for v in values)
+
+
+def witness(method: MethodEntry) -> MethodEntry:
+    """Whose certificate counts: the method's own, but for weights that were searched. These are one number for each
+    task of one benchmark, and a law asks about any number of tasks: a draw of fixed weights stands for them."""
+    if not method.search_weights or "weights" not in method.options:
+        return method
+    return method.model_copy(update={"options": {"draw": 1}})
+
+
 def settings(method: MethodEntry, tuning: Tuning) -> list[MethodEntry]:
     """The method with its default options and with each of the others that a trial may give it, whichever rate wins."""
+    if method.search_weights and tuning.trials:
+        return [method, method.model_copy(update={"options": {"draw": 1}})]
     others = _draws(method, tuning.trials - len(tuning.learning_rate_factors)) if tuning.trials else []
     return [method, *(method.model_copy(update={"options": options}) for options in others)]
 

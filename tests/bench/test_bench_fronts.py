@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from mtlbench import records
 from mtlbench.fronts import plan, report, run
 from mtlbench.fronts.plan import Subject
 from mtlcore.errors import ConfigurationError
@@ -45,7 +46,7 @@ def test_it_goes_on_where_it_stopped_and_a_torn_line_harms_only_itself(tmp_path)
     again = []
     assert run.run([PROBLEM], ["ls-sweep", "cosmos"], 1, file, again.append) == 0
     assert [text.split(":")[0] for text in again] == ["pareto-mtl-toy, cosmos, seed 0"]
-    found = list(run.read(file))
+    found = list(records.lines(file))
     assert [x["method"] for x in found] == ["ls-sweep", "cosmos"]
     assert found[1]["points"] == json.loads(lines[1])["points"]
 
@@ -55,7 +56,7 @@ def test_real_data_are_judged_against_networks_that_are_trained_alone(tiny, tmp_
     n_tasks = len(bench_tiny.Tiny().tasks)
     subject = Subject("tiny", "task", n_tasks, passes=8 * (n_tasks + 1), points=n_tasks + 1, dense=n_tasks + 2)
     assert run.run([subject], ["ls-sweep", "pamal"], 1, file) == 0
-    alone, *others = run.read(file)
+    alone, *others = records.lines(file)
     assert alone["method"] == f"single-task:{subject.points}"
     assert [len(x["points"]) for x in others] == [subject.points] * 2
     task = bench_tiny.Tiny()
@@ -69,7 +70,7 @@ def test_a_search_that_fails_is_a_record_and_tried_again(tmp_path):
     small = Subject("pareto-mtl-toy", "problem", 2, passes=1, points=3, dense=5)
     assert run.run([small], ["ls-sweep"], 1, file) == 1
     assert run.run([small], ["ls-sweep"], 1, file) == 1
-    assert ["too little" in x["error"] for x in run.read(file)] == [True, True]
+    assert ["too little" in x["error"] for x in records.lines(file)] == [True, True]
 
 
 def lines(differences, method="pamal"):
@@ -119,7 +120,7 @@ def test_command_names_what_is_not_there(tmp_path):
 def test_the_page_says_what_the_committed_records_say():
     root = Path(__file__).parents[2]
     page = (root / "docs" / "explanation" / "pareto-sets.md").read_text(encoding="utf-8")
-    lines = list(run.read(root / "benchmarks" / "results" / "fronts" / "records.jsonl"))
+    lines = list(records.lines(root / "benchmarks" / "results" / "fronts" / "records.jsonl"))
     for subject in plan.SUBJECTS:
         found = report.rows(lines, subject)
         assert len(found) == len(plan.METHODS)

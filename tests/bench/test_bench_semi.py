@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from mtlbench.studies import semi
+from mtlbench import records
+from mtlbench.studies import lines, semi
 from mtlbench.studies.semi import Discriminator, fooling_loss, own_loss
 
 
@@ -54,10 +54,26 @@ def test_semi_table_judges_withheld_labels():
     assert better.endswith("| +5.2 | better |")
 
 
+def test_a_study_goes_on_from_the_lines_that_are_whole(tmp_path):
+    begun = lines.called("About.", "nowhere", ["--out", str(tmp_path), "--seeds", "2"])
+    assert (begun.seeds, begun.lines) == (2, [])
+    begun.add([{"seed": 0}, {"seed": 1}])
+    with begun.file.open("a") as file:
+        file.write('{"seed": 2')
+    again = lines.called("About.", str(tmp_path), [])
+    assert again.lines == begun.lines == [{"seed": 0}, {"seed": 1}]
+    again.add([{"seed": 2}])
+    assert list(records.lines(begun.file)) == [{"seed": s} for s in range(3)]
+
+
+def test_a_cell_has_half_of_the_interval_where_there_is_one():
+    assert lines.span([80.0]) == "80.0"
+    assert lines.span([79.0, 81.0]) == "80.0 ± 12.7"  # t = 12.706 with one degree of freedom, deviation / sqrt(2) = 1
+
+
 @pytest.mark.parametrize(("study", "page"), [("semi", "partial-labels"), ("merging", "sets-and-merging")])
 def test_the_page_says_what_the_committed_records_say(study, page):
     root = Path(__file__).parents[2]
-    records = root / "benchmarks" / "results" / study / "records.jsonl"
-    lines = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
-    made = importlib.import_module(f"mtlbench.studies.{study}").table(lines)
+    found = list(records.lines(root / "benchmarks" / "results" / study / "records.jsonl"))
+    made = importlib.import_module(f"mtlbench.studies.{study}").table(found)
     assert made in (root / "docs" / "explanation" / f"{page}.md").read_text(encoding="utf-8")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 
 import pytest
 
@@ -67,6 +69,62 @@ def test_options_that_run_out_are_followed_by_learning_rates():
     assert stage[0] == (1e-3, {"rescale": "1+c", "c": 0.8})
     assert [options for _, options in stage[1:]] == [{"rescale": "1+c"}] * 2
     assert [rate for rate, _ in stage[1:]] == pytest.approx([1e-3 * 3**0.5, 1e-3 / 3**0.5])
+
+
+def _searched(score, n_tasks, trials):
+    """All weights that a search tries, in rounds, with their scores."""
+    scores = {tuning.weights_of([0.0] * n_tasks): score(tuning.weights_of([0.0] * n_tasks))}
+    while new := tuning.coordinate_search(n_tasks, scores, trials - len(scores) + 1):
+        assert len(new) <= 2
+        assert not set(new) & set(scores)
+        scores |= {w: score(w) for w in new}
+    return scores
+
+
+@pytest.mark.parametrize("n_tasks", [2, 3, 5])
+@pytest.mark.parametrize("trials", [1, 4, 21])
+def test_a_search_of_weights_spends_its_trials_and_never_twice_on_the_same(n_tasks, trials):
+    scores = _searched(lambda w: sum(x * i for i, x in enumerate(w)), n_tasks, trials)
+    assert len(scores) == trials + 1
+    assert all(sum(w) == pytest.approx(1.0, abs=1e-5) for w in scores)
+    assert min(scores, key=scores.__getitem__)[0] > 1 / n_tasks  # who is cheapest gains
+
+
+def test_a_search_of_weights_comes_closer_to_the_best_ones_than_as_many_draws():
+    """In the mean over problems whose best weights are drawn; equal weights and one round are not enough."""
+    generator = random.Random(0)
+    gaps = {"searched": [], "drawn": [], "equal": []}
+    for _ in range(40):
+        wish = [generator.gauss(0.0, 1.2) for _ in range(3)]
+
+        def score(w, wish=wish):
+            logs = [math.log(x) - y for x, y in zip(w, wish)]
+            return sum((x - sum(logs) / 3) ** 2 for x in logs)
+
+        gaps["searched"].append(min(_searched(score, 3, 21).values()))
+        draws = ([generator.expovariate(1.0) for _ in range(3)] for _ in range(21))
+        gaps["drawn"].append(min(score([x / sum(d) for x in d]) for d in draws))
+        gaps["equal"].append(score([1 / 3] * 3))
+    means = {name: sum(found) / len(found) for name, found in gaps.items()}
+    assert means["searched"] < 0.6 * means["drawn"] < 0.3 * means["equal"]
+
+
+def test_a_trial_of_weights_without_a_score_is_not_asked_for_again():
+    plan, equal = Tuning(trials=8), [({}, 1.0), ({}, 2.0), ({}, math.inf)]
+    first = tuning.weights_stage(plan, 1e-3, 2, equal)
+    assert [rate for rate, _ in first] == [1e-3, 1e-3]
+    assert [options["weights"] for _, options in first] == [[0.8, 0.2], [0.2, 0.8]]
+    then = tuning.weights_stage(plan, 1e-3, 2, [*equal, (first[0][1], math.inf), (first[1][1], 3.0)])
+    assert [options["weights"] for _, options in then] == [[2 / 3, 1 / 3], [1 / 3, 2 / 3]] or len(then) == 2
+    assert all(options["weights"] not in ([0.8, 0.2], [0.2, 0.8]) for _, options in then)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"aggregator": "cagrad"}, {"search": {"draw": [1]}}, {"options": {"draw": 1}}]
+)  # fmt: skip
+def test_only_fixed_weights_are_searched(changes):
+    with pytest.raises(ValueError, match="search_weights of 'mine' needs aggregator = 'ls'"):
+        MethodEntry.model_validate({"name": "mine", "aggregator": "ls", "search_weights": True, **changes})
 
 
 def test_the_edge_of_the_grid():
@@ -179,6 +237,51 @@ def test_what_tuning_chooses_is_certified_as_it_is_trained(tiny, tmp_path, train
     ).refused
     assert refused == ["cagrad"]
     assert "cagrad (c = 0.8)" in console.file.getvalue()
+
+
+def test_weights_are_searched_by_validation_and_the_search_goes_on_where_it_stopped(tiny, tmp_path, trainer):
+    """The best weights are 4 : 1; every arm has as many trials, and the search asks again for nothing."""
+
+    def error(rate, options):
+        w = options.get("weights", (0.5, 0.5))
+        return 1.0 + abs(rate - 1e-2) + abs(math.log(w[0] / w[1]) - math.log(4.0))
+
+    trainer["error"] = error
+    methods = ["ls", {"name": "searched", "aggregator": "ls", "search_weights": True}]
+    suite = tiny.suite(*methods, reference="ls", tuning={"trials": 9}, seeds=1)
+    assert runner.run(suite, tmp_path / "whole", certify=False, console=tiny.quiet()).ok
+    tuned = json.loads((tmp_path / "whole" / "suite.json").read_text())["tuned"]["tiny"]
+    assert tuned["searched"]["options"] == {"weights": [0.8, 0.2]}
+    assert tuned["searched"]["learning_rate"] == pytest.approx(1e-2)
+    lines = (tmp_path / "whole" / "trials.jsonl").read_text().splitlines()
+    trials, _ = records.read(tmp_path / "whole" / "trials.jsonl")
+    assert [sum(t.method == m for t in trials) for m in (SINGLE_TASK, "ls", "searched")] == [9, 9, 9]
+    used = [r for r in records.read(tmp_path / "whole" / "records.jsonl")[0] if r.method == "searched"]
+    assert used[0].hyperparameters.method.options == {"weights": [0.8, 0.2]}
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "trials.jsonl").write_text("\n".join(lines[:-3]) + "\n")
+    summary = runner.run(suite, tmp_path / "cut", certify=False, console=tiny.quiet())
+    assert summary.already == len(lines) - 3
+    assert json.loads((tmp_path / "cut" / "suite.json").read_text())["tuned"]["tiny"] == tuned
+
+
+def test_searched_weights_are_certified_by_a_draw_that_stands_for_them(tiny, tmp_path, trainer, monkeypatch):
+    trainer["error"] = lambda rate, options: 2.0 - options.get("weights", (0.5, 0.5))[0]
+    asked = []
+
+    def certify(kind, name, options):
+        asked.append(options)
+        return {
+            "kind": kind, "name": name, "options": options, "seconds": 0.0, "rows": [], "passed": True,
+            "summary": f"{options}",
+        }  # fmt: skip
+
+    monkeypatch.setattr(certification, "certify_one", certify)
+    method = {"name": "searched", "aggregator": "ls", "search_weights": True}
+    runner.run(tiny.suite(method, reference="searched", tuning={"trials": 5}), tmp_path, console=tiny.quiet())
+    assert asked == [{}, {"draw": 1}]
+    (used,) = {r.certificate.summary for r in records.read(tmp_path / "records.jsonl")[0] if r.method == "searched"}
+    assert used == "ls: {'draw': 1}"
 
 
 def test_defaults_win_ties(tiny, tmp_path, trainer):

@@ -13,7 +13,7 @@ import numpy as np
 from mtlbench import pareto, records
 from mtlbench import statistics as stats
 from mtlbench.fronts.plan import METHODS, REFERENCE, SUBJECTS, Subject
-from mtlbench.fronts.run import key, on_problem, read
+from mtlbench.fronts.run import key, on_problem
 from mtlbench.statistics import Comparison, Interval
 
 HIGHER = {"better": "worse", "worse": "better"}
@@ -132,7 +132,7 @@ def sentence(subject: Subject, found: list[Row]) -> str:
 
 def write(folder: Path) -> list[Path]:
     """``report.md`` and a figure for every subject with two tasks."""
-    lines = list(read(folder / "records.jsonl"))
+    lines = list(records.lines(folder / "records.jsonl"))
     made, out = [], ["# Fronts\n", ABOUT]
     for subject in SUBJECTS:
         found = rows(lines, subject)

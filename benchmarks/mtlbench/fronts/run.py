@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def run(
 ) -> int:
     """Do what is missing in ``file``, seed by seed, so that all methods have equally many. Returns the number of runs
     that failed."""
-    done = {key(line) for line in read(file) if line["status"] == "ok"}
+    done = {key(line) for line in records.lines(file) if line["status"] == "ok"}
     failed = 0
     subjects, methods = list(subjects), list(methods)
     for seed in range(seeds):
@@ -74,16 +73,6 @@ def run(
 def key(line: dict[str, Any]) -> tuple[str, str, int, int]:
     """By which a run is known."""
     return line["subject"], line["method"], line["seed"], line["passes"]
-
-
-def read(file: Path) -> Iterator[dict[str, Any]]:
-    """The runs of a file; a line that a crash has torn is left out."""
-    if file.is_file():
-        for text in file.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(text)
-            except ValueError:
-                continue
 
 
 def _line(subject: Subject, method: str, seed: int, file: Path) -> dict[str, Any]:
@@ -228,7 +217,7 @@ def worsenings(task: BenchmarkTask, metrics: dict[str, float], baseline: dict[st
 def _alone(subject: Subject, task: BenchmarkTask, seed: int, file: Path) -> dict[str, float]:
     """Test metrics of the single-task networks, trained as long as one model of a sweep."""
     name = f"{SINGLE_TASK}:{subject.points}"
-    for line in read(file):
+    for line in records.lines(file):
         if key(line) == (subject.name, name, seed, subject.passes):
             found: dict[str, float] = line["metrics"]
             return found

@@ -10,13 +10,9 @@ steps on the batches of all tasks, which is as many examples as all experts saw 
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,12 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mtlcore
-from mtlbench import records
-from mtlbench import statistics as stats
 from mtlbench.jobs import one_thread
 from mtlbench.measures.calibration import expected_calibration_error
 from mtlbench.measures.ensemble import self_ensembled
 from mtlbench.protocol.randomness import batches, own_randomness, seed_for
+from mtlbench.studies.lines import called, span
 from mtlbench.tasks.base import BenchmarkTask, MultiSplit, Network, Split
 
 NAME = "digits-domains"
@@ -182,36 +177,23 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     out = ["| model | " + " | ".join(tasks) + " | mean | calibration error |", "|---" * (len(tasks) + 3) + "|"]
     for arm in dict.fromkeys(line["arm"] for line in lines):
         own = [line for line in lines if line["arm"] == arm]
-        cells = [_span([x["accuracy"][t] for x in own]) for t in tasks]
-        cells.append(_span([statistics.fmean(x["accuracy"].values()) for x in own]))
+        cells = [span([x["accuracy"][t] for x in own]) for t in tasks]
+        cells.append(span([statistics.fmean(x["accuracy"].values()) for x in own]))
         cells.append(f"{statistics.fmean(v for x in own for v in x['calibration'].values()):.1f}")
         out.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(out)
 
 
-def _span(values: Sequence[float]) -> str:
-    found = stats.interval([values])
-    half = math.nan if found.high is None else found.high - found.estimate
-    return f"{found.estimate:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("bench-results/merging"))
-    wanted = parser.parse_args(arguments)
-    file = wanted.out / "records.jsonl"
-    lines = [json.loads(x) for x in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    for seed in range(wanted.seeds):
-        if any(line["seed"] == seed for line in lines):
+    study = called(__doc__, "bench-results/merging", arguments)
+    for seed in range(study.seeds):
+        if any(line["seed"] == seed for line in study.lines):
             continue
         with one_thread():
-            made = list(run(seed))  # a seed is written as a whole
-        for line in made:
-            records.append(file, line)
-        lines += made
-    print(table(lines))
+            made = list(run(seed))
+        study.add(made)  # a seed is written as a whole
+    print(table(study.lines))
 
 
 if __name__ == "__main__":

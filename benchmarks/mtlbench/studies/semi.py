@@ -16,13 +16,9 @@ labels are looked at once, in the end.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,10 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mtlcore
-from mtlbench import records
 from mtlbench import statistics as stats
 from mtlbench.jobs import one_thread
 from mtlbench.protocol.randomness import batches, own_randomness, seed_for
+from mtlbench.studies.lines import called, span
 from mtlbench.tasks.base import BenchmarkTask, Network, Split
 
 NAME = "multimnist"
@@ -212,7 +208,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     gains = stats.corrected(gains)
     out = ["| training | labelled | withheld | gain on withheld | verdict |", "|---|---|---|---|---|"]
     for a in arms:
-        cells = [_span([_mean(x, what) for x in own[a].values()]) for what in ("labelled", "withheld")]
+        cells = [span([_mean(x, what) for x in own[a].values()]) for what in ("labelled", "withheld")]
         c = gains.get(a)
         cells += ["", "reference"] if c is None else [f"{-c.difference.estimate:+.1f}", c.verdict]
         out.append(f"| {a} | " + " | ".join(cells) + " |")
@@ -223,29 +219,16 @@ def _mean(accuracy: Mapping[str, float], what: str) -> float:
     return statistics.fmean(v for k, v in accuracy.items() if k.endswith(what))
 
 
-def _span(values: Sequence[float]) -> str:
-    found = stats.interval([values])
-    half = math.nan if found.high is None else found.high - found.estimate
-    return f"{found.estimate:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("bench-results/semi"))
-    wanted = parser.parse_args(arguments)
-    file = wanted.out / "records.jsonl"
-    lines = [json.loads(x) for x in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    done = {(x["arm"], x["seed"]) for x in lines}
-    for seed in range(wanted.seeds):
+    study = called(__doc__, "bench-results/semi", arguments)
+    done = {(x["arm"], x["seed"]) for x in study.lines}
+    for seed in range(study.seeds):
         for arm in ARMS:
             if (arm.label, seed) not in done:
                 with one_thread():
-                    line = {"arm": arm.label, "seed": seed, "accuracy": run(seed, arm)}
-                records.append(file, line)
-                lines.append(line)
-    print(table(lines))
+                    study.add([{"arm": arm.label, "seed": seed, "accuracy": run(seed, arm)}])
+    print(table(study.lines))
 
 
 if __name__ == "__main__":

@@ -115,13 +115,19 @@ class _Page:
     # --- the question about fixed weights -------------------------------------------------------------------------
 
     def _weights(self) -> Iterator[str]:
-        baselines = [m for m in dict.fromkeys((self.found.suite.reference, "ls")) if m in self._trained()]
+        baselines = self._fixed()
         yield from ("## Is any method better than fixed weights?", "")
-        yield (
-            "`ls` is the mean of the losses: equal weights, all trials spent on learning rates. `tuned weights` is the "
-            "same with half of its trials spent on other weights. A method that beats only one of them beats a choice "
-            "of trials."
-        )
+        if "tuned weights" in baselines:
+            yield (
+                "`ls` is the mean of the losses: equal weights, all trials spent on learning rates. `tuned weights` is "
+                "the same with half of its trials spent on other weights. A method that beats only one of them beats a "
+                "choice of trials."
+            )
+        else:
+            yield (
+                "Fixed weights are those of the second column; what each does with its trials is said above. A method "
+                "that beats only some of them beats a choice of trials."
+            )
         yield from ("", "| task | fixed weights | better, by points of delta-m | worse |", "|---|---|---|---|")
         both = {}
         for task in self.found.tasks:
@@ -135,6 +141,11 @@ class _Page:
         yield f"Better than {' and than '.join(baselines)}, by task: {said or 'no method on any task'}."
         yield from self._all_tasks(baselines)
         yield ""
+
+    def _fixed(self) -> list[str]:
+        """The methods that are fixed weights of the losses, the reference first."""
+        plain = [m.name for m in self.suite.methods if m.aggregator == "ls" and m.teleport is None]
+        return [m for m in dict.fromkeys((self.found.suite.reference, *plain)) if m in self._trained()]
 
     def _all_tasks(self, baselines: Sequence[str]) -> Iterator[str]:
         whole = self._whole()
@@ -155,6 +166,8 @@ class _Page:
 
     def _claims(self) -> Iterator[str]:
         tasks = [t.name for t in self.found.tasks]
+        if not {claim.ours for claim in CLAIMS} & {m.name for m in self.suite.methods}:
+            return
         yield from ("## The claims of the three systems", "")
         yield (
             "Each line is a difference that the claim says is below zero, over the tasks for which there are pairs of "
