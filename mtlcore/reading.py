@@ -63,6 +63,17 @@ def _sum(heads: Sequence[list[Pair]]) -> Tensor | None:
     return graph.total([(g._values() if g.is_sparse else g).sum() for g in found])
 
 
+def check_heads(heads: Sequence[list[Pair]], names: Sequence[str]) -> None:
+    """
+    Args:
+        heads: for each task of ``names`` its gradients outside of the trunk.
+
+    Raises:
+        NonFiniteError: names the tasks of which one is NaN or infinite.
+    """
+    _check_heads(heads, names, _sum(heads))
+
+
 def _check_heads(heads: Sequence[list[Pair]], names: Sequence[str], total: Tensor | None) -> None:
     if total is None or math.isfinite(float(total)):
         return

@@ -37,9 +37,9 @@ def finish(run: Run, prepared: Prepared, conflict: Conflict | None, teleport: Te
     report = tell.report(run, prepared, answer, conflict, teleport)
     with interrupts_held():
         target.write(written)
-        if whole and prepared.batch.scale is None:  # a scaler changes all of them, rightly
+        if whole:
             run.promise.end()
-            run.promise = Promise(run.optimizer, prepared.batch.shared)
+            run.promise = Promise(run.optimizer, prepared.batch.shared, prepared.batch.scale)
         if run.keeper is not None:
             run.keeper.commit()
         names = None if prepared.batch.vector is not None else prepared.view.presence.names

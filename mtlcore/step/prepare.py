@@ -20,7 +20,7 @@ from mtlcore.gradients import received, waiting
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.losses_only import Weighted
 from mtlcore.gradients.task_gradients import TaskGradients
-from mtlcore.inputs import Closure, Features, Losses
+from mtlcore.inputs import Features, Losses
 from mtlcore.step.run import Pending, Run
 
 
@@ -88,9 +88,9 @@ def prepare(
     return Prepared(view, batch, found, gram, reason + pieces, local.kept, plain)
 
 
-def other_view(run: Run, closure: Closure, scale: float | None) -> StepView:
+def other_view(run: Run, losses: Losses, features: Features, scale: float | None) -> StepView:
     """The view of a further independent batch; its rows are copied, for the buffer serves the next batch."""
-    prepared = prepare(run, *inputs.evaluated(closure), scale)
+    prepared = prepare(run, losses, features, scale)
     view, gram = prepared.view, prepared.gramian
     return StepView(
         losses=view.losses,
@@ -168,6 +168,7 @@ def _here(run: Run, losses: Losses, features: Features, scale: float | None, pen
         return Local(batch, batch.presence, found, reason, kept)
     micro.add(batch, inputs.values_of(batch.losses, batch.stacked, batch.names))
     presence, values, found, reason = micro.finish(batch.presence.names, batch.shared)
+    reading.check_heads(found.heads, presence.present)
     return Local(batch, presence, found, reason, values=values)
 
 

@@ -72,7 +72,7 @@ class WholeStep:
         self.further = [] if run.aggregator.batches == 1 else list(closures[1:])
         """The other independent batches."""
         self.last: Losses = ()
-        """The losses of the last piece, for a step that is skipped."""
+        """The losses that were evaluated last, for a step that is skipped."""
         self.moved = False
         """Whether an optimizer may have moved."""
         self.arrived = False
@@ -155,11 +155,15 @@ class WholeStep:
     def _look(self) -> tuple[Prepared, Noise | None]:
         """Evaluate every batch of the step; and for a second look the noise under which the first batch was."""
         run = self.run
-        others = [other_view(run, c, self.scale) for c in self.further]
+        others = []
+        for closure in self.further:
+            self.last, features = inputs.evaluated(closure)
+            others.append(other_view(run, self.last, features, self.scale))
         noise = Noise() if run.aggregator.looks_twice() else None
         *before, last = self.pieces
         for closure in before:
-            micro.add(run, *inputs.evaluated(closure), self.scale)
+            self.last, features = inputs.evaluated(closure)
+            micro.add(run, self.last, features, self.scale)
         self.last, features = inputs.evaluated(last)
         return prepare(run, self.last, features, self.scale, others, self._inner()), noise
 
