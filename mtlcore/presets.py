@@ -56,7 +56,7 @@ def cost(
     optimizer: torch.optim.Optimizer | None = None,
     *,
     settings: Literal["measured", "paper"] = "measured",
-    accept: Literal["conflict", "losses", "always"] = "conflict",
+    accept: Literal["conflict", "progress", "losses", "always"] = "conflict",
     steps_per_epoch: int | None = None,
     start_epoch: int = 0,
     detect_every: int | None = None,
@@ -77,8 +77,10 @@ def cost(
             as the objective, searched on the surface of constant losses. Both run inside the same transaction, which
             the paper does not have.
         accept: what is asked of a teleport. "conflict": a loss that moves by more than ``tolerance``, or no less
-            conflict, and it is refused. "losses": the losses only. "always": nothing but finite losses, as in the
-            authors' code: the last step from ``settings="paper"`` to the system as it was run.
+            conflict, and it is refused. "progress": the same with a better outlook for the task that the next steps
+            serve worst in the place of less conflict (:class:`mtlcore.teleporting.Teleporter`); goes with
+            ``teleport_options={"objective": "progress"}``. "losses": the losses only. "always": nothing but finite
+            losses, as in the authors' code: the last step from ``settings="paper"`` to the system as it was run.
         steps_per_epoch: with it, at most one teleport per epoch [code], else no cap.
         start_epoch: no teleport before this epoch [paper A.6; code: 50 of 200].
         detect_every: look for conflict in every n-th step. Default: in every step if the method needs task gradients

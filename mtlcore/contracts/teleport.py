@@ -98,6 +98,12 @@ class TeleportProblem(abc.ABC):
         """For each present task its name and its gradient on the trigger batch at the network's current parameters,
         parameter by parameter, in the order of :meth:`parameters`. Costs one pass; nothing is written to ``.grad``."""
 
+    def pace(self) -> list[Tensor] | None:
+        """How far one step of the optimizer moves each coordinate for each unit of a gradient that stays the same,
+        with the learning rate: (numel,) float64 for each of :meth:`parameters`, as its state is before the teleport;
+        0 for a coordinate of which it knows nothing. None if its steps are not known, or it has none behind it."""
+        return None
+
     def rows(self) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Detached losses by task, and per parameter (in the order of :meth:`parameters`) the (K, numel) matrix of task
         gradients at the network's current parameters; zeros where a task does not depend on it. Costs one pass."""

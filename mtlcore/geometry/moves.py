@@ -49,6 +49,16 @@ class Move:
             rate /= 1.0 + steps * group["lr_decay"]
         return cls(optimizer, group, rate)
 
+    def lasting(self) -> float:
+        """As ``factor``, for a gradient that stays the same until momentum has taken it up: the move of one step."""
+        rate, momentum = float(self.group["lr"]), float(self.group.get("momentum", 0.0))
+        if isinstance(self.optimizer, torch.optim.Adam):
+            return rate
+        if not isinstance(self.optimizer, torch.optim.SGD):
+            return self.factor / (1.0 - momentum)
+        kept = (1.0 - float(self.group["dampening"])) / (1.0 - momentum) if momentum else 1.0
+        return rate * (1.0 + momentum * kept if momentum and self.group["nesterov"] else kept)
+
     def known(self, parameter: Tensor) -> Tensor | None:
         """The root of the mean square plus eps, by which the optimizer divides; from its present state. 0 where nothing
         is known of a coordinate: its past gradients are all zero. None where the optimizer does not divide."""
@@ -109,3 +119,21 @@ def moves(optimizer: Optimizers, parameters: Sequence[Tensor], what: str) -> lis
             )
         out.append(Move.of(one, group, p))
     return out
+
+
+def pace(optimizer: Optimizers, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    """How far a step moves each coordinate for each unit of a gradient that stays the same: (numel,) float64 for each
+    parameter, learning rate included, from the state before the step; 0 for a coordinate of which the optimizer knows
+    nothing. None if its steps are not known, or it has none behind it."""
+    try:
+        found = moves(optimizer, parameters, "the pace")
+    except ConfigurationError:
+        return None
+    paces = []
+    for move, p in zip(found, parameters):
+        root = move.known(p)
+        divisor = torch.ones_like(p) if root is None else root
+        inverse = torch.where(divisor > 0.0, divisor.detach().double().reciprocal(), 0.0)
+        paces.append(move.lasting() * inverse.flatten())
+    known = all(bool(torch.isfinite(d).all()) for d in paces) and any(bool(d.any()) for d in paces)
+    return paces if known else None

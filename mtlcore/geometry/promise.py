@@ -87,4 +87,5 @@ def _length(parameter: Tensor) -> Tensor:
     if gradient is None:
         return torch.zeros((), dtype=torch.float64, device=parameter.device)
     values = gradient.coalesce()._values() if gradient.is_sparse else gradient
-    return torch.linalg.vector_norm(values.detach(), dtype=torch.float64)
+    length: Tensor = torch.linalg.vector_norm(values.detach(), dtype=torch.float64)
+    return length

@@ -13,12 +13,14 @@ then there is no teleport.
 * :mod:`~mtlcore.teleporting.problem`: one batch, as strategy and verdict see it.
 * :mod:`~mtlcore.teleporting.proposal`: what a strategy returned, checked.
 * :mod:`~mtlcore.teleporting.verdict`: whether it keeps what it must.
+* :mod:`~mtlcore.teleporting.outlook`: what the next steps promise, from a place.
+* :mod:`~mtlcore.teleporting.changes`: relative changes of losses.
 * :mod:`~mtlcore.teleporting.memory`: the optimizer's history after it.
 * :mod:`~mtlcore.teleporting.follow`: averaged copies of the network after it.
 * :mod:`~mtlcore.teleporting.transaction`: what is saved, frozen and put back.
 """
 
 from mtlcore.teleporting.brakes import Brakes as Brakes
+from mtlcore.teleporting.changes import relative_changes as relative_changes
 from mtlcore.teleporting.follow import Follower as Follower
 from mtlcore.teleporting.teleporter import Teleporter as Teleporter
-from mtlcore.teleporting.verdict import relative_changes as relative_changes

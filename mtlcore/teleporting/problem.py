@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mtlcore import linalg, trajectory
 from mtlcore.contracts import ConflictDetector, Needs, StepView, TeleportProblem, task_rows
+from mtlcore.geometry import moves
 from mtlcore.presence import Presence
 from mtlcore.teleporting.transaction import Transaction
 
@@ -81,6 +82,7 @@ class Problem(TeleportProblem):
         self.view = view
         self.detector = detector
         self._mean: dict[str, Tensor] | None = None
+        self._pace: tuple[list[Tensor] | None] | None = None
         self._together = together
         self.processes = 1 if together is None else together.size
 
@@ -131,9 +133,15 @@ class Problem(TeleportProblem):
             found = take() if self._together is None else self._together.settled(take)
             yield name, list(self.averaged(found))
 
+    def pace(self) -> list[Tensor] | None:
+        """See :class:`TeleportProblem`."""
+        if self._pace is None:
+            self._pace = (moves.pace(self._transaction.optimizer, list(self.parameters().values())),)
+        return self._pace[0]
+
     def rows(self) -> tuple[dict[str, Tensor], list[Tensor]]:
         """See :class:`TeleportProblem`."""
-        losses, blocks = self._rows_of(self.evaluate()[0])
+        losses, blocks = self.rows_of(self.evaluate()[0])
         if self._mean is None and self._transaction.at_start():
             self._mean = self._averaged(blocks)
         return losses, blocks
@@ -141,10 +149,10 @@ class Problem(TeleportProblem):
     def mean_gradient(self) -> dict[str, Tensor]:
         """Of the losses at the start, where the network is, by parameter. Usually the search has looked at it."""
         if self._mean is None:
-            self._mean = self._averaged(self._rows_of(self.evaluate()[0])[1])
+            self._mean = self._averaged(self.rows_of(self.evaluate()[0])[1])
         return self._mean
 
-    def _rows_of(self, losses: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def rows_of(self, losses: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Detached losses and their gradients, those of all processes; frees the graph."""
         take = functools.partial(task_rows, losses, list(self.parameters().values()))
         if self._together is None:
@@ -158,7 +166,7 @@ class Problem(TeleportProblem):
 
     def severity(self, losses: Mapping[str, Tensor]) -> float:
         """How bad the conflict is; ``losses`` as evaluated, with their graph, which is freed."""
-        detached, blocks = self._rows_of(losses)
+        detached, blocks = self.rows_of(losses)
         gram = torch.stack([linalg.gramian(block) for block in blocks]).sum(dim=0)
         wide = self.detector is not None and self.detector.needs >= Needs.JACOBIAN
         return severity(detached, gram, self.detector, self.view, torch.cat(blocks, dim=1) if wide else None)

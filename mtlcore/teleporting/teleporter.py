@@ -36,9 +36,12 @@ class Teleporter:
             exact the bound is that of rounding (1e-9 in float64, 1e-3 in float32) if it is smaller.
         trials: how many points an approximate displacement is tried at: itself, then nearer and nearer to the start,
             by what the measured drift suggests. An exact one is tried as it is.
-        accept: what is asked of a proposal. "conflict": that it keeps every loss and lowers the conflict; "losses":
-            that it keeps every loss; "always": finite losses only, as the authors' code asks nothing [code]. From an
+        accept: what is asked of a proposal. "conflict": that it keeps every loss and lowers the conflict; "progress":
+            that it keeps every loss, and that ``horizon`` steps along the mean gradient promise more to the task that
+            they serve worst (not for exact strategies, which change the optimizer's metric as well); "losses": that it
+            keeps every loss; "always": finite losses only, as the authors' code asks nothing [code]. From an
             exact strategy the losses are asked for in any case.
+        horizon: how many steps "progress" looks ahead. [choice]
         history: "carry" transports what an exact map explains and reuses the rest by similarity; "reset" forgets the
             parameters that moved (any optimizer); "keep" leaves the history alone.
         reuse_sign: sign of the pre-teleport gradient in historical trajectory reuse: +1 paper and code, -1 descent.
@@ -63,6 +66,7 @@ class Teleporter:
         tolerance: float = 0.02,
         trials: int = 5,
         accept: Accept = "conflict",
+        horizon: int = 10,
         history: History = "carry",
         reuse_sign: Literal[1, -1] = 1,
         reuse_direction: Direction = "mean",
@@ -75,7 +79,9 @@ class Teleporter:
             raise ConfigurationError(f"trials={trials!r}: must be an integer in [1, inf).")
         if reuse_sign not in (1, -1):
             raise ConfigurationError(f"reuse_sign={reuse_sign!r}: must be 1 or -1.")
-        _one_of("accept", accept, ("conflict", "losses", "always"))
+        _one_of("accept", accept, ("conflict", "progress", "losses", "always"))
+        if horizon < 1:
+            raise ConfigurationError(f"horizon={horizon!r}: must be an integer in [1, inf).")
         _one_of("history", history, ("carry", "reset", "keep"))
         _one_of("reuse_direction", reuse_direction, ("mean", "previous"))
         _one_of("reuse_over", reuse_over, ("moved", "shared"))
@@ -85,7 +91,13 @@ class Teleporter:
         self.detector = detector
         self.tolerance = tolerance
         self.trials = trials
+        if accept == "progress" and self.strategy.exact:
+            raise ConfigurationError(
+                f"accept='progress' and {self.strategy!r}: an exact teleport changes the metric of the optimizer as "
+                f"well, and what its steps promise is not known before: use accept='conflict'."
+            )
         self.accept = accept
+        self.horizon = horizon
         self.history = history
         self.batch_norm = batch_norm
         self.memory = Memory(history, reuse_sign, reuse_direction, reuse_over)
@@ -195,7 +207,7 @@ class Teleporter:
 
     def _rule(self) -> Rule:
         accept = self.accept if self.strategy.improves or self.accept == "always" else "losses"
-        return Rule(self.strategy.exact, accept, self.tolerance, self.trials)
+        return Rule(self.strategy.exact, accept, self.tolerance, self.trials, self.horizon)
 
     # --- checkpoints ------------------------------------------------------------------------------------------
 

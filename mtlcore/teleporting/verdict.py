@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from mtlcore.contracts import Displacement, StepView
+from mtlcore.teleporting.changes import relative_changes, worst_of
+from mtlcore.teleporting.outlook import outlook
 from mtlcore.teleporting.problem import Problem
 from mtlcore.teleporting.transaction import Transaction
 
-Accept = Literal["conflict", "losses", "always"]
+Accept = Literal["conflict", "progress", "losses", "always"]
 _Losses = Mapping[str, Tensor]
 
 _EXACT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -53,15 +55,23 @@ class Rule:
 
     Args:
         exact: the strategy calls itself a symmetry: one trial, held to the rounding of its dtype, whatever ``accept``.
-        accept: "conflict": every loss kept and less conflict; "losses": every loss kept; "always": finite losses.
+        accept: "conflict": every loss kept and less conflict; "progress": every loss kept and a better outlook;
+            "losses": every loss kept; "always": finite losses.
         tolerance: largest relative change of a kept loss.
         trials: points that an approximate proposal is tried at.
+        horizon: steps that an outlook looks ahead.
     """
 
     exact: bool
     accept: Accept
     tolerance: float
     trials: int
+    horizon: int
+
+    @property
+    def measure(self) -> str:
+        """What ``before`` and ``after`` of a verdict are."""
+        return f"the worst task's change in {self.horizon} steps" if self.accept == "progress" else "conflict"
 
     def limit(self, losses: Mapping[str, Tensor]) -> float:
         """Largest relative change that is allowed."""
@@ -95,8 +105,10 @@ class Judge:
                     return stay(
                         f"the loss of {where} is {float(value.detach())} before the teleport", proposal.diagnostics
                     )
+        if self._rule.accept == "progress" and self._judge.pace() is None:
+            return stay("the next steps of the optimizer are not known, or it has taken none", proposal.diagnostics)
         kept = {t: v.detach() for t, v in start.items()}
-        before = self._judge.severity(start)
+        before = self._measured(start)
         return self._along(proposal, kept, further, before)
 
     def _along(
@@ -125,18 +137,23 @@ class Judge:
                 # Drift on the probe is linear in a small scale: go where it should fit.
                 scale *= min(0.7, 0.9 * limit / abs(worst)) if math.isfinite(worst) else 0.1
                 continue
-            after = self._judge.severity(losses)
+            after, measure = self._measured(losses), self._rule.measure
             verdict = dataclasses.replace(verdict, after=after)
-            if self._rule.accept == "conflict" and not after < before:
-                refusals.append(f"at scale {scale:.3g} conflict {before:.4g} -> {after:.4g} is no improvement")
+            if self._rule.accept in ("conflict", "progress") and not after < before:
+                refusals.append(f"at scale {scale:.3g} {measure} {before:.4g} -> {after:.4g} is no improvement")
                 scale *= 0.5
                 useless += 1
                 if useless == 2:
                     break  # each look costs a pass of task gradients, and half the way says what a quarter would
                 continue
-            reason = f"conflict {before:.4g} -> {after:.4g}, largest relative loss change {worst:+.3g} ({task})"
+            reason = f"{measure} {before:.4g} -> {after:.4g}, largest relative loss change {worst:+.3g} ({task})"
             return dataclasses.replace(verdict, accepted=True, reason=reason)
         return dataclasses.replace(verdict, reason="; ".join(refusals))
+
+    def _measured(self, losses: _Losses) -> float:
+        """What is to become less, at the place where ``losses`` were evaluated; their graph is freed."""
+        pace = self._judge.pace() if self._rule.accept == "progress" else None
+        return self._judge.severity(losses) if pace is None else outlook(self._judge, losses, pace, self._rule.horizon)
 
     def _changes(
         self, kept: _Losses, further: Mapping[str, _Losses], notes: dict[str, Any]
@@ -147,7 +164,7 @@ class Judge:
         losses, _ = self._judge.evaluate()
         changes = relative_changes(kept, losses)
         everywhere = {_under(t, c): x for c, found in {"": changes, **moved}.items() for t, x in found.items()}
-        task, worst = _worst(everywhere)
+        task, worst = worst_of(everywhere)
         for condition, found in moved.items():
             notes[f"relative_loss_change_{condition.replace(' ', '_')}"] = found
         return losses, changes, worst, task
@@ -170,24 +187,3 @@ class Judge:
 
 def _under(task: str, condition: str) -> str:
     return f"{task} {condition}" if condition else task
-
-
-def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
-    """(after - before) / max(|before|, eps * largest |before| of all tasks), eps the resolution of the dtype.
-
-    The second term is the scale below which a loss is rounding beside the others (an almost fitted task), so that
-    nothing depends on the unit of the losses. All losses exactly zero: any change counts as infinite.
-    """
-    values, moved = ({t: float(v.detach()) for t, v in losses.items()} for losses in (before, after))
-    largest = max((abs(v) for v in values.values()), default=0.0)
-    changes = {}
-    for task, value in values.items():
-        difference = moved[task] - value
-        scale = max(abs(value), torch.finfo(before[task].dtype).eps * largest)
-        changes[task] = difference / scale if scale > 0.0 else (0.0 if difference == 0.0 else float("inf"))
-    return changes
-
-
-def _worst(changes: Mapping[str, float]) -> tuple[str, float]:
-    """The largest change in size; NaN counts as the largest."""
-    return max(changes.items(), key=lambda item: abs(item[1]) if item[1] == item[1] else float("inf"))

@@ -56,6 +56,11 @@ ARMS: dict[str, Arm] = {
     "persistent": Arm("1: the conflict of one batch is noise", detector="persistent"),
     "metric": Arm("2: conflict of directions under Adam is not conflict of steps", detector="metric"),
     "gradient norms": Arm("3: another objective: that of the paper", strategy_options={"objective": "gradient-norm"}),
+    "progress": Arm(
+        "3: progress that the next steps promise, in Adam's metric, in the place of a better cosine",
+        options={"accept": "progress"},
+        strategy_options={"objective": "progress"},
+    ),
     "history reset": Arm("4: the past is no use", options={"history": "reset"}),
     "history kept": Arm("4: the past does no harm", options={"history": "keep"}),
     "history previous": Arm(

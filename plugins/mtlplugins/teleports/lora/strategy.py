@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number
 from mtlcore.errors import ConfigurationError
-from mtlplugins.teleports.lora import low_rank, objectives, penalty, tangent
+from mtlplugins.teleports.lora import low_rank, objectives, penalty, prospect, tangent
 from mtlplugins.teleports.lora.field import Field
 
 
@@ -22,11 +23,14 @@ class LoRA(TeleportStrategy):
         objective: what to have more of.
             "conflict": the cosine with the mean gradient of the tasks that it serves worst. [choice; the default, as
             gradient norms are most easily raised by making losses worse: see benchmarks/mtlbench/speed/teleports.py]
+            "progress": the relative decrease that the next ``horizon`` steps of the optimizer promise to the tasks that
+            they serve worst. Needs an optimizer whose steps are known (SGD, Adam, AdamW, RMSprop, Adagrad). To be
+            judged by the same, ``Teleporter(..., accept="progress")``. [ours]
             "sharpness": max over perturbations of L_i(theta + Delta + eps) - L_i(theta + Delta), over delta. [paper]
             "gradient-norm": what sharpness estimates. [choice]
         estimator: how its gradient is had. "sphere": n random perturbations [paper], sharpness only;
-            "finite-difference": one more gradient per curvature product; "double-backward": exact, for nets whose
-            operations can be differentiated twice. [seeds 1.6]
+            "finite-difference": one more gradient per curvature product (the only one for progress); "double-backward":
+            exact, for nets whose operations can be differentiated twice. [seeds 1.6]
         search: "tangent": predictor-corrector on the surface of constant losses, a few steps [choice];
             "penalty": Adam on L_t - gamma L_g [paper].
         rank: of every weight's displacement. [paper: 5]
@@ -46,13 +50,14 @@ class LoRA(TeleportStrategy):
         perturb: sphere only: which parameters the noise moves. "trunk" [choice], for what the heads do is no business
             of a teleport of the trunk; "all", the heads too [code], which must then be handed over
             (``MultiTask(..., heads=...)``).
+        horizon: progress only: how many steps are looked ahead. [choice]
         targets: patterns of weight names to adapt. Default: every weight of two or more dimensions.
     """
 
     exact = False
     claims = frozenset({"lowers-conflict", "zero-steps-stay", "gamma-zero-keeps-losses"})
 
-    objective: str = choice("conflict", ("conflict", "sharpness", "gradient-norm"))
+    objective: str = choice("conflict", ("conflict", "progress", "sharpness", "gradient-norm"))
     estimator: str = choice("finite-difference", ("finite-difference", "double-backward", "sphere"))
     search: str = choice("tangent", ("tangent", "penalty"))
     rank: int = integer(5, low=1)
@@ -68,6 +73,7 @@ class LoRA(TeleportStrategy):
     delta: float = number(1e-4, low=0.0, open_low=True, log=True)
     per_tensor: bool = flag(True)
     perturb: str = choice("trunk", ("trunk", "all"))
+    horizon: int = integer(10, low=1)
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,6 +82,11 @@ class LoRA(TeleportStrategy):
             raise ConfigurationError(
                 f"LoRA(objective={self.objective!r}, estimator='sphere'): random perturbations estimate "
                 f"sharpness only; use estimator='finite-difference' or objective='sharpness'."
+            )
+        if self.estimator == "double-backward" and self.objective == "progress":
+            raise ConfigurationError(
+                "LoRA(objective='progress', estimator='double-backward'): its curvature product is taken by "
+                "differences; use estimator='finite-difference'."
             )
         if not isinstance(self.targets, tuple):
             object.__setattr__(
@@ -99,6 +110,9 @@ class LoRA(TeleportStrategy):
                 "LoRA(estimator='double-backward') differentiates the gradients of one process's batch: with several "
                 "processes use estimator='finite-difference'."
             )
+        pace = problem.pace() if self.objective == "progress" else None
+        if self.objective == "progress" and pace is None:
+            return _stay("the next steps of the optimizer are not known, or it has taken none")
         field = Field(problem)
         if len(field.tasks) < 2:
             return _stay("one task only: nothing can conflict")
@@ -106,7 +120,7 @@ class LoRA(TeleportStrategy):
             found, log = tangent.search(
                 field,
                 list(weights),
-                self._objective(field),
+                self._objective(field, pace),
                 rank=self.rank,
                 steps=self.steps,
                 drift=self.drift,
@@ -117,7 +131,7 @@ class LoRA(TeleportStrategy):
             found = penalty.search(
                 field,
                 low_rank.make(self.adapter, weights, self.rank, self.alpha, generator),
-                self._objective(field),
+                self._objective(field, pace),
                 gamma=self.gamma,
                 steps=self.steps,
                 lr=self.lr,
@@ -127,13 +141,15 @@ class LoRA(TeleportStrategy):
             log = {}
         moved = {n: d for n, d in found.items() if bool(d.any())}
         if not moved:
-            return _stay("no direction keeps every loss and eases the conflict", **log)
+            return _stay("no direction keeps every loss and gives more of the objective", **log)
         return Displacement({n: weights[n].detach() + d for n, d in moved.items()}, diagnostics=log)
 
-    def _objective(self, field: Field) -> objectives.Objective:
+    def _objective(self, field: Field, pace: list[Tensor] | None = None) -> objectives.Objective:
         exact = self.estimator == "double-backward"
         if self.objective == "conflict":
             return objectives.Conflict(exact)
+        if pace is not None:
+            return prospect.Progress(pace, self.horizon)
         factor = objectives.balance(field.rows_at_start)
         if self.relative:
             norms = objectives.norms(field.rows_at_start)

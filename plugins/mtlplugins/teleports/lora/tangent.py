@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mtlplugins.teleports.lora.field import Field, Vector
 from mtlplugins.teleports.lora.objectives import Conflict, Objective
+from mtlplugins.teleports.lora.prospect import Progress
 
 
 def search(
@@ -47,7 +48,7 @@ def search(
         losses, blocks = (field.reference, field.rows_at_start) if step == 0 else field.rows()
         value, ascent = (
             objective.ascent_from(field, blocks)
-            if isinstance(objective, Conflict)
+            if isinstance(objective, Conflict | Progress)
             else objective.ascent(field, generator)
         )
         log["objective_before" if step == 0 else "objective"] = value
