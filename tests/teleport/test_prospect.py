@@ -115,9 +115,10 @@ def test_the_gradient_is_that_of_the_value(kind, opened):
     assert inner(ascent, direction) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["conv", "attention", "lstm", "mlp"])
+@pytest.mark.parametrize("kind", ["conv", "attention", "lstm", "mlp", "plain"])
 def test_an_accepted_one_promises_more_and_keeps_the_losses(kind):
     made = problem(kind)
+    torch.manual_seed(0)  # of the dropout in the five steps
     optimizer = made.optimizer(lr=1e-3)
     made.train(optimizer, 5)
     result = teleport(
