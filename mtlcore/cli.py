@@ -233,7 +233,7 @@ def new_plugin(
     kind: Annotated[
         str,
         typer.Option(
-            help="aggregator, detector, teleport, explorer, merger, law, problem, task or command.",
+            help=f"One of {', '.join(KINDS)}.",
             autocompletion=complete_kinds,
         ),
     ] = "aggregator",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from typing import Any
 
 from mtlcore.hookspecs import SHAPES
@@ -20,21 +21,37 @@ _DEEP = 4
 
 
 def description(entry: Entry) -> str:
-    """The first sentence of its docstring, or the statement of a law; "" where there is none."""
+    """The first sentence of its docstring, or the statement of a law; "" where there is none.
+
+    A module whose docstring begins with the plugin's name and a colon says in words what the plugin is; then that
+    sentence is taken, for the docstring of a class often begins with an equation.
+    """
     try:
         if isinstance(entry.target, str):
             module, _, name = entry.target.partition(":")
+            tree = _tree(_node(module, name)[0])
             found = _lazy_description(module, name)
+            words = "" if tree is None else ast.get_docstring(tree) or ""
         else:
             target = entry.target
-            found = getattr(target, "statement", None) or getattr(target, "__doc__", None) or ""
-    except Exception:  # whoever has no readable source has no description
+            told = (getattr(target, part, None) for part in ("statement", "title", "__doc__"))
+            found = next((text for text in told if isinstance(text, str) and text), "")
+            words = getattr(sys.modules.get(getattr(target, "__module__", "")), "__doc__", None) or ""
+        if entry.kind not in ("law", "command", "task"):
+            found = _in_words(words, entry.name) or found
+    except Exception:  # without a readable source there is no description
         return ""
     if entry.kind == "command":
         found = re.sub(r"^`+[^`]*`+:\s*", "", found.strip())
         found = found[:1].upper() + found[1:]
     first = _TAG.sub("", one_line(found.strip().split("\n\n")[0])).replace("``", "")
     return _END.split(first)[0].removesuffix(".")
+
+
+def _in_words(text: str, name: str) -> str:
+    """What stands after "NAME: " at the beginning of a module's docstring; "" if it begins otherwise."""
+    label, colon, rest = text.replace("``", "").partition(": ")
+    return rest[:1].upper() + rest[1:] if colon and label.lower() == name else ""
 
 
 def needs(entry: Entry) -> str:
@@ -77,6 +94,9 @@ def _lazy_description(module: str, name: str) -> str:
         for keyword in decorator.keywords if isinstance(decorator, ast.Call) else ():
             if keyword.arg == "statement" and isinstance(keyword.value, ast.Constant):
                 return str(keyword.value.value)
+    titles = [s.value for s in node.body if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "title"]
+    if titles and isinstance(titles[0], ast.Constant):  # a benchmark task's
+        return str(titles[0].value)
     return ast.get_docstring(node) or ""
 
 

@@ -83,6 +83,11 @@ def show(found: list[Row]) -> None:
         if sys.stdout.isatty():
             out.print(cell(f"\n{kind}", "bold"))
         out.print(_table(kind, mine))
+    if not found:
+        out.print(cell("Nothing of this kind is installed. `mtl new-plugin NAME --kind KIND` writes a package."))
+    if sys.stdout.isatty() and not any(r["certificate"] for r in found) and any(SHAPES[kind].base for kind in kinds):
+        hint = "Nothing is verified yet on this machine: `mtl verify NAME` checks what a plugin promises."
+        out.print(cell(f"\n{hint}", "dim"))
     broken = [r for r in found if r["status"] != "ok"]
     if broken:
         out.print(cell(f"\n{len(broken)} broken, set aside; everything else works without them:", "bold red"))
@@ -105,7 +110,7 @@ def _table(kind: str, mine: list[Row]) -> Any:
         "from": strangers or not sys.stdout.isatty(),
         "needs": any(r["needs"] for r in mine),
         "what it is": True,
-        "promises": SHAPES[kind].base != "",
+        "promises": SHAPES[kind].base != "" and (not sys.stdout.isatty() or any(r["certificate"] for r in mine)),
     }
     made = table(*[name for name, wanted in columns.items() if wanted], whole=("kind", "name", "needs"))
     for r in mine:

@@ -9,9 +9,11 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from mtlcore.safety import plain
 
@@ -82,6 +84,45 @@ def table(*columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = (
         justify: Any = "right" if column in right else "left"
         made.add_column(column, justify=justify, no_wrap=column in whole, overflow="fold")
     return made
+
+
+_HEADINGS = ("Args:", "Attributes:", "Returns:", "Raises:")
+_ROLE = re.compile(r":(?:mod|class|func|meth|data):`~?\.?([^`]*)`")
+_ITEM = re.compile(r"(?:[-*]|\d+\.) ")
+
+
+class _Line(NamedTuple):
+    indent: str
+    hanging: str  # of the lines that it is folded into
+    words: str
+    fixed: bool  # a heading, a blank line, or a formula: nothing joins it
+
+
+def prose(text: str, width: int) -> str:
+    """A docstring for a terminal of that width: paragraphs and items are filled, formulas keep their lines.
+
+    A formula is what is indented, but for the items below a heading such as "Args:".
+    """
+    lines: list[_Line] = []
+    section = False
+    for line in _ROLE.sub(r"\1", text.replace("``", "")).splitlines():
+        words, indent = line.strip(), line[: len(line) - len(line.lstrip())]
+        if words and not indent:
+            section = words in _HEADINGS
+        item = bool(_ITEM.match(words)) or (section and len(indent) == 4)
+        last = lines[-1] if lines else None
+        if not words or words in _HEADINGS:
+            lines.append(_Line(indent, indent, words, fixed=True))
+        elif last is not None and not last.fixed and not item and indent == last.hanging:
+            lines[-1] = last._replace(words=f"{last.words} {words}")
+        else:
+            more = ("    " if section else "  ") if item else ""
+            lines.append(_Line(indent, indent + more, words, fixed=not (item or section) and len(indent) >= 4))
+    return "\n".join(
+        line.indent + line.words if line.fixed else textwrap.fill(
+            line.words, width, initial_indent=line.indent, subsequent_indent=line.hanging, break_on_hyphens=False)
+        for line in lines
+    )  # fmt: skip
 
 
 def cell(text: Any, style: str = "") -> Text:

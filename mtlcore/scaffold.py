@@ -51,6 +51,8 @@ RECIPES = {
     "explorer": Recipe("method", "method", "explorer_test", "mtl verify {name}"),
     "merger": Recipe("method", "method", "method_test", "mtl verify {name}"),
     "law": Recipe("law", "", "law_test", "mtl show --law {name}", "[verify]"),
+    "family": Recipe("family", "", "family_test", "mtl verify upgrad --claimed", "[verify]"),
+    "network": Recipe("network", "", "network_test", "mtl verify relu-rescaling --claimed", "[verify]"),
     "problem": Recipe("problem", "problem", "problem_test", "mtl verify {name} --kind problem", "[verify]"),
     "task": Recipe(
         "task", "task", "task_test", "mtl bench run {folder}/suite.toml", "[bench]", more={"suite.toml": "suite.toml"}

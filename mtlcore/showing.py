@@ -12,7 +12,7 @@ from mtlcore.errors import ConfigurationError, UnknownPluginError, did_you_mean
 from mtlcore.hookspecs import KINDS
 from mtlcore.hyperparameters import allowed
 from mtlcore.listing import certificate, in_short
-from mtlcore.output import cell, console, table
+from mtlcore.output import cell, console, prose, table
 from mtlcore.registry import Entry, registry
 from mtlcore.safety import one_line, plain, shown
 
@@ -43,14 +43,19 @@ def show(name: str, kind: str | None) -> None:
     target = registry().load(entry.kind, entry.name)
     out = console()
     out.print(cell(f"{entry.kind} {entry.name}", "bold"), cell(f"({entry.provenance})", "dim"))
-    out.print(cell(inspect.cleandoc(target.__doc__ or "No description.") + "\n"))
+    out.print(cell(prose(inspect.cleandoc(target.__doc__ or "No description."), out.width) + "\n"), soft_wrap=True)
     if isinstance(target, type):
         _options(out, target)
-    facts = _facts(entry, target)
-    for label, text in facts.items():
-        out.print(cell(f"{label}: ", "bold"), cell(text), sep="", soft_wrap=True)
+    _print_facts(out, _facts(entry, target))
     _counterexamples(out, entry)
     return None
+
+
+def _print_facts(out: Any, facts: dict[str, str]) -> None:
+    """One paragraph each, folded between words."""
+    for label, text in facts.items():
+        folded = prose(f"- {label}: {text}", out.width + 2).removeprefix("- ")
+        out.print(cell(f"{label}: ", "bold"), cell(folded.removeprefix(f"{label}: ")), sep="", soft_wrap=True)
 
 
 def _options(out: Any, cls: type) -> None:
@@ -81,7 +86,7 @@ def _facts(entry: Entry, target: Any) -> dict[str, str]:
         facts["certificate"] = f"none yet: mtl verify {entry.name}" if known is None else in_short(known)
     facts["source"] = _source(target)
     if entry.distribution == BUILT_IN and claims is not None:
-        facts["more"] = f"docs/reference/methods.md#{entry.name}, docs/reference/ledger.md"
+        facts["more"] = f"docs/reference/methods.md#{entry.name} (also the meaning of tags), docs/reference/ledger.md"
     return facts
 
 
@@ -124,10 +129,9 @@ def show_law(id: str, kind: str | None) -> None:
             "status": must,
             "margin": getattr(law, "margin", ""),
             "source": getattr(law, "source", ""),
-            "claimed by": ", ".join(_claimants(law)) or "nobody",
+            "claimed by": ", ".join(_claimants(law)) or "no installed plugin",
         }
-        for label, text in facts.items():
-            out.print(cell(f"{label}: ", "bold"), cell(text), sep="", soft_wrap=True)
+        _print_facts(out, facts)
         out.print()
 
 

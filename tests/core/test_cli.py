@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from mtlcore.hookspecs import KINDS
 from support import command, third_party
 
 CACHE = tempfile.TemporaryDirectory()
@@ -158,9 +159,7 @@ def _no_heavy_imports(site, more):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "kind", ["aggregator", "detector", "teleport", "explorer", "law", "problem", "task", "command"]
-)
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_new_plugin_registers_and_passes_its_tests(tmp_path, kind):
     made = mtl("new-plugin", "my-method", "--kind", kind, cwd=tmp_path)
     assert made.returncode == 0, made.stderr

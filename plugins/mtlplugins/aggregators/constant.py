@@ -1,4 +1,4 @@
-"""``constant``: weights that never change, as they are given."""
+"""``constant``: fixed weights, used exactly as they are given."""
 
 from __future__ import annotations
 

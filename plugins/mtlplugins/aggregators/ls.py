@@ -1,4 +1,4 @@
-"""Linear scalarisation."""
+"""``ls``: linear scalarisation, the mean of the losses or a weighted mean."""
 
 from __future__ import annotations
 

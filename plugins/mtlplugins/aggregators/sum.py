@@ -1,4 +1,4 @@
-"""The sum of the losses."""
+"""``sum``: the sum of the losses, the same step as ``sum(losses).backward()``."""
 
 from __future__ import annotations
 

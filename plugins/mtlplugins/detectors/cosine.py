@@ -1,4 +1,4 @@
-"""Weak conflict: do two tasks disagree?"""
+"""``cosine``: weak conflict: the gradients of two tasks have a negative cosine."""
 
 from __future__ import annotations
 

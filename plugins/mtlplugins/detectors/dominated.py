@@ -1,4 +1,4 @@
-"""COST's trigger: does the mean gradient harm a task?"""
+"""``dominated``: COST's trigger: the mean gradient harms a task."""
 
 from __future__ import annotations
 

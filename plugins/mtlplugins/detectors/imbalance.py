@@ -1,4 +1,4 @@
-"""Imbalance: is one task's gradient so large that the others do not count?"""
+"""``imbalance``: the gradient of one task is much larger than that of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recon's score, seen in one step: in which layers do tasks disagree?"""
+"""``layer-conflict``: Recon's score in one step: the layers in which task gradients have negative cosines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``layerwise``: any method, on each group of parameters by itself."""
+"""``layerwise``: any method, applied to each group of parameters separately."""
 
 from __future__ import annotations
 

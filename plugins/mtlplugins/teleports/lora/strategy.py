@@ -1,4 +1,4 @@
-"""COST's teleport: a low-rank jump of the trunk that keeps the losses and eases the conflict."""
+"""``lora``: COST's teleport: a low-rank jump of the trunk that keeps the losses and lowers the conflict."""
 
 from __future__ import annotations
 

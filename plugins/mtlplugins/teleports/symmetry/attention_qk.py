@@ -1,4 +1,4 @@
-"""The symmetry between queries and keys (and between values and the output projection) of attention."""
+"""``attention-qk``: the symmetry of attention between queries and keys, and between values and output projection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The symmetry at the boundary between trunk and heads: any invertible map, undone by every head."""
+"""``linear-boundary``: the symmetry between trunk and heads: an invertible map that every head undoes."""
 
 from __future__ import annotations
 

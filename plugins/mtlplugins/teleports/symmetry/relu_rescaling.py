@@ -1,4 +1,4 @@
-"""The positive rescaling symmetry of networks with ReLU-like activations, used to lower conflict."""
+"""``relu-rescaling``: the positive rescaling symmetry of ReLU-like activations, used to lower the conflict."""
 
 from __future__ import annotations
 
