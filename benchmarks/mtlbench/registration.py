@@ -25,6 +25,7 @@ TASKS: dict[str, str] = {
     "qm9": "mtlbench.tasks.qm9:QM9",
     "rf1": "mtlbench.tasks.rf1:RiverFlow",
     "school": "mtlbench.tasks.school:School",
+    "withheld-digits": "mtlbench.tasks.withheld:WithheldDigits",
 }
 
 

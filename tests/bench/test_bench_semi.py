@@ -10,29 +10,31 @@ import pytest
 import torch
 
 from mtlbench import records
+from mtlbench.networks.judge import Judge, fooling_loss
 from mtlbench.studies import lines, semi
-from mtlbench.studies.semi import Discriminator, fooling_loss, own_loss
 
 
 def test_a_judge_that_knows_nothing_has_log_k():
     label, seen, unseen = torch.tensor([0, 1]), torch.rand(2, 4).softmax(1), torch.rand(3, 4).softmax(1)
-    for sources in (2, 3):
-        judge = Discriminator(4, sources)
+    for alignment, sources in (("plain", 2), ("both", 3)):
+        judge = Judge(4, alignment)
         with torch.no_grad():
             for p in judge[-1].parameters():
                 p.zero_()
-        assert float(own_loss(judge, label, seen, unseen).detach()) == pytest.approx(math.log(sources))
-        assert float(fooling_loss(judge, unseen, "plain").detach()) == pytest.approx(math.log(sources))
+            own = semi._own_loss(judge, label, seen, unseen)
+            fooling = fooling_loss(judge.frozen(unseen), alignment)
+        assert float(own) == pytest.approx(math.log(sources))
+        assert float(fooling) == pytest.approx(math.log(sources))
 
 
 def test_network_and_judge_do_not_move_each_other():
-    judge = Discriminator(4, 3)
+    judge = Judge(4, "both")
     logits = torch.randn(2, 4, requires_grad=True)
-    own_loss(judge, torch.tensor([0, 1]), logits.softmax(1), logits.softmax(1)).backward()
+    semi._own_loss(judge, torch.tensor([0, 1]), logits.softmax(1), logits.softmax(1)).backward()
     assert logits.grad is None
     assert all(p.grad is not None for p in judge.parameters())
     judge.zero_grad(set_to_none=True)
-    fooling_loss(judge, logits.softmax(1), "both").backward()
+    fooling_loss(judge.frozen(logits.softmax(1)), "both").backward()
     assert bool(logits.grad.abs().sum() > 0)
     assert all(p.grad is None for p in judge.parameters())
 

@@ -15,8 +15,8 @@ def delta_m(
     """Mean relative worsening against the baseline in percent; lower is better, negative means "better than".
 
     [paper] (100 / K) sum_k (-1)^{s_k} (M_k - B_k) / B_k over the K *metrics* that are judged, s_k = 1 where higher is
-    better: the convention of CAGrad, Nash-MTL and FAMO. None if a baseline value is 0 or a value is missing or not
-    finite: then no relative change exists.
+    better: the convention of CAGrad, Nash-MTL and FAMO. None if no metric is judged, a baseline value is 0, or a value
+    is missing or not finite: then no relative change exists.
     """
     changes = []
     for metric in (m for m in declared if m.judged):
@@ -24,4 +24,4 @@ def delta_m(
         if ours is None or base is None or base == 0 or not math.isfinite(ours) or not math.isfinite(base):
             return None
         changes.append((base - ours if metric.higher_is_better else ours - base) / abs(base))
-    return 100.0 * statistics.fmean(changes)
+    return 100.0 * statistics.fmean(changes) if changes else None

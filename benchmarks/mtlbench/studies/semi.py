@@ -11,7 +11,7 @@ predictions on the labelled domain, and predictions on the other one [choice; th
 The network is trained to make it err on the domain without labels: "cross" asks for "prediction on the labelled
 domain", "gt" for "true label", "both" for either. "plain" has a discriminator of two sources, which knows no labels.
 The adversarial losses are further tasks of the same step, so any aggregator may weigh them. Nothing is tuned: withheld
-labels are looked at once, in the end.
+labels are looked at once, in the end. The benchmark task ``withheld-digits`` is the same as a task of a suite.
 """
 
 from __future__ import annotations
@@ -22,26 +22,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import mtlcore
 from mtlbench import statistics as stats
 from mtlbench.jobs import one_thread
+from mtlbench.networks.judge import Judge, fooling_loss, own_loss
 from mtlbench.protocol.randomness import batches, own_randomness, seed_for
 from mtlbench.studies.lines import called, span
 from mtlbench.tasks.base import BenchmarkTask, Network, Split
+from mtlbench.tasks.withheld import LABELLED, domain
 
 NAME = "multimnist"
 STEPS, BATCH, RATE = 200, 32, 3e-3
 """Of the network; ``BATCH`` of each domain."""
 D_RATE, D_BETAS = 1e-4, (0.9, 0.99)
 """Of the discriminators [choice]."""
-LABELLED = {"top-left": 0, "bottom-right": 1}
-"""Task -> the domain that has its labels."""
-TRUE, SEEN, UNSEEN = 0, 1, 2
-"""The sources: a true label, a prediction on the labelled domain, a prediction on the other one."""
-Targets = {"cross": (SEEN,), "gt": (TRUE,), "both": (TRUE, SEEN), "plain": (SEEN,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,40 +72,6 @@ ARMS = (
 )
 
 
-class Discriminator(nn.Sequential):
-    """Probabilities of a prediction (N, C) -> logits of its source (N, sources)."""
-
-    def __init__(self, classes: int, sources: int) -> None:
-        super().__init__(nn.Linear(classes, 32), nn.LeakyReLU(0.2), nn.Linear(32, sources))
-        self.sources = sources
-
-
-def own_loss(judge: Discriminator, label: Tensor, seen: Tensor, unseen: Tensor) -> Tensor:
-    """Cross-entropy of the sources, each counting alike; nothing reaches the network. A judge that knows nothing has
-    log K of K sources. ``label`` are class numbers; a judge of two sources does not look at them."""
-    sources = [(F.one_hot(label, seen.shape[1]).to(seen), TRUE), (seen.detach(), SEEN), (unseen.detach(), UNSEEN)]
-    shift = 3 - judge.sources
-    losses = [F.cross_entropy(judge(p), torch.full((len(p),), n - shift)) for p, n in sources[shift:]]
-    return torch.stack(losses).mean()
-
-
-def fooling_loss(judge: Discriminator, unseen: Tensor, alignment: str) -> Tensor:
-    """Cross-entropy of the wished source on predictions without labels; nothing reaches the judge."""
-    fixed = {n: p.detach() for n, p in judge.named_parameters()}
-    logits = torch.func.functional_call(judge, fixed, (unseen,))
-    shift = 3 - judge.sources
-    wished = [F.cross_entropy(logits, torch.full((len(unseen),), n - shift)) for n in Targets[alignment]]
-    return torch.stack(wished).mean()
-
-
-def domain(split: Split, number: int, seed: int) -> Split:
-    """The same examples in a domain: 0 as they are, 1 fainter, brighter and noisy."""
-    if number == 0:
-        return split
-    noise = torch.randn(split.inputs.shape, generator=torch.Generator().manual_seed(seed))
-    return dataclasses.replace(split, inputs=0.4 * split.inputs + 1.0 + 0.7 * noise)
-
-
 def run(seed: int, arm: Arm) -> dict[str, float]:
     """{"TASK, labelled" and "TASK, withheld": accuracy in % on the test part}."""
     task = mtlcore.create("task", NAME)
@@ -120,7 +82,7 @@ def run(seed: int, arm: Arm) -> dict[str, float]:
     parts = [_rows(domain(splits.train, d, 1), sides[d]) for d in (0, 1)]
     with own_randomness(seed_for("weights", NAME, seed)):
         network = Network(task)
-        judges = {n: Discriminator(10, 2 if arm.alignment == "plain" else 3) for n in task.tasks}
+        judges = {n: Judge(10, arm.alignment) for n in task.tasks}
         _train(task, network, judges, parts, arm, seed)
     found = {}
     for name in task.tasks:
@@ -133,7 +95,7 @@ def run(seed: int, arm: Arm) -> dict[str, float]:
 def _train(
     task: BenchmarkTask,
     network: Network,
-    judges: Mapping[str, Discriminator],
+    judges: Mapping[str, Judge],
     parts: Sequence[Split],
     arm: Arm,
     seed: int,
@@ -155,14 +117,14 @@ def _train(
         schedule.step()
         if arm.alignment:
             own.zero_grad()
-            torch.stack([own_loss(judges[n], *seen[n]) for n in task.tasks]).sum().backward()
+            torch.stack([_own_loss(judges[n], *seen[n]) for n in task.tasks]).sum().backward()
             own.step()
 
 
 def _losses(
     task: BenchmarkTask,
     network: Network,
-    judges: Mapping[str, Discriminator],
+    judges: Mapping[str, Judge],
     drawn: Sequence[Any],
     arm: Arm,
     seen: dict[str, tuple[Tensor, Tensor, Tensor]],
@@ -175,8 +137,14 @@ def _losses(
         losses[name] = task.loss(name, outputs[d][name], label)
         seen[name] = (label, outputs[d][name].softmax(1), outputs[1 - d][name].softmax(1))
     for name in LABELLED if arm.alignment else ():
-        losses[f"{name}, adversarial"] = arm.weight * fooling_loss(judges[name], seen[name][2], arm.alignment)
+        losses[f"{name}, adversarial"] = arm.weight * fooling_loss(judges[name].frozen(seen[name][2]), arm.alignment)
     return losses
+
+
+def _own_loss(judge: Judge, label: Tensor, seen: Tensor, unseen: Tensor) -> Tensor:
+    """Nothing of it reaches the network."""
+    labels = judge.of_labels(label) if judge.sources == 3 else None
+    return own_loss(labels, judge(seen.detach()), judge(unseen.detach()))
 
 
 def _rows(split: Split, index: Tensor) -> Split:
