@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mtlcore.errors import ConfigurationError, TrainingWarning, listed
-from mtlcore.gradients import graph
+from mtlcore.gradients import graph, torch_internals
 from mtlcore.gradients.batch import Batch
 
 _STEPS = 3
@@ -36,7 +36,7 @@ def check_unchanged(trunk: nn.Module, known: Sequence[Tensor]) -> None:
         ConfigurationError: the trunk has other parameters than when MultiTask took them; names them.
     """
     ids = set(map(id, known))
-    if set(map(id, trunk.parameters())) == ids:
+    if set(map(id, torch_internals.parameters(trunk))) == ids:
         return
     new = [name for name, p in trunk.named_parameters() if id(p) not in ids]
     gone = len(ids) - sum(id(p) in ids for p in trunk.parameters())

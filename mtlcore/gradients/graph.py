@@ -45,29 +45,29 @@ def leaves(
     reached: set[Edge] = set()
     met: set[Any] = set() if seen is None else seen
     stack: list[Any] = []
-
-    def visit(function: Any, output: int) -> None:
-        if (function, output) in stop:
-            reached.add((function, output))
-        elif function not in met:
-            met.add(function)
-            stack.append(function)
-
+    first: list[Edge] = []
     for root in roots:
         if root.grad_fn is not None:
-            visit(root.grad_fn, root.output_nr)
+            first.append((root.grad_fn, root.output_nr))
         elif root.requires_grad:
             found.setdefault(id(root), root)
-    while stack:
+    edges: Iterable[Edge] = first
+    while True:  # without a function for each edge: every step walks the whole graph
+        for to in edges:
+            function = to[0]
+            if to in stop:
+                reached.add(to)
+            elif function not in met and function is not None:
+                met.add(function)
+                stack.append(function)
+        if not stack:
+            return found, reached
         function = stack.pop()
         if type(function) is _LEAF:
-            variable = function.variable
+            variable, edges = function.variable, ()
             found.setdefault(id(variable), variable)
-            continue
-        for parent, output in function.next_functions:
-            if parent is not None:
-                visit(parent, output)
-    return found, reached
+        else:
+            edges = function.next_functions
 
 
 @dataclasses.dataclass(frozen=True)

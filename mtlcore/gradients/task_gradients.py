@@ -87,6 +87,8 @@ def all_or_nothing(leaves: Sequence[Tensor]) -> Iterator[None]:
         for p, old in before:
             p.grad = old
         raise
+    if not before:
+        return
     with torch.no_grad():
         for p, old in before:
             new, p.grad = p.grad, old

@@ -9,11 +9,11 @@ Tests switch a piece off by the ``available`` table and expect the same gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtlcore.errors import LossError
 
@@ -97,17 +97,45 @@ def _try_hooks() -> bool:
     return seen == 2 and len(x._backward_hooks or ()) == 1
 
 
+def _try_tables() -> bool:
+    """Whether a module keeps its parameters and its parts in two tables, which replace and delete show at once."""
+    first, inner = nn.Linear(1, 2, device="cpu"), nn.Linear(2, 1, device="cpu")
+    outer = nn.Sequential(first, nn.ReLU())
+    outer.append(inner)
+    inner.register_parameter("bias", None)
+    found = [id(p) for p in _from_tables(outer)]
+    return found == [id(first.weight), id(first.bias), id(inner.weight)]
+
+
 available: dict[str, bool] = {}
-"""By piece ("engine", "vmap", "saved", "hooks") whether it works in this torch."""
+"""By piece ("engine", "vmap", "saved", "hooks", "tables") whether it works in this torch."""
 
 
 def _has(piece: str) -> bool:
     known = available.get(piece)
     if known is None:
-        trial = {"engine": _try_engine, "vmap": _try_vmap, "saved": _try_saved, "hooks": _try_hooks}[piece]
+        trials = {"engine": _try_engine, "vmap": _try_vmap, "saved": _try_saved, "hooks": _try_hooks}
+        trial = {**trials, "tables": _try_tables}[piece]
         with torch.enable_grad():
             known = available[piece] = _works(trial)
     return known
+
+
+# --- modules ------------------------------------------------------------------------------------------------
+
+
+def parameters(module: nn.Module) -> Iterable[Tensor]:
+    """``module.parameters()``, perhaps with one of them twice; without the names, which take most of its time."""
+    if type(module).named_parameters is nn.Module.named_parameters and _has("tables"):
+        return _from_tables(module)
+    return module.parameters()
+
+
+def _from_tables(module: nn.Module) -> list[Tensor]:
+    found: list[Tensor] = []
+    for part in module.modules():
+        found += [p for p in part._parameters.values() if p is not None]
+    return found
 
 
 # --- the engine ---------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def finish(run: Run, prepared: Prepared, conflict: Conflict | None, teleport: Te
         PluginError: the method broke its contract.
     """
     ask = functools.partial(_ask, run, prepared)
-    answer = answers.agreed(run.processes, ask, run.who) if run.processes.several() else ask()
+    answer = ask() if run.processes.wire is None else answers.agreed(run.processes, ask, run.who)
     written, target = _written(run, prepared, answer), prepared.found
     whole = run.metric == STEP and bool(prepared.batch.shared)
     if whole:

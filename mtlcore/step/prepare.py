@@ -13,7 +13,7 @@ from mtlcore.asking.seeds import step_seed
 from mtlcore.contracts import Needs, StepView
 from mtlcore.distributed.local import Local
 from mtlcore.distributed.processes import Members
-from mtlcore.distributed.sharded import Sharded, is_sharded
+from mtlcore.distributed.sharded import Sharded
 from mtlcore.errors import ConfigurationError
 from mtlcore.geometry.metric import EUCLIDEAN, in_metric
 from mtlcore.gradients import received, waiting
@@ -105,7 +105,7 @@ def other_view(run: Run, losses: Losses, features: Features, scale: float | None
 def make_batch(run: Run, losses: Losses, features: Features, scale: float | None = None) -> Batch:
     """What the user handed over, checked."""
     presence, scalars = inputs.present_losses(losses, run.progress.tasks)
-    if run.trunk is not None and not is_sharded(run.parameters):
+    if run.trunk is not None and not run.sharded:
         audit.check_unchanged(run.trunk, run.parameters)
     seen = inputs.flat(features)
     if run.anonymous(losses):
@@ -117,7 +117,7 @@ def make_batch(run: Run, losses: Losses, features: Features, scale: float | None
 def members(run: Run, losses: Losses) -> Members:
     """What takes part in this run, for the first step of several processes."""
     heads = [] if run.heads is None else list(run.heads.parameters())
-    if is_sharded(run.parameters):  # between forward and backward, FSDP has whole ones in their place
+    if run.sharded:  # between forward and backward, FSDP has whole ones in their place
         heads = run.heads_then
     mine = set(map(id, run.parameters))
     given = losses.values() if isinstance(losses, Mapping) else losses
@@ -154,7 +154,7 @@ def _here(run: Run, losses: Losses, features: Features, scale: float | None, pen
     """What this process finds in its batch."""
     micro, needs = pending.added, run.needs()
     batch = make_batch(run, losses, features, scale)
-    if is_sharded(batch.shared):
+    if run.sharded:
         return _sharded(run, batch, needs, pending)
     audit.check_reached(batch)
     if not run.reach.done and batch.vector is None:
@@ -176,7 +176,7 @@ def _collect(run: Run, batch: Batch, needs: Needs) -> tuple[TaskGradients, str, 
     """Task gradients, the reason, and whether the last weights are to be used again."""
     if not batch.shared:
         return Weighted(batch), _FROZEN, False
-    several = run.processes.several()
+    several = run.processes.wire is not None
     if run.keeper is not None and needs > Needs.LOSSES:
         kept = run.keeper.reuse(batch, run.processes.presence if several else None)
         if kept is not None:

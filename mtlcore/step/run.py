@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtlcore import audit, inputs, roster, scaling, trajectory
 from mtlcore.contracts import Aggregator, ConflictDetector, Needs
 from mtlcore.distributed.processes import Processes
+from mtlcore.distributed.sharded import is_sharded
 from mtlcore.errors import ConfigurationError
 from mtlcore.geometry.metric import EUCLIDEAN
 from mtlcore.geometry.promise import Promise
@@ -111,6 +112,11 @@ class Run:
         tasks = self.progress.tasks
         return {n: v for n, v in inputs.by_name(losses, tasks).items() if v is not None}, inputs.flat(features)
 
+    @functools.cached_property
+    def sharded(self) -> bool:
+        """Whether the trunk is in shards (FSDP2). A trunk that is sharded later has other parameters."""
+        return is_sharded(self.parameters)
+
     # --- what a step has to do ----------------------------------------------------------------------------------
 
     @property
@@ -189,6 +195,7 @@ class Run:
                 "make a new one of the new list, and load_state_dict(old.state_dict())."
             )
         self.parameters = inputs.trunk_parameters(self.trunk)
+        vars(self).pop("sharded", None)
         self.watch_anew()
         self.processes.forget()
         self.pending = Pending()

@@ -13,7 +13,7 @@ from support.jacobians import explicit, make, shared_gradient
 from support.methods import Fixed
 from support.shapes import SHAPES
 
-PIECES = ("engine", "vmap", "saved", "hooks")
+PIECES = ("engine", "vmap", "saved", "hooks", "tables")
 
 
 @pytest.fixture
