@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mtlcore
-from mtlplugins.solvers import nonnegative, orthogonal
+from mtlplugins.solvers import exchange, nonnegative, orthogonal
 from mtlplugins.solvers.barrier import barrier
 from mtlplugins.solvers.cagrad import cagrad
 from mtlplugins.solvers.certificate import EPS
@@ -77,7 +77,7 @@ def test_both_nonnegative_methods_end_at_the_optimality_conditions(k, p, seed):
     many, left, _ = nonnegative.pivot(c, c)
     nonnegative.finish(c, c, many, left)
     for j in range(0, k, 3):
-        alone, _ = nonnegative._active_set(nonnegative.ridged(c), c[j], np.zeros(k))
+        alone, _ = nonnegative.active_set(nonnegative.ridged(c), c[j], np.zeros(k))
         for y in (many[j], alone):
             assert (y >= 0).all()
             assert nonnegative.residual(c, c[j], y) <= 64 * k * EPS
@@ -224,14 +224,54 @@ def test_projecting_hundreds_of_rows_takes_fewer_changes_than_rows(p):
     assert (lengths > 0).any() == (p > k)
 
 
+@pytest.mark.parametrize(("p", "seed"), [(86, 0), (88, 1), (90, 3)])
+def test_a_thin_cone_is_projected_on_by_exchanges_against_one_factorisation(monkeypatch, p, seed):
+    """Rank a little above K / 2: the active-set method takes a system for each of hundreds of changes. 500 rows of rank
+    260 took 16 to 52 s."""
+    k, used = 160, []
+    found = exchange.solve
+    monkeypatch.setattr(exchange, "solve", lambda *a: used.append(found(*a)) or used[-1])
+    monkeypatch.setattr(nonnegative, "likely_supports", lambda c, q: None)
+    u = unit(np.random.default_rng(seed).normal(size=(k, p)))
+    c = cosines(u @ u.T).matrix
+    v, certificate = project_rows(c)
+    ((_, left, _),) = used
+    assert not len(left)
+    assert certificate.status == "optimal"
+    for j in range(0, k, 20):
+        alone, _ = nonnegative.active_set(nonnegative.ridged(c), c[j], np.zeros(k))
+        np.testing.assert_allclose(u.T @ v[j], u.T @ (alone + np.eye(k)[j]), atol=1e-9)
+
+
+def test_a_thin_cone_is_recognised():
+    wide, thin = (unit(np.random.default_rng(1).normal(size=(500, p))) for p in (400, 260))
+    assert nonnegative.likely_supports(thin @ thin.T, (thin @ thin.T)[:60]) is None
+    assert nonnegative.likely_supports(wide @ wide.T, (wide @ wide.T)[:60]) is not None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_transform_solves_every_support(seed):
+    """y on the free set and w elsewhere, as one solve of the system of each free set says."""
+    rng = np.random.default_rng(seed)
+    u = unit(rng.normal(size=(12, 30)))
+    c = nonnegative.ridged(u @ u.T)
+    linear, free = rng.normal(size=(7, 12)), rng.random((7, 12)) < 0.5
+    basis = exchange.Basis(c, rng.random(12) < 0.5)
+    values = basis.values(free, basis.transformed(linear))
+    for q, f, found in zip(linear, free, values):
+        y = np.zeros(12)
+        y[f] = np.linalg.solve(c[np.ix_(f, f)], -q[f])
+        np.testing.assert_allclose(found, np.where(f, y, c @ y + q), atol=1e-12)
+
+
 @pytest.mark.parametrize(("k", "p", "seed"), [c for c in CASES if c[0] > 3])
 def test_active_set_ends_at_the_same_point_from_any_start(k, p, seed):
     u = unit(rows(k, p, seed))
     c = cosines(u @ u.T).matrix
     start = np.maximum(np.random.default_rng(seed).normal(size=k), 0.0)
-    expected, _ = nonnegative._active_set(nonnegative.ridged(c), c[0], np.zeros(k))
+    expected, _ = nonnegative.active_set(nonnegative.ridged(c), c[0], np.zeros(k))
     for y0 in (start, 1e3 * start, np.ones(k), nonnegative._near(c, c[:1])[0]):
-        y, _ = nonnegative._active_set(nonnegative.ridged(c), c[0], y0)
+        y, _ = nonnegative.active_set(nonnegative.ridged(c), c[0], y0)
         assert (y >= 0).all()
         assert nonnegative.residual(c, c[0], y) <= 64 * k * EPS
         np.testing.assert_allclose(u.T @ y, u.T @ expected, atol=1e-7)

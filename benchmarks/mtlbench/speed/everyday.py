@@ -324,7 +324,7 @@ def gradients_of_rank(k: int, rank: int) -> Tensor:
     return left @ torch.randn(rank, 1000, generator=generator, dtype=torch.float64)
 
 
-def dependent(seconds: float, k: int = 500, ranks: Sequence[int] = (20, 150, 300, 400)) -> list[Row]:
+def dependent(seconds: float, k: int = 500, ranks: Sequence[int] = (20, 150, 260, 300, 400)) -> list[Row]:
     """Seconds of a call, given the Gramian. ``seconds`` is what one method may take for all calls on one problem."""
     out = []
     for name in ("gradops", "upgrad"):

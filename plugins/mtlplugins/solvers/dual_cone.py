@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtlplugins.solvers import nonnegative
+from mtlplugins.solvers import exchange, nonnegative
 from mtlplugins.solvers.barrier import barrier
 from mtlplugins.solvers.certificate import EPS, Certificate
 from mtlplugins.solvers.cosines import Array, Index
@@ -90,7 +90,11 @@ def _of_many(matrix: Array) -> tuple[Array, int]:
         rows, count = _cancelled(matrix, y, rows)
     if len(rows):
         linear = matrix[rows]
-        found, left, sweeps = nonnegative.pivot(matrix, linear, nonnegative.likely_supports(matrix, linear))
+        supports = nonnegative.likely_supports(matrix, linear)
+        if supports is None:
+            found, left, sweeps = exchange.solve(matrix, linear)
+        else:
+            found, left, sweeps = nonnegative.pivot(matrix, linear, supports)
         y[rows] = found
         rows, count = rows[left], count + sweeps
     return y, count + nonnegative.finish(matrix, matrix, y, rows)

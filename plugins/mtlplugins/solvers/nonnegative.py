@@ -18,6 +18,7 @@ different length differ by as much, and the largest of them would hide what the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -116,25 +117,30 @@ def finish(matrix: Array, linear: Array, y: Array, rows: Index) -> int:
     many = len(rows) * k >= _MANY
     starts = _near(matrix, linear[rows]) if many else np.zeros((len(rows), k))
     for row, start in zip(rows, starts):
-        y[row], more = _active_set(c, linear[row], start)
+        y[row], more = active_set(c, linear[row], start)
         count += more
     return count
 
 
-def likely_supports(matrix: Array, linear: Array) -> Mask:
+def likely_supports(matrix: Array, linear: Array) -> Mask | None:
     """(m, k): a guess of the supports of the solutions for ``linear`` (m, k), right but for one entry in a thousand or
-    fewer [measured on 500 Gaussian rows in 300 to 1000 dimensions]. In float32, as a guess needs no more."""
+    fewer [measured on 500 Gaussian rows in 300 to 1000 dimensions]; None where it would take too long, because the
+    systems are ill-conditioned. In float32, as a guess needs no more."""
     penalty = np.float32(_LARGE_PENALTY)
     inverse = np.linalg.inv(matrix + _LARGE_PENALTY * np.eye(len(matrix))).astype(np.float32)
     single: Any = linear.astype(np.float32)
     y, dual = np.zeros_like(single), np.zeros_like(single)
     support: Mask = y > 0.0
-    for _ in range(_ROUNDS):
+    changed = 0
+    for done in range(_ROUNDS):
+        if done == _ROUNDS // 2 and changed > 2 * len(linear):
+            return None
         before = support
-        y, dual = _alternated(inverse, single, penalty, y, dual, _BETWEEN)
+        y, dual = alternated(inverse, single, penalty, y, dual, _BETWEEN)
         support = np.asarray(y > 0.0)
         # What still changes comes right in a sweep over few rows, which costs as much as some more iterations.
-        if np.count_nonzero(support != before) <= len(matrix) // 4:
+        changed = int(np.count_nonzero(support != before))
+        if changed <= len(matrix) // 4:
             break
     return support
 
@@ -143,10 +149,10 @@ def _near(matrix: Array, linear: Array) -> Array:
     """y >= 0 (m, k) near the solutions, good enough to have most of their supports."""
     inverse = np.linalg.inv(matrix + _PENALTY * np.eye(len(matrix)))
     y, dual = np.zeros_like(linear), np.zeros_like(linear)
-    return np.asarray(_alternated(inverse, linear, _PENALTY, y, dual, _ITERATIONS)[0])
+    return np.asarray(alternated(inverse, linear, _PENALTY, y, dual, _ITERATIONS)[0])
 
 
-def _alternated(inverse: Any, linear: Any, penalty: Any, y: Any, dual: Any, iterations: int) -> tuple[Any, Any]:
+def alternated(inverse: Any, linear: Any, penalty: Any, y: Any, dual: Any, iterations: int) -> tuple[Any, Any]:
     """Alternating directions (Boyd et al. 2011 [memory]), for which all problems and all iterations share the inverse
     of C + penalty: the next y >= 0 (m, k) and its dual, in the dtype of what is given."""
     relaxed = linear.dtype.type(_RELAXED)
@@ -201,9 +207,27 @@ def _on_free_alone(c: Array, free: Mask, linear: Array) -> Array:
     return out
 
 
-def _active_set(c: Array, q: Array, start: Array) -> tuple[Array, int]:
-    """Lawson and Hanson on one right-hand side, in Gramian form, from any y >= 0."""
+def active_set(c: Array, q: Array, start: Array, on: Callable[[Mask], Array] | None = None) -> tuple[Array, int]:
+    """Lawson and Hanson on one right-hand side, in Gramian form, from any y >= 0.
+
+    Args:
+        c: C with its ridge.
+        q: (k,).
+        start: y >= 0 (k,).
+        on: support (k,) -> y (k,) with C_FF y_F = -q_F on it and zero elsewhere; None for a solve of that system.
+
+    Returns:
+        y (k,) and the number of systems.
+    """
     k = len(q)
+
+    def solved(support: Mask) -> Array:
+        index = support.nonzero()[0]
+        out = np.zeros(k)
+        out[index] = np.linalg.solve(c[index[:, None], index], -q[index])
+        return out
+
+    on = on or solved
     y, support = start, start > 0.0
     refused = np.zeros(k, dtype=bool)
     size = np.abs(q)
@@ -217,11 +241,9 @@ def _active_set(c: Array, q: Array, start: Array) -> tuple[Array, int]:
                 break
             support[entering] = True
         while True:
-            index = support.nonzero()[0]
-            target = np.zeros(k)
-            target[index] = np.linalg.solve(c[index[:, None], index], -q[index])
+            target = on(support)
             count += 1
-            blocking = index[target[index] <= 0.0]
+            blocking = (support & (target <= 0.0)).nonzero()[0]
             if not len(blocking):
                 # Progress: an index refused at the old point may be useful at the new one.
                 refused[:] = False
