@@ -213,6 +213,23 @@ def test_m_config(divide, turn):
         assert ("waiting" in answer.diagnostics) == (not expected.any())
 
 
+def test_m_config_holds_gradients_whose_squares_leave_their_dtype():
+    """float32 rows of 1e20 and 1e-20: the answer is that of ordinary ones, as far as eps lets it be."""
+    method = mtlcore.create("aggregator", "m-config", eps=0.0)
+    found = []
+    for scale in (1.0, 2.0**66, 2.0**-66):
+        state = method.init(K)
+        for step in range(4):
+            rows = torch.from_numpy(rows_at(step)).float() * scale
+            answer = method.aggregate(StepView(losses=[1.0] * K, jacobian=rows, step=step), state)
+            state = answer.state
+        assert bool(state["root"].isfinite().all())
+        assert bool((state["root"] > 0).all())
+        found.append(answer.direction)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
 def test_m_config_without_memory_is_config():
     rows = torch.from_numpy(rows_at(3))
     for options in ({}, {"preferences": (1.0, 2.0, 3.0, 4.0), "length": "minimum"}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ import mtlcore
 from mtlcore import StepView
 from mtlcore.errors import ConfigurationError, LossError
 from mtlplugins.grouping import group_means
-from mtlplugins.solvers.simplex import project_simplex
+from mtlplugins.solvers.simplex import project_simplex, settled
 from mtlplugins.solvers.simplex_quadratic import minimise, minimise_above
 from mtlverify import references
 from mtlverify.references import NoUniqueAnswer
@@ -225,6 +226,21 @@ def test_grouping_is_the_best_of_all_partitions():
 def _spread(values, labels):
     labels = np.array(labels)
     return float(sum(((values[labels == g] - values[labels == g].mean()) ** 2).sum() for g in set(labels.tolist())))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e28, 1e298])
+def test_equal_pulls_stay_equal_however_long_the_step(scale):
+    """Two tasks with the least pull, up to rounding, share the weight as before; the order of tasks decides nothing."""
+    pull = scale * np.array([3.0, 1.0, 2.0, 1.0 + 4e-16, 3.0 - 8e-16])
+    w = np.array([0.2, 0.3, 0.1, 0.2, 0.2])
+    for order in itertools.permutations(range(5)):
+        listed = list(order)
+        clean = settled(pull[listed], 3.0 * scale)
+        back = np.argsort(listed)
+        assert clean[back][1] == clean[back][3] == 0.0
+        assert clean[back][0] == clean[back][4] == pytest.approx(2.0 * scale)
+        if scale > 1.0:
+            np.testing.assert_allclose(project_simplex(w[listed] - clean)[back], [0, 0.55, 0, 0.45, 0], atol=1e-15)
 
 
 def test_the_simplex_projection_is_the_nearest_point():

@@ -70,10 +70,10 @@ class MConFIG(Aggregator):
         return frozenset({"resume-equivalent"} | ({"permutation-equivariant"} if self.preferences is None else set()))
 
     def init(self, n_tasks: int) -> State:
-        """Averages (K, P), whose P the first step tells, and how often each task was met; (1 - beta1^t) d_t and s (P,),
-        and t."""
+        """Averages (K, P), whose P the first step tells, and how often each task was met; (1 - beta1^t) d_t and the
+        root of s (P,), and t. (s itself leaves float32 where gradients are 1e20 long.)"""
         check_length("m-config", "preferences", self.preferences, n_tasks)
-        empty = {name: torch.zeros(0, device="cpu") for name in ("pseudo", "second")}
+        empty = {name: torch.zeros(0, device="cpu") for name in ("pseudo", "root")}
         counts = {"met": torch.zeros(n_tasks, dtype=torch.float64, device="cpu")}
         steps = {"steps": torch.zeros((), dtype=torch.float64, device="cpu")}
         return {"first": torch.zeros(n_tasks, 0, device="cpu"), **empty, **counts, **steps}
@@ -101,18 +101,18 @@ class MConFIG(Aggregator):
         t = float(steps)
         pseudo = (1.0 - self.beta1**t) * direction
         gradient = (pseudo - self.beta1 * state["pseudo"]) / (1.0 - self.beta1)
-        second = self.beta2 * state["second"] + (1.0 - self.beta2) * gradient.square()
+        root = torch.hypot(self.beta2**0.5 * state["root"], (1.0 - self.beta2) ** 0.5 * gradient)
         if self.second_moment:
-            root = (second / (1.0 - self.beta2**t)).sqrt() + self.eps
-            direction = torch.where(root > 0.0, direction / root, 0.0)
-        new = {**state, "pseudo": pseudo, "second": second, "steps": steps}
+            divisor = root / (1.0 - self.beta2**t) ** 0.5 + self.eps
+            direction = torch.where(divisor > 0.0, direction / divisor, 0.0)
+        new = {**state, "pseudo": pseudo, "root": root, "steps": steps}
         return Aggregation(direction=direction, state=new, diagnostics=diagnostics)
 
 
 def _sized(state: State, rows: Tensor) -> State:
     """The state with vectors of the rows' size, dtype and device; zeros before the first step."""
     out = dict(state)
-    for name in ("first", "pseudo", "second"):
+    for name in ("first", "pseudo", "root"):
         known = state[name]
         shape = rows.shape if name == "first" else rows.shape[1:]
         if not known.numel():

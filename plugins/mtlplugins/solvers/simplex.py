@@ -9,10 +9,15 @@ from mtlplugins.solvers.cosines import Array
 
 
 def settled(pull: Array, size: float) -> Array:
-    """A gradient (k,) on the simplex, from which only differences count, with those that rounding explains removed:
-    ``size`` is the largest of the terms that were added up. A step of any length then keeps tasks equal that are."""
-    centred = pull - pull.mean()
-    out: Array = np.where(np.abs(centred) <= 64.0 * len(pull) * EPS * size, 0.0, centred)
+    """A gradient (k,) on the simplex, from which only differences count, without those that rounding explains: ``size``
+    is the largest of the terms that were added up. A step of any length then keeps tasks equal that are, and where the
+    gradient is least it is zero, so that however long the step, the weights there keep their digits."""
+    order = np.argsort(pull)
+    ranked = pull[order] - pull[order[0]]
+    apart = np.diff(ranked, prepend=0.0) > 64.0 * len(pull) * EPS * size
+    first = np.maximum.accumulate(np.where(apart, np.arange(len(pull)), 0))
+    out: Array = np.empty_like(pull)
+    out[order] = ranked[first]
     return out
 
 
