@@ -10,6 +10,7 @@ from mtlverify.example import Example
 from mtlverify.laws.low_precision import EITHER, in_range, written
 from mtlverify.mutants import quiet, teleports
 from mtlverify.runner import chosen, examine
+from mtlverify.strategies.networks import NetworkExample
 
 ROWS = torch.tensor([[3.0, 1.0], [-1.0, 2.0], [0.5, 0.5]], dtype=torch.float64)
 
@@ -43,6 +44,27 @@ def test_what_a_second_teleport_would_break_is_found():
     (law,) = chosen("teleport", ["composes"])
     assert examine(teleports.Rescaling(), law, 48, 0).status == "verified"
     assert examine(teleports.ClampsWeights(), law, 48, 0, shrink=False).status == "refuted"
+
+
+def test_what_is_wrong_with_few_digits_only_is_found_on_networks_in_bfloat16():
+    (coarse,), (fine,) = (chosen("teleport", [id]) for id in ("low-precision-network", "loss-invariant"))
+    examples = [NetworkExample("mlp", 6, 2, seed) for seed in range(6)]
+    assert all(coarse.measure(teleports.Rescaling(), e) >= 0 for e in examples)
+    for mutant in (teleports.SparesWhatIsSmall(), teleports.DoublePrecision()):
+        assert min(coarse.measure(mutant, e) for e in examples) < 0
+        assert min(fine.measure(mutant, e) for e in examples) >= 0
+
+
+def test_a_network_is_the_same_in_another_dtype_up_to_rounding():
+    made, coarse = (NetworkExample("convolutional", 3, 2, 5).build(*dtype) for dtype in ((), (torch.bfloat16,)))
+    assert {v.dtype for v in coarse.trunk.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        fine, rough = made.exact(7)(), coarse.exact(7)()
+    for task, loss in fine.items():
+        assert rough[task].dtype == torch.float64
+        assert float(rough[task]) == pytest.approx(float(loss), rel=0.1), task
+        assert float(rough[task]) != float(loss)
+    assert coarse.batch(7)()[0]["task0"].dtype == torch.bfloat16
 
 
 def test_a_promise_is_asked_for_after_a_resume():

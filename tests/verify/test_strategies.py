@@ -226,3 +226,27 @@ def test_decades_are_powers_of_two_near_powers_of_ten(exponent):
     value = scales.decade(exponent)
     assert torch.frexp(torch.tensor(value, dtype=torch.float64)).mantissa == 0.5
     assert 0.7 < value / 10.0**exponent < 1.42
+
+
+def test_extreme_rows_reach_what_their_dtype_allows_and_not_farther():
+    rng, lengths = random.Random(0), {torch.float32: [], torch.float64: []}
+    for stratum in jacobians(scalings=("extreme",)).strata:
+        for _ in range(10):
+            with contextlib.suppress(pick.Rejected):
+                example = stratum.sample(rng)
+                norms = example.jacobian.double().norm(dim=1)
+                lengths[example.jacobian.dtype] += norms[norms > 0].log10().tolist()
+    assert 149 < max(lengths[torch.float64]) <= 150.5
+    assert -150.5 <= min(lengths[torch.float64]) < -149
+    assert 19 < max(lengths[torch.float32]) <= 20.5
+    assert -20.5 <= min(lengths[torch.float32]) < -19
+
+
+def test_rows_are_brought_into_range_without_turning():
+    rows = torch.tensor([[3.0, 4.0], [1e-200, 2e-200], [0.0, 0.0], [-1e160, 1e150]], dtype=torch.float64)
+    kept = scales.kept_in_range(rows, torch.float64)
+    assert torch.equal(kept[0], rows[0])
+    assert not kept[2].any()
+    assert float(kept[1, 1] / kept[1, 0]) == 2.0
+    assert 1e-151 < float(kept[1, 0]) < 1e-149
+    assert 1e149 < -float(kept[3, 0]) < 1e151

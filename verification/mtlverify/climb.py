@@ -15,6 +15,7 @@ from torch import Tensor
 from mtlverify.example import Example
 from mtlverify.law import OutsideLaw
 from mtlverify.laws.runs import steps
+from mtlverify.strategies.scales import kept_in_range
 
 if TYPE_CHECKING:
     from mtlverify.search import Search
@@ -35,7 +36,7 @@ def climb(state: Search, evaluations: int, seed: int) -> None:
         if state.worst[0] >= FLAT or left <= 0:
             return
         example: Example = state.worst[1]
-        rows = changed(example.jacobian, rng)
+        rows = kept_in_range(changed(example.jacobian, rng), example.jacobian.dtype)
         if not bool(rows.isfinite().all()) or not state.law.domain(rows):
             continue
         left -= max(steps(example), AFFORDABLE)

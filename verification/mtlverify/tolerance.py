@@ -47,6 +47,10 @@ LOW_PRECISION = 2.0**-5
 """Eight roundings of bfloat16 (2^-8). Two ways of taking a gradient in bfloat16 differ by a rounding or two of its
 entries, and so do they from the gradient that is written; what cancels in it does not get smaller by that."""
 
+LAST_BITS = 2.0**3
+"""A network in bfloat16 that is scaled through is rounded anew in every product and activation, a few for each
+parameter: its losses may move by so many times what its parameters' last bits do to them."""
+
 STEP = 2.0**-15
 """3e-5, a cosine. metric="step" asks for one of -2^-20 in the optimizer's metric; where D differs by 2^8 between
 coordinates, as in these laws, the Euclidean one is up to 2^4 as large, and D is renewed in the step."""

@@ -250,6 +250,26 @@ class ClampsWeights(Rescaling):
         return Displacement(moved, factors)
 
 
+@frozen
+class SparesWhatIsSmall(Rescaling):
+    """Takes entries below the root of the dtype's epsilon for zeros: none is in float64, many are in bfloat16."""
+
+    def finish(self, problem: TeleportProblem, known: dict[str, Tensor], maps: dict[str, Tensor]) -> Displacement:
+        factors = {}
+        for n, d in maps.items():
+            small = known[n].abs() < torch.finfo(known[n].dtype).eps ** 0.5
+            factors[n] = torch.where(small, torch.ones_like(known[n]), d.expand_as(known[n]))
+        return super().finish(problem, known, factors)
+
+
+@frozen
+class DoublePrecision(Rescaling):
+    """Computes in float64, and hands that over, whatever the network is."""
+
+    def finish(self, problem: TeleportProblem, known: dict[str, Tensor], maps: dict[str, Tensor]) -> Displacement:
+        return Displacement({n: (d.double() * known[n].double()) for n, d in maps.items()}, maps)
+
+
 KILLED_BY: dict[type, tuple[str, ...]] = {
     ConflictBlind: ("lowers-conflict",),
     EndsNoConflict: ("helps-where-it-must",),
@@ -271,10 +291,13 @@ KILLED_BY: dict[type, tuple[str, ...]] = {
     SinglePrecision: ("shape-dtype-device",),
     ChangesASetting: ("rollback-exact",),
     ClampsWeights: ("composes",),
+    SparesWhatIsSmall: ("low-precision-network",),
+    DoublePrecision: ("low-precision-network",),
 }
 
 LAWS = (
     "finite", "shape-dtype-device", "deterministic", "pure", "rollback-exact", "loss-invariant", "maps-tell-the-truth",
     "history-in-new-coordinates", "gradients-in-new-coordinates", "composes",
+    "low-precision-network",
 )  # fmt: skip
 """What the correct twin keeps."""

@@ -103,7 +103,7 @@ def _stratum(
         dtype = draw(pick.sampled_from(dtypes))
         if scaling == "extreme" and torch.float64 in dtypes and draw(pick.booleans()):
             dtype = torch.float64  # whose ends are farther apart
-        scaled = rows * row_scales(draw, k, scaling, dtype)[:, None]
+        scaled = rows * row_scales(draw, rows, scaling, dtype)[:, None]
         return Example(
             jacobian=scaled.to(dtype),
             losses=losses(draw, k),

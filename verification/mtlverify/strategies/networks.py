@@ -1,4 +1,4 @@
-"""Small multi-task networks for teleports: one per kind of layer, all in float64, all built from a seed.
+"""Small multi-task networks for teleports: one per kind of layer, in float64 if not asked otherwise, built from a seed.
 
 An example is a recipe (architecture, width, tasks, seed), so it shrinks to the smallest network and fits into a file.
 """
@@ -132,8 +132,8 @@ class NetworkExample:
         """The inverse of :meth:`to_json`."""
         return NetworkExample(**data)
 
-    def build(self) -> Network:
-        """The same network every time; the global generators are left as they were."""
+    def build(self, dtype: torch.dtype = torch.float64) -> Network:
+        """The same network every time, up to the rounding of ``dtype``; the global generators are left as they were."""
         make, shape = architectures()[self.architecture]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -145,31 +145,54 @@ class NetworkExample:
             torch.stack(list(made.batch(100 + step)()[0].values())).sum().backward()
             made.optimizer.step()
         made.optimizer.zero_grad()
-        return made
+        return made if dtype == torch.float64 else made.to(dtype)
 
 
 class Network:
     """A trunk, its heads, an optimizer over both, and as many batches as there are seeds."""
 
     def __init__(self, trunk: nn.Module, heads: nn.ModuleDict, shape: tuple[int, ...]) -> None:
-        self.trunk, self.heads, self.shape = trunk, heads, shape
+        self.trunk, self.heads, self.shape, self.dtype = trunk, heads, shape, torch.float64
         self.optimizer = torch.optim.Adam([*trunk.parameters(), *heads.parameters()], lr=1e-2)
 
+    def to(self, dtype: torch.dtype) -> Network:
+        """Parameters, buffers and the optimizer's moments in another dtype."""
+        self.trunk, self.heads = self.trunk.to(dtype), self.heads.to(dtype)
+        for state in self.optimizer.state.values():
+            state.update({name: state[name].to(dtype) for name in ("exp_avg", "exp_avg_sq")})
+        self.dtype = dtype
+        return self
+
     def batch(self, seed: int, size: int = 24) -> Closure:
-        """Task i regresses on sin(i + a fixed projection of the input), at its own loss scale."""
-        x = torch.randn(size, *self.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        flat = x.flatten(1)
-        teacher = torch.linspace(-1.0, 1.0, flat.shape[1], dtype=torch.float64)
+        """Task i regresses on sin(i + a fixed projection of the input), at its own loss scale. Losses are in the dtype
+        of the network."""
+        forward = self._forward(seed, size)
 
         def closure() -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-            features = self.trunk(x)
-            losses = {
-                name: 10.0**i * (head(features).squeeze(-1) - torch.sin(i + flat @ teacher)).square().mean()
-                for i, (name, head) in enumerate(self.heads.items())
-            }
-            return losses, (features,)
+            losses, features = forward()
+            return {name: loss.to(self.dtype) for name, loss in losses.items()}, (features,)
 
         return closure
+
+    def exact(self, seed: int, size: int = 24) -> Callable[[], dict[str, Tensor]]:
+        """The same losses in float64, of what the network gives in its dtype."""
+        forward = self._forward(seed, size)
+        return lambda: forward()[0]
+
+    def _forward(self, seed: int, size: int) -> Callable[[], tuple[dict[str, Tensor], Tensor]]:
+        x = torch.randn(size, *self.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        flat, shown = x.flatten(1), x.to(self.dtype)
+        teacher = torch.linspace(-1.0, 1.0, flat.shape[1], dtype=torch.float64)
+
+        def forward() -> tuple[dict[str, Tensor], Tensor]:
+            features = self.trunk(shown)
+            losses = {
+                name: 10.0**i * (head(features).squeeze(-1).double() - torch.sin(i + flat @ teacher)).square().mean()
+                for i, (name, head) in enumerate(self.heads.items())
+            }
+            return losses, features
+
+        return forward
 
 
 def networks() -> Strata:
