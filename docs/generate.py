@@ -204,7 +204,10 @@ def verdicts(kind: str, name: str, rows: list[dict[str, Any]]) -> str:
             why = shown(r["counterexample"]) if r["status"] == "refuted" else (r["citation"] or r["detail"])
             why = why.replace("|", "\\|")
             promised = "yes" if r["claimed"] else ""
-            out.append(f"| `{r['law']}` | {promised} | {MARKS[r['status']]} | {r['examples'] or 'stored'} | {why} |")
+            inputs = r["examples"] or "stored"
+            if r.get("hunted"):
+                inputs = f"{inputs}, {r['hunted']:,} hunted"
+            out.append(f"| `{r['law']}` | {promised} | {MARKS[r['status']]} | {inputs} | {why} |")
         out.append("")
     return "\n".join(out) or "It is not in the ledger yet.\n"
 

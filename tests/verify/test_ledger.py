@@ -260,6 +260,37 @@ def test_missing_rows_are_made_and_the_others_kept(tmp_path):
     assert set(stored) == {law for law, r in again.items() if r["status"] == "refuted"}
 
 
+def test_promises_that_nobody_hunted_are_hunted_and_keep_what_was_known(tmp_path):
+    from mtlverify.ledger.command import app
+
+    def run(*options):
+        found = ["sum", "--max-examples", "1", "--jobs", "1", "--out", str(tmp_path), "--missing", *options]
+        done = CliRunner().invoke(app, [*found, "--counterexamples", str(tmp_path / "kept")])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    run()
+    table = json.loads((tmp_path / "ledger.json").read_text())
+    for r in table:
+        r["examples"] = 77 if r["status"] in ("verified", "proved") else r["examples"]
+    (tmp_path / "ledger.json").write_text(json.dumps(table))
+    promises = [r["law"] for r in table if r["claimed"] and r["status"] in ("verified", "proved")]
+    assert f"{len(promises)} rows to make" in run("--hunt", "0.05")
+    hunted = {r["law"]: r for r in json.loads((tmp_path / "ledger.json").read_text()) if r["hunted"]}
+    assert set(hunted) == set(promises)
+    assert {r["examples"] for r in hunted.values()} == {77}
+    assert min(r["hunt_margin"] for r in hunted.values()) >= 0
+    assert "0 rows to make" in run("--hunt", "0.05")
+    assert f"hunted on {hunted['finite']['hunted']:,} (worst margin 1)" in (tmp_path / "ledger.md").read_text()
+
+
+def test_a_promise_that_nobody_hunted_says_so():
+    kept = Row("aggregator", "x", "x", {}, "d", "pure", True, "verified", 40, 1.0, families={"small": 40})
+    assert "not hunted" in kept.strength
+    assert "hunted on 12 (worst margin 0.5)" in Row(**{**vars(kept), "hunted": 12, "hunt_margin": 0.5}).strength
+    assert "hunted" not in Row(**{**vars(kept), "claimed": False}).strength
+
+
 def test_who_is_away_when_is_a_list_of_pairs_and_nobody_is_not_told():
     example = {"jacobian": [[1.0]], "losses": [1.0], "dtype": "float64", "extra": {"away": [[0, 1], [2, 0]]}}
     row = Row("aggregator", "x", "x", {}, "d", "pure", False, "refuted", 1, -1.0, counterexample={"example": example})

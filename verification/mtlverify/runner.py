@@ -36,6 +36,7 @@ class Result:
         reason: what exactly is wrong on the counterexample, where the law says it.
         families: inputs measured, by family: what the verdict rests on.
         hunted: inputs measured by the adversarial search besides; 0 if nobody hunted.
+        hunt_margin: the smallest margin among these.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Result:
     reason: str = ""
     families: dict[str, int] = dataclasses.field(default_factory=dict)
     hunted: int = 0
+    hunt_margin: float | None = None
 
     @property
     def failed(self) -> bool:
@@ -131,7 +133,7 @@ def examine(
     hunt: float = 0.0,
 ) -> Result:
     """The verdict of one law. ``explicit`` inputs are tried first; without ``shrink`` the first violation is kept.
-    What is promised is hunted for ``hunt`` seconds where the inputs showed nothing.
+    What is promised is hunted for ``hunt`` seconds where the inputs showed nothing; with no inputs, it only is.
 
     What nobody promised is shrunk less: it is a remark, and most of the time of a run would go into it.
     """
@@ -148,7 +150,7 @@ def examine(
         if restrict is not None:
             # A sub-problem of the tasks present need not be one that the method takes.
             examples = restrict(examples.map(everybody_there) if hasattr(examples, "map") else examples)
-        depth = max(1, round(max_examples * law.effort))
+        depth = max(1, round(max_examples * law.effort)) if max_examples else 0
         shrinks = (SHRINKS if result.claimed else min(SHRINKS // 12, max_examples)) if shrink else 0
         outcome = search(
             law, plugin, examples, depth, _seed(seed, result.name, law.name), explicit, shrinks,
@@ -245,7 +247,7 @@ def _judged(plugin: Any, law: Law, outcome: Outcome, result: Result) -> Result:
             "status": "error",
             "detail": f"raised {described(outcome.error)}",
         }
-    elif outcome.examples == 0:
+    elif outcome.examples == 0 and outcome.hunted == 0 and outcome.counterexample is None:
         why = f" ({outcome.outside})" if outcome.outside else ""
         changes = {"status": "error", "detail": f"vacuous: not one input satisfied the preconditions{why}"}
     elif outcome.counterexample is not None:
@@ -264,6 +266,7 @@ def _judged(plugin: Any, law: Law, outcome: Outcome, result: Result) -> Result:
         counterexample=stored,
         families=dict(outcome.families),
         hunted=outcome.hunted,
+        hunt_margin=None if outcome.hunt_margin is None else float(outcome.hunt_margin),
         **changes,
     )
 

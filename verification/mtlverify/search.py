@@ -28,7 +28,8 @@ SHRINKS = 600
 PATIENCE = 8
 """Draws per wanted input before a stratum is given up whose draws do not satisfy the preconditions ..."""
 LEAST_DRAWS = 64
-"""... and so many at least: with few wanted inputs, a run of unlucky draws must not pass for a law without inputs."""
+"""... and so many at least, of a law with an expensive check its share: with few wanted inputs, a run of unlucky draws
+must not pass for a law without inputs."""
 FEW = 4
 """Hypothesis starts every stratum with its simplest input. A stratum with fewer inputs than this would see little else:
 there the first comes last, and only if nothing else is left."""
@@ -47,6 +48,7 @@ class Outcome:
         outside: why the last input that did not count did not, if the check said so.
         families: inputs measured, by family.
         hunted: inputs measured by the hunt, which are not among ``examples``.
+        hunt_margin: the smallest margin among them; None if there are none.
     """
 
     examples: int
@@ -57,6 +59,7 @@ class Outcome:
     outside: str = ""
     families: Mapping[str, int] = dataclasses.field(default_factory=dict)
     hunted: int = 0
+    hunt_margin: float | None = None
 
 
 class Violation(AssertionError):
@@ -226,18 +229,16 @@ class Search:
             with contextlib.suppress(Violation, OutsideLaw):
                 self.measure(example)
 
-    def outcome(self, hunted: int = 0) -> Outcome:
+    def outcome(self, hunted: int = 0, hunt_margin: float | None = None) -> Outcome:
         """What there is to say."""
-        counts = dict(sorted(self.families.items()))
+        counts, hunt = dict(sorted(self.families.items())), {"hunted": hunted, "hunt_margin": hunt_margin}
         if self.found is not None:
             margin, example, error = self.found
-            return Outcome(
-                self.tried, None if error is not None else margin, example, error, example, families=counts,
-                hunted=hunted,
-            )  # fmt: skip
+            shown = None if error is not None else margin
+            return Outcome(self.tried, shown, example, error, example, families=counts, **hunt)
         if self.worst is None:
-            return Outcome(self.tried, None, outside=self.outside, hunted=hunted)
-        return Outcome(self.tried, self.worst[0], worst=self.worst[1], families=counts, hunted=hunted)
+            return Outcome(self.tried, None, outside=self.outside, **hunt)
+        return Outcome(self.tried, self.worst[0], worst=self.worst[1], families=counts, **hunt)
 
 
 def spare(examples: Any, total: int) -> int:
@@ -271,13 +272,13 @@ def search(
     hunt: float = 0.0,
 ) -> Outcome:
     """Try ``law`` on ``explicit`` inputs, then on up to ``max_examples`` inputs drawn from ``examples``, then hunt for
-    ``hunt`` seconds.
+    ``hunt`` seconds. Without inputs (``max_examples`` = 0) it only hunts.
 
     ``examples`` is a strategy, or :class:`mtlverify.strategies.Strata`: then every stratum gets its share of the
     inputs, because Hypothesis left alone may pass over a family altogether. The first violation ends the search.
     """
     require_hypothesis()
-    state, hunted = Search(law, plugin, shrinks=shrinks), 0
+    state, hunted, lowest = Search(law, plugin, shrinks=shrinks), 0, None
     with warnings.catch_warnings(), contextlib.suppress(Violation):
         warnings.simplefilter("ignore")  # a plugin's warnings on odd inputs are not findings
         for example in explicit:
@@ -286,14 +287,19 @@ def search(
         extra = spare(examples, max_examples)
         for number, (stratum, count) in enumerate(shares(examples, max_examples - extra, seed)):
             if state.found is None:
-                state.through(stratum, count, seed + number)  # one seed for all would draw the same K for all
+                # One seed for all would draw the same K for all.
+                state.through(stratum, count, seed + number, draws=round(LEAST_DRAWS * min(1.0, law.effort)))
         if state.found is None and extra:
             climb(state, extra, seed)
-        _top_up(state, examples, max_examples, seed)
+        if max_examples:
+            _top_up(state, examples, max_examples, seed)
     if state.found is None and hunt > 0:
         from mtlverify.hunt import hunted_for
 
-        hunted = hunted_for(state, examples, hunt, seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            done = hunted_for(state, examples, hunt, seed)
+        hunted, lowest = done.evaluations, done.margin
     if state.found is not None:
         state.shrink()
-    return state.outcome(hunted)
+    return state.outcome(hunted, lowest)

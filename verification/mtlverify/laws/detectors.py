@@ -79,7 +79,7 @@ def named(found: Conflict) -> dict[str, Any]:
 
 
 @law("finite", kind="detector", statement="The severity is a number, never NaN.", source=HOUSE, universal=True,
-     margin=VERDICT, examples=partial)  # fmt: skip
+     margin=VERDICT, examples=partial, within=anything)  # fmt: skip
 def finite(plugin: Any, example: Example) -> float:
     """Zero rows, a single task and no task in conflict included."""
     severity = detect(plugin, example).severity
@@ -87,7 +87,7 @@ def finite(plugin: Any, example: Example) -> float:
 
 
 @law("pure", kind="detector", statement="A detector writes to nothing.", source=HOUSE, universal=True,
-     margin=VERDICT, examples=partial)  # fmt: skip
+     margin=VERDICT, examples=partial, within=anything)  # fmt: skip
 def pure(plugin: Any, example: Example) -> float:
     """Neither to the view, nor to itself, nor to any global generator."""
     rows, before = example.jacobian.clone(), traces(plugin)
@@ -97,7 +97,7 @@ def pure(plugin: Any, example: Example) -> float:
 
 
 @law("deterministic", kind="detector", statement="Asked again, a detector says the same.", source=HOUSE,
-     universal=True, margin=VERDICT, examples=partial)  # fmt: skip
+     universal=True, margin=VERDICT, examples=partial, within=anything)  # fmt: skip
 def deterministic(plugin: Any, example: Example) -> float:
     """A new instance is asked, and then this one: after other questions, one to three of them, under other global
     seeds, and with the rows in the memory in which those of the other questions were, because a step reuses it."""

@@ -14,6 +14,7 @@ import torch
 from mtlcore.registry import registry
 from mtlverify import sources
 from mtlverify.example import Example
+from mtlverify.hunt import not_hunted
 from mtlverify.law import Law
 from mtlverify.ledger import planar, store
 from mtlverify.ledger.negatives import harms_everybody, negative_about
@@ -47,6 +48,7 @@ class Row:
         counterexample: {"law", "margin", "example"} or None.
         families: inputs measured, by family.
         hunted: inputs of the adversarial search besides; 0: nobody hunted.
+        hunt_margin: smallest margin among these.
         read_by: who has read the proof, a "person" or a "machine".
         outside_proof: there is a proof, and the counterexample does not meet its assumptions.
         digest: of the sources of the method and of the law, as they were; see :func:`digest`.
@@ -71,6 +73,7 @@ class Row:
     read_by: str = ""
     outside_proof: bool = False
     digest: str = ""
+    hunt_margin: float | None = None
 
     @property
     def strength(self) -> str:
@@ -80,7 +83,10 @@ class Row:
         least = min(self.families.values())
         parts = [f"{len(self.families)} families, {least} or more of each"]
         if self.hunted:
-            parts.append(f"hunted on {self.hunted:,}")
+            least_seen = "" if self.hunt_margin is None else f" (worst margin {self.hunt_margin:.3g})"
+            parts.append(f"hunted on {self.hunted:,}{least_seen}")
+        elif self.claimed:
+            parts.append("not hunted")
         if self.examples < WEAK:
             parts.append(f"**weak: fewer than {WEAK} inputs**")
         return ", ".join(parts)
@@ -122,6 +128,26 @@ def row(
         if result.status == "refuted":
             result = _readable(subject, plugin, law, result, max_examples, seed)
     return _row(subject, law, result)
+
+
+def hunted(subject: Subject, law: Law, known: Row, max_examples: int, seed: int, seconds: float) -> Row:
+    """A row that is as it should be but for the hunt: the same with what a hunt of so many seconds shows."""
+    plugin = subject.make()
+    result = examine(plugin, law, 0, seed, hunt=seconds)
+    if result.counterexample is not None:
+        if result.status == "refuted":
+            result = _readable(subject, plugin, law, result, max_examples, seed)
+        return _row(subject, law, dataclasses.replace(result, examples=known.examples))
+    if not result.hunted:
+        return known
+    seen = [m for m in (known.hunt_margin, result.hunt_margin) if m is not None]
+    return dataclasses.replace(known, hunted=known.hunted + result.hunted, hunt_margin=min(seen, default=None))
+
+
+def to_hunt(row: Row, law: Law) -> bool:
+    """Whether a row is a promise that was kept so far, can be hunted, and was not."""
+    kept = row.claimed and row.status in ("proved", "verified")
+    return kept and not row.hunted and not not_hunted(law)
 
 
 def digest(subject: Subject, law: Law) -> str:
@@ -211,6 +237,7 @@ def _row(subject: Subject, law: Law, result: Result) -> Row:
             counterexample=result.counterexample,
             families=dict(result.families),
             hunted=result.hunted,
+            hunt_margin=result.hunt_margin,
             digest=digest(subject, law),
         )
     )

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from mtlverify.law import Law
 from mtlverify.ledger import render, store
-from mtlverify.ledger.build import Row, digest, row, with_proof
+from mtlverify.ledger.build import Row, digest, hunted, row, to_hunt, with_proof
 from mtlverify.ledger.subjects import Subject, subjects
 from mtlverify.processes import Lost, Task, side_by_side
 from mtlverify.runner import chosen, laws
@@ -33,7 +34,12 @@ def main(
     names: Annotated[Optional[list[str]], typer.Argument(metavar="[NAME]...", help="Methods; all if left out.")] = None,  # noqa: UP045
     out: Annotated[Path, typer.Option(help="The page, with convergence.json if it is there.")] = Path("docs/reference"),
     missing: Annotated[
-        bool, typer.Option("--missing", help="Only rows that are not there, or whose method or law has changed.")
+        bool,
+        typer.Option(
+            "--missing",
+            help="Only rows that are not there, or whose method or law has changed; with --hunt also promises that "
+            "nobody has hunted.",
+        ),
     ] = False,
     max_examples: Annotated[int, typer.Option(min=1, help="Inputs per law that is not refuted yet.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
@@ -63,10 +69,11 @@ def main(
         table = {key: r for key, r in table.items() if key in set(_keys(chosen_ones))}
     lost = 0
     if not render_only:
-        work = [(s, id) for s, id in _pairs(chosen_ones) if not missing or _lacks(table, s, id)]
+        work = [(s, id) for s, id in _pairs(chosen_ones) if not missing or _lacks(table, s, id, hunt)]
         work.sort(key=lambda pair: _key(*pair) in table)  # what is not there at all comes first
         typer.echo(f"{len(work)} rows to make, {len(table)} known", err=True)
-        lost = _fill(table, work, Depth(max_examples, seed, hunt, counterexamples), jobs, timeout, file)
+        depth = Depth(max_examples, seed, hunt, counterexamples)
+        lost = _fill(table, work, depth, jobs, timeout, file, keep=missing)
     merged = [with_proof(table[key]) for key in sorted(table)]
     _write(file, merged)
     drawn = _pages(out, merged)
@@ -116,18 +123,33 @@ def _table(known: Iterable[Row]) -> Table:
     return {(r.kind, r.label, r.law): r for r in known}
 
 
-def _lacks(table: Table, subject: Subject, law: str) -> bool:
-    """Whether there is no row, or one about another source."""
+def _lacks(table: Table, subject: Subject, law: str, hunt: float) -> bool:
+    """Whether there is no row, one about another source, or one that is to be hunted and was not."""
     found = table.get(_key(subject, law))
     (about,) = chosen(subject.kind, [law])
-    return found is None or found.status == "error" or found.digest != digest(subject, about)
+    return not _holds(found, subject, about) or (hunt > 0 and found is not None and to_hunt(found, about))
+
+
+def _holds(found: Row | None, subject: Subject, law: Law) -> bool:
+    """Whether a row is about the sources as they are."""
+    return found is not None and found.status != "error" and found.digest == digest(subject, law)
 
 
 def _fill(
-    table: Table, work: list[tuple[Subject, str]], depth: Depth, jobs: int, timeout: float | None, file: Path
+    table: Table,
+    work: list[tuple[Subject, str]],
+    depth: Depth,
+    jobs: int,
+    timeout: float | None,
+    file: Path,
+    keep: bool = False,
 ) -> int:
-    """Make the rows, and write them down as they are finished; the number of those that could not be made."""
-    tasks = [Task((s, id, depth), f"{s.label}, law {id}", (s.slug, id)) for s, id in work]
+    """Make the rows, and write them down as they are finished; the number of those that could not be made. With
+    ``keep`` rows that hold are hunted only."""
+    tasks = [
+        Task((s, id, depth, table.get(_key(s, id)) if keep else None), f"{s.label}, law {id}", (s.slug, id))
+        for s, id in work
+    ]
     lost, written = 0, time.monotonic()
     for done, (i, found) in enumerate(side_by_side(_made, tasks, jobs, timeout), 1):
         subject, law = work[i]
@@ -137,6 +159,8 @@ def _fill(
             continue
         table[_key(subject, law)] = found
         store.put(subject, law, found.counterexample if found.status == "refuted" else None, depth.home)
+        if found.contradiction:
+            typer.secho(f"{subject.label}, law {law}: {found.status}. {found.detail}", fg="red", err=True)
         if time.monotonic() - written > PAUSE:
             _write(file, [table[key] for key in sorted(table)])
             typer.echo(f"{done} of {len(work)}: {subject.label}", err=True)
@@ -144,9 +168,11 @@ def _fill(
     return lost
 
 
-def _made(task: tuple[Subject, str, Depth]) -> Row:
-    subject, id, depth = task
+def _made(task: tuple[Subject, str, Depth, Row | None]) -> Row:
+    subject, id, depth, known = task
     (law,) = chosen(subject.kind, [id])
+    if known is not None and _holds(known, subject, law) and to_hunt(known, law):
+        return hunted(subject, law, known, depth.max_examples, depth.seed, depth.hunt)
     return row(subject, law, depth.max_examples, depth.seed, store.load(subject, depth.home).get(id), depth.hunt)
 
 

@@ -88,6 +88,9 @@ tolerance and a verdict: [what is verified](../explanation/what-is-verified.md).
 - **✗ refuted**: there is a counterexample; it is stored, and the tests replay it: it must still fail.
 - **– not applicable**: the law says nothing about this method; the reason is given below.
 
+What rests on a search is said under *strength*: inputs of each family, and inputs of the hunt, an adversarial search
+for the smallest margin. Promises are hunted where inputs are gradients; networks, experts and searches have no slope.
+
 A law in **bold** in a method's table is one that the method promises. A refuted law that nobody promised is no
 defect: it is what one has to know before using the method.
 """

@@ -49,6 +49,7 @@ def rows(
             counterexample=result.counterexample,
             families=dict(result.families),
             hunted=result.hunted,
+            hunt_margin=result.hunt_margin,
         )
 
 
@@ -64,14 +65,16 @@ def _searched(peer: Peer, law: Law, max_examples: int, seed: int, hunt: float) -
         elsewhere = dataclasses.replace(visible, examples=lambda: jacobians(NOT_STATIONARY))
         flat = dataclasses.replace(law, examples=lambda: jacobians(NEARLY_STATIONARY, scalings=("unit",)))
         searches = [(elsewhere, escapable), (flat, escapable), (visible, None), (law, None)]
-    tried = hunted = 0
+    tried, hunted, seen = 0, 0, []
     for sought, allowed in searches:
         result = examine(peer, sought, max_examples, seed, hunt=hunt)
         tried, hunted = tried + result.examples, hunted + result.hunted
+        seen += [] if result.hunt_margin is None else [result.hunt_margin]
         if result.status == "refuted" and result.counterexample is not None:
             candidate = smaller(sought, peer, store.example_of(result.counterexample), allowed)
             again = examine(peer, law, 1, seed, explicit=[candidate])
-            return dataclasses.replace(again if again.status == "refuted" else result, examples=tried, hunted=hunted)
+            shown = again if again.status == "refuted" else result
+            return dataclasses.replace(shown, examples=tried, hunted=hunted, hunt_margin=min(seen, default=None))
         if result.status != "verified":
             break
-    return dataclasses.replace(result, examples=tried, hunted=hunted)
+    return dataclasses.replace(result, examples=tried, hunted=hunted, hunt_margin=min(seen, default=None))
