@@ -231,7 +231,8 @@ class Search:
 
     def outcome(self, hunted: int = 0, hunt_margin: float | None = None) -> Outcome:
         """What there is to say."""
-        counts, hunt = dict(sorted(self.families.items())), {"hunted": hunted, "hunt_margin": hunt_margin}
+        counts = dict(sorted(self.families.items()))
+        hunt: dict[str, Any] = {"hunted": hunted, "hunt_margin": hunt_margin}
         if self.found is not None:
             margin, example, error = self.found
             shown = None if error is not None else margin
