@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -112,6 +113,25 @@ def test_conicgrad_keeps_its_angle_and_its_length_and_harms_nobody():
             assert float(d @ mean) >= (0.6 - 1e-7) * float(d.norm() * mean.norm())
 
 
+def test_conicgrad_has_an_answer_where_one_long_row_is_the_mean_but_for_rounding():
+    """Found by a hunt: the parts of the rows at right angles to the mean were rounding, and their system singular."""
+    j = torch.tensor(
+        [
+            [5.357789632398635e-05, -0.00027366745052859187, 0.00013875964214093983, 1.5392050045193173e-05],
+            [48.27599334716797, 46.87586975097656, -38.2806396484375, -27.71468162536621],
+            [0.009655534289777279, 0.022298647090792656, 0.0040478999726474285, -0.010240423493087292],
+            [-2.579951286315918, 0.635481595993042, -1.0814982652664185, 0.23099355399608612],
+            [3.8656742572784424, 0.6804858446121216, 1.2514047622680664, -0.26554739475250244],
+        ]
+    )
+    turned = 5.0 * torch.eye(4)
+    turned[0, 0], turned[0, 3], turned[3, 0], turned[3, 3] = 3.0, 4.0, -4.0, 3.0
+    for angles in (5.0 * torch.eye(4), turned):
+        rows = (j @ angles).double()
+        d, _ = ask("conicgrad", rows)
+        assert float(((rows @ d) / rows.norm(dim=1)).min()) >= -1e-9 * float(d.norm())
+
+
 def test_conicgrad_leaves_the_cone_only_with_the_fallback():
     j = torch.tensor([[10.0, 0.0], [-1.0, 0.1]], dtype=torch.float64)
     inside, answer = ask("conicgrad", j, c=0.9, fallback=False)
@@ -144,6 +164,22 @@ def test_pivrg_solves_its_equation_with_the_priorities_of_its_history():
     temperature = max(float(s.max() - s.min()) / np.log(2.0), 20.0)
     torch.testing.assert_close(p, 4 * torch.softmax(s / temperature, 0))
     assert float(p.max() / p.min()) <= 2.0 + 1e-9
+
+
+def test_emtl_weighs_a_task_that_has_nearly_all_of_the_contribution_by_its_data_and_not_by_rounding():
+    """Found by a hunt: (r_i / r - 1) - Var / r^2 was 3 - 3, and the order of the tasks decided what was left."""
+    j = torch.tensor([[-619.0], [9999959.0], [1e12], [1e-6]], dtype=torch.float64)
+    losses = torch.tensor([2.0**-40, 2.0**-40, 0.003473428627439651, 2.0**-40], dtype=torch.float64)
+    order = [0, 3, 1, 2]
+    (_, first), (_, second) = ask("emtl", j, losses), ask("emtl", j[order], losses[order])
+    torch.testing.assert_close(second.weights, first.weights[order], rtol=1e-12, atol=0)
+    share = [Fraction(float(v)) / abs(Fraction(float(g))) for v, g in zip(losses, j[:, 0])]
+    share = [r / sum(share) for r in share]
+    excess = [sum(s * (r - s) for s in share) for r in share]
+    inverse = [r * sum(Fraction(float(v)) for v in losses) * 4 / Fraction(float(v)) for r, v in zip(share, losses)]
+    weights = [max(Fraction(0), 1 + Fraction(0.1) * 2 * e * i) for e, i in zip(excess, inverse)]
+    expected = torch.tensor([float(4 * w / sum(weights)) for w in weights], dtype=torch.float64)
+    torch.testing.assert_close(first.weights, expected, rtol=1e-12, atol=0)
 
 
 def test_emtl_is_a_gradient_step_on_losses_plus_the_variance_of_contributions():

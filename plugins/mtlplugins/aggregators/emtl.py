@@ -72,8 +72,10 @@ class EMTL(Aggregator):
         k = len(r)
         if self.variance == "plain":
             return np.asarray(2.0 / k * (r - r.mean()) / norms)
-        relative = r / r.mean()
-        spread = float(np.mean((relative - 1.0) ** 2))
+        share = r / r.sum()
+        # (r_i / r - 1) - Var / r^2 = K sum_j s_j (s_i - s_j) for shares s: where one task has nearly all, the left side
+        # is what rounding leaves of numbers about K, and 1 / (r |g_i|) makes a weight of it.
+        excess = (share[:, None] - share[None, :]) @ share
         # 1 / (r |g_i|) = (r_i / r) / L_i, and S / L_i without a length.
         inverse = losses.sum() / (r.mean() * norms)
-        return np.asarray(2.0 / k * (relative - 1.0 - spread) * inverse)
+        return np.asarray(2.0 * excess * inverse)

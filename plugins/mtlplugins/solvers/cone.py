@@ -45,13 +45,14 @@ def best_in_cone(matrix: Array, norms: Array, axis: Array, c: float) -> tuple[Ar
     if float(start @ along) >= c * square**0.5:
         return start / square**0.5, square**0.5, certificate
     s = (1.0 - c * c) ** 0.5
-    aside = np.maximum(1.0 - along * along, 0.0)
+    turned = _turned(matrix, along)
+    aside = turned.diagonal()
     free = aside > 64.0 * k * EPS  # a row along a puts a ceiling on the level and nothing else
     ceiling = min(float((c * along * norms)[~free].min(initial=np.inf)), c * float((along * norms).mean()))
     b, level, count, error = c * axis, ceiling, 0, 0.0
     if free.any():
         root = np.sqrt(aside[free])
-        turned = (matrix[np.ix_(free, free)] - np.outer(along[free], along[free])) / root / root[:, None]
+        turned = turned[np.ix_(free, free)] / root / root[:, None]
         np.fill_diagonal(turned, 1.0)
         offset, unit = (c / s) * along[free] / root, inverse[free] / root
         scale = float(unit.max())
@@ -65,6 +66,18 @@ def best_in_cone(matrix: Array, norms: Array, axis: Array, c: float) -> tuple[Ar
     if level * float(inverse.max()) <= 16.0 * k * EPS * size:
         return np.zeros(k), 0.0, Certificate("outside", 0.0, count)
     return b, level, Certificate("optimal" if error <= 256.0 * k * EPS else "inexact", error, count)
+
+
+def _turned(matrix: Array, along: Array) -> Array:
+    """Inner products (k, k) of the parts of the unit rows that are at right angles to a.
+
+    Where a row is nearly along a its part is what a subtraction leaves, and rounding of 1e-16 is a large share of it:
+    such numbers may be no inner products of any vectors, and a system with them may have no solution. So they are made
+    from vectors that have these inner products up to rounding."""
+    values, vectors = np.linalg.eigh(matrix - np.outer(along, along))
+    parts = vectors * np.sqrt(np.maximum(values, 0.0))
+    out: Array = parts @ parts.T
+    return out
 
 
 def _level(matrix: Array, p: Array, s: Array, ceiling: float) -> tuple[Array, float, int]:
