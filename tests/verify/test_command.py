@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from mtlcore import hookimpl, number
 from mtlcore.errors import ConfigurationError, MissingExtraError
 from mtlcore.registry import registry
-from mtlverify import runner
+from mtlverify import command, runner
 from mtlverify.command import app
 from mtlverify.mutants.aggregators import DroppedProjection
 from mtlverify.mutants.twins import Mean
@@ -322,7 +323,7 @@ def test_only_some_laws_with_other_options(tmp_path):
     rows = rows_of(tmp_path / "rows.json")
     assert all(r["claimed"] for r in rows.values())
     assert rows["positively-homogeneous"]["status"] == "refuted"
-    assert "worst margin: the smallest margin" in done.output
+    assert "margin: the smallest margin" in done.output
     again = verify("--replay", out, "--option", "power=1")
     assert again.exit_code == 1
     assert "refuted" in again.output
@@ -376,3 +377,30 @@ def test_more_bad_usage(arguments, message):
     done = verify(*arguments)
     assert done.exit_code == 2
     assert message in done.output
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_of_80_columns_shows_every_law_whole_and_a_pipe_the_plugin_in_every_row(monkeypatch):
+    laws = [law.id for kind in ("aggregator", "detector", "teleport") for law in runner.laws(kind)]
+    detail = "the mathematics: the exact reference breaks the law here, too"
+    rows = [
+        runner.Result(
+            "aggregator", "bilb4mtl-double-loop", "mtlcore", law, False, "refuted", 1000, -1.2e-12, None, detail
+        )
+        for law in laws
+    ]
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = {}
+    for kind, stream in (("terminal", _Terminal()), ("pipe", io.StringIO())):
+        monkeypatch.setattr("sys.stdout", stream)
+        command._show(rows, all_rows=False)
+        shown[kind] = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
+    assert max(map(len, shown["terminal"])) <= 80
+    words = {line.split()[0] for line in shown["terminal"] if line.startswith("  ")}
+    assert words == set(laws)
+    assert sum(line.startswith("bilb4mtl-double-loop ") for line in shown["pipe"]) == len(laws)
+    assert "A law that is refuted and not claimed is no failure; --json FILE keeps its counterexample." in shown["pipe"]

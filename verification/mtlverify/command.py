@@ -29,8 +29,8 @@ PROBLEM = "problem"
 """A kind whose plugins state no claims: their own declarations are attacked instead."""
 
 MARGIN = (
-    "worst margin: the smallest margin of the law over all inputs, a number without a unit. It is >= 0 where the law\n"
-    "holds and negative where it is violated; `mtl show --law LAW` says what it measures."
+    "margin: the smallest margin of the law over all inputs, a number without a unit. It is >= 0 where the law holds "
+    "and negative where it is violated; `mtl show --law LAW` says what it measures."
 )
 
 
@@ -247,35 +247,46 @@ def _campaign(
 def _show(results: list[Result], all_rows: bool) -> None:
     """One line per plugin and law worth reading, the counts, and every broken promise in full."""
     out = console()
-    columns = ("plugin", "law", "claimed", "status", "examples", "worst margin", "")
-    made = table(*columns, right=("examples", "worst margin"), whole=("claimed", "status", "examples"))
-    last = None
-    for group in [[r] for r in results] if all_rows else _alike(results):
-        r = group[0]
-        if not (all_rows or r.claimed or r.status == "refuted" or r.failed):
-            continue
-        made.add_row(
-            cell(r.name if (r.kind, r.name) != last else ""),
-            cell(r.law if len(group) == 1 else f"{r.law} and {len(group) - 1} more"),
-            "yes" if r.claimed else "",
-            cell(r.status, "bold red" if r.failed else STYLES[r.status]),
-            str(r.examples),
-            "" if r.worst_margin is None else f"{r.worst_margin:.2g}",
-            cell(r.detail.partition(":")[0] if r.status == "refuted" else "", "dim"),
-        )
-        last = (r.kind, r.name)
-    out.print(made)
+    groups = [[r] for r in results] if all_rows else _alike(results)
+    out.print(_table([g for g in groups if all_rows or g[0].claimed or g[0].status == "refuted" or g[0].failed]))
     out.print(cell("\n" + MARGIN, "dim"))
     counts = ", ".join(f"{sum(r.status == s for r in results)} {s}" for s in STYLES)
     out.print(f"\n{sum(r.examples for r in results):,} examples tried: {counts}.")
     broken = [r for r in results if r.failed]
+    if any(r.status == "refuted" and not r.failed for r in results):
+        out.print("A law that is refuted and not claimed is no failure; --json FILE keeps its counterexample.")
     for group in _alike(broken):
         out.print(cell("\n" + _in_full(group), "red"), soft_wrap=not sys.stdout.isatty())
     if broken:
         promises = "1 promise" if len(broken) == 1 else f"{len(broken)} promises"
         out.print(cell(f"\n{promises} broken or unchecked.", "bold red"))
-    else:
+    elif any(r.claimed and r.status == "verified" for r in results):
         out.print(cell("Every promise kept.", "bold green"))
+    else:
+        out.print("No promise was checked.")
+
+
+def _table(groups: list[list[Result]]) -> Any:
+    """A row for every group. In a terminal a plugin's name has a row of its own, so that 80 columns hold every law."""
+    terminal = sys.stdout.isatty()
+    columns = (*(() if terminal else ("plugin",)), "law", "claimed", "status", "examples", "margin", "cause")
+    made = table(*columns, right=("examples", "margin"), whole=columns[:-1])
+    last = None
+    for group in groups:
+        r = group[0]
+        if terminal and (r.kind, r.name) != last:
+            made.add_row(cell(r.name, "bold"))
+        law = r.law if len(group) == 1 else f"{r.law} and {len(group) - 1} more"
+        made.add_row(
+            *(cell(f"  {law}"),) if terminal else (cell(r.name), cell(law)),
+            "yes" if r.claimed else "",
+            cell(r.status, "bold red" if r.failed else STYLES[r.status]),
+            str(r.examples),
+            "" if r.worst_margin is None else f"{r.worst_margin:.2g}",
+            cell(r.detail.partition(":")[0].removeprefix("the ") if r.status == "refuted" else "", "dim"),
+        )
+        last = (r.kind, r.name)
+    return made
 
 
 def _alike(results: list[Result]) -> list[list[Result]]:
