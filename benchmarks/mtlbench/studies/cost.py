@@ -29,6 +29,8 @@ import mtlcore
 from mtlbench.protocol.delta_m import delta_m
 from mtlbench.statistics import corrected, paired
 from mtlbench.studies.cost_arms import ARMS, Arm, detector_of, teleporter_of
+from mtlbench.studies.cost_problem import task_of
+from mtlbench.studies.cost_trace import Trace
 from mtlbench.tasks.base import BenchmarkTask, Network, Split, closure, evaluate
 from mtlcore.snapshot import Snapshot
 
@@ -41,7 +43,9 @@ MARGIN = 0.5
 class Run:
     """One training."""
 
-    def __init__(self, task: BenchmarkTask, base: str, arm: Arm, seed: int, steps: int) -> None:
+    def __init__(
+        self, task: BenchmarkTask, base: str, arm: Arm, seed: int, steps: int, trace: Trace | None = None
+    ) -> None:
         self.task, self.arm, self.steps = task, arm, steps
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -70,6 +74,7 @@ class Run:
         self.notes = {"fired": 0, "tried": 0, "accepted": 0, "taken back": 0, "extra": 0}
         self._way_back: tuple[int, Snapshot, dict[str, float]] | None = None
         self._last_extra = -arm.gap
+        self._trace = trace
 
     def go(self) -> dict[str, Any]:
         """Train, and measure on the test part."""
@@ -86,12 +91,16 @@ class Run:
             self.multi.brakes = mtlcore.Brakes(cap=0)
         trying = self.arm.probation and self._way_back is None
         before = self._here() if trying else None
+        if self._trace is not None:
+            self._trace.look(step, self.network, self.optimizer, self._held_out)
         report = self.multi.step(self._batch(self.splits.train, self.draws))
         self.schedule.step()
         self.notes["fired"] += bool(report.conflict is not None and report.conflict.conflicting)
         if report.teleport is not None:
             self.notes["tried"] += 1
             self.notes["accepted"] += report.teleport.accepted
+            if self._trace is not None and report.teleport.accepted:
+                self._trace.teleports.append(step)
             if before is not None and report.teleport.accepted:
                 self._way_back = (step + self.arm.probation, *before)
         self._settle(step)
@@ -172,7 +181,7 @@ def run_all(folder: Path, jobs: Iterator[tuple[Any, ...]], steps: int | None) ->
     file, count = folder / "runs.jsonl", 0
     known = finished(file)
     for name, base, arm, seed in jobs:
-        task: BenchmarkTask = mtlcore.create("task", name)
+        task = task_of(name)
         length = steps or task.budget.steps
         if (name, base, arm, seed, length) in known:
             continue
@@ -206,7 +215,7 @@ def scores(file: Path) -> dict[tuple[str, str, int], dict[str, list[float]]]:
         alone = rows.get((task, base, "alone", seed, steps))
         if arm == "alone" or alone is None:
             continue
-        difference = delta_m(row["metrics"], alone["metrics"], mtlcore.create("task", task).metrics)
+        difference = delta_m(row["metrics"], alone["metrics"], task_of(task).metrics)
         if difference is not None:
             table.setdefault((task, base, steps), {}).setdefault(arm, []).append(difference)
     return table

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+import mtlcore
 from mtlbench.tasks.base import BenchmarkTask, Budget, Metric, Split, Splits
 
 NAME = "bad-coordinates"
@@ -51,8 +51,8 @@ class BadCoordinates(BenchmarkTask):
 
     @property
     def budget(self) -> Budget:
-        """Short: both losses can become zero, and a longer training ends there from everywhere."""
-        return Budget(steps=60, batch_size=64, learning_rate=1e-3, evaluations=4)
+        """Not too long, nor too fast: both losses can become small, and then all trainings end in the same place."""
+        return Budget(steps=240, batch_size=64, learning_rate=1e-3, evaluations=4)
 
     def load(self) -> Splits:
         """Inputs between 0.5 and 1.5; what is to be learnt is the same for all."""
@@ -97,7 +97,7 @@ class BadCoordinates(BenchmarkTask):
         return {"loss": float(tally[0] / tally[1])}
 
 
-def task_of(name: str, create: Any) -> BenchmarkTask:
-    """The constructed problem by its name; a registered task by ``create``."""
-    found: BenchmarkTask = BadCoordinates() if name == NAME else create("task", name)
+def task_of(name: str) -> BenchmarkTask:
+    """The constructed problem, or a registered task, by its name."""
+    found: BenchmarkTask = BadCoordinates() if name == NAME else mtlcore.create("task", name)
     return found
