@@ -7,10 +7,10 @@ import math
 
 import torch
 
-from mtlbench import suite
+from mtlbench import records, runner, suite
 from mtlbench.protocol.log import Log
 from mtlbench.protocol.training import train
-from mtlbench.studies import steps
+from mtlbench.studies import step_pairs, steps
 from mtlbench.suite import MethodEntry
 from support.bench_tiny import Tiny
 
@@ -53,3 +53,25 @@ def test_steps_in_conflict_are_counted_beyond_the_rounding_of_parameters():
         log.note(dataclasses.replace(report, taken=taken))
     # A cosine that is not known is left out, and the other task's counts.
     assert log.steps()["steps_in_conflict"] == 0.25
+
+
+def test_the_pairs_of_a_suite_are_compared_seed_by_seed(tiny, tmp_path):
+    """From records on disk: differences, their interval, and whether they are shown to be none."""
+    methods = [
+        {"name": "upgrad" if metric == "euclidean" else f"upgrad, {metric}", "aggregator": "upgrad", "metric": metric}
+        for metric in steps.METRICS
+    ]
+    made = tiny.suite(*[{**m, "taken": True} for m in methods], reference="upgrad", seeds=3)
+    runner.run(made, tmp_path, certify=False, console=tiny.quiet())
+    lines = list(step_pairs.table(tmp_path, "tiny"))
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        "`upgrad`",
+        "`upgrad`, `optimizer`",
+        "`upgrad`, `step`",
+    ]
+    runs = records.finished(tmp_path / records.RECORDS).values()
+    by = {(r.method, r.seed): r.delta_m for r in runs}
+    mean = sum(by["upgrad, step", s] - by["upgrad", s] for s in range(3)) / 3
+    assert f"| {mean:+.2f} [" in lines[-1]
+    assert "p = " in lines[-1]
+    step_pairs.main([str(tmp_path)])

@@ -20,9 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 import mtlcore
@@ -31,13 +29,12 @@ from mtlbench.statistics import corrected, paired
 from mtlbench.studies.cost_arms import ARMS, Arm, detector_of, teleporter_of
 from mtlbench.studies.cost_problem import task_of
 from mtlbench.studies.cost_trace import Trace
+from mtlbench.studies.equivalence import equivalence
 from mtlbench.tasks.base import BenchmarkTask, Network, Split, closure, evaluate
 from mtlcore.snapshot import Snapshot
 
 BASES = ("ls", "cagrad", "fairgrad", "nash-mtl", "gradops")
 TASKS = ("grid-fashion", "qm9")
-MARGIN = 0.5
-"""Percent: differences within it are none that anybody would pay for."""
 
 
 class Run:
@@ -192,19 +189,6 @@ def run_all(folder: Path, jobs: Iterator[tuple[Any, ...]], steps: int | None) ->
             stream.write("\n" + json.dumps(row) + "\n")
         count += 1
     return count
-
-
-def equivalence(differences: Sequence[float], margin: float = MARGIN) -> float | None:
-    """p of "the mean difference is beyond the margin": two one-sided t-tests [Schuirmann 1987]. Small: it is within."""
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 2:
-        return None
-    error = float(values.std(ddof=1)) / len(values) ** 0.5
-    mean = float(values.mean())
-    if error <= 1e-12:
-        return 0.0 if abs(mean) < margin else 1.0
-    freedom = len(values) - 1
-    return float(max(stats.t.sf((mean + margin) / error, freedom), stats.t.cdf((mean - margin) / error, freedom)))
 
 
 def scores(file: Path) -> dict[tuple[str, str, int], dict[str, list[float]]]:
