@@ -274,9 +274,10 @@ def method_pages() -> dict[str, Callable[[], str]]:
 
 CHOOSING = """# Which method?
 
-**Nothing is known yet**: take the default, `nash-mtl`. The rule that chose it: the best mean rank in the committed
-results of [whole trainings](../explanation/cost.md#whole-trainings), among the methods that keep `non-conflicting`.
-Nash-MTL has mean rank 1.00, FairGrad 2.63. Those are small networks on four tasks; measure your own with `mtl bench`.
+**Nothing is known yet**: take the default, `nash-mtl`. [A rule](../results/standard.md#the-rule-for-the-default) chose
+it from the committed results of seven tasks, among the methods that keep `non-conflicting`: the best mean rank, ties to
+the cheaper step, then to the lower delta-m. FairGrad is tied with it. Those are small networks; measure your own with
+`mtl bench`.
 
 Otherwise start from what a step may cost. A method that needs `LOSSES` costs one backward pass. `GRAMIAN` costs up to
 one pass per task, without keeping the gradients where a [source](../explanation/gradients.md) can avoid it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -10,13 +11,17 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import mtlcore
 from mtlbench import records, runner
+from mtlbench import statistics as stats
 from mtlbench.command import app
 from mtlbench.compact import compact
 from mtlbench.formats import Record
 from mtlbench.repeat import planned, repeat
 from mtlbench.report.comparisons import against
-from mtlbench.report.summary import summarise
+from mtlbench.report.summary import report, summarise
+from mtlbench.verdicts import default
+from mtlbench.verdicts import page as pages
 from mtlbench.verdicts.claims import Claim, judged
 from mtlbench.verdicts.page import _named, page
 from mtlcore.errors import ConfigurationError
@@ -170,6 +175,32 @@ def test_a_claim_about_time_is_held_against_its_bound(ratio, word):
     runs = _runs(ours=[2 * ratio + 0.001 * i for i in range(4)], theirs=[2.0] * 4)
     (found,) = judged(runs, ["t"], [Claim("S", "is cheap", "ours", "theirs", "time", 1.25)])
     assert found.word == word
+
+
+def candidate(name, delta_m, against, time):
+    found = stats.paired([against]) if against else None
+    return default.Candidate(name, 1.0, stats.interval([delta_m]), found, time)
+
+
+@pytest.mark.parametrize(
+    ("others", "chosen"),
+    [
+        ([candidate("worse", [0.0, 0.1, 0.2], [2.0, 2.1, 2.2, 2.0, 2.1, 2.3], 0.5)], "first"),
+        ([candidate("tied", [0.0, 0.1, 0.2], [-2.0, 1.0, -0.5, 0.7, 1.2, -1.0], 1.02)], "tied"),
+        ([candidate("tied, dearer", [0.0, 0.1, 0.2], [-2.0, 1.0, -0.5, 0.7, 1.2, -1.0], 1.2)], "first"),
+        ([candidate("tied, cheaper", [9.0, 9.1, 9.2], [-2.0, 1.0, -0.5, 0.7, 1.2, -1.0], 0.9)], "tied, cheaper"),
+    ],
+    ids=["worse", "tied and better", "tied and dearer", "tied and cheaper"],
+)
+def test_the_default_is_the_best_by_rank_and_ties_go_to_the_cheaper(others, chosen):
+    assert default.choice([candidate("first", [1.0, 1.1, 1.2], [], 1.0), *others]).name == chosen
+
+
+def test_the_default_of_multitask_is_what_the_committed_records_choose():
+    folder = RESULTS / "standard"
+    found = default.candidates(report(folder).tasks, pages._runs(folder, records.manifest(folder / records.MANIFEST)))
+    assert {"nash-mtl", "fairgrad", "upgrad", "mgda", "gradops"} <= {c.name for c in found}
+    assert default.choice(found).name == inspect.signature(mtlcore.MultiTask).parameters["aggregator"].default
 
 
 @pytest.mark.parametrize("folder", SUITES, ids=lambda p: p.name)

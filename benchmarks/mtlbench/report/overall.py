@@ -23,7 +23,7 @@ def overall(tasks: Sequence[TaskReport], order: Sequence[str], reference: str) -
     values = {m: [_values(table[m]) for table in tables] for m in common}
     grid = _grid([v for m in common for stratum in values[m] for v in stratum])
     versus = _versus(tables, common, reference)
-    ranks = _mean_ranks(tables, common)
+    ranks = mean_ranks(tables, common)
     rows = [
         OverallRow(
             name=m,
@@ -80,7 +80,7 @@ def _versus(
     return stats.corrected({m: stats.paired(differences) for m, differences in strata.items()})
 
 
-def _mean_ranks(tables: Sequence[dict[str, MethodRow]], methods: Sequence[str]) -> dict[str, float]:
+def mean_ranks(tables: Sequence[dict[str, MethodRow]], methods: Sequence[str]) -> dict[str, float]:
     """Mean rank by delta-m over tasks, equal ones sharing theirs; only meaningful within this set of methods."""
     estimates = [[m.delta_m.estimate for m in map(table.__getitem__, methods) if m.delta_m] for table in tables]
     ranks = np.array([pd.Series(row, dtype=float).rank() for row in estimates])

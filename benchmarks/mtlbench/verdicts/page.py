@@ -17,6 +17,7 @@ from mtlbench.report.overall import overall
 from mtlbench.report.summary import report
 from mtlbench.statistics import Comparison, Interval
 from mtlbench.suite import SINGLE_TASK, Suite
+from mtlbench.verdicts import default
 from mtlbench.verdicts.claims import CHEAP, CLAIMS, CONSTANT, Runs, Verdict, judged
 from mtlcore.errors import ConfigurationError
 
@@ -64,6 +65,7 @@ class _Page:
         yield from self._weights()
         yield from self._claims()
         yield from self._results()
+        yield from self._default()
         yield from self._costs()
         yield from self._repeat()
 
@@ -216,6 +218,24 @@ class _Page:
             apart = f"{together.critical_difference:.1f} apart (Nemenyi's test)."
             yield f"Mean ranks over {together.tasks} tasks differ at 5 % if they are {apart}"
             yield ""
+
+    def _default(self) -> Iterator[str]:
+        found = default.candidates(self._whole(), self.runs)
+        if not found:
+            return
+        yield from ("## The rule for the default", "", default.RULE, "")
+        head = [
+            "method",
+            "mean rank of these",
+            "all complete tasks",
+            "minus the first",
+            "time of a step / the first",
+        ]
+        yield from (_row(*head), _row(*(["---"] * len(head))))
+        for c in found:
+            against = "–" if c.against is None else f"{_on_task(c.against, 1)}{' (tied)' if c.tied else ''}"
+            yield _row(f"`{c.name}`", f"{c.rank:.2f}", _interval(c.delta_m), against, f"{c.time:.2f}")
+        yield from ("", f"By the rule these records choose `{default.choice(found).name}`.", "")
 
     def _costs(self) -> Iterator[str]:
         yield from ("## Cost of a step, in plain summed-loss steps, and conflict", "")
