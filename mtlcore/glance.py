@@ -7,6 +7,7 @@ import re
 import sys
 from typing import Any
 
+from mtlcore.discovery import BUILT_IN
 from mtlcore.hookspecs import SHAPES
 from mtlcore.registry import Entry
 from mtlcore.safety import one_line
@@ -23,8 +24,8 @@ _DEEP = 4
 def description(entry: Entry) -> str:
     """The first sentence of its docstring, or the statement of a law; "" where there is none.
 
-    A module whose docstring begins with the plugin's name and a colon says in words what the plugin is; then that
-    sentence is taken, for the docstring of a class often begins with an equation.
+    The docstring of a class often begins with an equation. A module that holds one plugin says in words what it is:
+    that sentence is taken for built-in methods, and for others where it begins with the plugin's name and a colon.
     """
     try:
         if isinstance(entry.target, str):
@@ -37,8 +38,7 @@ def description(entry: Entry) -> str:
             told = (getattr(target, part, None) for part in ("statement", "title", "__doc__"))
             found = next((text for text in told if isinstance(text, str) and text), "")
             words = getattr(sys.modules.get(getattr(target, "__module__", "")), "__doc__", None) or ""
-        if entry.kind not in ("law", "command", "task"):
-            found = _in_words(words, entry.name) or found
+        found = _in_words(words, entry) or found
     except Exception:  # without a readable source there is no description
         return ""
     if entry.kind == "command":
@@ -48,10 +48,15 @@ def description(entry: Entry) -> str:
     return _END.split(first)[0].removesuffix(".")
 
 
-def _in_words(text: str, name: str) -> str:
-    """What stands after "NAME: " at the beginning of a module's docstring; "" if it begins otherwise."""
+def _in_words(text: str, entry: Entry) -> str:
+    """A module's docstring without "NAME: " at its beginning; "" where it may be about something else."""
+    if entry.kind in ("law", "command", "task"):
+        return ""
     label, colon, rest = text.replace("``", "").partition(": ")
-    return rest[:1].upper() + rest[1:] if colon and label.lower() == name else ""
+    if colon and label.lower() == entry.name:
+        return rest[:1].upper() + rest[1:]
+    method = SHAPES[entry.kind].base != "" and entry.distribution == BUILT_IN
+    return text if method else ""
 
 
 def needs(entry: Entry) -> str:

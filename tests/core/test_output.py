@@ -58,7 +58,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(width):
 
 
 def test_a_list_says_in_words_what_a_plugin_is():
-    """The docstring of the class begins with an equation; that of its module with words."""
+    """Not with an equation, as the docstrings of classes begin."""
     said = {
         e.name: glance.description(e) for kind in ("aggregator", "teleport", "task") for e in registry().entries(kind)
     }

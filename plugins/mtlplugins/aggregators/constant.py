@@ -1,4 +1,4 @@
-"""``constant``: fixed weights, used exactly as they are given."""
+"""``constant``: weights that never change, as they are given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``graddrop``: every coordinate keeps the gradients of one sign, drawn at random by the balance of the signs."""
+"""``graddrop``: every coordinate keeps the gradients of one sign, drawn by how pure the signs are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gradnorm``: loss weights learned so that tasks train at similar rates: slower tasks get longer gradients."""
+"""``gradnorm``: loss weights learned so that all tasks' weighted gradients have the length that their pace asks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gradvac``: gradients turned towards each other until their cosines reach the running mean."""
+"""``gradvac``: gradients turned towards each other until their cosines reach what has been usual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``krum``: the gradients that are closest to the others, for the case that some tasks are broken."""
+"""``krum``: the gradients that lie closest to the others, for tasks some of which may be broken."""
 
 from __future__ import annotations
 

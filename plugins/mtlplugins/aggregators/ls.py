@@ -1,4 +1,4 @@
-"""``ls``: linear scalarisation, the mean of the losses or a weighted mean."""
+"""Linear scalarisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``pivrg``: FairGrad with larger weights for tasks whose performance is behind."""
+"""``pivrg``: FairGrad whose tasks count more the further their performance is behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``random``: weights drawn anew in every step, from one of five distributions."""
+"""``random``: weights drawn afresh in every step, in the forms that random loss weighting was tried with."""
 
 from __future__ import annotations
 

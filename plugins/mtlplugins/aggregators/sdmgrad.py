@@ -1,4 +1,4 @@
-"""``sdmgrad``: the minimum-norm point, moved towards the mean, from gradients of independent batches."""
+"""``sdmgrad``: the minimum-norm point, drawn towards the mean, from gradients of independent batches."""
 
 from __future__ import annotations
 

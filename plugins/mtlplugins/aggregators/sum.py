@@ -1,4 +1,4 @@
-"""``sum``: the sum of the losses, the same step as ``sum(losses).backward()``."""
+"""The sum of the losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cosine``: weak conflict: the gradients of two tasks have a negative cosine."""
+"""Weak conflict: do two tasks disagree?"""
 
 from __future__ import annotations
 

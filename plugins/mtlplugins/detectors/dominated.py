@@ -1,4 +1,4 @@
-"""``dominated``: COST's trigger: the mean gradient harms a task."""
+"""COST's trigger: does the mean gradient harm a task?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``imbalance``: the gradient of one task is much larger than that of another."""
+"""Imbalance: is one task's gradient so large that the others do not count?"""
 
 from __future__ import annotations
 

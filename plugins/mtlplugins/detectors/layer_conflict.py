@@ -1,4 +1,4 @@
-"""``layer-conflict``: Recon's score in one step: the layers in which task gradients have negative cosines."""
+"""Recon's score, seen in one step: in which layers do tasks disagree?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``layerwise``: any method, applied to each group of parameters separately."""
+"""``layerwise``: any method, on each group of parameters by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``task-weighted``: any method, with a fixed weight for each task."""
+"""``task-weighted``: any method, for tasks that do not count alike."""
 
 from __future__ import annotations
 

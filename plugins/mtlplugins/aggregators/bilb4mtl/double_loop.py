@@ -1,4 +1,4 @@
-"""``bilb4mtl-double-loop``: bilevel loss balancing with its inner loop, to measure what ``bilb4mtl`` drops."""
+"""``bilb4mtl-double-loop``: the penalty form with its inner loop, to measure what ``bilb4mtl`` drops."""
 
 from __future__ import annotations
 

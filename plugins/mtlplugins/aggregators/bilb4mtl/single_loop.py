@@ -1,4 +1,4 @@
-"""``bilb4mtl``: bilevel loss balancing in its single-loop, O(1) form: one backward pass for any number of tasks."""
+"""``bilb4mtl``: BiLB4MTL in its single-loop, O(1) form, the method that is meant for training."""
 
 from __future__ import annotations
 

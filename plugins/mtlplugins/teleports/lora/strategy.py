@@ -1,4 +1,4 @@
-"""``lora``: COST's teleport: a low-rank jump of the trunk that keeps the losses and lowers the conflict."""
+"""COST's teleport: a low-rank jump of the trunk that keeps the losses and eases the conflict."""
 
 from __future__ import annotations
 

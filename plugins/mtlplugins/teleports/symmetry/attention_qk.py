@@ -1,4 +1,4 @@
-"""``attention-qk``: the symmetry of attention between queries and keys, and between values and output projection."""
+"""The symmetry between queries and keys (and between values and the output projection) of attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``linear-boundary``: the symmetry between trunk and heads: an invertible map that every head undoes."""
+"""The symmetry at the boundary between trunk and heads: any invertible map, undone by every head."""
 
 from __future__ import annotations
 

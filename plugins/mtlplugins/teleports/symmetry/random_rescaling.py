@@ -1,4 +1,4 @@
-"""``random``: a random point on the symmetry orbit of ``relu-rescaling``, the baseline for ablations."""
+"""The baseline for ablations: go somewhere on the same symmetry orbit, but not anywhere in particular."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``relu-rescaling``: the positive rescaling symmetry of ReLU-like activations, used to lower the conflict."""
+"""The positive rescaling symmetry of networks with ReLU-like activations, used to lower conflict."""
 
 from __future__ import annotations
 
