@@ -56,9 +56,9 @@ def check_optimizer(optimizers: Sequence[object], shared: Sequence[Tensor], name
     lacking = [n for n, p in zip(names, shared) if id(p) not in held]
     if shared and len(lacking) == len(shared):
         raise ConfigurationError(
-            "the optimizer has none of the trunk's parameters, so that a step would train the heads only: make it of "
+            "the optimizer has none of the trunk's parameters, so a step would train the heads only: make it of "
             "[*trunk.parameters(), *heads.parameters()], or freeze the trunk with requires_grad_(False) if that is "
-            "meant."
+            "intended."
         )
     if lacking:
         _warn(
@@ -107,7 +107,7 @@ class Reach:
         if never:
             _warn(
                 f"no task has reached {len(never)} of the trunk's trainable parameters ({listed(never)}): they are not "
-                f"trained. Freeze them if that is meant."
+                f"trained. Freeze them if that is intended."
             )
         if len(batch.presence.names) < 2:
             return

@@ -102,7 +102,7 @@ def unpack(state: Any, now: Progress, plugins: Mapping[str, Any], keeper: Keeper
     if changed:
         warnings.warn(
             f"this state was saved with other methods, versions or hyper-parameters: {'; '.join(changed)}. The run "
-            f"goes on with those that it has now, which is not the run that was saved; if that is not meant, make "
+            f"goes on with those that it has now, which is not the run that was saved; if that is not intended, make "
             f"the MultiTask with the former ones.",
             PluginWarning,
             stacklevel=3,

@@ -319,5 +319,5 @@ def _checked(explorer: Explorer, learnt: Any) -> dict[str, Tensor]:
         raise PluginError(f"{who}: search must return {{name: tensor}}, with at least one entry.")
     for name, value in learnt.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise PluginError(f"{who}: what it learnt has NaN or infinity in {name!r}.")
+            raise PluginError(f"{who}: what it learned has NaN or infinity in {name!r}.")
     return {str(n): v.detach() for n, v in learnt.items()}

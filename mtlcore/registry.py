@@ -153,7 +153,7 @@ class Registry:
         self._forget()
 
     def _forget(self) -> None:
-        """The plugins are others now: ask them anew."""
+        """The plugins have changed: ask them again."""
         self._collected.clear()
         self._listeners.clear()
         self._owner.clear()

@@ -1,4 +1,4 @@
-"""Tasks that come, go and change their order: what becomes of a method's state.
+"""Tasks that come, go and change their order: what happens to a method's state.
 
 Which numbers of a state belong to which task is read off ``init``: an axis counts tasks if it has K entries in
 ``init(K)`` and K + 1 in ``init(K + 1)``. Three cases need a rule of their own:
@@ -88,7 +88,7 @@ def _axes(key: str, value: Tensor, before: State, after: State | None, k: int) -
 def _unknown(key: str, value: Tensor, k: int, why: str) -> StateError:
     return StateError(
         f"it cannot be told which numbers of the state {key!r} (shape {tuple(value.shape)}) belong to which of {k} "
-        f"tasks: {why}. Keep the tasks and their order, or begin anew."
+        f"tasks: {why}. Keep the tasks and their order, or start a new run."
     )
 
 

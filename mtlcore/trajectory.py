@@ -111,7 +111,7 @@ def check_supported(optimizer: Optimizers) -> None:
             known = ", ".join(sorted(c.__name__ for c in _SUPPORTED))
             raise TeleportError(
                 f"the history of optimizer {type(one).__module__}.{type(one).__qualname__} cannot be carried across a "
-                f"teleport: nobody has said what its entries mean. {_WAYS_OUT.format('one of ' + known)}"
+                f"teleport: the meaning of its entries is not known. {_WAYS_OUT.format('one of ' + known)}"
             )
 
 

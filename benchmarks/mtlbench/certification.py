@@ -26,7 +26,7 @@ from mtlcore.safety import blame, one_line, shown
 
 def certificates(methods: list[MethodEntry], folder: Path, jobs: int, console: Console) -> dict[str, dict[str, Any]]:
     """{key: certificate} of every plugin in use, with the options that it may be trained with. Whoever certifies knows
-    when an older answer still holds, so it is asked anew each time."""
+    when an older answer still holds, so it is asked again each time."""
     wanted = {_certificate_key(*plugin): plugin for method in methods for plugin in method.plugins()}
     found: dict[str, dict[str, Any]] = {}
     waiting = console.status(f"theory before training: verifying {len(wanted)} plugins")

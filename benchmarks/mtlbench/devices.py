@@ -51,7 +51,7 @@ class Device:
         return time.process_time() if self.is_cpu else self.wall()
 
     def reset_peak_memory(self) -> None:
-        """Start measuring anew."""
+        """Start a new measurement."""
         if self.kind == "cuda":
             torch.cuda.reset_peak_memory_stats(self._torch)
 

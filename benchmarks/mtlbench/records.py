@@ -172,8 +172,8 @@ def _content(path: Path, shape: TypeAdapter[T]) -> T:
     except ValueError as error:
         why = mistakes(error) if isinstance(error, ValidationError) else error
         raise ConfigurationError(
-            f"{path} is damaged ({why}). Delete it and run `mtl bench run` again with this folder: it is written anew, "
-            "and no record is lost."
+            f"{path} is damaged ({why}). Delete it and run `mtl bench run` again with this folder: it is written "
+            "again, and no record is lost."
         ) from error
 
 

@@ -104,7 +104,7 @@ class Processes:
 
     def __reduce__(self) -> tuple[type[Processes], tuple[Any], dict[str, Any]]:
         wish = self._wish if isinstance(self._wish, str) else None
-        return Processes, (wish,), {"_hook": self._hook}  # a copy begins anew
+        return Processes, (wish,), {"_hook": self._hook}  # a copy starts again
 
     def several(self, modules: Sequence[nn.Module] = ()) -> bool:
         """Whether there are others. Asked in every step, for a process group may be made late.
@@ -253,7 +253,7 @@ class Processes:
         return whole, (totals.losses[there] / totals.counts[there]).tolist()
 
     def presence(self, local: Presence) -> Presence:
-        """The tasks that some process has. Before the first step that is unknown; it asks the method anew."""
+        """The tasks that some process has. Before the first step that is unknown; it asks the method again."""
         if self._roster is None:
             return local
         counts = self.exchange(None, "presence", presence=local).counts
@@ -391,7 +391,7 @@ class Processes:
         one, other = apart[0]
         self.refuse(
             ProcessError(
-                f"the processes have come apart: process 0 has {one or 'nothing'}, process {rank} "
+                f"the processes are not in the same step: process 0 has {one or 'nothing'}, process {rank} "
                 f"{other or 'nothing'}. Do the same on every process: the same number of steps, the same checkpoint, "
                 f"the same parameters frozen."
             )

@@ -57,7 +57,7 @@ class Front:
         self._frees = (False,) * len(self._frees)
 
     def free(self) -> None:
-        """Let go of the graph, unless it is to be kept; for passes that all had to retain it."""
+        """Free the graph, unless it is to be kept; for passes that all had to retain it."""
         if self._keep_graph:
             return
         # A hook need not know undefined gradients; those on parameters can be seen, and passed by.

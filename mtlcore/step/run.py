@@ -176,7 +176,7 @@ class Run:
     # --- between two steps --------------------------------------------------------------------------------------
 
     def take_pending(self) -> Pending:
-        """The micro-batches so far; they are forgotten here, whatever becomes of the step."""
+        """The micro-batches so far; they are forgotten here, whether or not the step succeeds."""
         pending, self.pending = self.pending, Pending()
         return pending
 

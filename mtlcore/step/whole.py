@@ -147,7 +147,7 @@ class WholeStep:
         verdict = conflict.look(self.run, prepared)
         jump = conflict.teleport(self.run, self.whole, prepared, verdict)
         if moment is not None and jump is not None and jump.accepted:
-            # The step begins anew at the new point. After a refusal the old graph is still good.
+            # The step starts again at the new point. After a refusal the old graph is still valid.
             moment.restore()
             prepared, noise = self._look()
         return prepared, verdict, jump, noise

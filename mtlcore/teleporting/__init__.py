@@ -5,7 +5,7 @@ once, for every strategy: the search runs on a network whose dropout and batch s
 the network is undone; the proposal is tried on a probe batch and kept only if every task's loss stayed within
 tolerance and the conflict became less. Otherwise, and on any exception or Ctrl-C, nothing has happened.
 
-A task that the probe lacks is judged on the batch of the step. Nobody would see what becomes of one that is in neither:
+A task that the probe lacks is judged on the batch of the step. The loss of a task that is in neither cannot be checked:
 then there is no teleport.
 
 * :mod:`~mtlcore.teleporting.brakes`: when it may be tried.

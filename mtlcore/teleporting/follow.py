@@ -3,7 +3,7 @@
 An exact teleport writes the same function down in other coordinates, theta' = D theta. The mean of points before it and
 points after it is a point of neither: its losses can be anything. But the mean of the *path* in the new coordinates is
 D times the mean in the old ones, so the copy is carried by the same map. A jump without a map (``lora``) is a
-place of its own: no map takes the mean along, and the average has to begin anew.
+place of its own: no map moves the mean, and the average has to start again.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class Follower:
             f"is unknown (say it with follow(averaged_model, of=model))"
         )
         warnings.warn(
-            f"the averaged copy stays where it was: {why}. What is averaged from now on lies elsewhere, so begin the "
-            f"average anew (averaged_model.n_averaged.zero_()).",
+            f"the averaged copy does not follow the teleport: {why}. From now on it would average two different "
+            f"points, so start the average again (averaged_model.n_averaged.zero_()).",
             UserWarning,
             stacklevel=2,
         )

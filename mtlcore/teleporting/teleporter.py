@@ -175,8 +175,8 @@ class Teleporter:
             absent = unseen(problem.view, judge) if self.accept != "always" or self.strategy.exact else []
             if absent:
                 return stay(
-                    f"task {absent[0]} is neither in this batch nor in the probe, so that nothing would show what "
-                    f"becomes of its loss: hand over a probe that has every task"
+                    f"task {absent[0]} is neither in this batch nor in the probe, so its loss cannot be checked: "
+                    f"pass a probe that has every task"
                 )
             proposal = self.strategy.propose(problem, generator)
             transaction.undo_search()
@@ -184,7 +184,7 @@ class Teleporter:
             if together is not None:
                 together.alike(_tensors(proposal), f"teleport {registry().identify(self.strategy)}")
             if not proposal.parameters and not proposal.head_parameters:
-                reason = str(proposal.diagnostics.get("reason", "the strategy stayed where it was"))
+                reason = str(proposal.diagnostics.get("reason", "the strategy proposed no move"))
                 return stay(reason, proposal.diagnostics)
             if direction is None:
                 direction = self.memory.previous

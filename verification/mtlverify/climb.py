@@ -1,7 +1,7 @@
 """From the worst input that sampling found to worse ones, by small changes of one row: a quarter of a search's inputs.
 
 Where a margin says more than yes or no, it falls towards a violation: a longer row, a row nearer to another one, a
-smaller entry. :mod:`mtlverify.hunt` does the same in earnest, for as long as one likes.
+smaller entry. :mod:`mtlverify.hunt` does the same, for any length of time.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import sys
 
 
 def reset_peak_memory() -> float | None:
-    """Start measuring anew, where the system can (a worker process serves many runs); resident MB at the start."""
+    """Start a new measurement, where the system can (a worker process serves many runs); resident MB at the start."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed must not count as memory that this one found
