@@ -156,7 +156,7 @@ class Exploration:
         Raises:
             PluginError: the budget is spent.
         """
-        self._spend(1.0)
+        self.spend(1.0)
         batch = self._batches(step)
         if parameters is None:
             found = self._losses(model, batch)
@@ -195,7 +195,7 @@ class Exploration:
         run = MultiTask(shared, aggregator, optimizer, seed=self.seed + index, tasks=self.tasks)
         extra = self.price(run.aggregator) - 1.0
         for step in range(steps):
-            self._spend(extra)
+            self.spend(extra)
             run.step(lambda step=step: closure(step))  # type: ignore[misc]
             if schedule is not None:
                 schedule.step()
@@ -205,7 +205,12 @@ class Exploration:
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         return [p for n, p in named if n in self.shared], [p for n, p in named if n not in self.shared]
 
-    def _spend(self, passes: float) -> None:
+    def spend(self, passes: float) -> None:
+        """Charge passes beside those of :meth:`losses` and :meth:`train`: 2 / 3 for a further backward pass.
+
+        Raises:
+            PluginError: the budget is spent.
+        """
         self.spent += passes
         if self.spent > self.passes * (1.0 + 1e-9):
             raise PluginError(f"the explorer has spent {self.spent:.6g} passes; its budget is {self.passes}.")

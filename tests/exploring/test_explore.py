@@ -224,9 +224,99 @@ def test_pamal_regularisation_penalises_the_wrong_order_only(sign, expected):
     plugin = mtlcore.create("explorer", "pamal", lamb=1.0, order_sign=sign)
     drawn = torch.tensor([[0.9, 0.1], [0.1, 0.9]], dtype=torch.float64)
     windows = [{"a": torch.tensor(3.0), "b": torch.tensor(5.0)}, {"a": torch.tensor(5.0), "b": torch.tensor(3.0)}]
-    found = plugin._together(drawn, windows)
+    found = plugin._together(drawn, drawn, windows)
     plain = {"a": 0.9 * 3 + 0.1 * 5, "b": 0.1 * 5 + 0.9 * 3}  # the higher preference has the lower loss
     assert {n: float(v) - plain[n] for n, v in found.items()} == pytest.approx({"a": expected, "b": expected}, abs=1e-6)
+
+
+VARIANTS = [("pamal", kind) for kind in ("gradnorm", "rwa", "full")] + [("phn", "epo")]
+
+
+@pytest.mark.parametrize(("method", "balance"), VARIANTS)
+def test_a_balanced_search_keeps_the_budget_and_is_another_search(net, method, balance):
+    made = mtlcore.create("explorer", method, balance=balance)
+    front = explored(net, made, passes=100)
+    assert equal(explored(net, made, passes=100).entries([0.5, 0.5]), front.entries([0.5, 0.5]))
+    plain = explored(net, method, passes=100)
+    assert not equal(plain.entries([0.5, 0.5]), front.entries([0.5, 0.5]))
+    with pytest.raises(ConfigurationError, match="too little"):
+        explored(net, made, passes=1)
+
+
+def test_pamal_divides_by_the_gradient_of_all_members():
+    """At theta(a) = sum_k a_k theta_k the gradient of the members is a_k times that of theta: |a| times its length."""
+    from mtlplugins.explorers.pamal import Balance, mixed
+
+    members = {"w": torch.randn(2, 3, dtype=torch.float64, requires_grad=True)}
+    a = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    theta = mixed(members, a)["w"]
+    losses = [5.0 * theta.square().sum(), theta[0]]
+    lengths = torch.stack([10.0 * theta.detach().norm(), torch.ones(()).double()]) * a.norm()
+    torch.testing.assert_close(Balance("gradnorm", [members["w"]]).factors(losses), 1.0 / (lengths + 1e-3))
+    assert Balance("gradnorm", []).price == pytest.approx(2 / 3)
+    assert Balance("ls", []).factors(losses).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["rwa", "full"])
+def test_pamal_running_average_counts_what_is_large_less(kind):
+    from mtlplugins.explorers.pamal import Balance
+
+    x = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    balance = Balance(kind, [x])
+    for number in range(60):
+        sizes = [3.0, 1.0] if number < 40 else [1.0, 1.0]
+        found = balance.factors([sizes[0] * x.sum(), sizes[1] * x.sum()])
+        share = torch.tensor([1.0, 1.0]).double() if number < 26 else torch.tensor([0.25, 0.75]).double()
+        if number < 40:
+            lengths = share * torch.tensor(sizes).double()
+            torch.testing.assert_close(found, share if kind == "rwa" else share / (lengths + 1e-3))
+    average = [(5 * 3.0 + 20 * 1.0) / 25, 1.0]  # of the last 25
+    share = torch.tensor([average[1], average[0]]).double() / sum(average)
+    torch.testing.assert_close(found, share if kind == "rwa" else share / (share + 1e-3))
+
+
+def test_phn_on_rays_comes_nearer_to_them_than_phn_with_weights():
+    """On a front that is not convex a weighted sum has no model in the middle; the ray p L_1 = (1 - p) L_2 has one."""
+    problem = mtlcore.create("problem", "pareto-mtl-toy")
+
+    class Point(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            start = problem.start(torch.Generator().manual_seed(0))
+            self.layer = nn.utils.skip_init(nn.Linear, 1, len(start), dtype=torch.float64)
+            with torch.no_grad():
+                self.layer.weight.zero_()
+                self.layer.bias.copy_(start)
+
+        def forward(self) -> torch.Tensor:
+            return self.layer(torch.ones(1, dtype=torch.float64))
+
+    def both(model, batch):
+        return dict(zip("ab", problem.losses(model()), strict=True))
+
+    away = {}
+    for balance in ("ls", "epo"):
+        front = mtlcore.explore(
+            Point(), both, lambda step: None, mtlcore.create("explorer", "phn", balance=balance, concentration=1.0),
+            passes=600, optimizer=lambda p: torch.optim.Adam(p, 0.02), seed=1,
+        )  # fmt: skip
+        gaps = []
+        for p in (0.35, 0.5, 0.65):
+            a, b = (float(v.detach()) for v in both(front.model([p, 1 - p]), None).values())
+            gaps.append(abs(p * a - (1 - p) * b))
+        away[balance] = max(gaps)
+    assert away["epo"] < 0.15
+    assert away["epo"] < 0.5 * away["ls"]
+
+
+def test_phn_on_rays_takes_no_aggregator_beside_it_and_no_negative_loss(net):
+    with pytest.raises(ConfigurationError, match="leave out 'mgda'"):
+        mtlcore.create("explorer", "phn", balance="epo", aggregator="mgda")
+    with pytest.raises(LossError, match="loss of task 'a' is -"):
+        mtlcore.explore(
+            net, lambda m, x: {n: v - 100.0 for n, v in losses(m, x).items()}, lambda step: X,
+            mtlcore.create("explorer", "phn", balance="epo"), passes=9, optimizer=lambda p: torch.optim.SGD(p, 0.1),
+        )  # fmt: skip
 
 
 def test_cosmos_weights_are_the_derivative_of_its_objective():

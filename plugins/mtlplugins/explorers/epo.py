@@ -27,14 +27,15 @@ class ExactRay(Aggregator):
       that rises along the anchor a rises no faster than along it;
     - descend, where mu <= eps: max of sum C b with C b >= 0.
 
+    Both are linear programs in K unknowns [official code]. The code's descent may not go against the anchor, either,
+    unless it is relaxed; here it is relaxed.
+
     Seen here: for a preference near a corner the anchor is short, so a task that has to rise may hardly rise, and the
     search is slow.
 
-    Both are linear programs in K unknowns. [memory of the official code; the paper's body was not read again]
-
     Args:
         preferences: r, positive.
-        eps: when the ray counts as reached; 1e-4 [memory].
+        eps: when the ray counts as reached; 1e-4 [official code].
 
     Raises:
         LossError: a negative loss: the ray is about positive ones.
@@ -46,7 +47,7 @@ class ExactRay(Aggregator):
     eps: float = 1e-4
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """Weights (K,) on the simplex, times K; the heads get them too [memory]."""
+        """Weights (K,) on the simplex, times K; the heads get them too [official code]."""
         losses, r = np.array(view.loss_values), np.array(self.preferences)
         for name, value in zip(view.task_names, losses.tolist(), strict=True):
             if value < 0.0:
@@ -73,6 +74,31 @@ class ExactRay(Aggregator):
             least = np.where(pull > 0.0, -np.inf, pull)
             least[scaled == scaled.max()] = 0.0
         return _program(-pull, c, least), "balance"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rays(Aggregator):
+    """:class:`ExactRay`, with another ray in every step.
+
+    Args:
+        preferences: (steps, K), positive, as rows of plain numbers.
+        eps: when a ray counts as reached.
+    """
+
+    needs = Needs.GRAMIAN
+
+    preferences: tuple[tuple[float, ...], ...] = ()
+    eps: float = 1e-4
+
+    def aggregate(self, view: StepView, state: State) -> Aggregation:
+        """That of the step's own ray."""
+        return ExactRay(self.preferences[view.step], self.eps).aggregate(view, state)
+
+
+def positive(preference: Tensor, floor: float) -> tuple[float, ...]:
+    """A preference (K,) as a ray: no task has less than ``floor`` before they are brought back to sum 1."""
+    raised = preference.clamp_min(floor)
+    return tuple((raised / raised.sum()).tolist())
 
 
 def _program(cost: Array, c: Array, least: Array) -> Array:
@@ -108,5 +134,4 @@ class EPO(Sweep):
 
     def method(self, preferences: Tensor, index: int, steps: int) -> Aggregator:
         """The aggregator of one ray."""
-        row = preferences[index].clamp_min(self.floor)
-        return ExactRay(tuple((row / row.sum()).tolist()), self.eps)
+        return ExactRay(positive(preferences[index], self.floor), self.eps)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mtlcore import Explorer, flag, integer, number
+from mtlcore import Explorer, choice, flag, integer, number
 from mtlcore.contracts import Learnt
 from mtlcore.exploring import Exploration
 from mtlplugins.explorers.draws import dirichlet
@@ -31,8 +33,15 @@ class PaMaL(Explorer):
     - Members start from independent initial weights, where modules have ``reset_parameters()`` [official code].
       Statistics of batch norms are shared by all [official code].
 
-    The code's balancing variants (gradnorm, rwa) are not here: ``aggregator`` balances the weighted losses instead.
-    [choice]
+    What a task counts beside its preference, for every model of the window [official code]:
+
+    - ``balance="ls"``: nothing else.
+    - ``"gradnorm"``: over |g_i| + 1e-3, g_i the gradient of L_i(theta(a)) with respect to the shared entries of all
+      members. That costs K backward passes more for each model.
+    - ``"rwa"``: times 1 - m_i / sum_j m_j, m the mean size of the losses of the last 25 models; from the 27th model on.
+    - ``"full"``: both, the norm that of the loss times the latter.
+
+    ``aggregator`` combines what comes of it; a sum in the code.
 
     Proved: theta(e_k) is member k exactly; the gradient of member k is a_k times that at theta(a).
 
@@ -41,6 +50,7 @@ class PaMaL(Explorer):
         window: preferences drawn in a step; each costs a pass.
         lamb: weight of the regularisation.
         order_sign: 1: a higher preference shall mean a lower loss.
+        balance: how the losses are brought to comparable sizes.
         reinitialise: independent initial weights; False: all members start at the model, which is then the whole front.
         aggregator: of the weighted losses, by name.
     """
@@ -51,6 +61,7 @@ class PaMaL(Explorer):
     window: int = integer(2, low=1)
     lamb: float = number(0.0, low=0.0)
     order_sign: int = integer(1, low=-1, high=1)
+    balance: str = choice("ls", ("ls", "gradnorm", "rwa", "full"))
     reinitialise: bool = flag(True)
     aggregator: str = "sum"
 
@@ -63,25 +74,30 @@ class PaMaL(Explorer):
             n: nn.Parameter(torch.stack([dict(m.named_parameters())[n].detach() for m in members])) for n in names
         }
         count = len(work.tasks)
+        shared = [stacked[n] for n in names if n in work.shared]
+        balance = Balance(self.balance, shared)
 
         def closure(step: int) -> dict[str, Tensor]:
-            drawn = [dirichlet(self.concentration, count, work.generator) for _ in range(self.window)]
-            found = [work.losses(model, step, mixed(stacked, a)) for a in drawn]
-            return self._together(torch.stack(drawn), found)
+            drawn, found, factors = [], [], []
+            for _ in range(self.window):
+                drawn.append(dirichlet(self.concentration, count, work.generator))
+                found.append(work.losses(model, step, mixed(stacked, drawn[-1])))
+                work.spend(balance.price * count)
+                factors.append(balance.factors(list(found[-1].values())))
+            return self._together(torch.stack(drawn) * torch.stack(factors), torch.stack(drawn), found)
 
-        price = self.window + work.price(self.aggregator) - 1.0
-        shared = [stacked[n] for n in names if n in work.shared]
+        price = self.window * (1.0 + balance.price * count) + work.price(self.aggregator) - 1.0
         own = [stacked[n] for n in names if n not in work.shared]
         work.train(closure, shared, own, self.aggregator, steps=work.steps(price))
         return {MEMBERS + n: v.detach() for n, v in stacked.items()} | {
             BUFFER + n: v for n, v in model.named_buffers() if n in model.state_dict()
         }
 
-    def _together(self, drawn: Tensor, found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The loss of each task over a window: drawn (W, K)."""
+    def _together(self, counts: Tensor, drawn: Tensor, found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The loss of each task over a window: drawn (W, K), and what each loss counts (W, K)."""
         out = {}
         for i, name in enumerate(found[0]):
-            losses, weights = torch.stack([f[name] for f in found]), drawn[:, i].to(found[0][name])
+            losses, weights = torch.stack([f[name] for f in found]), counts[:, i].to(found[0][name])
             total = (weights * losses).sum()
             if self.lamb > 0.0 and self.window > 1:
                 order = drawn[:, i].argsort(descending=True)
@@ -97,6 +113,35 @@ class PaMaL(Explorer):
         return mixed(members, preference) | {
             n.removeprefix(BUFFER): v for n, v in learnt.items() if n.startswith(BUFFER)
         }
+
+
+class Balance:
+    """What a loss counts beside the preference of its task, one model after the other."""
+
+    WINDOW, FLOOR = 25, 1e-3
+
+    def __init__(self, kind: str, shared: Sequence[Tensor]) -> None:
+        self._norms, self._running, self._shared = kind in ("gradnorm", "full"), kind in ("rwa", "full"), list(shared)
+        self._seen: collections.deque[Tensor] = collections.deque(maxlen=self.WINDOW + 2)
+        self.price = 2.0 / 3.0 if self._norms else 0.0
+        """Passes for each task of each model."""
+
+    def factors(self, losses: Sequence[Tensor]) -> Tensor:
+        """(K,) float64 for the losses of the next model; no gradient goes through them."""
+        out = torch.ones(len(losses), dtype=torch.float64)
+        if self._running:
+            self._seen.append(torch.stack([v.detach().double().cpu() for v in losses]))
+            size = torch.stack(list(self._seen)[-self.WINDOW :]).mean(0).abs()
+            if len(self._seen) > self.WINDOW + 1 and bool(size.any()):
+                out = 1.0 - size / size.sum()
+        if self._norms:
+            out = out / (out * torch.stack([self._norm(v) for v in losses]) + self.FLOOR)
+        return out
+
+    def _norm(self, loss: Tensor) -> Tensor:
+        found = torch.autograd.grad(loss, self._shared, retain_graph=True, allow_unused=True)
+        length: Tensor = torch.cat([g.double().flatten().cpu() for g in found if g is not None]).norm()
+        return length
 
 
 def mixed(members: Learnt, preference: Tensor) -> dict[str, Tensor]:

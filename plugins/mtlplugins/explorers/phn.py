@@ -9,53 +9,82 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlcore import Explorer, integer, number
+from mtlcore import Explorer, choice, integer, number
 from mtlcore.contracts import Learnt
+from mtlcore.errors import ConfigurationError
 from mtlcore.exploring import Exploration
 from mtlplugins.explorers.draws import dirichlet
+from mtlplugins.explorers.epo import Rays, positive
 
 INNER = "inner."
 SPREAD = "spread."
 CENTRE = "centre."
 BUFFER = "buffer."
+FLOOR = 1e-3
+"""The least share of a ray."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PHN(Explorer):
-    """theta(a) = theta_0 + W h(a) / width, h a network of two hidden layers; min sum_i a_i L_i(theta(a)), a drawn from
-    Dirichlet(p, ..., p) in every step: the variant PHN-LS. [paper*]
+    """theta(a) = theta_0 + W h(a) / width, h a network of two hidden layers, a drawn from Dirichlet(p, ..., p) in every
+    step.
+
+    What a step makes smaller [paper*, official code]:
+
+    - ``balance="ls"`` (PHN-LS): sum_i a_i L_i(theta(a)).
+    - ``balance="epo"`` (PHN-EPO): K sum_i b_i L_i(theta(a)), b from the linear programs of `epo` for the ray a and the
+      gradients. So a_1 L_1 = ... = a_K L_K is asked of every model. A step costs K backward passes; losses must not be
+      negative. The gradients are those of what makes shared weights; the code's are those of all that is learnt. A
+      share below 1e-3 is raised to it, as `epo` does. [choice]
 
     One linear map per parameter makes its entries from h(a) [paper*]. Its bias starts at the user's model, and its
     weights so that W h / width has about a tenth of the parameter's standard deviation: training starts at a sound
     network [choice]. The division by the width keeps a step of Adam as long as in the user's own network: without it a
     rate that is right there is width times too large here [choice]. The hypernetwork has about ``width`` times as many
-    parameters as the model. The variant PHN-EPO is not here.
+    parameters as the model.
 
     Args:
         concentration: p; 0.2 [paper*]: mostly near the corners.
         width: of h; 100 in the paper [paper*], less here, because the memory is width times the model [choice].
-        aggregator: of the weighted losses, by name.
+        balance: what the losses are weighted by, the preference or its ray.
+        aggregator: of the losses weighted by the preference, by name.
+
+    Raises:
+        ConfigurationError: an aggregator beside ``balance="epo"``, which is one itself.
+        LossError: a negative loss, with ``balance="epo"``.
     """
 
     claims: ClassVar[frozenset[str]] = frozenset()
 
     concentration: float = number(0.2, low=0.0, open_low=True)
     width: int = integer(16, low=1)
+    balance: str = choice("ls", ("ls", "epo"))
     aggregator: str = "sum"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.balance == "epo" and self.aggregator != "sum":
+            raise ConfigurationError(f"phn: balance='epo' weighs the losses itself: leave out {self.aggregator!r}.")
 
     def search(self, work: Exploration) -> dict[str, Tensor]:
         """The hypernetwork. What makes the weights of a head belongs to that task."""
         model = work.fresh()
         learnt = self._start(model, work)
+        epo = self.balance == "epo"
+        steps = work.steps(work.price(Rays() if epo else self.aggregator))
+        drawn = [dirichlet(self.concentration, len(work.tasks), work.generator) for _ in range(steps)]
 
         def closure(step: int) -> dict[str, Tensor]:
-            a = dirichlet(self.concentration, len(work.tasks), work.generator)
-            found = work.losses(model, step, weights(learnt, a))
-            return {name: share * loss for share, (name, loss) in zip(a.tolist(), found.items(), strict=True)}
+            found = work.losses(model, step, weights(learnt, drawn[step]))
+            if epo:
+                return found
+            return {n: share * loss for share, (n, loss) in zip(drawn[step].tolist(), found.items(), strict=True)}
 
-        apart = {prefix + n for prefix in (SPREAD, CENTRE) for n in dict(model.named_parameters()).keys() - work.shared}
+        of_heads = dict(model.named_parameters()).keys() - work.shared
+        apart = {prefix + n for prefix in (SPREAD, CENTRE) for n in of_heads}
         shared, own = ([v for n, v in learnt.items() if (n in apart) == other] for other in (False, True))
-        work.train(closure, shared, own, self.aggregator, steps=work.steps(work.price(self.aggregator)))
+        method = Rays(tuple(positive(a, FLOOR) for a in drawn)) if epo else self.aggregator
+        work.train(closure, shared, own, method, steps=steps)
         buffers = {BUFFER + n: v for n, v in model.named_buffers() if n in model.state_dict()}
         return {n: v.detach() for n, v in learnt.items()} | buffers
 

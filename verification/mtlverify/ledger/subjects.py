@@ -15,6 +15,8 @@ VARIANTS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("aggregator", "fairgrad"): ({"alpha": 2.0},),
     ("aggregator", "gradops"): ({"project": "always"},),
     ("aggregator", "mgda"): ({"normalize": "l2"},),
+    ("explorer", "pamal"): ({"balance": "gradnorm"},),
+    ("explorer", "phn"): ({"balance": "epo"},),
 }
 """Hyper-parameters, beside the defaults, under which a method obeys other laws."""
 
