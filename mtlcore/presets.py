@@ -14,7 +14,7 @@ from mtlcore.registry import create
 from mtlcore.teleporting import Brakes, Teleporter
 
 if TYPE_CHECKING:
-    from mtlcore.contracts import Aggregator
+    from mtlcore.contracts import Aggregator, TeleportStrategy
     from mtlcore.multitask import MultiTask
 
 PAPER_TELEPORT: dict[str, Any] = {
@@ -64,7 +64,12 @@ def cost(
     detector_options: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> MultiTask:
-    """COST: a detector, LoRA teleports and historical trajectory reuse around any aggregator.
+    """COST: a detector, teleports and the optimizer's history across them, around any aggregator.
+
+    The defaults follow what was measured (docs/explanation/cost.md): they teleport along the exact symmetry of
+    ReLU-like units (``relu-rescaling``), the arm that helps where conflict is one of coordinates alone, and that no
+    measured task was harmed by. A trunk without such units is left where it is, and the report says so. The paper's
+    low-rank jump is one option away: ``teleport="lora"``, or anything in ``teleport_options``.
 
     Args:
         trunk: the shared network.
@@ -73,19 +78,19 @@ def cost(
         settings: "paper": the published teleport (:data:`PAPER_TELEPORT`) on the published trigger (Eq. 3; a cosine of
             zero counts [code]), :data:`PAPER_HISTORY`, and :data:`PAPER_AGGREGATORS`: FairGrad with alpha = 2, its
             direction times K and clipped to 1 [code].
-            "measured": the defaults of the plugins, which our measurements support: same trigger, but conflict itself
-            as the objective, searched on the surface of constant losses. Both run inside the same transaction, which
-            the paper does not have.
+            "measured": same trigger, and the teleport that our measurements support (above). Both run inside the same
+            transaction, which the paper does not have.
         accept: what is asked of a teleport. "conflict": a loss that moves by more than ``tolerance``, or no less
             conflict, and it is refused. "progress": the same with a better outlook for the task that the next steps
-            serve worst in the place of less conflict (:class:`mtlcore.teleporting.Teleporter`); goes with
-            ``teleport_options={"objective": "progress"}``. "losses": the losses only. "always": nothing but finite
+            serve worst in the place of less conflict (:class:`mtlcore.teleporting.Teleporter`), which is then what
+            the ``lora`` teleport searches for. "losses": the losses only. "always": nothing but finite
             losses, as in the authors' code: the last step from ``settings="paper"`` to the system as it was run.
         steps_per_epoch: with it, at most one teleport per epoch [code], else no cap.
         start_epoch: no teleport before this epoch [paper A.6; code: 50 of 200].
         detect_every: look for conflict in every n-th step. Default: in every step if the method needs task gradients
             anyway, else in every tenth, as looking costs a loss-level method K backward passes. [choice]
-        teleport_options: fields of the ``lora`` teleport that differ from the settings.
+        teleport_options: fields of the ``lora`` teleport that differ from its defaults, or from the paper's settings;
+            with some, ``lora`` is the teleport.
         detector_options: fields of the ``dominated`` detector that differ; for many tasks (CelebA's 40) use
             ``{"rule": "fraction"}`` [choice; the paper's Eq. 4 was not readable].
         **overrides: any other argument of :class:`mtlcore.MultiTask` (``probe``, ``heads``, ``tolerance``, ``seed``);
@@ -105,10 +110,7 @@ def cost(
         rule = {"rule": "smallest", "at_zero": paper, **(detector_options or {})}
         overrides["detector"] = create("detector", "dominated", **rule)
     if "teleport" not in overrides:
-        options = dict(PAPER_TELEPORT) if paper else {}
-        if overrides.get("heads") is None:
-            options.pop("perturb", None)
-        overrides["teleport"] = create("teleport", "lora", **{**options, **(teleport_options or {})})
+        overrides["teleport"] = _strategy(paper, accept, overrides.get("heads") is not None, teleport_options)
     if overrides["teleport"] is not None and not isinstance(overrides["teleport"], Teleporter):
         history = PAPER_HISTORY if paper else {}
         tolerance = overrides.pop("tolerance", 0.02)
@@ -118,6 +120,19 @@ def cost(
     if "brakes" not in overrides:
         overrides["brakes"] = _brakes(aggregator, steps_per_epoch, start_epoch, detect_every)
     return MultiTask(trunk, aggregator, optimizer, **overrides)
+
+
+def _strategy(paper: bool, accept: str, heads: bool, options: Mapping[str, Any] | None) -> TeleportStrategy:
+    """The teleport of the settings."""
+    found: TeleportStrategy
+    if not (paper or options or accept == "progress"):
+        found = create("teleport", "relu-rescaling")
+        return found
+    first = dict(PAPER_TELEPORT) if paper else {"objective": "progress"} if accept == "progress" else {}
+    if not heads:
+        first.pop("perturb", None)
+    found = create("teleport", "lora", **{**first, **(options or {})})
+    return found
 
 
 def _brakes(aggregator: Any, steps_per_epoch: int | None, start_epoch: int, detect_every: int | None) -> Brakes:

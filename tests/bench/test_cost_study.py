@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mtlcore
-from mtlbench.studies import cost
+from mtlbench.studies import cost, cost_table
 from mtlbench.studies.cost_arms import ARMS, Persistent
 from mtlcore import StepView
 from support.bench_tiny import Tiny
@@ -56,6 +56,11 @@ def test_an_arm_that_did_nothing_is_told_from_one_that_made_no_difference(tmp_pa
             with file.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
     table = {line.split("|")[1].strip(): line for line in cost.report(tmp_path).splitlines() if line.startswith("| ")}
+    whole = list(cost_table.table(tmp_path))
+    assert whole[0] == "| arm | rf1, `ls` |"
+    assert "| persistent | same runs (3, 0.0) |" in whole
+    assert any(line.startswith("| probation | +0.10 [") and line.endswith("] = (3, 2.0) |") for line in whole)
+    assert any(line.startswith("| extra steps | −1.00 [") and "\\* (3, 0.0)" in line for line in whole)
     assert "| 3 | 0.0 | 0.0 | +0.00 |" in table["persistent"]
     assert table["persistent"].endswith("same runs |")
     assert "| 3 | 4.0 | 2.0 | +0.10 |" in table["probation"]

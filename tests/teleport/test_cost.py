@@ -60,6 +60,20 @@ def test_the_preset_spells_the_papers_settings():
     assert alone._run.teleporter.strategy.perturb == "trunk", "nobody knows the heads"
 
 
+def test_the_default_teleport_is_the_one_that_was_measured_to_help():
+    strategy = lambda **options: mtlcore.cost(problem("mlp").trunk, **options)._run.teleporter.strategy
+    assert strategy() == mtlcore.create("teleport", "relu-rescaling")
+    assert strategy(teleport="lora") == mtlcore.create("teleport", "lora")
+    assert strategy(teleport_options={"rank": 3}) == mtlcore.create("teleport", "lora", rank=3)
+    assert strategy(accept="progress") == mtlcore.create("teleport", "lora", objective="progress")
+    made = problem("lstm")
+    options = {"heads": made.heads, "probe": made.batch(7), "detector_options": {"rule": "any"}}
+    mt = mtlcore.cost(made.trunk, "ls", made.optimizer(), detect_every=1, **options)
+    found = [r.teleport for r in run(mt, made, 12) if r.teleport is not None]
+    assert found
+    assert all(not t.accepted and "no unit of the trunk can be rescaled" in t.reason for t in found), "said, not silent"
+
+
 def test_the_papers_direction_is_scaled_and_clipped_and_heads_are_not():
     """It used to be alpha = 2 alone: the trunk's step was K times too short, or too long near a stationary point."""
     made = problem("mlp")

@@ -30,6 +30,8 @@ from mtlbench.studies.cost_trace import EVERY, Trace
 
 BEFORE, AFTER = 20, 80
 """Steps around a teleport that are drawn."""
+FEWEST = 2
+"""A column of fewer teleports is no picture of them."""
 SERIES = {
     "cosine": "smallest cosine of a task\nwith the mean gradient",
     "in_metric": "the same in\nAdam's metric",
@@ -93,7 +95,7 @@ def _around(values: np.ndarray, at: int) -> np.ndarray:
 
 
 def draw(folder: Path, file: Path) -> Path:
-    """The figure: a column for each pair of task and arm of which some teleport was accepted."""
+    """The figure: a column for each pair of task and arm of which some runs accepted a teleport."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -101,7 +103,7 @@ def draw(folder: Path, file: Path) -> Path:
     rows = finished(folder / "traces.jsonl")
     pairs = sorted({(k[0], k[2]) for k in rows if k[2] != "alone"}, key=lambda pair: (pair[0] != NAME, pair))
     columns = {pair: windows(rows, *pair) for pair in pairs}
-    columns = {pair: found for pair, found in columns.items() if len(found["loss"]["with"])}
+    columns = {pair: found for pair, found in columns.items() if len(found["loss"]["with"]) >= FEWEST}
     figure = Figure(figsize=(2.9 * len(columns) + 0.6, 6.0), layout="constrained")
     FigureCanvasAgg(figure)  # no window, whatever backend the user has chosen
     axes = figure.subplots(len(SERIES), len(columns), squeeze=False, sharex=True)
