@@ -9,6 +9,9 @@ READY  := $(VENV)/.ready
 FLOOR  := .venv-floor/bin
 # The pins are for Python 3.11 and later; 3.10 takes the newest that it can have within the ranges of pyproject.toml.
 PINS   := $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' if sys.version_info >= (3, 11) else '')")
+# Paths of the four packages. Without them a Python that is started beside a checkout called mtlcore would take the folder
+# for the package: an editable install is found after what lies in the working directory.
+ROOMS  := '$(CURDIR)' '$(CURDIR)/plugins' '$(CURDIR)/verification' '$(CURDIR)/benchmarks'
 # One thread per process: the work is many small steps, and the processes run side by side.
 export OMP_NUM_THREADS ?= 1
 # Many tests and runs start processes of their own: what they compile is kept.
@@ -82,6 +85,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[dev]'
+	printf '%s\n' $(ROOMS) > "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/mtlcore-checkout.pth"
 	touch $(READY)
 
 clean:  ## remove the environment and what the commands wrote
