@@ -239,6 +239,17 @@ def test_the_page_shows_all_that_it_must(folder):
         assert part in html, part
 
 
+def test_a_run_that_says_nothing_of_its_gradients_is_no_number(tmp_path):
+    """pandas makes NaN of a missing text."""
+    rows = _three_seeds(("single-task", 0.0), ("sum", 5.0))
+    _folder_of(
+        tmp_path, [{**r, "gradient_source": r["gradient_source"] if r["method"] == "sum" else None} for r in rows]
+    )
+    html = _page(tmp_path)
+    assert "one plain network per task" in html
+    assert ">nan<" not in html
+
+
 def test_json_has_the_same_numbers(folder, tmp_path):
     write(folder, folder / "report.html", tmp_path / "numbers.json")
     assert json.loads((tmp_path / "numbers.json").read_text()) == summarise(folder)

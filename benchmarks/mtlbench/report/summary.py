@@ -172,7 +172,7 @@ class _Reporter:
             device_memory_mb=median["device_memory_mb"],
             hyperparameters=hyperparameters,
             certificate=first["certificate"],
-            gradient_source=first["gradient_source"],
+            gradient_source=source if isinstance(source := first["gradient_source"], str) else None,  # pandas: NaN
             diagnostics=means(runs["diagnostics"]),
             seeds=[int(s) for s in runs["seed"]],
             curves=mean_lines(self.folder / raw.RECORDS, runs["offset"].tolist()),
