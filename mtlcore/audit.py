@@ -84,7 +84,7 @@ class Reach:
     def look(self, batch: Batch) -> None:
         """One more step; when enough has been seen, what is odd is named in a TrainingWarning."""
         self._steps += 1
-        if graph.opaque(batch.losses):  # what stands behind such a function cannot be seen
+        if graph.opaque(batch.losses):  # what such a function depends on cannot be seen
             self.done = True
             return
         if self._seen.issuperset(batch.names) and self._steps > _STEPS:

@@ -1,7 +1,7 @@
 """Inner gradient steps: where would the network go under other weights, without going there.
 
 A bilevel method asks for the losses at z_N, the point that N plain gradient steps on a weighted loss reach from the
-current parameters. ``view.inner(weigh, steps, lr)`` answers; this module is what stands behind it. Afterwards
+current parameters. ``view.inner(weigh, steps, lr)`` answers; this module implements it. Afterwards
 everything is bit for bit as before: parameters, buffers, random state. ``.grad`` and the optimizer are not touched.
 """
 

@@ -228,7 +228,7 @@ def by_name(losses: Losses, tasks: tuple[str, ...] | None) -> dict[str, Tensor |
 
 
 def theirs(error: BaseException) -> None:
-    """Mark an error as the user's own: it comes from a closure, whoever called it."""
+    """Mark an error as the user's own: it comes from a closure, no matter which code called it."""
     with contextlib.suppress(Exception):  # an exception that cannot hold an attribute
         error._mtlcore_user = True  # type: ignore[attr-defined]
 

@@ -53,7 +53,7 @@ def gramian(rows: Tensor) -> Tensor:
 
 
 def products(rows: Tensor) -> Tensor:
-    """The same, symmetric but for rounding: for sums of several, made exactly so once."""
+    """The same, symmetric except for rounding: for sums of several, which are made exactly symmetric once."""
     k, p = rows.shape
     if p < 4 * _RUN and k * p <= _BLOCK:  # a few biases, say: one call instead of many
         exact = rows.to(torch.float64)
@@ -160,7 +160,7 @@ def factored_products(layers: Sequence[Factored]) -> Tensor:
     leaves a gradient at all (|g| > 1e-8 |D| |A|).
 
     Returns:
-        (K, K) float64, symmetric but for rounding.
+        (K, K) float64, symmetric except for rounding.
     """
     first = layers[0].cotangents
     if _queued(first) and first.dtype != torch.float64:
@@ -173,7 +173,7 @@ def factored_products(layers: Sequence[Factored]) -> Tensor:
 
 
 def _run_by_run(layers: Sequence[Factored], dtype: torch.dtype) -> Tensor:
-    """Inner products of the R D_i, (K, K), in the given dtype but for the sum over runs."""
+    """Inner products of the R D_i, (K, K), in the given dtype except for the sum over runs."""
     first = layers[0].cotangents
     out = torch.zeros(len(first), len(first), dtype=torch.float64, device=first.device)
     for (cotangents, _, _), triangle in _triangles(layers):

@@ -49,7 +49,7 @@ def certificate(entry: Entry) -> dict[str, Any] | None:
         with waiting(f"what is known about {entry.kind} {entry.name!r}"):
             known = registry().ask("mtlcore_certified", kind=entry.kind, name=entry.name, options={})
         return None if known is None else _summed_up(known)
-    except BaseException as error:  # whoever answers badly must not hide the list
+    except BaseException as error:  # a bad answer must not hide the list
         warnings.warn(f"mtlcore_certified: {blame(error)}", PluginWarning, stacklevel=2)
         return None
 

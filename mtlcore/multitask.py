@@ -1,6 +1,6 @@
 """MultiTask: the one object a training loop holds.
 
-Its methods are the public contract; what they do stands in :mod:`mtlcore.step`. One step, read from top to bottom:
+Its methods are the public contract; what they do is in :mod:`mtlcore.step`. One step, read from top to bottom:
 :meth:`MultiTask.backward` *prepares* what the user handed over (a batch, its task gradients, the view), *looks* for
 conflict, and *finishes*: the method answers, and its answer is written. :meth:`MultiTask.step` puts the user's closure,
 teleports, the optimizer and a second look around it.

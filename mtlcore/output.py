@@ -101,7 +101,7 @@ class _Line(NamedTuple):
 def prose(text: str, width: int) -> str:
     """A docstring for a terminal of that width: paragraphs and items are filled, formulas keep their lines.
 
-    A formula is what is indented, but for the items below a heading such as "Args:".
+    A formula is indented text, except for the items below a heading such as "Args:".
     """
     lines: list[_Line] = []
     section = False

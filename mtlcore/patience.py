@@ -2,8 +2,8 @@
 
 ``with waiting("plugin 'x' of distribution 'y 1.0'"):`` stands around every call of a plugin's code that happens while
 plugins are looked up. By itself it costs next to nothing. A command turns it on: :func:`tell` says on standard error
-after five seconds who is waited for, and where ``MTLCORE_TIMEOUT`` is set, whoever takes longer than so many seconds is
-interrupted by :class:`TookTooLong`.
+after five seconds who is waited for, and where ``MTLCORE_TIMEOUT`` is set, a plugin that takes longer than so many
+seconds is interrupted by :class:`TookTooLong`.
 
 Nothing here imports torch.
 """

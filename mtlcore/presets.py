@@ -82,7 +82,7 @@ def cost(
             transaction, which the paper does not have.
         accept: what is asked of a teleport. "conflict": a loss that moves by more than ``tolerance``, or no less
             conflict, and it is refused. "progress": the same with a better outlook for the task that the next steps
-            serve worst in the place of less conflict (:class:`mtlcore.teleporting.Teleporter`), which is then what
+            serve worst, instead of less conflict (:class:`mtlcore.teleporting.Teleporter`), which is then what
             the ``lora`` teleport searches for. "losses": the losses only. "always": nothing but finite
             losses, as in the authors' code: the last step from ``settings="paper"`` to the system as it was run.
         steps_per_epoch: with it, at most one teleport per epoch [code], else no cap.

@@ -56,7 +56,7 @@ def checked(gram: Tensor, names: Sequence[str]) -> Tensor:
 
 
 def _sum(heads: Sequence[list[Pair]]) -> Tensor | None:
-    """One number that is finite if all gradients are (but for an overflow of the sum)."""
+    """One number that is finite if all gradients are (except for an overflow of the sum)."""
     found = [g for pairs in heads for _, g in pairs]
     if not found:
         return None

@@ -282,8 +282,8 @@ class Registry:
         return plugin
 
     def entry_of(self, plugin: object) -> Entry | None:
-        """The entry under which this instance's class is registered, whoever made the instance: of several the first in
-        the order in which plugins are processed. None if it is not registered."""
+        """The entry under which this instance's class is registered, no matter which code made the instance: of several
+        the first in the order in which plugins are processed. None if it is not registered."""
         cls = type(plugin)
         if cls not in self._owner:
             entries = [e for kind in BASES for e in self.entries(kind) if e.status == "ok"]
@@ -377,7 +377,7 @@ def _who(entry: Entry) -> str:
 
 
 def _is_target(target: Any, cls: type) -> bool:
-    """Whether this is what was registered; nothing is imported to find out, for what has an instance is imported."""
+    """Whether this is what was registered; nothing is imported for that: what has an instance is imported."""
     if isinstance(target, str):
         module, _, attribute = target.partition(":")
         target = getattr(sys.modules.get(module), attribute, None)
@@ -440,7 +440,7 @@ def add_plugin(module: ModuleType | object, name: str | None = None) -> None:
 def remove_plugin(plugin: ModuleType | object | str) -> None:
     """Take a plugin out of this process: what was given to :func:`add_plugin`, or the plugin's name.
 
-    Everything that it registered is gone, and its hooks are not called any more. What was made of it stays as it is.
+    Everything that it registered is gone, and its hooks are not called any more. Objects made by it stay as they are.
 
     Raises:
         UnknownPluginError: there is no such plugin; suggests the nearest name.

@@ -62,7 +62,7 @@ def described(error: BaseException) -> str:
 
 
 def blame(error: BaseException) -> str:
-    """:func:`described`, for an ``except BaseException`` around a plugin: the user's own Ctrl-C goes on its way.
+    """:func:`described`, for an ``except BaseException`` around a plugin: the user's own Ctrl-C is raised again.
 
     Raises:
         KeyboardInterrupt: ``error`` itself, if the user (and not the plugin's code) interrupted the process.
@@ -73,7 +73,7 @@ def blame(error: BaseException) -> str:
 
 
 def interrupted_by_user(error: BaseException) -> bool:
-    """Whether this is a Ctrl-C, and no ``raise KeyboardInterrupt`` that stands in somebody's code.
+    """Whether this is a Ctrl-C, and not a ``raise KeyboardInterrupt`` in a plugin's code.
 
     A signal arrives between two instructions of Python, or in a call. Its exception never comes from a ``raise``
     statement, except that of the installed signal handler. Code that catches a Ctrl-C and raises another passes it on.

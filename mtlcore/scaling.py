@@ -24,7 +24,7 @@ def scale_of(scaler: Any, device: torch.device) -> float | None:
     given device.
 
     Raises:
-        ConfigurationError: something that is no GradScaler.
+        ConfigurationError: not a GradScaler.
     """
     if scaler is None:
         return None

@@ -106,7 +106,7 @@ def _parts_fault(kind: str, target: Any) -> str | None:
     if not missing:
         return None
     what = plain(target.__qualname__) if isinstance(target, type) else shown(target)
-    return f"{what} is no {kind}: it has no {', '.join(missing)}"
+    return f"{what} is not a valid {kind}: it has no {', '.join(missing)}"
 
 
 def declared_fault(plugin: Any) -> str | None:

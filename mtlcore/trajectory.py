@@ -87,7 +87,7 @@ _SUPPORTED: dict[type[torch.optim.Optimizer], dict[str, Memory]] = {
     torch.optim.Adagrad: {"sum": Memory.SUM_SQUARE},
     torch.optim.Rprop: {"prev": Memory.LAST, "step_size": Memory.SCALE_FREE},
     # The path's steps in the new coordinates are D times those in the old: with both moments carried, the next step is
-    # D times what it would have been (but for eps): the unit correction that Adadelta was made for.
+    # D times what it would have been (except for eps): the unit correction that Adadelta was made for.
     torch.optim.Adadelta: {"square_avg": Memory.MEAN_SQUARE, "acc_delta": Memory.STEP_SQUARE},
     torch.optim.ASGD: {"ax": Memory.POINT},
 }
@@ -117,7 +117,7 @@ def check_supported(optimizer: Optimizers) -> None:
 
 _WAYS_OUT = (
     "Two ways out: use {}; or let it forget the parameters that moved, with "
-    "teleport=mtlcore.teleporting.Teleporter('lora', history='reset') (any strategy in the place of 'lora')."
+    "teleport=mtlcore.teleporting.Teleporter('lora', history='reset') (any strategy instead of 'lora')."
 )
 
 

@@ -62,7 +62,7 @@ class Table:
 
 
 def merged(tables: Sequence[Table]) -> Table:
-    """One table for several processes: of each source the slowest time, for a step waits for the last; and refused
+    """One table for several processes: of each source the slowest time, because a step waits for the last; and refused
     where one of them refuses it."""
     names = [r.source for r in tables[0].rows]
     by_name = {n: [r for t in tables for r in t.rows if r.source == n] for n in names}

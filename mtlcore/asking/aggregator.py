@@ -79,7 +79,7 @@ def _checked(
     method: Aggregator, answer: Aggregation, shown: StepView, rows: Tensor | None, n_parameters: int | None
 ) -> Aggregation:
     """The vectors of an answer to ``shown``. Those that were made of rows, and are where the rows are, come to the
-    processor, but for a direction."""
+    processor, except for a direction."""
     weights, heads, direction = answer.weights, answer.head_weights, answer.direction
     if weights is not None:
         weights = _vector(method, "weights", weights, shown.n_tasks).cpu()

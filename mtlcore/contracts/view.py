@@ -193,7 +193,7 @@ class StepView:
         """``view.inner(weigh, steps, lr)``: the view at the point that inner gradient steps would reach.
 
         ``weigh(view) -> (K,)`` gives the task weights at each inner point. The network is back bit for bit
-        afterwards (see :mod:`mtlcore.inner_loop`). None where no network stands behind the view, or in
+        afterwards (see :mod:`mtlcore.inner_loop`). None where the view has no network, or in
         ``MultiTask.backward``, which cannot evaluate the batch again.
         """
         return None if self._inner is None else functools.partial(self._inner, self)

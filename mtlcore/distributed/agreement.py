@@ -22,7 +22,7 @@ def fingerprint(tensors: Sequence[Tensor]) -> list[str]:
         if is_sharded([t]):  # the bits here are nobody else's
             out.append(f"shard of {t.dtype}{tuple(t.shape)}")
             continue
-        values = t.detach().clone().cpu().contiguous()  # a copy, for a tensor that numpy has seen cannot be resized
+        values = t.detach().clone().cpu().contiguous()  # a copy, because a tensor that numpy has seen cannot be resized
         bits = values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b""
         out.append(hashlib.blake2b(f"{t.dtype}{tuple(t.shape)}".encode() + bits, digest_size=8).hexdigest())
     return out

@@ -107,10 +107,10 @@ class Processes:
         return Processes, (wish,), {"_hook": self._hook}  # a copy starts again
 
     def several(self, modules: Sequence[nn.Module] = ()) -> bool:
-        """Whether there are others. Asked in every step, for a process group may be made late.
+        """Whether there are others. Asked in every step, because a process group may be made late.
 
         Raises:
-            ConfigurationError: ``process_group=None``, and something in ``modules`` averages all the same.
+            ConfigurationError: ``process_group=None``, but something in ``modules`` averages.
         """
         if self.wire is None:
             if self._wish is None:

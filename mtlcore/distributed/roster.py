@@ -1,7 +1,7 @@
 """The parameters outside of the trunk, in one order on all processes.
 
 A step is told the trunk, not the heads: they are found behind the losses. A process that lacks a task in its batch does
-not find that task's head, and must take part in its mean all the same, or its copy of the head would stay behind.
+not find that task's head, and must take part in its mean all the same; else its copy of the head would differ.
 """
 
 from __future__ import annotations

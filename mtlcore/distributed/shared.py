@@ -165,7 +165,7 @@ class Shared(TaskGradients):
         by_id: dict[int, Tensor] = {}
         for leaf, g in pairs:
             before = by_id.get(id(leaf))
-            # In the leaf's dtype, as everybody sends it; a copy, for what autograd hands out may be held elsewhere.
+            # In the leaf's dtype, as every process sends it; a copy, because autograd's tensor may be held elsewhere.
             by_id[id(leaf)] = g.to(leaf.dtype, copy=True) if before is None else before.add_(g)
         taken = [leaf for leaf, u in zip(leaves, used) if u]
         tensors = [by_id.get(id(leaf)) for leaf in taken]

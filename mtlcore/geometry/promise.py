@@ -1,4 +1,4 @@
-"""A promise about the whole step holds for the gradients that were written: whoever changes them after that is told.
+"""A promise about the whole step holds for the gradients that were written: a later change gives a warning.
 
 Clipping is the common case. It shortens the fresh gradient and not the momentum, so that the sum may leave the cone.
 Under a ``GradScaler`` every gradient is changed once, rightly: it is divided by the scale. There the lengths are
@@ -20,7 +20,7 @@ from mtlcore.errors import TrainingWarning
 from mtlcore.trajectory import Optimizers, each
 
 ROUNDING = 1e-3
-"""Relative difference of two lengths that rounding may make, where the scale is no power of two. [choice]"""
+"""Relative difference of two lengths that rounding may make, where the scale is not a power of two. [choice]"""
 
 
 class Promise:

@@ -108,7 +108,7 @@ class AtFeatures(TaskGradients):
         """(k, k) float64 inner products at the features.
 
         Raises:
-            ConfigurationError: two tasks share no number of the features, so that their inner product is zero by
+            ConfigurationError: two tasks share no number of the features, so their inner product is zero by
                 construction, whatever their gradients are; names them.
         """
         gram = linalg.gramian(self._cotangents)

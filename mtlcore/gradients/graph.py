@@ -246,7 +246,7 @@ def _transposed(node: Any) -> tuple[Tensor | None, bool]:
 
 
 def opaque(roots: Iterable[Tensor]) -> bool:
-    """Whether a function written in Python stands behind ``roots``: a reentrant checkpoint, say, whose backward pass
+    """Whether ``roots`` come from a function written in Python: a reentrant checkpoint, say, whose backward pass
     reaches leaves that the graph does not show."""
     seen: set[Any] = set()
     leaves(roots, seen=seen)
@@ -254,7 +254,7 @@ def opaque(roots: Iterable[Tensor]) -> bool:
 
 
 def count(roots: Iterable[Tensor]) -> int:
-    """How many functions stand behind ``roots``, leaves' included."""
+    """How many functions ``roots`` come from, leaves' included."""
     seen: set[Any] = set()
     leaves(roots, seen=seen)
     return len(seen)

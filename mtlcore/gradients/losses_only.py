@@ -64,7 +64,7 @@ class Weighted(TaskGradients):
         _check(answer, batch)
         assert answer.weights is not None
         # The losses as roots with cotangents w_i: for w = 1 bit for bit what sum(losses).backward() does. One stacked
-        # root where there is one, for a root costs as much as a small head.
+        # root where there is one, because a root costs as much as a small head.
         if batch.stacked is not None:
             weights = answer.weights if batch.scale is None else answer.weights * batch.scale
             roots, seeds = [batch.stacked], [linalg.placed(weights, batch.stacked)]

@@ -1,9 +1,9 @@
 """Keeping the weights of a method for some steps: most steps then cost one pass through the trunk.
 
-Off by default, for it changes the method: between two refreshes the direction is J_t^T w with the weights of an earlier
-step, and none of the method's laws is promised for it. What it costs in exactness is measured at every refresh and
-reported: |J^T (w_old - w_new)| / |J^T w_new|, from the Gramian just computed. The method's state rests in between.
-"""
+Off by default, because it changes the method: between two refreshes the direction is J_t^T w with the weights of an
+earlier step, and none of the method's laws is promised for it. What it costs in exactness is measured at every
+refresh and reported: |J^T (w_old - w_new)| / |J^T w_new|, from the Gramian just computed. The method's state does
+not change in between."""
 
 from __future__ import annotations
 

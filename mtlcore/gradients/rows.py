@@ -247,7 +247,7 @@ def parts(
     Args:
         shared: the trunk's parameters.
         uses: by identity of a parameter all its uses, or None if some are of an unknown kind.
-        factors: False to store whole gradients only, but for sparse tables.
+        factors: False to store whole gradients only, except for sparse tables.
         products: whether the rest of known weights is multiplied out here. For a task alone autograd is faster.
     """
     dtype = linalg.row_dtype(shared)

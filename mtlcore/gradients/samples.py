@@ -36,7 +36,7 @@ REASON = "samples: each loss of the vector depends on its own sample only; one p
 
 
 def collect(batch: Batch) -> TaskGradients | None:
-    """The Gramian of a vector of per-sample losses; None where it is no such vector."""
+    """The Gramian of a vector of per-sample losses; None where it is not such a vector."""
     vector = batch.vector
     if vector is None or batch.scale is not None or not torch_internals.shows_saved():
         return None

@@ -31,7 +31,7 @@ class Taps:
         behind the function is asked for) or what they return."""
         self._handles = []
         for node in nodes:
-            # The identity, for a node that is kept alive by its own hook would never be freed.
+            # The identity, because a node that is kept alive by its own hook would never be freed.
             after = node.register_hook(functools.partial(self._note, id(node)))
             before = node.register_prehook(_look)  # only to see who else is there
             if any(map(torch_internals.others_listen, (after, before))):

@@ -117,7 +117,7 @@ class _Attributes:
         else:
             inside = list(value)
             refill = _refill(value, inside, value.extend)
-        # With the container, for an id is one only as long as its object lives.
+        # With the container, because an id is valid only as long as its object lives.
         self._contents[id(value)] = (value, refill)
         for each in inside:
             self._keep(each)

@@ -47,7 +47,7 @@ def prepare(
     others: Sequence[StepView] = (),
     inner: Callable[..., StepView] | None = None,
 ) -> Prepared:
-    """Changes nothing of the run but for the micro-batches that waited: they are part of this batch.
+    """Changes nothing of the run except for the micro-batches that waited: they are part of this batch.
 
     Args:
         run: whose batch it is.
@@ -89,7 +89,7 @@ def prepare(
 
 
 def other_view(run: Run, losses: Losses, features: Features, scale: float | None) -> StepView:
-    """The view of a further independent batch; its rows are copied, for the buffer serves the next batch."""
+    """The view of a further independent batch; its rows are copied, because the buffer serves the next batch."""
     prepared = prepare(run, losses, features, scale)
     view, gram = prepared.view, prepared.gramian
     return StepView(

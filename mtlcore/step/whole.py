@@ -224,7 +224,7 @@ def _say_which(error: BaseException, arrived: bool, copied: bool) -> None:
         where = "are as before the step: nothing was changed"
     else:
         where = (
-            "are as before the step, but for parameters and optimizer: the optimizer's own step failed, and may have "
-            "moved some of them"
+            "are as before the step, except for parameters and optimizer: the optimizer's own step failed, and may "
+            "have moved some of them"
         )
     error.add_note(f"mtlcore: parameters, optimizer, method and counters {where}.")

@@ -31,7 +31,7 @@ class Follower:
             trunk as a whole and the heads as a whole, wherever they are in the copy.
 
     Raises:
-        ConfigurationError: no module; no copy but the network itself; or it cannot be told what stands for the trunk.
+        ConfigurationError: not a module; the network itself, not a copy; or it is unknown which part is the trunk's.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class Memory:
     """The combined gradient of the last step, per parameter of the trunk, if ``direction`` asks for it."""
 
     def remember(self, parameters: Sequence[nn.Parameter]) -> None:
-        """The combined gradient that lies in ``.grad``, for the next teleport."""
+        """The combined gradient in ``.grad``, for the next teleport."""
         if self.direction == "previous" and self.history == "carry":
             self.previous = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters]
 

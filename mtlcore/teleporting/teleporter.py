@@ -212,7 +212,7 @@ class Teleporter:
     # --- checkpoints ------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """What the next attempt depends on, beside the network: empty, but for a remembered direction."""
+        """What the next attempt depends on, apart from the network: empty, except for a remembered direction."""
         previous = self.memory.previous
         return {} if previous is None else {"direction": [g.clone() for g in previous]}
 

@@ -140,7 +140,7 @@ class Judge:
             after, measure = self._measured(losses), self._rule.measure
             verdict = dataclasses.replace(verdict, after=after)
             if self._rule.accept in ("conflict", "progress") and not after < before:
-                refusals.append(f"at scale {scale:.3g} {measure} {before:.4g} -> {after:.4g} is no improvement")
+                refusals.append(f"at scale {scale:.3g} {measure} {before:.4g} -> {after:.4g} is not an improvement")
                 scale *= 0.5
                 useless += 1
                 if useless == 2:
