@@ -157,6 +157,27 @@ def train(rank, size, how, kind, name, steps=1, dtype=torch.float64, **options):
     }
 
 
+def each(rank, size, names, case, *args):
+    """``case(rank, size, name, *args)`` for each name; of one that raised, its class and text."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = case(rank, size, name, *args)
+        except Exception as error:
+            found[name] = (type(error).__name__, str(error))
+    return found
+
+
+def replicated(rank, size, name, how, kind, dtype):
+    """Two steps of :func:`train`."""
+    return train(rank, size, how, kind, name, 2, dtype)
+
+
+def in_shards(rank, size, name, how, kind, dtype):
+    """Two steps of :func:`sharded`."""
+    return sharded(rank, size, name, how, 2, dtype, None, kind)
+
+
 def absent(rank, size, name, how="plain", heads=True, steps=3):
     """Task c is on process 0 only, task b on the others only; process-wise means, then over those that have a task."""
     net = Net("mlp")
@@ -383,32 +404,36 @@ def tuned(rank, size):
     return mt.tune(closure, repeats=1).fastest, dict(mt._run.planner.pins)
 
 
-def sharded(rank, size, name, how, steps=2, dtype=torch.float64, shape=None):
+def sharded(rank, size, name, how, steps=2, dtype=torch.float64, shape=None, kind="mlp"):
     """FSDP2: trunk layer by layer and whole; heads too, or plain."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    net = Net("mlp", dtype)
+    net = Net(kind, dtype)
+    width = 8 if kind == "tied" else 6
     mesh = init_device_mesh("cpu", shape or (size,), mesh_dim_names=("copies", "shards") if shape else None)
-    for layer in (net.trunk[0], net.trunk[2]):
-        fully_shard(layer, mesh=mesh)
+    for layer in net.trunk.children():
+        if list(layer.parameters()):
+            fully_shard(layer, mesh=mesh)
     fully_shard(net.trunk, mesh=mesh)
     if how == "whole":
         fully_shard(net, mesh=mesh)
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
     mt = MultiTask(net.trunk, method(name), optimizer, tasks=TASKS, heads=net.heads)
     for step in range(steps):
-        x, y = part(rank, size, *data(step, 12, dtype))
+        x, y = part(rank, size, *data(step, 12, dtype, width))
         optimizer.zero_grad()
         z, out = net(x)
         report = mt.backward(losses(out, y), features=z)
         if step + 1 < steps:
             optimizer.step()
+            if mt.aggregator.looks_twice():
+                mt.observe({t: v.detach() for t, v in losses(net(x)[1], y).items()})
     full = lambda t: t.full_tensor() if hasattr(t, "full_tensor") else t
     return {
         "grads": {
             n: None if p.grad is None else full(p.grad).clone()
-            for n, p in zip(dict(Net().named_parameters()), _held(mt, net))
+            for n, p in zip(dict(Net(kind).named_parameters()), _held(mt, net))
         },
         "losses": report.losses,
         "weights": report.weights,

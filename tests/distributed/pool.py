@@ -79,9 +79,9 @@ class Pool:
                 out.append(None)
         return out
 
-    def run(self, function, *args):
+    def run(self, function, *args, patience: float = 120.0):
         """The values, of all processes."""
-        found = self.outcomes(function, *args)
+        found = self.outcomes(function, *args, patience=patience)
         for rank, outcome in enumerate(found):
             assert outcome is not None, f"process {rank} died"
             assert outcome[0], f"process {rank}: {outcome[1][2]}"
