@@ -91,7 +91,7 @@ def test_refused_for_want_of_improvement(name):
     before = everything(made, optimizer)
     result = teleport(made, name, optimizer=optimizer, detector=Rising())
     assert not result.accepted
-    assert "no improvement" in result.reason
+    assert "not an improvement" in result.reason
     assert_unchanged(before, everything(made, optimizer))
 
 
@@ -237,7 +237,7 @@ def test_a_buffer_that_is_learnt_and_used_in_training(name, in_place):
         result = mt.step(made.batch(0)).teleport
         assert result.accepted is isinstance(detector, Falling), result.reason
         if not result.accepted:
-            assert "no improvement" in result.reason
+            assert "not an improvement" in result.reason
         learnt = bits(made.trunk[1].scale)
         made.trunk[1].scale.copy_(scale)
         made.batch(0)()
