@@ -8,10 +8,11 @@ import functools
 from mtlcore.asking import aggregator as asking
 from mtlcore.contracts import Aggregation, Conflict, Needs
 from mtlcore.distributed import answers
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.geometry.metric import STEP
 from mtlcore.geometry.promise import Promise
 from mtlcore.geometry.whole import settled
+from mtlcore.gradients import graph
 from mtlcore.gradients.task_gradients import Answer, TaskGradients
 from mtlcore.report import StepReport, TeleportResult
 from mtlcore.snapshot import interrupts_held
@@ -26,6 +27,7 @@ def finish(run: Run, prepared: Prepared, conflict: Conflict | None, teleport: Te
     Raises:
         ConfigurationError: feature gradients where they cannot be used.
         PluginError: the method broke its contract.
+        NonFiniteError: under a ``GradScaler`` what was written overflowed, so that it will skip the optimizer.
     """
     ask = functools.partial(_ask, run, prepared)
     answer = ask() if run.processes.wire is None else answers.agreed(run.processes, ask, run.who)
@@ -37,6 +39,7 @@ def finish(run: Run, prepared: Prepared, conflict: Conflict | None, teleport: Te
     report = tell.report(run, prepared, answer, conflict, teleport)
     with interrupts_held():
         target.write(written)
+        _check_scaled(run, prepared)
         if whole:
             run.promise.end()
             run.promise = Promise(run.optimizer, prepared.batch.shared, prepared.batch.scale)
@@ -45,6 +48,16 @@ def finish(run: Run, prepared: Prepared, conflict: Conflict | None, teleport: Te
         names = None if prepared.batch.vector is not None else prepared.view.presence.names
         run.progress = run.progress.after(names, answer.state, conflict, run.aggregator.looks_twice())
     return report
+
+
+def _check_scaled(run: Run, prepared: Prepared) -> None:
+    """Weights may take scaled gradients, finite task by task, beyond what their type holds. With several processes
+    nobody looks: they would not all see the same."""
+    if prepared.batch.scale is None or run.processes.several():
+        return
+    leaves = {id(p): p for p in (*prepared.batch.leaves.values(), *run.shared(), *run.held())}
+    if not graph.finite([p.grad for p in leaves.values() if p.grad is not None]):
+        raise NonFiniteError("the weighted gradients overflow at the present scale.")
 
 
 def _settled(

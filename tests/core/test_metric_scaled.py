@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from mtlcore import MultiTask, create
 from mtlcore.errors import ConfigurationError, NonFiniteError, TrainingWarning
+from support.methods import Fixed
 
 NAMES = ("a", "b", "c")
 LATER = 2.0**127
@@ -195,3 +197,27 @@ def test_an_overflow_in_another_independent_batch_is_a_skipped_step():
     report = mt.step([work.batch() for _ in range(mt.aggregator.batches)], scaler=scaler)
     assert report.skipped
     assert bool(report.losses.isfinite().all())
+
+
+@pytest.mark.parametrize("use_step", [False, True])
+@pytest.mark.parametrize("metric", ["euclidean", "step"])
+def test_weights_that_make_scaled_gradients_overflow_skip_the_step(metric, use_step):
+    """The scaled gradients of the tasks are finite, their weighted sum is not. The scaler skips the optimizer; the
+    method's state and the counter of steps used to move on."""
+    work = Work()
+    mt = MultiTask(work.trunk, Fixed((1e3, 1e3, 1e3)), work.optimizers, metric=metric, tasks=NAMES)
+    batch = work.batch()
+    losses, _ = batch()
+    leaves = [*work.trunk.parameters(), *work.heads.parameters()]
+    found = [torch.autograd.grad(v, leaves, retain_graph=True, allow_unused=True) for v in losses.values()]
+    largest = max(float(g.abs().max()) for row in found for g in row if g is not None)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** (126 - math.ceil(math.log2(largest))))
+    if use_step:
+        report = mt.step(batch, scaler=scaler)
+    else:
+        report = mt.backward(*batch(), scaler=scaler)
+        scaler.step(work.optimizers[0])
+        scaler.update()
+    assert report.skipped
+    assert mt.state_dict()["step"] == 0
+    assert not work.optimizers[0].state
