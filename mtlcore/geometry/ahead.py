@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtlcore.geometry.moves import Move
+from mtlcore.geometry.moves import ADAM, Move
 
 
 class Ahead(NamedTuple):
@@ -55,7 +55,7 @@ def _one(move: Move, parameter: Tensor, gradient: Tensor) -> tuple[Tensor, Tenso
         gradient = gradient + decay * p
     if isinstance(move.optimizer, torch.optim.SGD):
         moved, diagonal = _sgd(move, state, gradient)
-    elif isinstance(move.optimizer, torch.optim.Adam):
+    elif isinstance(move.optimizer, ADAM):
         moved, diagonal = _adam(move, state, gradient)
     elif isinstance(move.optimizer, torch.optim.RMSprop):
         moved, diagonal = _rmsprop(move, state, gradient)

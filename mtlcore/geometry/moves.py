@@ -17,7 +17,9 @@ from torch import Tensor
 from mtlcore.errors import ConfigurationError
 from mtlcore.trajectory import Optimizers, each
 
-KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad)
+ADAM = (torch.optim.Adam, torch.optim.AdamW)
+"""Before torch 2.7 the second is not a subclass of the first."""
+KNOWN = (torch.optim.SGD, *ADAM, torch.optim.RMSprop, torch.optim.Adagrad)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Move:
             fresh = 1.0 if not momentum or state.get("momentum_buffer") is None else 1.0 - group["dampening"]
             return cls(optimizer, group, rate * fresh * (1.0 + momentum if momentum and group["nesterov"] else 1.0))
         steps = float(state.get("step", 0.0))
-        if isinstance(optimizer, torch.optim.Adam):
+        if isinstance(optimizer, ADAM):
             beta = float(group["betas"][0])
             return cls(optimizer, group, rate * (1.0 - beta) / (1.0 - beta ** (steps + 1.0)))
         if isinstance(optimizer, torch.optim.Adagrad):
@@ -52,7 +54,7 @@ class Move:
     def lasting(self) -> float:
         """As ``factor``, for a gradient that stays the same until momentum has taken it up: the move of one step."""
         rate, momentum = float(self.group["lr"]), float(self.group.get("momentum", 0.0))
-        if isinstance(self.optimizer, torch.optim.Adam):
+        if isinstance(self.optimizer, ADAM):
             return rate
         if not isinstance(self.optimizer, torch.optim.SGD):
             return self.factor / (1.0 - momentum)
@@ -65,7 +67,7 @@ class Move:
         if isinstance(self.optimizer, torch.optim.SGD):
             return None
         state, eps = self.optimizer.state.get(parameter, {}), float(self.group["eps"])
-        if isinstance(self.optimizer, torch.optim.Adam):
+        if isinstance(self.optimizer, ADAM):
             square = state.get("max_exp_avg_sq" if self.group["amsgrad"] else "exp_avg_sq")
             steps = float(state.get("step", 0.0))
             if square is not None and steps:
