@@ -2,6 +2,7 @@
 
 * ``mtl speed distributed``: two processes, against one, DDP's plain step and rows that are all summed; bytes sent.
 * ``mtl speed everyday``: many objectives, micro-batches, sparse tables, hundreds of dependent gradients.
+* ``mtl speed first-step``: the check of the gradient source in the first step, on deep and wide trunks.
 * ``mtl speed gradients``: task gradients, against TorchJD, LibMTL's form and hand-written loops.
 * ``mtl speed loss-level``: a step of methods that read losses only, against a summed loss.
 * ``mtl speed solvers``: the weights alone, given the Gramian, against TorchJD.

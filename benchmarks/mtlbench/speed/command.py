@@ -16,6 +16,7 @@ app = typer.Typer(
 _SUITES = {
     "distributed": "Two processes against one, DDP's plain step and rows that are all summed; bytes, and a cost model.",
     "everyday": "Many objectives, micro-batches, sparse tables, hundreds of dependent gradients.",
+    "first-step": "What comparing the source with plain autograd costs, on deep and wide trunks.",
     "gradients": "Every gradient source against the floor and the peers, on eight workloads.",
     "loss-level": "The cost of a step of methods that read losses only, against a summed loss.",
     "solvers": "Time and soundness of the weights alone, given the Gramian, against TorchJD.",
