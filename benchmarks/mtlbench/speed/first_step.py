@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gc
 import json
 import time
@@ -107,11 +108,15 @@ def measured(shape: str, size: int, method: str, repeats: int) -> Row:
     for _ in range(repeats):
         base.append(_seconds(plain))
         run = mtlcore.MultiTask(network.trunk, method)
-        steps = [_seconds(lambda: run.backward(*network.forward())) for _ in range(3)]
+        steps = [_seconds(functools.partial(_backward, run, network)) for _ in range(3)]
         first.append(steps[0])
         later.append(steps[2])
     least = min(base)
     return Row(shape, size, method, least, min(first) / least, min(later) / least)
+
+
+def _backward(run: mtlcore.MultiTask, network: Made) -> None:
+    run.backward(*network.forward())
 
 
 def _seconds(step: Callable[[], object]) -> float:
