@@ -8,7 +8,7 @@ the method treats it as shared: each named once, when every task has been seen.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -71,18 +71,25 @@ class Reach:
     """Which tasks have reached which parameter of the trunk, in the first steps.
 
     Args:
-        names: of the trunk's parameters, by identity.
+        done: whether enough has been seen.
     """
 
-    def __init__(self, names: dict[int, str]) -> None:
-        self._names = names
+    def __init__(self, done: bool = False) -> None:
         self._by: dict[int, set[str]] = {}
         self._seen: set[str] = set()
         self._steps = 0
-        self.done = False
+        self.done = done
 
-    def look(self, batch: Batch) -> None:
-        """One more step; when enough has been seen, what is odd is named in a TrainingWarning."""
+    def __reduce__(self) -> tuple[type[Reach], tuple[bool]]:
+        return Reach, (self.done,)  # what was seen is known by identity, and a copy has other parameters
+
+    def look(self, batch: Batch, names: Callable[[], Mapping[int, str]]) -> None:
+        """One more step; when enough has been seen, what is odd is named in a TrainingWarning.
+
+        Args:
+            batch: of the step.
+            names: gives those of the trunk's parameters, by identity.
+        """
         self._steps += 1
         if graph.opaque(batch.losses):  # what such a function depends on cannot be seen
             self.done = True
@@ -93,7 +100,7 @@ class Reach:
             self._note(batch)
         if self._steps >= _STEPS and self._seen.issuperset(batch.presence.names):
             self.done = True
-            self._tell(batch)
+            self._tell(batch, names())
 
     def _note(self, batch: Batch) -> None:
         for name, loss in zip(batch.names, batch.losses):
@@ -101,9 +108,9 @@ class Reach:
             for i in graph.leaves([loss])[0]:
                 self._by.setdefault(i, set()).add(name)
 
-    def _tell(self, batch: Batch) -> None:
+    def _tell(self, batch: Batch, names: Mapping[int, str]) -> None:
         shared = [id(p) for p in batch.shared]
-        never = [self._names.get(i, "?") for i in shared if i not in self._by]
+        never = [names.get(i, "?") for i in shared if i not in self._by]
         if never:
             _warn(
                 f"no task has reached {len(never)} of the trunk's trainable parameters ({listed(never)}): they are not "
@@ -115,7 +122,7 @@ class Reach:
         for i in shared:
             tasks = self._by.get(i, set())
             if len(tasks) == 1:
-                private.setdefault(next(iter(tasks)), []).append(self._names.get(i, "?"))
+                private.setdefault(next(iter(tasks)), []).append(names.get(i, "?"))
         for task, mine in private.items():
             _warn(
                 f"only task {task!r} reaches {len(mine)} of the trunk's parameters ({listed(mine)}): they are part of "

@@ -147,8 +147,7 @@ class MultiTask:
 
     @optimizer.setter
     def optimizer(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None) -> None:
-        inputs.check_helpers(optimizer, None, None)
-        self._run.optimizer = optimizer
+        self._run.exchange_optimizer(optimizer)
 
     @property
     def brakes(self) -> Brakes:

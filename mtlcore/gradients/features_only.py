@@ -108,11 +108,13 @@ class AtFeatures(TaskGradients):
         """(k, k) float64 inner products at the features.
 
         Raises:
-            ConfigurationError: two tasks share no number of the features, so their inner product is zero by
-                construction, whatever their gradients are; names them.
+            ConfigurationError: two tasks share no number of the features, so that their inner product is zero by
+                construction, whatever their gradients are; or a task's gradient reaches the trunk past the features
+                only; names them.
         """
         gram = linalg.gramian(self._cotangents)
         alive = gram.diagonal() > 0
+        self._refuse_unseen(alive.tolist())
         apart = (gram == 0) & alive[:, None] & alive[None, :]
         if bool(apart.any()):
             for i, j in apart.triu(1).nonzero().tolist():
@@ -124,6 +126,16 @@ class AtFeatures(TaskGradients):
                         f"whatever their gradients are. For tasks with batches of their own, {self._otherwise}."
                     )
         return gram
+
+    def _refuse_unseen(self, alive: Sequence[bool]) -> None:
+        """A task of no gradient at the features would get no weight, as one that is solved."""
+        for name, there, past in zip(self._batch.names, alive, self._direct):
+            if not there and any(bool((g.to_dense() if g.is_sparse else g).any()) for _, g in past):
+                raise ConfigurationError(
+                    f"{self._wish} compares task gradients at the features, and task {name!r} reaches the trunk only "
+                    f"past the features that were handed over: its gradient at them is zero, and it would get no "
+                    f"weight. Hand over every output of the trunk, or {self._otherwise}."
+                )
 
     def rows(self) -> Tensor:
         """Not known."""

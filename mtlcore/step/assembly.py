@@ -67,7 +67,7 @@ def assembled(
         progress=Progress(
             tasks=None if tasks is None else inputs.task_names(tasks), seed=inputs.whole_number("seed", seed)
         ),
-        reach=audit.Reach(inputs.parameter_names(module, parameters)),
+        reach=audit.Reach(),
     )
     run.teleporter = _teleporter(run, teleport, tolerance)
     run.keeper = _keeper(run, refresh)

@@ -158,7 +158,7 @@ def _here(run: Run, losses: Losses, features: Features, scale: float | None, pen
         return _sharded(run, batch, needs, pending)
     audit.check_reached(batch)
     if not run.reach.done and batch.vector is None:
-        run.reach.look(batch)
+        run.reach.look(batch, run.names)
     if micro is not None:
         run.refuse_anonymous(losses)
     if needs > Needs.LOSSES or micro is not None:

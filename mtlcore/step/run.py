@@ -52,6 +52,8 @@ class Run:
         reach: the watch over parameters that no task, or one task alone, reaches.
         pending: micro-batches that wait for the last one of their step.
         promise: about the optimizer's next step, with ``metric="step"``.
+        audited: how many parameters of the trunk trained when it was looked whether the optimizer holds them; -1:
+            look at the next step.
     """
 
     trunk: nn.Module | None
@@ -74,6 +76,16 @@ class Run:
     reach: audit.Reach
     pending: Pending = Pending()
     promise: Promise = dataclasses.field(default_factory=Promise)
+    audited: int = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a run between two steps: no copy has the graphs of micro-batches, nor their gradients by identity."""
+        if self.pending:
+            raise ConfigurationError(
+                "micro-batches are waiting, and a copy would lose their gradients: finish the step with "
+                "backward(losses) before this MultiTask is copied or pickled."
+            )
+        return dict(vars(self))
 
     # --- who -------------------------------------------------------------------------------------------------
 
@@ -175,6 +187,27 @@ class Run:
 
     # --- between two steps --------------------------------------------------------------------------------------
 
+    def exchange_optimizer(self, optimizer: Optimizers) -> None:
+        """Another one from the next step on, held to what the first one was.
+
+        Raises:
+            ConfigurationError, TeleportError: as ``MultiTask`` raises them for its ``optimizer``.
+        """
+        inputs.check_helpers(optimizer, None, None)
+        if self.teleporter is not None and self.teleporter.history == "carry":
+            trajectory.check_supported(optimizer)
+        self.optimizer, self.audited = optimizer, -1
+
+    def audit_optimizer(self) -> None:
+        """Once for each optimizer and each set of parameters that train; ``audit.check_optimizer`` says what is
+        raised."""
+        shared = self.shared()
+        if len(shared) == self.audited:
+            return
+        names = self.names()
+        audit.check_optimizer(trajectory.each(self.optimizer), shared, [names[id(p)] for p in shared])
+        self.audited = len(shared)
+
     def take_pending(self) -> Pending:
         """The micro-batches so far; they are forgotten here, whether or not the step succeeds."""
         pending, self.pending = self.pending, Pending()
@@ -182,7 +215,7 @@ class Run:
 
     def watch_anew(self) -> None:
         """Tasks or parameters are others now: look again at who reaches what."""
-        self.reach = audit.Reach(self.names())
+        self.reach = audit.Reach()
 
     def refresh_parameters(self) -> None:
         """
@@ -196,6 +229,7 @@ class Run:
             )
         self.parameters = inputs.trunk_parameters(self.trunk)
         vars(self).pop("sharded", None)
+        self.audited = -1
         self.watch_anew()
         self.processes.forget()
         self.pending = Pending()

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mtlcore import audit, inner_loop, inputs, trajectory
+from mtlcore import inner_loop, inputs, trajectory
 from mtlcore.contracts import StepView
 from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.geometry.taken import Watch
@@ -41,9 +41,7 @@ def checked_closures(run: Run, closure: Closure | Sequence[Closure]) -> list[Clo
         raise ConfigurationError(
             f"aggregator {run.who} needs {batches} closures, one per independent batch; got {len(closures)}."
         )
-    if run.progress.step == 0:
-        names, shared = run.names(), run.shared()
-        audit.check_optimizer(trajectory.each(run.optimizer), shared, [names[id(p)] for p in shared])
+    run.audit_optimizer()
     return closures
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mtlcore import MultiTask, aggregate, create
-from mtlcore.errors import ConfigurationError, LossError, NonFiniteError, TrainingWarning
+from mtlcore.errors import ConfigurationError, LossError, NonFiniteError, TeleportError, TrainingWarning
 from support.methods import Fixed
 
 LEVELS = ["sum", "uw", "mgda", "upgrad", "famo"]
@@ -186,6 +186,64 @@ def test_an_optimizer_without_the_trunk_is_refused():
         mt.step(lambda: losses_of(trunk, heads, x, y))
 
 
+def exchanged(mt, trunk, heads):
+    mt.optimizer = torch.optim.SGD(heads.parameters(), lr=0.1)
+
+
+def resumed(mt, trunk, heads):
+    state = mt.state_dict()
+    mt.__init__(trunk, "upgrad", torch.optim.SGD(heads.parameters(), lr=0.1))
+    mt.load_state_dict(state)
+
+
+def emptied(mt, trunk, heads):
+    mt.optimizer = []
+
+
+@pytest.mark.parametrize("how", [exchanged, resumed, emptied])
+def test_an_optimizer_that_comes_later_is_held_to_the_same(how):
+    """Only the first step of a run used to look: the trunk then stood still in silence."""
+    trunk, heads, x, y = network()
+    mt = MultiTask(trunk, "upgrad", torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1))
+    mt.step(lambda: losses_of(trunk, heads, x, y))
+    how(mt, trunk, heads)
+    with pytest.raises(ConfigurationError, match="the optimizer has none of the trunk's parameters"):
+        mt.step(lambda: losses_of(trunk, heads, x, y))
+
+
+def test_a_layer_that_is_unfrozen_later_and_not_in_the_optimizer_is_named_once():
+    trunk, heads, x, y = network()
+    trunk[0].requires_grad_(False)
+    learning = [p for p in (*trunk.parameters(), *heads.parameters()) if p.requires_grad]
+    mt = MultiTask(trunk, "upgrad", torch.optim.SGD(learning, lr=0.1))
+    mt.step(lambda: losses_of(trunk, heads, x, y))
+    trunk[0].requires_grad_(True)
+    with pytest.warns(TrainingWarning, match=r"lacks 2 of the trunk's 4 trainable parameters \(0.weight, 0.bias\)"):
+        mt.step(lambda: losses_of(trunk, heads, x, y))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TrainingWarning)
+        mt.step(lambda: losses_of(trunk, heads, x, y))
+
+
+def test_an_exchanged_optimizer_must_be_one_that_a_teleport_can_carry():
+    """It used to be an AssertionError in the first teleport."""
+
+    class Own(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {})
+
+        def step(self, closure=None):
+            raise AssertionError
+
+    trunk, heads, _, _ = network()
+    everything = [*trunk.parameters(), *heads.parameters()]
+    first = torch.optim.SGD(everything, lr=0.1)
+    mt = MultiTask(trunk, "upgrad", first, teleport="lora")
+    with pytest.raises(TeleportError, match="Own"):
+        mt.optimizer = Own(everything)
+    assert mt.optimizer is first
+
+
 def test_several_optimizers_move_together():
     trunk, heads, x, y = network()
     both = [torch.optim.SGD(trunk.parameters(), lr=0.1), torch.optim.Adam(heads.parameters(), lr=0.01)]
@@ -245,6 +303,25 @@ def test_a_batch_per_task_is_refused_at_the_features(packed):
     losses = {f"t{i}": (h(p) - y[i]).square().mean() for i, (h, p) in enumerate(zip(heads, parts))}
     with pytest.raises(ConfigurationError, match="'t0' and 't1' have no number of them in common"):
         MultiTask(trunk, "upgrad", gradients="features").backward(losses, features)
+
+
+@pytest.mark.parametrize("method", ["upgrad", "nash-mtl"])
+def test_a_task_that_passes_the_features_by_is_refused_at_them(method):
+    """Its gradient at the features is zero: it used to get no weight, and was never trained."""
+    trunk, heads, x, y = network()
+    z, other = trunk(x), trunk(-x)
+    losses = {"t0": (heads[0](z) - y[0]).square().mean(), "t1": (heads[1](other) - y[1]).square().mean()}
+    with pytest.raises(ConfigurationError, match="task 't1' reaches the trunk only past the features"):
+        MultiTask(trunk, method, gradients="features").backward(losses, z)
+    assert all(p.grad is None for p in (*trunk.parameters(), *heads.parameters()))
+
+
+def test_a_task_of_its_head_alone_is_no_stranger_at_the_features():
+    trunk, heads, x, y = network()
+    z = trunk(x)
+    losses = {"t0": (heads[0](z) - y[0]).square().mean(), "t1": heads[1].weight.square().sum()}
+    MultiTask(trunk, "upgrad", gradients="features").backward(losses, z)
+    assert heads[1].weight.grad is not None
 
 
 # --- NaN in a head ---------------------------------------------------------------------------------------------
