@@ -15,6 +15,7 @@ from torch import Tensor
 import mtlcore
 from mtlcore import StepView
 from mtlcore.errors import ConfigurationError, LossError
+from mtlplugins.aggregators.auto_lambda import _shortest
 from mtlplugins.grouping import group_means
 from mtlplugins.solvers.simplex import project_simplex, settled
 from mtlplugins.solvers.simplex_quadratic import minimise, minimise_above
@@ -277,6 +278,21 @@ def test_equal_pulls_stay_equal_however_long_the_step(scale):
         assert clean[back][0] == clean[back][4] == pytest.approx(2.0 * scale)
         if scale > 1.0:
             np.testing.assert_allclose(project_simplex(w[listed] - clean)[back], [0, 0.55, 0, 0.45, 0], atol=1e-15)
+
+
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_the_shortest_combination_of_columns_is_the_min_norm_point(spread):
+    """<h_j, h> >= |h|^2 for all columns is what defines it; or it is zero. The columns' lengths may differ."""
+    generator = np.random.default_rng(0)
+    for k, p in itertools.product(range(1, 6), (2, 5)):
+        columns = generator.standard_normal((p, k)) * 10.0 ** generator.uniform(-spread, spread, k)
+        w = _shortest(columns, np.linalg.norm(columns, axis=0))
+        assert w.min() >= 0
+        assert w.sum() == pytest.approx(1.0)
+        point = columns @ w
+        slack = (columns.T @ point - point @ point) / (np.linalg.norm(columns, axis=0) * np.linalg.norm(columns @ w))
+        rounding = 1e-15 * np.linalg.norm(columns, axis=0).min()
+        assert slack.min() > -1e-9 or np.linalg.norm(point) < 100.0 * rounding
 
 
 def test_the_simplex_projection_is_the_nearest_point():

@@ -10,7 +10,9 @@ import torch
 
 import mtlcore
 from mtlcore import StepView
+from mtlverify.example import Example
 from mtlverify.references import updates
+from mtlverify.runner import chosen
 
 STEPS = 100
 CASES = [
@@ -124,3 +126,26 @@ def test_an_absent_task_keeps_its_memory_and_has_no_influence(name, options):
             assert answer.weights is None or answer.weights.shape == (3,)
         state = answer.state
     assert all(v.isfinite().all() for v in state.values())
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[129.875, 62.5], [0.0, -1.0], [-1094656.0, -449535.0]],
+        [[-3.452404156765462e149, 4.731072362974893e149], [1e144, -1e144]],
+        [
+            [2.0030526570735674e-08, 2.3692294348620635e-08, 7.536826274190389e-09, 2.751090732999728e-08],
+            [0.0003817169927060604, 0.0007078154012560844, 0.00013899989426136017, -0.00028723524883389473],
+            [-0.6096782684326172, -0.6968297958374023, -1.891240119934082, 1.2914152145385742],
+            [-2.0052137728043817e-10, 1.4078160859298805e-10, 7.819922487328768e-10, 1.0823120177860801e-09],
+            [5.45912826055428e-09, 2.5657470814621774e-08, 3.737375209311722e-08, -6.939268359928974e-08],
+        ],
+    ],
+)
+def test_moml_makes_no_steps_of_what_its_hypergradients_leave_of_each_other(rows):
+    """Found by a hunt: the min-norm point was known to the root of rounding, and the order of the tasks decided it."""
+    k = len(rows)
+    example = Example(torch.tensor(rows, dtype=torch.float64), torch.ones(k, dtype=torch.float64))
+    (law,) = chosen("aggregator", ["permutation-equivariant"])
+    reversed_ = example.with_(extra={"permutation": list(reversed(range(k))), "away": []})
+    assert law.measure(mtlcore.create("aggregator", "moml"), reversed_) > 0.9

@@ -12,8 +12,8 @@ from mtlcore import choice, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins import adam, rows
 from mtlplugins.arrays import Array, arrays, put, take, tensors, touched
-from mtlplugins.solvers.cosines import cosines
-from mtlplugins.solvers.min_norm import min_norm
+from mtlplugins.solvers.certificate import EPS
+from mtlplugins.solvers.cosines import Mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,13 @@ class AutoLambda(Aggregator):
         if self.upper == "min-norm" and there.any():
             mixture = _mixture(hyper, there)
         gradient = hyper @ mixture
-        # What cancels to rounding is no gradient; Adam would make a whole step of it.
-        gradient[np.abs(gradient) <= 64.0 * len(gradient) * np.finfo(float).eps * (np.abs(hyper) @ mixture)] = 0.0
+        # What cancels to rounding is no gradient; Adam would make a whole step of it. The entries of a min-norm point
+        # are as exact as the largest of them, and must be known to half of their digits.
+        summed, eps = np.abs(hyper) @ mixture, np.finfo(float).eps
+        known = (
+            64.0 * len(summed) * eps * summed if self.upper == "sum" else np.full_like(summed, eps**0.5 * summed.max())
+        )
+        gradient[np.abs(gradient) <= known] = 0.0
         full = put(np.zeros_like(old["weights"]), view, gradient)
         moved, moments = adam.step(
             old["weights"], full, old[adam.KEY], lr=self.lr, eps=0.0, touched=touched(old["weights"], view)
@@ -90,12 +95,63 @@ class AutoLambda(Aggregator):
 def _mixture(hyper: Array, there: Array) -> Array:
     """m (K,): the min-norm weights of the columns, the hypergradients of the upper losses that are there."""
     index = there.nonzero()[0]
-    out = np.zeros(len(there))
-    found = cosines(hyper[:, index].T @ hyper[:, index])
-    if found.live is not None:
-        zero = np.setdiff1d(np.arange(len(index)), found.live)
-        out[index[zero]] = 1.0 / len(zero)
+    columns, out = hyper[:, index], np.zeros(len(there))
+    lengths = np.linalg.norm(columns, axis=0)
+    if not lengths.all():
+        zero = lengths == 0.0
+        out[index[zero]] = 1.0 / np.count_nonzero(zero)
         return out
-    b, _, _ = min_norm(found.matrix, 1.0 / found.norms)
-    out[index] = b / found.norms
-    return np.asarray(out / out.sum())
+    out[index] = _shortest(columns, lengths)
+    return out
+
+
+def _shortest(columns: Array, lengths: Array) -> Array:
+    """Weights (k,) of the shortest convex combination, by Wolfe's method (1976 [memory]) with least squares on the
+    columns themselves. Their products know the sum only to the root of rounding, and where columns that differ much in
+    length nearly cancel, Adam makes whole steps of its entries."""
+    w = np.zeros(len(lengths))
+    w[lengths.argmin()] = 1.0
+    point = columns @ w
+    for _ in range(4 * len(w)):
+        length = float(np.linalg.norm(point))
+        behind = (length * length - point @ columns) / lengths
+        entering = int(np.where(w > 0.0, -np.inf, behind).argmax())
+        if w[entering] > 0.0 or behind[entering] <= 64.0 * len(w) * EPS * length:
+            break
+        found = _with(columns, w, entering)
+        point = columns @ found
+        if not float(np.linalg.norm(point)) < length:
+            break
+        w = found
+    return w
+
+
+def _with(columns: Array, w: Array, entering: int) -> Array:
+    """From w (k,) towards the shortest sum of its support and one more column; what would turn negative leaves."""
+    support = w > 0.0
+    support[entering] = True
+    while True:
+        target = _of_support(columns, support)
+        blocking = (support & (target < 0.0)).nonzero()[0]
+        if not len(blocking):
+            return target
+        step = w[blocking] / (w[blocking] - target[blocking])
+        w = w + float(step.min()) * (target - w)
+        leaving = blocking[step <= step.min()]
+        w[leaving], support[leaving] = 0.0, False
+
+
+def _of_support(columns: Array, positive: Mask) -> Array:
+    """The weights (k,) of sum one, zero where they are not ``positive``, of the shortest sum."""
+    index = positive.nonzero()[0]
+    # From the shortest column: rounding is then relative to it and not to the longest.
+    base = index[np.linalg.norm(columns[:, index], axis=0).argmin()]
+    rest = index[index != base]
+    ways = columns[:, rest] - columns[:, [base]]
+    lengths = np.linalg.norm(ways, axis=0)
+    lengths = np.where(lengths > 0.0, lengths, 1.0)
+    share = np.linalg.lstsq(ways / lengths, -columns[:, base], rcond=None)[0] / lengths
+    out = np.zeros(len(positive))
+    out[rest] = share
+    out[base] = 1.0 - float(share.sum())
+    return out

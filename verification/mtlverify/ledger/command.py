@@ -70,7 +70,7 @@ def main(
     lost = 0
     if not render_only:
         work = [(s, id) for s, id in _pairs(chosen_ones) if not missing or _lacks(table, s, id, hunt)]
-        work.sort(key=lambda pair: _key(*pair) in table)  # what is not there at all comes first
+        work.sort(key=lambda pair: _urgency(table.get(_key(*pair))))
         typer.echo(f"{len(work)} rows to make, {len(table)} known", err=True)
         depth = Depth(max_examples, seed, hunt, counterexamples)
         lost = _fill(table, work, depth, jobs, timeout, file, keep=missing)
@@ -128,6 +128,11 @@ def _lacks(table: Table, subject: Subject, law: str, hunt: float) -> bool:
     found = table.get(_key(subject, law))
     (about,) = chosen(subject.kind, [law])
     return not _holds(found, subject, about) or (hunt > 0 and found is not None and to_hunt(found, about))
+
+
+def _urgency(found: Row | None) -> int:
+    """What is not there at all comes first, then promises: a run that is stopped has made what matters."""
+    return 0 if found is None else 1 if found.claimed else 2
 
 
 def _holds(found: Row | None, subject: Subject, law: Law) -> bool:
