@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 
 from mtlbench import jobs, progress, records, runner
-from mtlbench.report import figures
+from mtlbench.report import curves, figures, overall
 from mtlbench.report.page import write
 from mtlbench.report.summary import summarise
+from mtlbench.speed import report as speed
 from mtlbench.suite import Suite
 from mtlcore.errors import ConfigurationError
 
@@ -642,42 +642,36 @@ def test_numbers_of_any_size_and_names_of_any_kind(tmp_path):
     assert "<html" in _page(tmp_path)
 
 
-def _large(path, tasks, methods, seeds):
-    """A folder as a grid on a cluster leaves it; returns how many runs."""
-    curve = {"loss": {"step": list(range(0, 800, 10)), "by_task": {"a": [1.0] * 80, "b": [2.0] * 80}}, "conflict": [],
-             "validation": [{"step": s, "score": 1.0} for s in range(8)]}  # fmt: skip
-    with path.open("w") as file:
-        for t in range(tasks):
-            for m in range(methods):
-                row = _record(f"m{m}" if m else "single-task", -1, 0.5, task=f"t{t}", curves=curve)
-                before, after = json.dumps(row).split('"seed": -1')
-                for seed in range(seeds):
-                    delta = (seed * 7919 + m) % 101 / 10
-                    file.write(f'{before}"seed": {seed}{after}\n'.replace('"delta_m": 0.5', f'"delta_m": {delta}'))
-    return tasks * methods * seeds
+def test_the_command_measures_a_report_and_says_of_how_many_records(capsys):
+    assert speed.main(["--tasks", "1", "--methods", "2", "--seeds", "3"]) == 0
+    said = capsys.readouterr().out
+    assert re.match(r"6 records \(0 MB\): \d+\.\d s of the processor, \d{2,3} MB at most", said)
 
 
-def _measured(folder):
-    """Seconds of the processor and peak MB of a process that writes the report.
+def test_ranges_of_normal_numbers_are_those_of_scipy():
+    from scipy.stats import studentized_range
 
-    The peak is that of the program itself (VmHWM): ru_maxrss of a child begins with what its parent held.
-    """
-    script = (
-        "import re, resource, sys, time; from pathlib import Path; from mtlbench.report.page import write; "
-        "start = time.process_time(); write(Path(sys.argv[1]), Path(sys.argv[1]) / 'report.html'); "
-        "status = Path('/proc/self/status'); "
-        "peak = int(re.search(r'VmHWM:\\s+(\\d+)', status.read_text()).group(1)) if status.exists() else "
-        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-        "print(time.process_time() - start, peak / 1024)"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
-    return tuple(map(float, done.stdout.split()))
+    for count in (2, 3, 18, 60):
+        expected = float(studentized_range.ppf(0.95, count, np.inf))
+        assert overall._range_quantile(count) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mean_curves_of_runs_with_and_without_the_same_steps():
+    same = curves._mean([([0, 10], [1.0, None]), ([0, 10], [3.0, float("inf")])])
+    assert same[0] == [0.0, 10.0]
+    assert same[1][0] == 2.0
+    assert np.isnan(same[1][1])
+    others = curves._mean([([10, 0], [4.0, 1.0]), ([0, 20], [3.0, 5.0])])
+    assert others == ([0.0, 10.0, 20.0], [2.0, 4.0, 5.0])
+    step, lines = curves._drawn({"a": ([0.0, 1.0], [1.0, 2.0]), "b": ([1.0], [7.0])})
+    assert step == [0.0, 1.0]
+    assert lines == {"a": [1.0, 2.0], "b": [None, 7.0]}
 
 
 def test_a_large_folder_is_reported_within_bounds(tmp_path):
     """A twentieth of the one below. Before, outdated records were looked up in a list: hours for 50,000."""
-    runs = _large(tmp_path / "records.jsonl", tasks=2, methods=10, seeds=125)
-    seconds, megabytes = _measured(tmp_path)
+    runs = speed.write_records(tmp_path, tasks=2, methods=10, seeds=125)
+    seconds, megabytes = speed.cost(tmp_path)
     assert runs == 2500
     assert megabytes < 500
     assert seconds < 10
@@ -685,8 +679,8 @@ def test_a_large_folder_is_reported_within_bounds(tmp_path):
 
 @pytest.mark.slow
 def test_50_000_runs_are_reported_within_10_s_and_500_mb(tmp_path):
-    runs = _large(tmp_path / "records.jsonl", tasks=10, methods=25, seeds=200)
-    seconds, megabytes = _measured(tmp_path)
+    runs = speed.write_records(tmp_path, tasks=10, methods=25, seeds=200)
+    seconds, megabytes = speed.cost(tmp_path)
     assert runs == 50_000
     assert megabytes < 500
     assert seconds < 10

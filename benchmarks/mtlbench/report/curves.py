@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from mtlbench.report.table import numbers
 
 SEEDS = 32
 """More runs than this do not make a visible difference to a mean curve."""
+_Curve = tuple[list[float], list[float]]
+"""Steps in their order, and a value for each; NaN where there is none."""
 _LOOKS = ("min_cosine", "mean_cosine", "norm_ratio", "min_cosine_minibatch")
 
 
@@ -30,8 +33,8 @@ def mean_lines(path: Path, offsets: Sequence[int]) -> Lines:
 def _loss(curves: Sequence[Curves]) -> LossLines | None:
     names = dict.fromkeys(name for c in curves for name in c.loss.by_task)
     columns = {name: _mean((c.loss.step, c.loss.by_task.get(name, [])) for c in curves) for name in names}
-    whole = pd.DataFrame(columns)
-    return LossLines(*_drawn(whole)) if len(whole) else None
+    step, lines = _drawn(columns)
+    return LossLines(step, lines) if step else None
 
 
 def _conflict(curves: Sequence[Curves]) -> ConflictLines | None:
@@ -40,22 +43,18 @@ def _conflict(curves: Sequence[Curves]) -> ConflictLines | None:
         name: _mean(([float(p["step"] or 0.0) for p in run], [p.get(name) for p in run]) for run in points)
         for name in _LOOKS
     }
-    whole = pd.DataFrame(columns)
-    if not len(whole):
-        return None
-    step, lines = _drawn(whole)
-    return ConflictLines(step, **lines)
+    step, lines = _drawn(columns)
+    return ConflictLines(step, **lines) if step else None
 
 
 def _validation(curves: Sequence[Curves]) -> ScoreLine | None:
-    mean = _mean(([p.step for p in c.validation], [p.score for p in c.validation]) for c in curves)
-    if not len(mean):
-        return None
-    step, lines = _drawn(mean.to_frame("score"))
-    return ScoreLine(step, lines["score"])
+    step, lines = _drawn(
+        {"score": _mean(([p.step for p in c.validation], [p.score for p in c.validation]) for c in curves)}
+    )
+    return ScoreLine(step, lines["score"]) if step else None
 
 
-def _mean(runs: Iterable[tuple[Sequence[float], Sequence[float | None]]]) -> pd.Series:
+def _mean(runs: Iterable[tuple[Sequence[float], Sequence[float | None]]]) -> _Curve:
     """The mean at each step over (steps, values) of several runs."""
     runs = list(runs)
     same = bool(runs) and all(steps == runs[0][0] and len(steps) == len(values) for steps, values in runs)
@@ -63,20 +62,27 @@ def _mean(runs: Iterable[tuple[Sequence[float], Sequence[float | None]]]) -> pd.
         return alike
     pairs = [(s, np.nan if v is None else v) for steps, values in runs for s, v in zip(steps, values)]
     finite = [(s, v if np.isfinite(v) else np.nan) for s, v in pairs if np.isfinite(s)]
-    series = pd.Series([v for _, v in finite], index=[s for s, _ in finite], dtype=float)
-    return series.groupby(level=0).mean()
+    series = pd.Series([v for _, v in finite], index=[s for s, _ in finite], dtype=float).groupby(level=0).mean()
+    return [float(s) for s in series.index], series.tolist()
 
 
-def _alike(steps: Sequence[float], lines: Sequence[Sequence[float | None]]) -> pd.Series | None:
+def _alike(steps: Sequence[float], lines: Sequence[Sequence[float | None]]) -> _Curve | None:
     """The mean of runs that share their steps, at once; None where the steps are not plain."""
-    if not steps or len(set(steps)) != len(steps) or not np.isfinite(steps).all():
+    if not steps or any(later <= before for before, later in itertools.pairwise(steps)):
+        return None
+    if not np.isfinite([steps[0], steps[-1]]).all():
         return None
     values = np.array(lines, dtype=float)  # None becomes NaN
     known = np.isfinite(values)
     count = known.sum(axis=0)
     mean = np.where(known, values, 0.0).sum(axis=0) / np.where(count, count, 1)
-    return pd.Series(np.where(count, mean, np.nan), index=list(steps)).sort_index()
+    return list(map(float, steps)), np.where(count, mean, np.nan).tolist()
 
 
-def _drawn(whole: pd.DataFrame) -> tuple[list[float], dict[str, Line]]:
-    return [float(s) for s in whole.index], {str(name): numbers(whole[name].tolist()) for name in whole.columns}
+def _drawn(columns: Mapping[str, _Curve]) -> tuple[list[float], dict[str, Line]]:
+    """All curves over one list of steps; a curve has nothing at a step that only others have."""
+    steps = [found for found, _ in columns.values()]
+    if all(s == steps[0] for s in steps):
+        return (steps[0] if steps else []), {name: numbers(values) for name, (_, values) in columns.items()}
+    whole = pd.DataFrame({name: pd.Series(v, index=s, dtype=float) for name, (s, v) in columns.items()})
+    return [float(s) for s in whole.index], {str(n): numbers(whole[n].tolist()) for n in whole.columns}

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+import numpy as np
 from markupsafe import Markup
 
 Numbers = Sequence[float | None]
@@ -31,6 +32,16 @@ class Axis:
         v = math.log(max(value, self.low)) if self.log else value
         share = 0.5 if high == low else (min(max(v, low), high) - low) / (high - low)
         return self.start + share * (self.end - self.start)
+
+    def many(self, values: Numbers) -> list[float]:
+        """The pixels of many; NaN where a value is missing."""
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        v = np.array(values, dtype=float)
+        if self.log:
+            v = np.log(np.maximum(v, self.low))
+        share = np.where(np.isnan(v), np.nan, 0.5) if high == low else (np.clip(v, low, high) - low) / (high - low)
+        found: list[float] = (self.start + share * (self.end - self.start)).tolist()
+        return found
 
     def ticks(self, about: int = 5) -> list[float]:
         """Round numbers within the axis."""
@@ -307,11 +318,11 @@ def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
 def _line(steps: Sequence[float], values: Numbers, x: Axis, y: Axis, kind: str) -> str:
     """A polyline; a missing value interrupts it."""
     path, pen = [], "M"
-    for s, v in zip(steps, values):
-        if v is None:
+    for px, py in zip(x.many(steps), y.many(values)):
+        if py != py:  # NaN
             pen = "M"
             continue
-        path.append(f"{pen}{x(s):.1f} {y(v):.1f}")
+        path.append(f"{pen}{px:.1f} {py:.1f}")
         pen = "L"
     return f'<path class="{kind}" d="{"".join(path)}"/>'
 

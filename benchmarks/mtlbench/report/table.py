@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,8 +88,7 @@ class _Shared:
     def packed(self, numbers: Mapping[str, float | None] | None) -> Packed:
         names = tuple(numbers or ())
         given = (numbers or {}).values()
-        values = np.array([np.nan if v is None else v for v in given], dtype=float)
-        return Packed(self(names, names), values)
+        return Packed(self(names, names), np.array([*given], dtype=float))  # None is NaN
 
     def model(self, kind: str, thing: Any) -> Any:
         return None if thing is None else self((kind, thing.model_dump_json()), thing)
@@ -123,7 +123,7 @@ def _row(record: Record, offset: int, shared: _Shared) -> tuple[Any, ...]:
 
 
 def _finite(value: float | None) -> float:
-    return value if value is not None and np.isfinite(value) else np.nan
+    return value if value is not None and math.isfinite(value) else math.nan
 
 
 def unpacked(column: pd.Series) -> pd.DataFrame:
@@ -144,6 +144,13 @@ def unpacked(column: pd.Series) -> pd.DataFrame:
 
 def means(column: pd.Series) -> dict[str, float | None]:
     """Mean of each name of a :class:`Packed` column; None where no run has a number."""
+    rows = list(column)
+    if rows and all(r.names == rows[0].names for r in rows):
+        values = np.stack([r.values for r in rows])
+        known = np.isfinite(values)
+        counts = known.sum(axis=0)
+        sums = np.where(known, values, 0.0).sum(axis=0)
+        return {name: number(s / n) if n else None for name, s, n in zip(rows[0].names, sums, counts)}
     return {str(name): number(value) for name, value in unpacked(column).mean().items()}
 
 

@@ -5,6 +5,7 @@
 * ``mtl speed first-step``: the check of the gradient source in the first step, on deep and wide trunks.
 * ``mtl speed gradients``: task gradients, against TorchJD, LibMTL's form and hand-written loops.
 * ``mtl speed loss-level``: a step of methods that read losses only, against a summed loss.
+* ``mtl speed report``: the report of 50,000 records.
 * ``mtl speed solvers``: the weights alone, given the Gramian, against TorchJD.
 * ``mtl speed teleports``: what a teleport costs.
 """

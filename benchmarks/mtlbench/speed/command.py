@@ -19,6 +19,7 @@ _SUITES = {
     "first-step": "What comparing the source with plain autograd costs, on deep and wide trunks.",
     "gradients": "Every gradient source against the floor and the peers, on eight workloads.",
     "loss-level": "The cost of a step of methods that read losses only, against a summed loss.",
+    "report": "Processor time and memory of the report of 50,000 records.",
     "solvers": "Time and soundness of the weights alone, given the Gramian, against TorchJD.",
     "teleports": "What a teleport costs, and what it gains, on the benchmark's tasks.",
 }
