@@ -208,7 +208,7 @@ def test_the_committed_records_are_of_configurations_that_this_code_still_makes(
     """Otherwise nobody could repeat them, and a run that goes on from them would begin anew."""
     manifest = records.manifest(folder / records.MANIFEST)
     found = records.finished(folder / records.RECORDS).values()
-    assert len(found) > 100
+    assert len(found) >= 90  # a suite of which three tasks are there
     for record in {(r.task, r.method): r for r in found}.values():
         assert planned(manifest, manifest.suite, record).config_hash == record.config_hash, (record.task, record.method)
 

@@ -85,7 +85,9 @@ def one(folder: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="mtl speed report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tasks", type=int, default=10, help="tasks of the made-up suite")
     parser.add_argument("--methods", type=int, default=25, help="methods, the single-task baseline included")
     parser.add_argument("--seeds", type=int, default=200, help="runs of each method on each task")

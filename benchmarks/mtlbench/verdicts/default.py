@@ -11,6 +11,7 @@ from mtlbench.report.overall import mean_ranks
 from mtlbench.suite import SINGLE_TASK
 from mtlbench.verdicts.claims import Claim, Runs, judged
 
+SUITE = "standard"
 LAW = "non-conflicting"
 RULE = (
     "The default of `MultiTask` is chosen by the records of the suite `standard`: among the methods that keep "

@@ -220,7 +220,7 @@ class _Page:
             yield ""
 
     def _default(self) -> Iterator[str]:
-        found = default.candidates(self._whole(), self.runs)
+        found = default.candidates(self._whole(), self.runs) if self.suite.name == default.SUITE else []
         if not found:
             return
         yield from ("## The rule for the default", "", default.RULE, "")
