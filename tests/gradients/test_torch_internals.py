@@ -59,5 +59,13 @@ def test_the_public_backward_pass_fills_all_leaves(without):
     assert all(torch.equal(p.grad, g) for p, g in zip(layer.parameters(), expected))
 
 
+def test_the_first_step_of_a_process_draws_nothing_from_the_global_stream(monkeypatch):
+    """Otherwise the first run of a process would be another one than the same run later."""
+    monkeypatch.setattr(torch_internals, "available", {})
+    before = torch.get_rng_state()
+    assert all(torch_internals._has(piece) for piece in ("engine", "vmap", "saved", "hooks", "tables"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_feature_test_that_raises_counts_as_no():
     assert torch_internals._works(lambda: 1 / 0) is False
