@@ -23,6 +23,7 @@ from mtlcore.contracts.aggregator import Aggregator
 from mtlcore.contracts.explorer import Explorer
 from mtlcore.contracts.view import Needs
 from mtlcore.errors import ConfigurationError, PluginError, StateError
+from mtlcore.inputs import whole_number
 from mtlcore.multitask import MultiTask
 from mtlcore.registry import create
 
@@ -69,6 +70,13 @@ def explore(
         raise ConfigurationError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
     if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
         raise ConfigurationError(f"passes is {passes!r}; it must be a whole number of at least 1.")
+    for what, function in (("losses", losses), ("batches", batches), ("optimizer", optimizer), ("schedule", schedule)):
+        if not callable(function) and not (what == "schedule" and function is None):
+            hint = " that makes one of parameters" if what == "optimizer" else ""
+            raise ConfigurationError(f"{what} must be a function{hint}, found a {type(function).__name__}.")
+    if trunk is not None and not isinstance(trunk, nn.Module):
+        raise ConfigurationError(f"trunk is a {type(trunk).__name__}; it must be a module inside of the model.")
+    seed = whole_number("seed", seed)
     devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -191,6 +199,8 @@ class Exploration:
         """
         shared, own = list(shared), list(own)
         optimizer = self._optimizer([*shared, *own])
+        if optimizer is None:
+            raise ConfigurationError("optimizer(parameters) returned None; it must return a torch.optim.Optimizer.")
         schedule = None if self._schedule is None else self._schedule(optimizer, steps)
         run = MultiTask(shared, aggregator, optimizer, seed=self.seed + index, tasks=self.tasks)
         extra = self.price(run.aggregator) - 1.0
@@ -278,6 +288,10 @@ class Front:
         explorer = _explorer(method)
         if not isinstance(state, Mapping) or {"explorer", "tasks", "learnt"} - set(state):
             raise StateError("this is not the state of a front: it needs the entries explorer, tasks and learnt.")
+        if not isinstance(state["explorer"], Mapping) or "name" not in state["explorer"]:
+            raise StateError("the entry explorer of this state does not describe an explorer: it is damaged.")
+        if not isinstance(state["tasks"], (list, tuple)) or not state["tasks"]:
+            raise StateError("the entry tasks of this state is not a list of names: it is damaged.")
         then, now = ({"explorer": {**(d or {}), "distribution": ""}} for d in (state["explorer"], _described(explorer)))
         changed = configuration.differences(then, now)  # a newer version of the same method reads its old state
         if changed:

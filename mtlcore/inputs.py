@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -139,8 +139,8 @@ def parameter_names(trunk: nn.Module | None, parameters: Sequence[Tensor]) -> di
 
 def task_names(tasks: Sequence[str]) -> tuple[str, ...]:
     """As a tuple. Raises ConfigurationError if there is none, or one twice."""
-    names = () if isinstance(tasks, str) else tuple(tasks)
-    if not names or len(set(names)) != len(names):
+    names = tuple(tasks) if isinstance(tasks, Iterable) and not isinstance(tasks, str) else ()
+    if not names or not all(isinstance(n, Hashable) for n in names) or len(set(names)) != len(names):
         raise ConfigurationError(f"tasks must be a list of distinct names, at least one; found {tasks!r}.")
     return names
 

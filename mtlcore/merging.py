@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mtlcore.contracts.merger import Merger, Objective
 from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
+from mtlcore.inputs import whole_number
 from mtlcore.registry import create
 
 Wish = Callable[[Any, int], Tensor] | None
@@ -71,6 +72,9 @@ def merge(base: Any, experts: Any, method: str | Merger = "doge", *, seed: int =
     merger = create("merger", method) if isinstance(method, str) else method
     if not isinstance(merger, Merger):
         raise ConfigurationError(f"method is a {type(method).__name__}; it must be a name or an mtlcore.Merger.")
+    seed = whole_number("seed", seed)
+    if objective is not None and not callable(objective):
+        raise ConfigurationError(f"objective must be a function of (model, step), found {objective!r}.")
     if merger.reads_data != (objective is not None):
         raise ConfigurationError(
             f"merger {type(merger).__name__} "
@@ -153,6 +157,11 @@ def _objective(base: Any, start: Entries, wish: Callable[[Any, int], Tensor]) ->
                 value = torch.func.functional_call(wrapped, {f"model.{n}": v for n, v in cast.items()}, (step,))
         if not isinstance(value, Tensor) or value.shape != () or not bool(value.isfinite()):
             raise ConfigurationError(f"objective(model, {step}) must return a finite scalar tensor.")
+        if any(v.requires_grad for v in entries.values()) and not value.requires_grad:
+            raise ConfigurationError(
+                f"objective(model, {step}) does not depend on the model, or was detached from it: evaluate the model "
+                f"that it is given, without torch.no_grad()."
+            )
         return value
 
     return objective
@@ -186,6 +195,8 @@ def _entries(model: Any, who: str, refuse_adapters: bool = False) -> Entries:
             f"copy that was taken before (copy.deepcopy(model)), or expert.unload()."
         )
     for name, value in found.items():
+        if not isinstance(name, str):
+            raise ConfigurationError(f"entry {name!r} of {who} must have a string for a name, as in a state dict.")
         if not isinstance(value, Tensor):
             raise ConfigurationError(
                 f"entry {name!r} of {who} is a {type(value).__name__}, not a tensor; leave it out."

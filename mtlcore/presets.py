@@ -98,7 +98,8 @@ def cost(
             ``detector``, ``teleport`` and ``brakes`` replace what is described here.
 
     Raises:
-        ConfigurationError: unknown settings or ``accept``, or epochs without ``steps_per_epoch``.
+        ConfigurationError: unknown settings or ``accept``, epochs without ``steps_per_epoch``, or an argument that an
+            override leaves without effect.
     """
     from mtlcore.multitask import MultiTask
 
@@ -106,6 +107,7 @@ def cost(
         raise ConfigurationError(f"settings={settings!r}: must be one of 'measured', 'paper'.")
     if start_epoch and steps_per_epoch is None:
         raise ConfigurationError(f"start_epoch={start_epoch}: how long is an epoch? Pass steps_per_epoch=...")
+    _refuse_unread(overrides, teleport_options, detector_options, accept, steps_per_epoch, start_epoch, detect_every)
     paper = settings == "paper"
     if "detector" not in overrides:
         rule = {"rule": "smallest", "at_zero": paper, **(detector_options or {})}
@@ -134,6 +136,37 @@ def _strategy(paper: bool, accept: str, heads: bool, options: Mapping[str, Any] 
         first.pop("perturb", None)
     found = create("teleport", "lora", **{**first, **(options or {})})
     return found
+
+
+def _refuse_unread(
+    overrides: Mapping[str, Any],
+    teleport_options: Mapping[str, Any] | None,
+    detector_options: Mapping[str, Any] | None,
+    accept: str,
+    steps_per_epoch: int | None,
+    start_epoch: int,
+    detect_every: int | None,
+) -> None:
+    """Raises ConfigurationError for an argument that an override leaves without effect."""
+    ready = isinstance(overrides.get("teleport"), Teleporter)
+    unread = {
+        "teleport": {
+            "teleport_options": teleport_options,
+            "accept": accept if ready and accept != "conflict" else None,
+        },
+        "detector": {"detector_options": detector_options},
+        "brakes": {"steps_per_epoch": steps_per_epoch, "start_epoch": start_epoch, "detect_every": detect_every},
+    }
+    for override, arguments in unread.items():
+        given = [name for name, value in arguments.items() if value]
+        if override in overrides and given:
+            raise ConfigurationError(
+                f"{override}=... replaces what {', '.join(given)} would set: leave one of them out, or give the "
+                f"options to the {override} that you hand over."
+            )
+    for name, options in (("teleport_options", teleport_options), ("detector_options", detector_options)):
+        if options is not None and not isinstance(options, Mapping):
+            raise ConfigurationError(f"{name} must be a dict of options, found {options!r}.")
 
 
 def _brakes(aggregator: Any, steps_per_epoch: int | None, start_epoch: int, detect_every: int | None) -> Brakes:

@@ -45,7 +45,8 @@ class Refresh:
             raise ConfigurationError(
                 f"refresh: every must be a whole number of steps, at least 1; found {self.every!r}."
             )
-        if self.drift is not None and not 0.0 <= self.drift <= 2.0:
+        number = isinstance(self.drift, (int, float))
+        if self.drift is not None and not (number and 0.0 <= self.drift <= 2.0):
             raise ConfigurationError(f"refresh: drift must lie between 0 and 2; found {self.drift!r}.")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mtlcore import inner_loop, inputs, trajectory
@@ -27,14 +27,19 @@ def checked_closures(run: Run, closure: Closure | Sequence[Closure]) -> list[Clo
     """The closures of a step, in a list.
 
     Raises:
-        ConfigurationError: no optimizer, or one that lacks the trunk's parameters; micro-batches wait; another number
-            of closures than the method needs.
+        ConfigurationError: no optimizer, or one that lacks the trunk's parameters; micro-batches wait; something that
+            cannot be called; another number of closures than the method needs.
     """
     if run.optimizer is None:
         raise ConfigurationError("step(closure) moves the parameters: pass optimizer=... to MultiTask.")
     if run.pending:
         raise ConfigurationError(
             "micro-batches are waiting: finish them with backward(losses), not with step(closure)."
+        )
+    if not callable(closure) and not (isinstance(closure, Iterable) and all(map(callable, closure := list(closure)))):
+        raise ConfigurationError(
+            f"step(closure) takes a function that evaluates a batch and returns its losses, or a list of such "
+            f"functions; found {closure!r}. With losses at hand, call backward(losses)."
         )
     closures, batches = [closure] if callable(closure) else list(closure), run.aggregator.batches
     if len(closures) != batches and (batches > 1 or not closures):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtlcore import Aggregation, Aggregator, Conflict, ConflictDetector, MultiTask, Needs, aggregate
+from mtlcore import Aggregation, Aggregator, Conflict, ConflictDetector, MultiTask, Needs, Refresh, aggregate
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError
 from support.architectures import build
 from support.methods import Calls, Fixed, FixedOnLosses
@@ -324,7 +324,7 @@ def test_pair_of_losses_of_which_one_is_missing(work):
     assert report.losses.isnan().tolist() == [True, False]
 
 
-@pytest.mark.parametrize("tasks", ["seg", [], ["a", "a"]])
+@pytest.mark.parametrize("tasks", ["seg", [], ["a", "a"], 3, [["a"], ["b"]]])
 def test_tasks_that_are_no_list_of_names(work, tasks):
     with pytest.raises(ConfigurationError, match="tasks must be a list of distinct names"):
         MultiTask(work.trunk, tasks=tasks)
@@ -458,3 +458,21 @@ def test_a_step_that_fails_was_no_look(work):
     with pytest.raises(PluginError):
         mt.backward(losses, features=z)
     assert mt.state_dict()["detections"] == [0, 0]
+
+
+@pytest.mark.parametrize("closure", [3, [3], {"a": 1.0}])
+def test_a_step_of_something_that_cannot_be_called(work, closure):
+    mt = MultiTask(work.trunk, "ls", torch.optim.SGD(work.trunk.parameters(), lr=0.1))
+    with pytest.raises(ConfigurationError, match="takes a function that evaluates a batch"):
+        mt.step(closure)
+
+
+@pytest.mark.parametrize("name", [["a"], {}])
+def test_a_task_whose_name_cannot_be_looked_up(work, name):
+    with pytest.raises(ConfigurationError, match="distinct names"):
+        MultiTask(work.trunk, tasks=["a"]).add_task(name)
+
+
+def test_a_drift_that_is_no_number():
+    with pytest.raises(ConfigurationError, match="drift must lie between 0 and 2; found 'x'"):
+        Refresh(every=2, drift="x")

@@ -431,3 +431,36 @@ def test_mutants_are_refuted(mutant):
 def test_promises(method):
     plugin = mtlcore.create("explorer", method)
     assert not [r for r in check(plugin, kind="explorer") if r.failed]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("batches", [1, 2], "batches must be a function, found a list"),
+        ("losses", None, "losses must be a function"),
+        ("schedule", 3, "schedule must be a function, found a int"),
+        ("optimizer", 3, "optimizer must be a function that makes one of parameters"),
+        ("optimizer", lambda parameters: None, "must return a torch.optim.Optimizer"),
+        ("trunk", 3, "trunk is a int"),
+        ("seed", "x", "seed must be a whole number"),
+    ],
+)
+def test_an_argument_that_is_something_else_is_named(argument, value, message):
+    """Each used to raise the error of what stumbled over it."""
+    x, model = torch.ones(4, 3), nn.Linear(3, 2)
+    options = {
+        "losses": lambda m, batch: dict(zip("ab", m(x).square().mean(0))),
+        "batches": lambda step: step,
+        "method": "ls-sweep",
+        "passes": 10,
+        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    }
+    with pytest.raises(ConfigurationError, match=message):
+        mtlcore.explore(model, **{**options, argument: value})
+
+
+@pytest.mark.parametrize("damage", [{"explorer": 3}, {"explorer": None}, {"tasks": 3}, {"tasks": []}])
+def test_a_front_of_a_damaged_state_is_refused(damage):
+    state = {"explorer": {"name": "ls-sweep"}, "tasks": ["a", "b"], "learnt": {"w": torch.ones(1)}, **damage}
+    with pytest.raises(StateError, match="it is damaged"):
+        Front.load(nn.Linear(3, 2), state, "ls-sweep")

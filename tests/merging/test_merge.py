@@ -258,3 +258,23 @@ def test_adamerging_keeps_its_laws():
     results = list(check(mtlcore.create("merger", "adamerging", steps=5, lr=0.02), max_examples=14))
     assert {r.law for r in results if r.claimed} >= {"lowers-objective", "order-free", "zero-vectors"}
     assert not [r for r in results if r.failed]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": "x"}, "seed must be a whole number"),
+        ({"method": "adamerging", "objective": 3}, "objective must be a function"),
+        ({"method": "adamerging", "objective": lambda model, step: torch.ones(())}, "does not depend on the model"),
+    ],
+)
+def test_an_argument_that_is_something_else_is_named(options, message):
+    """Each used to raise the error of what stumbled over it."""
+    base = nn.Linear(3, 2)
+    with pytest.raises(ConfigurationError, match=message):
+        mtlcore.merge(base, [copy.deepcopy(base), copy.deepcopy(base)], **options)
+
+
+def test_a_state_dict_of_numbered_entries_is_refused():
+    with pytest.raises(ConfigurationError, match="entry 0 of the base must have a string for a name"):
+        mtlcore.merge({0: torch.ones(2)}, [{0: torch.ones(2)}])

@@ -225,3 +225,30 @@ def test_a_resumed_run_equals_an_uninterrupted_one():
     torch.set_rng_state(noise)
     for s, losses in enumerate(expected):
         assert torch.equal(fresh.step(again.batch(s, 128)).losses, losses)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"teleport": "relu-rescaling", "teleport_options": {"rank": 3}},
+        {"detector": "cosine", "detector_options": {"rule": "fraction"}},
+        {"brakes": mtlcore.Brakes(), "steps_per_epoch": 5},
+        {"brakes": mtlcore.Brakes(), "detect_every": 2},
+    ],
+)
+def test_an_option_that_an_override_leaves_without_effect_is_refused(options):
+    """It used to be dropped in silence."""
+    override, other = options
+    with pytest.raises(ConfigurationError, match=f"{override}=... replaces what {other} would set"):
+        mtlcore.cost(problem("mlp").trunk, **options)
+
+
+def test_accept_belongs_to_a_teleporter_that_is_handed_over():
+    ready = mtlcore.teleporting.Teleporter(mtlcore.create("teleport", "lora"))
+    with pytest.raises(ConfigurationError, match="teleport=... replaces what accept would set"):
+        mtlcore.cost(problem("mlp").trunk, teleport=ready, accept="always")
+
+
+def test_options_that_are_no_dict_are_named():
+    with pytest.raises(ConfigurationError, match="teleport_options must be a dict"):
+        mtlcore.cost(problem("mlp").trunk, teleport_options=[1])
