@@ -149,7 +149,7 @@ def _refuse_unread(
 ) -> None:
     """Raises ConfigurationError for an argument that an override leaves without effect."""
     ready = isinstance(overrides.get("teleport"), Teleporter)
-    unread = {
+    unread: dict[str, dict[str, Any]] = {
         "teleport": {
             "teleport_options": teleport_options,
             "accept": accept if ready and accept != "conflict" else None,
