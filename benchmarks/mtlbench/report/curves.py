@@ -84,5 +84,7 @@ def _drawn(columns: Mapping[str, _Curve]) -> tuple[list[float], dict[str, Line]]
     steps = [found for found, _ in columns.values()]
     if all(s == steps[0] for s in steps):
         return (steps[0] if steps else []), {name: numbers(values) for name, (_, values) in columns.items()}
-    whole = pd.DataFrame({name: pd.Series(v, index=s, dtype=float) for name, (s, v) in columns.items()})
+    # Also an empty curve has an index of floats: joining an empty one of another type warns in pandas 2.
+    made = {name: pd.Series(v, index=pd.Index(s, dtype=float), dtype=float) for name, (s, v) in columns.items()}
+    whole = pd.DataFrame(made)
     return [float(s) for s in whole.index], {str(n): numbers(whole[n].tolist()) for n in whole.columns}
