@@ -55,7 +55,7 @@ class AlignedMTL(Aggregator):
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """What is promised; preferences belong to tasks in their order."""
-        out = {"positively-homogeneous", "resume-equivalent", "parameter-rotation"}
+        out = {"positively-homogeneous", "resume-equivalent", "parameter-rotation", "preferences-belong-to-tasks"}
         if self.preferences is None:
             out.add("permutation-equivariant")
             if self.rank_cut == "float64":

@@ -49,7 +49,7 @@ class ConFIG(Aggregator):
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """What is promised; preferences belong to tasks in their order, and not every length is linear."""
-        out = {"positively-homogeneous", "resume-equivalent", "parameter-rotation"}
+        out = {"positively-homogeneous", "resume-equivalent", "parameter-rotation", "preferences-belong-to-tasks"}
         if self.length in ("projection", "arithmetic"):
             out.add("linear-under-scaling")
         if self.preferences is None:

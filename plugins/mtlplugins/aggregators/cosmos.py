@@ -51,6 +51,8 @@ class COSMOS(Aggregator):
         out = {"resume-equivalent", "one-backward-pass"}
         if self.preferences is not None or self.concentration is None:
             out.add("coefficient-identity")
+        if self.concentration is None:
+            out.add("preferences-belong-to-tasks")
         if self.preferences is None and self.concentration is None:
             out.add("permutation-equivariant")
         return frozenset(out | ({"conic-combination", "simplex-weights"} if self.lamb == 0.0 else set()))

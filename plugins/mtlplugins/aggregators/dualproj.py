@@ -53,6 +53,8 @@ class DualProj(Aggregator):
             "resume-equivalent",
             "parameter-rotation",
             "strongly-stationary-zero",
+            "preferences-belong-to-tasks",
+            "preferences-weigh-losses",
         }
         if self.preferences is None:
             out |= {"permutation-equivariant", "no-conflict-identity", "matches-reference"}

@@ -67,7 +67,8 @@ class MConFIG(Aggregator):
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """Preferences belong to tasks in their order."""
-        return frozenset({"resume-equivalent"} | ({"permutation-equivariant"} if self.preferences is None else set()))
+        out = {"resume-equivalent", "preferences-belong-to-tasks"}
+        return frozenset(out | ({"permutation-equivariant"} if self.preferences is None else set()))
 
     def init(self, n_tasks: int) -> State:
         """Averages (K, P), whose P the first step tells, and how often each task was met; (1 - beta1^t) d_t and the

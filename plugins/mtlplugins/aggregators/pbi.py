@@ -51,6 +51,8 @@ class PBI(Aggregator):
         out = {"resume-equivalent", "one-backward-pass"}
         if self.preferences is not None or self.concentration is None:
             out.add("coefficient-identity")
+        if self.concentration is None and self.ideal is None:
+            out.add("preferences-belong-to-tasks")
         if self.preferences is None and self.concentration is None and self.ideal is None:
             out.add("permutation-equivariant")
         return frozenset(out | ({"conic-combination"} if self.theta == 0.0 else set()))

@@ -56,6 +56,8 @@ class STCH(Aggregator):
         promised = {"conic-combination", "resume-equivalent", "one-backward-pass", "coefficient-identity"}
         if self.form == "log":
             promised.add("loss-unit-invariant")
+        if self.form == "log" or self.ideal is None:
+            promised.add("preferences-belong-to-tasks")
         if self.form == "log" or (self.preferences is None and self.ideal is None):
             promised.add("permutation-equivariant")
         return frozenset(promised)

@@ -55,6 +55,8 @@ class UPGrad(Aggregator):
             "resume-equivalent",
             "parameter-rotation",
             "strongly-stationary-zero",
+            "preferences-belong-to-tasks",
+            "preferences-weigh-losses",
         }
         if self.preferences is None:
             out |= {"permutation-equivariant", "no-conflict-identity", "matches-reference"}

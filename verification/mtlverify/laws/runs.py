@@ -161,11 +161,14 @@ def length(state: dict[str, Tensor], example: Example) -> int:
     return steps(example) if state else 1
 
 
-def answers(plugin: Aggregator, example: Example, order: Sequence[int] | None = None) -> Iterator[Answer]:
+def answers(
+    plugin: Aggregator, example: Example, order: Sequence[int] | None = None, *, options: bool = False
+) -> Iterator[Answer]:
     """The answers of the whole run, or of its first step if the method has no state. A method without a state that
-    never hears of absent tasks is asked about all of them. One run in three is saved and loaded on its way."""
+    never hears of absent tasks is asked about all of them, unless it has ``options`` that belong to tasks. One run in
+    three is saved and loaded on its way."""
     state = plugin.init(example.n_tasks if order is None else len(order))
-    if not state and not plugin.handles_absent:
+    if not state and not plugin.handles_absent and not options:
         example = example.with_(extra={**example.extra, "away": []})
     many = length(state, example)
     for number in range(many):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from mtlcore.registry import registry
-from mtlverify.mutants import aggregators, detectors, explorers, mergers, quiet, steps, subtle, teleports
+from mtlverify.mutants import aggregators, detectors, explorers, mergers, preferences, quiet, steps, subtle, teleports
 from mtlverify.mutants.twins import instances
 from mtlverify.processes import workers
 from mtlverify.runner import Result, check, chosen, examine, kind_of
@@ -15,6 +15,7 @@ CATALOGUE: dict[type, tuple[str, ...]] = {
     **aggregators.KILLED_BY,
     **subtle.KILLED_BY,
     **quiet.KILLED_BY,
+    **preferences.KILLED_BY,
     **steps.KILLED_BY,
     **detectors.KILLED_BY,
     **teleports.KILLED_BY,

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -104,6 +105,31 @@ class ConeMean(Twin):
         """Weights of the projection of unit row i."""
         y, _ = nnls(units.numpy().T, -units[i].numpy(), maxiter=1000)
         return torch.from_numpy(y) + torch.eye(len(units), dtype=torch.float64)[i]
+
+
+@dataclasses.dataclass(frozen=True)
+class ConeBlend(ConeMean):
+    """The projected gradients, each as often as its task is preferred."""
+
+    preferences: tuple[float, ...] | None = None
+
+    def weigh(self, view: StepView) -> Tensor:
+        units, norms = unit_rows(view)
+        b = torch.stack([self.project(units, i) for i in range(view.n_tasks)])
+        return per_norm((self.shares(view, norms) * norms) @ b, norms)
+
+    def shares(self, view: StepView, norms: Tensor) -> Tensor:
+        """(K,) with sum 1: the part that a mutant spoils."""
+        return self.part(self.chosen(view))
+
+    def chosen(self, view: StepView) -> Sequence[float]:
+        """Those of the tasks in the view."""
+        return [1.0] * view.n_tasks if self.preferences is None else [self.preferences[i] for i in view.task_index]
+
+    def part(self, chosen: Sequence[float]) -> Tensor:
+        """With sum 1."""
+        wish = torch.tensor(chosen, dtype=torch.float64)
+        return wish / wish.sum()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +310,10 @@ TWINS: dict[type, tuple[str, ...]] = {
         "no-conflict-identity", "conic-combination", "strongly-stationary-zero", "zero-only-if-stationary",
         "matches-reference", "step-non-conflicting", "step-nearest", "metric-identity", "step-unit-free",
         "step-descent",
+    ),
+    ConeBlend: (
+        *UNIVERSAL, *SYMMETRIES, "positively-homogeneous", "non-conflicting", "linear-under-scaling",
+        "preferences-belong-to-tasks", "preferences-weigh-losses",
     ),
     Bargain: ("pure", "deterministic", "shape-dtype-device", "alpha-fair"),
     UnitSum: (*UNIVERSAL, *SYMMETRIES, "positively-homogeneous", "scale-free", "loss-unit-invariant"),

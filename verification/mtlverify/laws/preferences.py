@@ -1,0 +1,116 @@
+"""Laws about the option ``preferences``, which means the same in every method: how much each task counts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from mtlcore import Aggregator
+from mtlverify.answer import Answer
+from mtlverify.example import Example
+from mtlverify.law import anything, law, worst
+from mtlverify.laws.compare import same_direction_and_length
+from mtlverify.laws.runs import Reaction, answers, histories
+from mtlverify.laws.symmetry import permutation, same_draws
+from mtlverify.strategies import ALL, Draw
+
+FACTOR = 8.0
+"""Of all preferences: a power of two, so that their ratios stay the same to the last bit."""
+
+
+def has_preferences(plugin: Any) -> str | None:
+    """Whether there is something to say."""
+    if not dataclasses.is_dataclass(plugin) or all(f.name != "preferences" for f in dataclasses.fields(plugin)):
+        return "has no option `preferences`"
+    return same_draws(plugin)
+
+
+def numbers(draw: Draw, k: int, p: int) -> dict[str, Any]:
+    """A preference for each task, 1 to 9."""
+    from mtlverify.strategies import pick as st
+
+    return {"preferences": draw(st.lists(st.integers(1, 9), min_size=k, max_size=k))}
+
+
+def both(draw: Draw, k: int, p: int) -> dict[str, Any]:
+    """Preferences, and another order of the tasks."""
+    return {**numbers(draw, k, p), **permutation(draw, k, p)}
+
+
+@law(
+    "preferences-belong-to-tasks",
+    statement="Reordering the tasks together with their preferences, and multiplying all preferences by 8, leaves the "
+    "direction as it is; equal preferences are none.",
+    source="a preference is a task's, and only ratios matter",
+    examples=lambda: histories(ALL, more=both),
+    within=anything,
+    applies=has_preferences,
+)
+def preferences_belong_to_tasks(plugin: Any, example: Example) -> float:
+    """Along a run in which tasks come and go: a method that takes the position among the tasks present for that among
+    all tasks mixes up whose preference is whose."""
+    order = example.extra["permutation"]
+    one, other = preferring(plugin, example), preferring(plugin, example, order)
+    renamed = zip(_run(one, example), _run(other, example, order), strict=True)
+    plain = zip(_run(without(plugin), example), _run(even(plugin, example), example), strict=True)
+    react, calm = _reaction(one, example), _reaction(without(plugin), example)
+    margins = [
+        same_direction_and_length(b.direction, a.direction, (a, b), respond.at(number), example.jacobian)
+        for pairs, respond in ((renamed, react), (plain, calm))
+        for number, (a, b) in enumerate(pairs)
+    ]
+    return worst(margins)
+
+
+@law(
+    "preferences-weigh-losses",
+    statement="Preferences u give the direction that equal ones give for the losses (K u_i / sum u) L_i.",
+    source="what a user means who multiplies a loss by a constant",
+    examples=lambda: histories(more=numbers),
+    within=anything,
+    applies=has_preferences,
+)
+def preferences_weigh_losses(plugin: Any, example: Example) -> float:
+    """Both the losses and their gradients are multiplied, and all tasks are there: where one is away, the shares of the
+    others grow."""
+    example = example.with_(extra={**example.extra, "away": []})
+    wish = example.jacobian.new_tensor(example.extra["preferences"]).double()
+    factors = wish * len(wish) / wish.sum()
+    scaled = example.with_(
+        jacobian=(example.jacobian.double() * factors[:, None]).to(example.jacobian.dtype),
+        losses=example.losses * factors,
+    )
+    one = preferring(plugin, example)
+    react = _reaction(one, example)
+    pairs = zip(_run(one, example), _run(without(plugin), scaled), strict=True)
+    margins = (
+        same_direction_and_length(b.direction, a.direction, (a, b), react.at(number), example.jacobian)
+        for number, (a, b) in enumerate(pairs)
+    )
+    return worst(margins, of="step")
+
+
+def _run(plugin: Aggregator, example: Example, order: Any = None) -> Iterator[Answer]:
+    return answers(plugin, example, order, options=True)
+
+
+def _reaction(plugin: Aggregator, example: Example) -> Reaction:
+    return Reaction(lambda rows: (a.direction for a in _run(plugin, example.with_(jacobian=rows))))
+
+
+def preferring(plugin: Any, example: Example, order: Any = None) -> Aggregator:
+    """With the preferences of the example; with ``order`` those of the tasks in it, times :data:`FACTOR`."""
+    wish = example.extra["preferences"]
+    listed = [float(v) for v in wish] if order is None else [FACTOR * wish[i] for i in order]
+    return dataclasses.replace(plugin, preferences=tuple(listed))
+
+
+def without(plugin: Any) -> Aggregator:
+    """With no preferences."""
+    return dataclasses.replace(plugin, preferences=None)
+
+
+def even(plugin: Any, example: Example) -> Aggregator:
+    """With one and the same for every task."""
+    return dataclasses.replace(plugin, preferences=(3.0,) * example.n_tasks)
