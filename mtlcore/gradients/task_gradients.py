@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import torch
@@ -72,28 +72,34 @@ def accumulate(parameter: Tensor, gradient: Tensor, *, fresh: bool) -> None:
         parameter.grad.add_(gradient)
 
 
-@contextlib.contextmanager
-def all_or_nothing(leaves: Sequence[Tensor]) -> Iterator[None]:
+def all_or_nothing(leaves: Sequence[Tensor]) -> AbstractContextManager[None]:
     """Inside, the ``.grad`` of ``leaves`` starts empty. On leaving it is added to what was there before, in place;
     after an error it is as before."""
-    before = [(p, p.grad) for p in leaves if p.grad is not None]
-    for p, _ in before:
-        p.grad = None
-    try:
-        yield
-    except BaseException:
-        for p in leaves:
+    return _AllOrNothing(leaves)
+
+
+class _AllOrNothing(AbstractContextManager[None]):
+    # Not a generator: one that an interrupt leaves open runs its end when it is collected, after a rollback.
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
+        self._leaves = leaves
+        self._before = [(p, p.grad) for p in leaves if p.grad is not None]
+
+    def __enter__(self) -> None:
+        for p, _ in self._before:
             p.grad = None
-        for p, old in before:
-            p.grad = old
-        raise
-    if not before:
-        return
-    with torch.no_grad():
-        for p, old in before:
-            new, p.grad = p.grad, old
-            if new is not None:
-                accumulate(p, new, fresh=True)
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:
+            for p in self._leaves:
+                p.grad = None
+            for p, old in self._before:
+                p.grad = old
+        elif self._before:
+            with torch.no_grad():
+                for p, old in self._before:
+                    new, p.grad = p.grad, old
+                    if new is not None:
+                        accumulate(p, new, fresh=True)
 
 
 def write_heads(heads: Iterable[list[Pair]], head_weights: Tensor | None) -> None:

@@ -23,7 +23,6 @@ def interrupts_held() -> AbstractContextManager[None]:
 
 class _Held(AbstractContextManager[None]):
     def __init__(self) -> None:
-        self._open = True
         self._handlers: dict[int, Any] = {}
         self._received: list[tuple[int, FrameType | None]] = []
 
@@ -35,19 +34,22 @@ class _Held(AbstractContextManager[None]):
             for number in self._handlers:
                 signal.signal(number, self._receive)
         except BaseException:  # the handler of one that is not yet held
-            self.__exit__()
+            self._put_back()
             raise
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._open:
-            self._received.append((number, frame))
-        else:
-            # One that came while the handlers were put back stopped that: this one stands in for them.
-            self._handlers[number](number, frame)
+        self._received.append((number, frame))
+
+    def _put_back(self) -> None:
+        try:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+        except BaseException:  # one that came when its own handler was back, and that of others was not
+            self._put_back()
+            raise
 
     def __exit__(self, *error: object) -> None:
-        self._open = False
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._put_back()
+        # Only now: what a handler raises would leave the others held.
         for number, frame in self._received:
             self._handlers[number](number, frame)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
@@ -37,18 +37,25 @@ def _same_objects(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(one[key] is other[key] for key in one)
 
 
-@contextlib.contextmanager
-def copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+def copied_buffers(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
     """While open, what the modules learn goes to copies of their buffers. Written to in place, the buffers would
     be lost to a graph that has saved them, even with their old bits back: autograd counts writes."""
-    tables = [(module._buffers, dict(module._buffers)) for module in modules]
-    copies = {b: b.clone() for _, buffers in tables for b in buffers.values() if b is not None and not is_lazy(b)}
-    for table, buffers in tables:
-        table.update({name: copies[b] for name, b in buffers.items() if b in copies})
-    try:
-        yield
-    finally:
-        for table, buffers in tables:
+    return _CopiedBuffers(modules)
+
+
+class _CopiedBuffers(AbstractContextManager[None]):
+    # Not a generator: one that an interrupt leaves open runs its end when it is collected, after a rollback.
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._tables = [(module._buffers, dict(module._buffers)) for module in modules]
+
+    def __enter__(self) -> None:
+        held = [b for _, buffers in self._tables for b in buffers.values() if b is not None and not is_lazy(b)]
+        copies = {b: b.clone() for b in held}
+        for table, buffers in self._tables:
+            table.update({name: copies[b] for name, b in buffers.items() if b in copies})
+
+    def __exit__(self, *error: object) -> None:
+        for table, buffers in self._tables:
             table.update(buffers)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -98,20 +97,9 @@ class Transaction:
         """Whether some module behaves otherwise when it is not frozen."""
         return any(self._modules.was_training(module) for module in self._modules)
 
-    @contextlib.contextmanager
-    def as_found(self) -> Iterator[None]:
+    def as_found(self) -> _AsFound:
         """While open: a frozen network is in the modes in which it was found; buffers come back afterwards."""
-        self._is_frozen = False
-        for module in self._modules:
-            self.thaw(module)
-        try:
-            with copied_buffers(self._modules):
-                yield
-        finally:
-            self._is_frozen = True
-            for module in self._modules:
-                self.freeze(module)
-            self.restore_buffers()
+        return _AsFound(self)
 
     def other_statistics(self) -> _OtherStatistics:
         """While open: batch norms that were training work as they do in a training step."""
@@ -200,6 +188,25 @@ class _Frozen:
         transaction._switches.restore()
         torch.clear_autocast_cache()
         do_all((transaction.restore_buffers, transaction._noise.restore))
+
+
+class _AsFound:
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+        self._buffers = copied_buffers(transaction._modules)
+
+    def __enter__(self) -> None:
+        self._transaction._is_frozen = False
+        for module in self._transaction._modules:
+            self._transaction.thaw(module)
+        self._buffers.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._buffers.__exit__(*error)
+        self._transaction._is_frozen = True
+        for module in self._transaction._modules:
+            self._transaction.freeze(module)
+        self._transaction.restore_buffers()
 
 
 class _OtherStatistics:

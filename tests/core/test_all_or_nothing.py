@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import signal
+import sys
 import time
 
 import pytest
@@ -12,6 +14,7 @@ from torch import nn
 
 from mtlcore import MultiTask
 from mtlcore.errors import ConfigurationError, NonFiniteError
+from mtlcore.snapshot import interrupts
 
 INTERRUPTS = 25
 
@@ -57,6 +60,7 @@ class World:
             None if run["state"] is None else {k: v.tolist() for k, v in run["state"].items()},
             torch.get_rng_state().tolist(),
             torch.is_grad_enabled(),
+            [m.training for m in (*self.trunk.modules(), *self.heads.modules())],
         )
 
     def twin(self):
@@ -130,6 +134,68 @@ def test_timed_interrupts_leave_one_of_two_pictures(case):
         signal.setitimer(signal.ITIMER_REAL, 0)  # one that is still running would meet the old handler
         signal.signal(signal.SIGALRM, old)
     assert not neither
+
+
+def interrupted_at(trial, event):
+    """One step with an interrupt at the given line of those that enter and leave contexts, where a timed one seldom
+    arrives. False if the step has fewer such lines."""
+    places, seen = {contextlib.__file__, interrupts.__file__}, 0
+
+    def watch(frame, what, _):
+        nonlocal seen
+        if frame.f_code.co_filename not in places:
+            return None
+        if what in ("line", "return"):
+            seen += 1
+            if seen == event + 1:
+                signal.raise_signal(signal.SIGALRM)
+        return watch
+
+    sys.settrace(watch)
+    try:
+        trial.step()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    return seen > event
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("case", "stride"),
+    [("mgda", 3), *(pytest.param(case, 1, marks=pytest.mark.slow) for case in CASES)],
+)
+def test_interrupts_between_two_contexts_leave_one_of_two_pictures(case, stride):
+    """A generator that an interrupt left open ended when it was collected, after the rollback; a signal that came while
+    handlers were put back left the others held."""
+    w = world(case)
+    for _ in range(2):
+        w.step()
+    noise = torch.get_rng_state()
+    twin = w.twin()
+    twin.step()
+    after = twin.picture()
+    torch.set_rng_state(noise)
+    before = w.picture()
+    old = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    neither, event = [], 0
+    try:
+        while True:
+            trial = w.twin()
+            torch.set_rng_state(noise)
+            arrived = interrupted_at(trial, event)
+            assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)], event
+            if not arrived:
+                break
+            if trial.picture() not in (before, after):
+                neither.append(event)
+            event += stride
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert not neither
+    assert event > 20, "the step enters contexts"
 
 
 @pytest.mark.parametrize("case", CASES)
