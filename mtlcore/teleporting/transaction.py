@@ -202,7 +202,7 @@ class _AsFound:
         self._buffers.__enter__()
 
     def __exit__(self, *error: object) -> None:
-        self._buffers.__exit__(*error)
+        self._buffers.__exit__(None, None, None)
         self._transaction._is_frozen = True
         for module in self._transaction._modules:
             self._transaction.freeze(module)

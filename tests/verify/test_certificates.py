@@ -87,6 +87,48 @@ def test_a_change_of_an_imported_module_of_the_package_makes_a_new_certificate(p
     assert list(made_of) == ["thirdparty_cert", "thirdparty_cert.method", "thirdparty_cert.share"]
 
 
+CODE = b'''"""What it is."""
+
+# a remark
+def f(x):
+    """More
+    of it."""
+    return x + 1  # counted
+
+
+SIZE = 2
+"""Of what."""
+TEXT = """
+# not a comment
+"""
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        (b"What it is", b"What it does", True),
+        (b"    of it", b"    of it,\n    and more of it", True),
+        (b"# a remark\n", b"", True),
+        (b"# a remark", b"# another\n\n# remark", True),
+        (b"Of what", b"Of whom", True),
+        (b"\n", b"\r\n", True),
+        (b"x + 1", b"x + 2", False),
+        (b"SIZE = 2", b"SIZE = 3", False),
+        (b"# not a comment", b"# not the same", False),
+        (b"# not a comment", b"# not a comment ", False),
+        (b"    return", b"    return not", False),
+    ],
+)
+def test_an_explanation_is_not_what_a_verdict_depends_on(old, new, same):
+    assert CODE.replace(old, new) != CODE
+    assert (sources.digest(CODE.replace(old, new)) == sources.digest(CODE)) is same
+
+
+def test_a_source_that_cannot_be_parsed_counts_whole():
+    assert sources.digest(b"def (") != sources.digest(b"def ( # remark")
+
+
 def test_another_harness_or_version_asks_anew(package, monkeypatch):
     certificates.certify("aggregator", "certified", {}, 1)
     with monkeypatch.context() as patch:

@@ -25,8 +25,35 @@ def source_of(module: str) -> bytes | None:
 
 
 def digest(source: bytes | None) -> str:
-    """Of one source; that of a missing one equals no other."""
-    return "" if source is None else hashlib.sha256(source).hexdigest()
+    """Of what one source does, not of how it is explained; that of a missing one equals no other."""
+    return "" if source is None else hashlib.sha256(_without_words(source)).hexdigest()
+
+
+def _without_words(source: bytes) -> bytes:
+    """The lines of code, without docstrings and comments that have lines of their own. Text, not a syntax tree, because
+    that of one Python is not that of another. What cannot be parsed stays whole."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return source
+    lines: list[bytes | None] = list(source.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"))
+    # What may hold lines that look like comments, or end in blanks that count.
+    texts = [node for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.JoinedStr))]
+    inside = {
+        n for text in texts if text.lineno != text.end_lineno for n in range(text.lineno - 1, text.end_lineno or 0)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            first, last = node.lineno, node.end_lineno or node.lineno
+            alone = not (lines[first - 1] or b"")[: node.col_offset].strip()
+            if alone and not (lines[last - 1] or b"")[node.end_col_offset :].strip():
+                lines[first - 1 : last] = [None] * (last - first + 1)
+    kept = [
+        line if number in inside else line.rstrip()
+        for number, line in enumerate(lines)
+        if line is not None and (number in inside or (line.strip() and not line.lstrip().startswith(b"#")))
+    ]
+    return b"\n".join(kept)
 
 
 def plugin(cls: type) -> dict[str, str]:

@@ -151,8 +151,8 @@ def to_hunt(row: Row, law: Law) -> bool:
 
 
 def digest(subject: Subject, law: Law) -> str:
-    """Of what a row speaks about: the sources of the method (with what they import from their own package), its
-    hyper-parameters, and the source of the law's module. What both stand on, the core and the search, is not part of
+    """Of what a row speaks about: the code of the method (with what it imports from its own package), its
+    hyper-parameters, and the code of the law's module. What both stand on, the core and the search, is not part of
     it: a change there is a reason to make the whole ledger anew."""
     basis = (*_sources(subject.kind, subject.name, law.check.__module__), subject.options, law.statement)
     return hashlib.sha256(repr(basis).encode()).hexdigest()[:16]
