@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -648,12 +649,12 @@ def test_the_command_measures_a_report_and_says_of_how_many_records(capsys):
     assert re.match(r"6 records \(0 MB\): \d+\.\d s of the processor, \d{2,3} MB at most", said)
 
 
-def test_ranges_of_normal_numbers_are_those_of_scipy():
-    from scipy.stats import studentized_range
-
-    for count in (2, 3, 18, 60):
-        expected = float(studentized_range.ppf(0.95, count, np.inf))
-        assert overall._range_quantile(count) == pytest.approx(expected, rel=1e-9)
+def test_the_critical_difference_has_the_values_of_nemenyis_table():
+    table = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}  # Demsar, 5 (a)
+    for methods, quantile in table.items():
+        found = overall.critical_difference(methods, 14)
+        assert found == pytest.approx(quantile * math.sqrt(methods * (methods + 1) / (6 * 14)), rel=3e-4)
+    assert overall.critical_difference(1, 14) is None
 
 
 def test_mean_curves_of_runs_with_and_without_the_same_steps():
