@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
+import mtlcore
 from mtlbench.studies import cost, cost_figure
 from mtlbench.studies.cost_arms import ARMS
 from mtlbench.studies.cost_problem import EXCESS, NAME, SCALES, BadCoordinates, task_of
@@ -58,6 +60,10 @@ def test_a_teleport_helps_where_it_must():
 def test_it_is_found_by_its_name_and_others_too():
     assert isinstance(task_of(NAME), BadCoordinates)
     assert task_of("rf1").tasks
+    usual = task_of(NAME).budget
+    assert task_of(f"{NAME}-x10").budget == dataclasses.replace(usual, learning_rate=10 * usual.learning_rate)
+    with pytest.raises(mtlcore.errors.ConfigurationError, match="rate must be"):
+        BadCoordinates(rate=0.0)
 
 
 def test_looking_changes_nothing():
@@ -67,9 +73,10 @@ def test_looking_changes_nothing():
 
 def test_the_figure_is_made_of_the_records(tmp_path):
     jobs = list(cost.wanted([NAME], ["ls"], ["exact"], 2))
-    assert cost_figure.record(tmp_path, jobs, 40) == 4
-    assert cost_figure.record(tmp_path, jobs, 40) == 0
-    rows = cost.finished(tmp_path / "traces.jsonl")
+    file = tmp_path / cost_figure.FILE
+    assert cost.train_missing(file, jobs, 40, cost_figure.traced) == 4
+    assert cost.train_missing(file, jobs, 40, cost_figure.traced) == 0
+    rows = cost.finished(file)
     found = cost_figure.windows(rows, NAME, "exact")
     at = cost_figure.BEFORE // cost_figure.EVERY
     with_, alone = (found["cosine"][key][:, at] for key in ("with", "alone"))
@@ -81,4 +88,4 @@ def test_the_figure_is_made_of_the_records(tmp_path):
     files = [cost_figure.draw(tmp_path, tmp_path / f"{n}.svg").read_text() for n in "ab"]
     assert files[0] == files[1]
     assert f"{NAME}, exact" in files[0]
-    assert json.loads((tmp_path / "traces.jsonl").read_text().split("\n")[1])["trace"]["steps"][:2] == [0, 2]
+    assert json.loads(file.read_text().split("\n")[0])["trace"]["steps"][:2] == [0, 2]

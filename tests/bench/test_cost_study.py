@@ -26,18 +26,22 @@ def test_every_arm_runs_and_pairs_with_the_base_alone(arm):
 def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     create = mtlcore.create
     monkeypatch.setattr(mtlcore, "create", lambda k, n, **o: Tiny() if k == "task" else create(k, n, **o))
-    jobs = lambda: cost.wanted(["tiny"], ["ls"], ["default", "random"], 2)
-    assert cost.run_all(tmp_path, jobs(), 6) == 6
-    file = tmp_path / "runs.jsonl"
+    file = tmp_path / "new" / "runs.jsonl"
+
+    def go():
+        jobs = cost.wanted(["tiny"], ["ls"], ["default", "random"], 2)
+        return cost.train_missing(file, jobs, 6, lambda *job: cost.Run(*job).go())
+
+    assert go() == 6
     text = file.read_text()
     file.write_text(text[: text.rstrip().rindex("\n") + 20])  # killed while it wrote the last line
-    assert cost.run_all(tmp_path, jobs(), 6) == 1
-    assert cost.run_all(tmp_path, jobs(), 6) == 0
+    assert go() == 1
+    assert go() == 0
     rows = cost.finished(file)
     assert len(rows) == 6
     assert json.dumps(rows[("tiny", "ls", "alone", 0, 6)])
     assert {arm for arms in cost.scores(file).values() for arm in arms} == {"default", "random"}
-    assert "### tiny, ls, 6 steps" in cost.report(tmp_path)
+    assert "### tiny, ls, 6 steps" in cost.report(file.parent)
 
 
 def test_an_arm_that_did_nothing_is_told_from_one_that_made_no_difference(tmp_path):

@@ -14,9 +14,8 @@ refuted.
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 import mtlcore
+from mtlbench import records
 from mtlbench.protocol.delta_m import delta_m
 from mtlbench.statistics import corrected, paired
 from mtlbench.studies.cost_arms import ARMS, Arm, detector_of, teleporter_of
@@ -35,6 +35,12 @@ from mtlcore.snapshot import Snapshot
 
 BASES = ("ls", "cagrad", "fairgrad", "nash-mtl", "gradops")
 TASKS = ("grid-fashion", "qm9")
+
+Job = tuple[str, str, str, int]
+"""(task, base, arm, seed)"""
+Done = tuple[str, str, str, int, int]
+"""The same and how many steps."""
+Train = Callable[[BenchmarkTask, str, Arm, int, int], dict[str, Any]]
 
 
 class Run:
@@ -151,7 +157,7 @@ class Run:
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
-def wanted(tasks: Sequence[str], bases: Sequence[str], arms: Sequence[str], seeds: int) -> Iterator[tuple[Any, ...]]:
+def wanted(tasks: Sequence[str], bases: Sequence[str], arms: Sequence[str], seeds: int) -> Iterator[Job]:
     """(task, base, arm, seed), the base alone first: without it no arm has a score."""
     for task in tasks:
         for base in bases:
@@ -160,33 +166,31 @@ def wanted(tasks: Sequence[str], bases: Sequence[str], arms: Sequence[str], seed
                     yield task, base, arm, seed
 
 
-def finished(file: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """What is there; the last line may have been cut off by the end of a run."""
-    found = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[row["task"], row["base"], row["arm"], row["seed"], row["steps"]] = row
-    return found
+def finished(file: Path) -> dict[Done, dict[str, Any]]:
+    """What is there, by (task, base, arm, seed, steps)."""
+    return {(r["task"], r["base"], r["arm"], r["seed"], r["steps"]): r for r in records.lines(file)}
 
 
-def run_all(folder: Path, jobs: Iterator[tuple[Any, ...]], steps: int | None) -> int:
-    """Train what is missing; returns how many runs that were."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file, count = folder / "runs.jsonl", 0
-    known = finished(file)
+def train_missing(file: Path, jobs: Iterable[Job], steps: int | None, train: Train) -> int:
+    """Train what is not in the file, and append a line for each run as soon as it is finished.
+
+    Args:
+        file: of the finished runs.
+        jobs: see :func:`wanted`.
+        steps: of every run; None: as the task's budget says.
+        train: (task, base, arm, seed, steps) -> what the line has beside these.
+
+    Returns:
+        How many runs that were.
+    """
+    known, count = finished(file), 0
     for name, base, arm, seed in jobs:
         task = task_of(name)
         length = steps or task.budget.steps
         if (name, base, arm, seed, length) in known:
             continue
         row = {"task": name, "base": base, "arm": arm, "seed": seed, "steps": length}
-        row |= Run(task, base, ARMS[arm], seed, length).go()
-        with file.open("a", encoding="utf-8") as stream:
-            # A line of its own, also after one that was cut off.
-            stream.write("\n" + json.dumps(row) + "\n")
+        records.append(file, row | train(task, base, ARMS[arm], seed, length))
         count += 1
     return count
 
@@ -249,7 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if not chosen.report:
-        run_all(chosen.out, wanted(chosen.task, chosen.base, chosen.arm, chosen.seeds), chosen.steps)
+        jobs = wanted(chosen.task, chosen.base, chosen.arm, chosen.seeds)
+        train_missing(chosen.out / "runs.jsonl", jobs, chosen.steps, lambda *job: Run(*job).go())
     print(report(chosen.out))
 
 

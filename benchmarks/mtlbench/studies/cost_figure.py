@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,13 @@ import numpy as np
 import torch
 
 from mtlbench.records import writing
-from mtlbench.studies.cost import Run, finished, wanted
-from mtlbench.studies.cost_arms import ARMS
-from mtlbench.studies.cost_problem import NAME, task_of
+from mtlbench.studies.cost import Done, Run, finished, train_missing, wanted
+from mtlbench.studies.cost_arms import ARMS, Arm
+from mtlbench.studies.cost_problem import NAME
 from mtlbench.studies.cost_trace import EVERY, Trace
+from mtlbench.tasks.base import BenchmarkTask
 
+FILE = "traces.jsonl"
 BEFORE, AFTER = 20, 80
 """Steps around a teleport that are drawn."""
 FEWEST = 2
@@ -38,36 +39,15 @@ SERIES = {
     "loss": "mean loss against the run\nwithout teleports, %",
 }
 
-Key = tuple[Any, ...]
+
+def traced(task: BenchmarkTask, base: str, arm: Arm, seed: int, steps: int) -> dict[str, Any]:
+    """Train once, and look around."""
+    trace = Trace()
+    Run(task, base, arm, seed, steps, trace).go()
+    return {"trace": dataclasses.asdict(trace)}
 
 
-def record(folder: Path, jobs: Sequence[Key], steps: int | None) -> int:
-    """Train what is missing; returns how many runs that were."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file, count = folder / "traces.jsonl", 0
-    known = finished(file)
-    for name, base, arm, seed in jobs:
-        task = task_of(name)
-        length = steps or task.budget.steps
-        if (name, base, arm, seed, length) in known:
-            continue
-        trace = Trace()
-        Run(task, base, ARMS[arm], seed, length, trace).go()
-        row = {
-            "task": name,
-            "base": base,
-            "arm": arm,
-            "seed": seed,
-            "steps": length,
-            "trace": dataclasses.asdict(trace),
-        }
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write("\n" + json.dumps(row) + "\n")
-        count += 1
-    return count
-
-
-def windows(rows: dict[Key, dict[str, Any]], task: str, arm: str) -> dict[str, dict[str, np.ndarray]]:
+def windows(rows: dict[Done, dict[str, Any]], task: str, arm: str) -> dict[str, dict[str, np.ndarray]]:
     """series -> {"alone", "with"} -> (runs, looks) around the first accepted teleport; NaN beyond the ends of a run."""
     found: dict[str, dict[str, list[np.ndarray]]] = {s: {"alone": [], "with": []} for s in SERIES}
     for (name, base, which, seed, steps), row in sorted(rows.items()):
@@ -100,7 +80,7 @@ def draw(folder: Path, file: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = finished(folder / "traces.jsonl")
+    rows = finished(folder / FILE)
     pairs = sorted({(k[0], k[2]) for k in rows if k[2] != "alone"}, key=lambda pair: (pair[0] != NAME, pair))
     columns = {pair: windows(rows, *pair) for pair in pairs}
     columns = {pair: found for pair, found in columns.items() if len(found["loss"]["with"]) >= FEWEST}
@@ -147,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if chosen.draw is None:
-        jobs = list(wanted(chosen.task, chosen.base, chosen.arm, chosen.seeds))
-        print(f"{record(chosen.out, jobs, chosen.steps)} runs")
+        jobs = wanted(chosen.task, chosen.base, chosen.arm, chosen.seeds)
+        print(f"{train_missing(chosen.out / FILE, jobs, chosen.steps, traced)} runs")
     else:
         print(draw(chosen.out, chosen.draw))
 

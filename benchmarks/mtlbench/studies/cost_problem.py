@@ -33,7 +33,12 @@ class BadCoordinates(BenchmarkTask):
     Multiplying W1 by lambda and dividing W2 by it changes no output; it multiplies the first term by lambda^2 and
     divides the second: from lambda^4 = EXCESS on, the tasks agree. [ours; the law helps-where-it-must has the same
     network for one step]
+
+    Args:
+        rate: the learning rate, in units of the usual one: does a teleport help where the rate is tuned?
     """
+
+    rate: float = mtlcore.number(1.0, low=0.0, open_low=True)
 
     title = "Two tasks in coordinates in which they conflict"
     about = "Made up: the conflict is one of coordinates alone, and a rescaling of the two layers removes it."
@@ -52,7 +57,7 @@ class BadCoordinates(BenchmarkTask):
     @property
     def budget(self) -> Budget:
         """Not too long, nor too fast: both losses can become small, and then all trainings end in the same place."""
-        return Budget(steps=240, batch_size=64, learning_rate=1e-3, evaluations=4)
+        return Budget(steps=240, batch_size=64, learning_rate=1e-3 * self.rate, evaluations=4)
 
     def load(self) -> Splits:
         """Inputs between 0.5 and 1.5; what is to be learnt is the same for all."""
@@ -97,7 +102,11 @@ class BadCoordinates(BenchmarkTask):
         return {"loss": float(tally[0] / tally[1])}
 
 
+PROBLEMS = {NAME: BadCoordinates(), **{f"{NAME}-x{rate}": BadCoordinates(rate=rate) for rate in (3, 10)}}
+"""By name, with multiples of the learning rate."""
+
+
 def task_of(name: str) -> BenchmarkTask:
-    """The constructed problem, or a registered task, by its name."""
-    found: BenchmarkTask = BadCoordinates() if name == NAME else mtlcore.create("task", name)
+    """A constructed problem, or a registered task, by its name."""
+    found: BenchmarkTask = PROBLEMS.get(name) or mtlcore.create("task", name)
     return found
