@@ -74,7 +74,7 @@ class Sharded(TaskGradients):
         self._modules = modules
         self._told = [t for t in told if is_sharded([t])]
         self.weights_whole_losses = whole_losses  # type: ignore[misc]
-        self._replicas = replicas(batch.shared)
+        self._replicas = replicas(batch.shared) if batch.shared else 1
         self._wire: Wire | None = None
 
     def start(self, wire: Wire) -> None:

@@ -53,7 +53,7 @@ def finish(run: Run, prepared: Prepared, conflict: Conflict | None, teleport: Te
 def _check_scaled(run: Run, prepared: Prepared) -> None:
     """Weights may take scaled gradients, finite task by task, beyond what their type holds. With several processes
     nobody looks: they would not all see the same."""
-    if prepared.batch.scale is None or run.processes.several():
+    if prepared.batch.scale is None or run.processes.wire is not None:
         return
     leaves = {id(p): p for p in (*prepared.batch.leaves.values(), *run.shared(), *run.held())}
     if not graph.finite([p.grad for p in leaves.values() if p.grad is not None]):

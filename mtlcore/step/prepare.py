@@ -191,7 +191,8 @@ def _sharded(run: Run, batch: Batch, needs: Needs, pending: Pending) -> Local:
     Raises:
         ConfigurationError: what is not served there.
     """
-    what = "a method or detector that reads whole rows" if needs == Needs.JACOBIAN else ""
+    frozen = not batch.shared
+    what = "a method or detector that reads whole rows" if needs == Needs.JACOBIAN and not frozen else ""
     what = f"metric={run.metric!r} or taken" if run.whole_rows else what
     what = "accumulate(...)" if pending.added is not None else "refresh" if run.keeper is not None else what
     if not run.processes.several():
@@ -201,8 +202,9 @@ def _sharded(run: Run, batch: Batch, needs: Needs, pending: Pending) -> Local:
             f"{what} is not served with a sharded trunk (FSDP2): use a method that reads the Gramian or losses, "
             f"one batch per step, on several processes."
         )
-    found = Sharded(batch, run.modules(), members(run, []).told, needs == Needs.LOSSES)
-    return Local(batch, batch.presence, found, "sharded: one backward pass through FSDP for each task")
+    found = Sharded(batch, run.modules(), members(run, []).told, needs == Needs.LOSSES or frozen)
+    reason = _FROZEN if frozen else "sharded: one backward pass through FSDP for each task"
+    return Local(batch, batch.presence, found, reason)
 
 
 _FROZEN = (

@@ -52,8 +52,8 @@ class Run:
         reach: the watch over parameters that no task, or one task alone, reaches.
         pending: micro-batches that wait for the last one of their step.
         promise: about the optimizer's next step, with ``metric="step"``.
-        audited: how many parameters of the trunk trained when it was looked whether the optimizer holds them; -1:
-            look at the next step.
+        audited: the parameters of the trunk that trained when it was looked whether the optimizer holds them, by
+            identity; None: look at the next step.
     """
 
     trunk: nn.Module | None
@@ -76,7 +76,7 @@ class Run:
     reach: audit.Reach
     pending: Pending = Pending()
     promise: Promise = dataclasses.field(default_factory=Promise)
-    audited: int = -1
+    audited: frozenset[int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a run between two steps: no copy has the graphs of micro-batches, nor their gradients by identity."""
@@ -196,17 +196,18 @@ class Run:
         inputs.check_helpers(optimizer, None, None)
         if self.teleporter is not None and self.teleporter.history == "carry":
             trajectory.check_supported(optimizer)
-        self.optimizer, self.audited = optimizer, -1
+        self.optimizer, self.audited = optimizer, None
 
     def audit_optimizer(self) -> None:
         """Once for each optimizer and each set of parameters that train; ``audit.check_optimizer`` says what is
         raised."""
         shared = self.shared()
-        if len(shared) == self.audited:
+        training = frozenset(map(id, shared))
+        if training == self.audited:
             return
         names = self.names()
         audit.check_optimizer(trajectory.each(self.optimizer), shared, [names[id(p)] for p in shared])
-        self.audited = len(shared)
+        self.audited = training
 
     def take_pending(self) -> Pending:
         """The micro-batches so far; they are forgotten here, whether or not the step succeeds."""
@@ -229,7 +230,7 @@ class Run:
             )
         self.parameters = inputs.trunk_parameters(self.trunk)
         vars(self).pop("sharded", None)
-        self.audited = -1
+        self.audited = None
         self.watch_anew()
         self.processes.forget()
         self.pending = Pending()

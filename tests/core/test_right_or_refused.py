@@ -225,6 +225,19 @@ def test_a_layer_that_is_unfrozen_later_and_not_in_the_optimizer_is_named_once()
         mt.step(lambda: losses_of(trunk, heads, x, y))
 
 
+def test_as_many_parameters_that_train_are_not_the_same_ones():
+    """The number of those that train was compared: a layer frozen for another was not noticed."""
+    trunk, heads, x, y = network()
+    trunk[0].requires_grad_(False)
+    learning = [p for p in (*trunk.parameters(), *heads.parameters()) if p.requires_grad]
+    mt = MultiTask(trunk, "upgrad", torch.optim.SGD(learning, lr=0.1))
+    mt.step(lambda: losses_of(trunk, heads, x, y))
+    trunk[0].requires_grad_(True)
+    trunk[2].requires_grad_(False)
+    with pytest.raises(ConfigurationError, match="the optimizer has none of the trunk's parameters"):
+        mt.step(lambda: losses_of(trunk, heads, x, y))
+
+
 def test_an_exchanged_optimizer_must_be_one_that_a_teleport_can_carry():
     """It used to be an AssertionError in the first teleport."""
 

@@ -124,12 +124,13 @@ def grads(net):
     }
 
 
-def train(rank, size, how, kind, name, steps=1, dtype=torch.float64, **options):
+def train(rank, size, how, kind, name, steps=1, dtype=torch.float64, frozen=False, **options):
     """Some steps of backward and Adam; ``size`` 1 is the whole batch on one process. Gradients of the last step,
     weights, parameters, state and report.
     """
     torch.manual_seed(rank)
     net = Net(kind, dtype)
+    net.trunk.requires_grad_(not frozen)
     trunk, call = wrapped(net, how)
     width = 8 if kind == "tied" else 6
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
@@ -404,12 +405,13 @@ def tuned(rank, size):
     return mt.tune(closure, repeats=1).fastest, dict(mt._run.planner.pins)
 
 
-def sharded(rank, size, name, how, steps=2, dtype=torch.float64, shape=None, kind="mlp"):
+def sharded(rank, size, name, how, steps=2, dtype=torch.float64, shape=None, kind="mlp", frozen=False):
     """FSDP2: trunk layer by layer and whole; heads too, or plain."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     net = Net(kind, dtype)
+    net.trunk.requires_grad_(not frozen)
     width = 8 if kind == "tied" else 6
     mesh = init_device_mesh("cpu", shape or (size,), mesh_dim_names=("copies", "shards") if shape else None)
     for layer in net.trunk.children():

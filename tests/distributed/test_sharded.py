@@ -31,6 +31,16 @@ def test_gradients_are_those_of_the_whole_batch(pool, name, how):
         assert "FSDP" in found[0]["source"]
 
 
+@pytest.mark.parametrize("how", ["trunk", "whole"])
+@pytest.mark.parametrize("name", ["upgrad", "imtl-l"])
+def test_a_frozen_trunk_trains_the_heads(pool, name, how):
+    shapes = (None, "mlp", True)
+    found = pool.run(cases.sharded, 2, name, how, 2, torch.float64, *shapes)
+    whole = cases.train(0, 1, "plain", "mlp", name, 2, torch.float64, True)
+    assert_same_bits(found)
+    assert_close(found[0], whole, 1e-12)
+
+
 @pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
 def test_replicas_of_shards(pool, shape):
     """HSDP: a mesh with a replicated and a sharded dimension."""
