@@ -69,7 +69,7 @@ class MultiTask:
             Gramian and rows are those of that metric everywhere: for method, detector and report. It takes K x P
             numbers twice.
         taken: whether :meth:`step` measures what the optimizer's step did to every task (``report.taken``). Takes whole
-            rows, a copy of the trunk's parameters, and one product.
+            rows (of a sparse table those looked up), a copy of the trunk's parameters, and two products.
 
     Raises:
         UnknownPluginError, PluginError: from looking up the plugins.

@@ -55,6 +55,10 @@ class Scaled(TaskGradients):
         """(k, P), true."""
         return self._inner.rows() / self._scale
 
+    def applied(self, vector: Tensor) -> Tensor:
+        """J v of the true J."""
+        return self._inner.applied(vector) / self._scale
+
     def write(self, answer: Answer) -> None:
         """``.grad`` gets s times what it would get without a scaler."""
         direction = None if answer.direction is None else answer.direction * self._scale

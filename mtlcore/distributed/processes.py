@@ -29,7 +29,6 @@ from mtlcore.distributed.verdict import Failure, combined
 from mtlcore.distributed.wire import Wire
 from mtlcore.errors import ConfigurationError, NonFiniteError, ProcessError
 from mtlcore.gradients import graph
-from mtlcore.gradients.accumulation import Sum
 from mtlcore.gradients.features_only import AtFeatures
 from mtlcore.gradients.jacobian import Stored
 from mtlcore.presence import Presence
@@ -418,7 +417,7 @@ def _flags(leaves: Sequence[Tensor], reached: frozenset[int]) -> list[float]:
 
 def _reached(local: Local) -> frozenset[int]:
     """The leaves whose ``.grad`` this process would write."""
-    if isinstance(local.found, (Stored, Sum)):
+    if isinstance(local.found, Stored):
         own = [id(t) for pairs in local.found.heads for t, _ in pairs]
         return frozenset([*map(id, local.found.used), *own])
     return frozenset(local.batch.leaves)
@@ -426,7 +425,7 @@ def _reached(local: Local) -> frozenset[int]:
 
 def _unknown(local: Local, roster: Roster) -> dict[str, list[Tensor]]:
     """By task, parameters that the roster lacks."""
-    if isinstance(local.found, (Stored, Sum)):
+    if isinstance(local.found, Stored):
         return {
             name: [t for t, _ in pairs if roster.is_new(t)]
             for name, pairs in zip(local.presence.present, local.found.heads)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtlcore import linalg, trajectory
 from mtlcore.geometry.moves import KNOWN, Move, moves
+from mtlcore.gradients.task_gradients import TaskGradients
 from mtlcore.presence import Presence
 from mtlcore.trajectory import Optimizers
 
@@ -71,22 +72,22 @@ class Watch:
         self._moves: list[Move] = moves(optimizer, parameters, "taken=True") if known else []
 
     @torch.no_grad()
-    def taken(self, rows: Tensor, presence: Presence) -> Taken:
+    def taken(self, found: TaskGradients, presence: Presence) -> Taken:
         """After the step.
 
         Args:
-            rows: (k, P) gradients of the tasks present, where the step began.
+            found: the gradients of the tasks present, where the step began.
             presence: of the tasks.
         """
         step = _flat([p.double() - b.double() for p, b in zip(self._parameters, self._before)])
         grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in self._parameters]
-        direction, exact = _flat(grads), rows.double()
-        norms = exact.norm(dim=1)
+        direction = _flat(grads)
+        norms, along = found.gramian().diagonal().sqrt().to(step.device), found.applied(step)
         shares, turned = self._parts(step, direction)
         return Taken(
-            linalg.vector(presence.spread_numbers((exact @ step).tolist())),
-            linalg.vector(presence.spread_numbers((-(exact @ step) / (norms * step.norm())).tolist())),
-            linalg.vector(presence.spread_numbers(((exact @ direction) / (norms * direction.norm())).tolist())),
+            linalg.vector(presence.spread_numbers(along.tolist())),
+            linalg.vector(presence.spread_numbers((-along / (norms * step.norm())).tolist())),
+            linalg.vector(presence.spread_numbers((found.applied(direction) / (norms * direction.norm())).tolist())),
             shares,
             turned,
         )

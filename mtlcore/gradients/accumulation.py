@@ -15,14 +15,19 @@ from mtlcore import linalg
 from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.gradients import jacobian
 from mtlcore.gradients.batch import Batch
+from mtlcore.gradients.jacobian import Stored
 from mtlcore.gradients.plan import PLANS, Plan
+from mtlcore.gradients.rows import SomeRows, Whole
 from mtlcore.gradients.storage import Storage
-from mtlcore.gradients.task_gradients import Answer, Pair, TaskGradients, accumulate, write_heads
+from mtlcore.gradients.task_gradients import Pair
 from mtlcore.presence import Presence
+
+Sums = dict[int, Pair]
+"""By identity of a leaf: the leaf and the sum of one task's gradients."""
 
 
 class MicroBatches:
-    """The sum so far. Takes K x P numbers besides the source's own.
+    """The sum so far. Takes K x P numbers besides the source's own; of a sparse table only the rows looked up.
 
     Args:
         plan: how the rows are made; by the reference unless told otherwise.
@@ -36,10 +41,8 @@ class MicroBatches:
         self.overflowed = False
         """Whether a loss was not finite under a ``GradScaler``."""
         self.losses: dict[str, float] = {}
-        self._rows: dict[str, Tensor] = {}
-        self._heads: dict[str, dict[int, Pair]] = {}
-        """By task and identity of a leaf outside the trunk: the leaf and the sum of its gradients."""
-        self._used: set[int] = set()
+        self._trunk: dict[str, Sums] = {}
+        self._heads: dict[str, Sums] = {}
         self._shared: tuple[Tensor, ...] | None = None
 
     def add(self, batch: Batch, values: Sequence[float]) -> None:
@@ -56,27 +59,15 @@ class MicroBatches:
                 "and unfreeze between steps only. The micro-batches so far are forgotten."
             )
         found = jacobian.collect(self._plan, batch, self._storage)
-        assert isinstance(found, jacobian.Stored)
-        rows = found.rows()
-        for i, (name, loss) in enumerate(zip(batch.names, values)):
-            if name in self._rows:
-                self._rows[name] += rows[i]
-                self.losses[name] = self.losses[name] + loss
-            else:
-                self._rows[name] = rows[i].clone()
-                self.losses[name] = loss
-            heads = self._heads.setdefault(name, {})
-            for leaf, gradient in found.heads[i]:
-                _, before = heads.get(id(leaf), (leaf, None))
-                if before is not None:
-                    gradient = gradient + before if before.is_sparse else before + gradient
-                heads[id(leaf)] = (leaf, gradient)
-        self._used |= {id(p) for p in found.used}
+        assert isinstance(found, Stored)
+        with torch.no_grad():
+            for i, (name, loss) in enumerate(zip(batch.names, values)):
+                self.losses[name] = self.losses[name] + loss if name in self.losses else loss
+                _add(self._trunk.setdefault(name, {}), found.of_task(i))
+                _add(self._heads.setdefault(name, {}), found.heads[i])
         self.count += 1
 
-    def finish(
-        self, names: Sequence[str], shared: Sequence[Tensor]
-    ) -> tuple[Presence, list[float], TaskGradients, str]:
+    def finish(self, names: Sequence[str], shared: Sequence[Tensor]) -> tuple[Presence, list[float], Stored, str]:
         """Which of the run's tasks ``names`` came, the sums of their losses and of their rows, and how they were made.
 
         Raises:
@@ -86,52 +77,48 @@ class MicroBatches:
             raise NonFiniteError("a loss of an earlier micro-batch was not finite.")
         everything = tuple(dict.fromkeys([*self.losses, *names])) if set(self.losses) - set(names) else tuple(names)
         presence = Presence.of(everything, self.losses)
-        rows = torch.stack([self._rows.pop(n) for n in presence.present])
         heads = [list(self._heads[n].values()) for n in presence.present]
-        found = Sum(shared, rows, [id(p) in self._used for p in shared], heads)
+        found = _joined(shared, [self._trunk.pop(n) for n in presence.present], heads)
         reason = f"{self._plan.name}: the rows of {self.count} micro-batches, added up"
         return presence, [self.losses[n] for n in presence.present], found, reason
 
 
-class Sum(TaskGradients):
-    """Rows of several micro-batches, added up."""
+def _add(sums: Sums, pairs: Sequence[Pair]) -> None:
+    """Sparse gradients stay sparse, unless a dense one of the same leaf comes."""
+    totals, more = [], []
+    for leaf, gradient in pairs:
+        _, before = sums.get(id(leaf), (leaf, None))
+        if before is None:
+            sums[id(leaf)] = (leaf, gradient.clone())  # the next micro-batch overwrites it
+        elif before.is_sparse or gradient.is_sparse:
+            sums[id(leaf)] = (leaf, gradient + before if before.is_sparse else before + gradient)
+        else:
+            totals.append(before)
+            more.append(gradient)
+    if totals:
+        torch._foreach_add_(totals, more)  # one call for many small parameters
 
-    def __init__(
-        self,
-        shared: Sequence[Tensor],
-        rows: Tensor,
-        used: Sequence[bool],
-        heads: Sequence[list[Pair]],
-    ) -> None:
-        self._shared = shared
-        self._rows = rows
-        self._used = used
-        self.heads = heads
 
-    @property
-    def used(self) -> list[Tensor]:
-        """The trunk parameters that some task depends on."""
-        return [p for p, used in zip(self._shared, self._used) if used]
+@torch.no_grad()
+def _joined(shared: Sequence[Tensor], sums: Sequence[Sums], heads: Sequence[list[Pair]]) -> Stored:
+    """The tasks' gradients as one source, as if they had come from one batch."""
+    found = [[mine[id(p)][1] if id(p) in mine else None for mine in sums] for p in shared]
+    parts = [_part(p, column) for p, column in zip(shared, found)]
+    widths = [piece.width for piece in parts]
+    stored = torch.zeros(len(sums), sum(widths), dtype=linalg.row_dtype(shared), device=shared[0].device)
+    for piece, places, column in zip(parts, stored.split(widths, 1), found):
+        for place, gradient in zip(places, column):
+            if gradient is not None:
+                piece.put(place, gradient)
+    return Stored(shared, stored, parts, heads)
 
-    def gramian(self) -> Tensor:
-        """(K, K) float64."""
-        return linalg.gramian(self._rows)
 
-    def rows(self) -> Tensor:
-        """(K, P)."""
-        return self._rows
-
-    def write(self, answer: Answer) -> None:
-        """As :meth:`TaskGradients.write`."""
-        direction = answer.direction
-        with torch.no_grad():
-            if direction is None:
-                assert answer.weights is not None
-                direction = linalg.combine(self._rows, answer.weights)
-            else:
-                direction = direction.to(self._rows.device, copy=True)  # the method may hold on to it
-            parts = direction.split([p.numel() for p in self._shared])
-            for p, used, part in zip(self._shared, self._used, parts):
-                if used:
-                    accumulate(p, part.view(p.shape), fresh=True)
-        write_heads(self.heads, answer.head_weights)
+def _part(parameter: Tensor, gradients: Sequence[Tensor | None]) -> Whole | SomeRows:
+    there = [g for g in gradients if g is not None]
+    if there and all(g.is_sparse for g in there):
+        read = torch.cat([g.coalesce().indices()[0] for g in there])
+        piece: Whole | SomeRows = SomeRows(parameter, torch.unique(read))
+    else:
+        piece = Whole(parameter)
+    piece.used = bool(there)
+    return piece

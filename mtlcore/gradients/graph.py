@@ -153,7 +153,7 @@ def reach(losses: Sequence[Tensor], features: Sequence[Tensor], names: Sequence[
 
 
 def _sparse(functions: Iterable[Any]) -> bool:
-    tables = [f for f in functions if type(f).__name__ == "EmbeddingBackward0"]
+    tables = [f for f in functions if (type(f).__name__, 0) in _TABLES]
     return bool(tables) and any(torch_internals.saved(f, "sparse") for f in tables)
 
 
@@ -188,7 +188,9 @@ _DIRECT = {
     ("ConvolutionBackward0", 1): "convolution",
     ("ConvolutionBackward0", 2): "bias",
     ("EmbeddingBackward0", 0): "table",
+    ("EmbeddingBagBackward0", 0): "table",
 }
+_TABLES = {where for where, kind in _DIRECT.items() if kind == "table"}
 _TRANSPOSED = {("AddmmBackward0", 2), ("MmBackward0", 1)}
 
 

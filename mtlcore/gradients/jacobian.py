@@ -89,7 +89,7 @@ def _in_one(front: Front, storage: Storage, parts: Sequence[Part], chunk: int) -
             _store(order, [p[tasks] for p in places], _together(front, tasks, targets, tasks.stop < n_tasks))
     if not freed:
         front.free()
-    return Stored(batch, stored, order, front.heads)
+    return Stored(batch.shared, stored, order, front.heads)
 
 
 def _together(front: Front, tasks: slice, targets: Sequence[object], retain: bool) -> list[Tensor | None]:
@@ -213,16 +213,23 @@ def _store(
 
 
 class Stored(TaskGradients):
-    """K task gradients in a buffer that the next step overwrites."""
+    """K task gradients in a buffer that the next step overwrites.
+
+    Args:
+        shared: the trunk's parameters, in the order of their columns in J.
+        stored: (K, width of all parts).
+        parts: whose numbers these are, in their order; factored ones last.
+        heads: for each task the task-specific leaves and their gradients.
+    """
 
     def __init__(
         self,
-        batch: Batch,
+        shared: Sequence[Tensor],
         stored: Tensor,
         parts: Sequence[Part],
         heads: Sequence[list[Pair]],
     ) -> None:
-        self._batch = batch
+        self._shared = shared
         self._stored = stored
         self._parts = parts
         self.heads = heads
@@ -249,9 +256,9 @@ class Stored(TaskGradients):
         """(K, P); a new matrix if only factors are stored."""
         if all(p.plain for p in self._parts):
             return self._stored
-        sizes = [p.numel() for p in self._batch.shared]
+        sizes = [p.numel() for p in self._shared]
         out = self._stored.new_empty(len(self._stored), sum(sizes))
-        place = dict(zip(map(id, self._batch.shared), out.split(sizes, 1)))
+        place = dict(zip(map(id, self._shared), out.split(sizes, 1)))
         for piece, block in _cut(self._parts, self._stored):
             for i, stored in enumerate(block):
                 for parameter, gradient in piece.gradients(stored):
@@ -259,14 +266,22 @@ class Stored(TaskGradients):
                     place[id(parameter)][i].copy_(dense.flatten())
         return out
 
+    def applied(self, vector: Tensor) -> Tensor:
+        """J v, (k,) float64. Of a table the rows that were looked up are enough."""
+        if any(p.factored for p in self._parts):
+            return super().applied(vector)
+        pieces = dict(zip(map(id, self._shared), vector.split([p.numel() for p in self._shared])))
+        met = [p.met(pieces[id(p.parameter)]) for p in self._parts]
+        return linalg.applied(self._stored, torch.cat(met))
+
     def write(self, answer: Answer) -> None:
         """As :meth:`TaskGradients.write`; the graph is not needed any more."""
         with torch.no_grad():
             if answer.direction is not None:
-                shared = self._batch.shared
                 # A copy: the method may hold on to its direction, or have handed out a row.
-                pieces = answer.direction.to(self._stored.device, copy=True).split([p.numel() for p in shared])
-                gradients = [(p, d.view(p.shape)) for p, d in zip(shared, pieces)]
+                direction = answer.direction.to(self._stored.device, copy=True)
+                pieces = direction.split([p.numel() for p in self._shared])
+                gradients = [(p, d.view(p.shape)) for p, d in zip(self._shared, pieces)]
             else:
                 assert answer.weights is not None
                 gradients = self.combined(answer.weights)
@@ -276,6 +291,11 @@ class Stored(TaskGradients):
                 if id(parameter) in used:
                     accumulate(parameter, gradient, fresh=True)
         write_heads(self.heads, answer.head_weights)
+
+    def of_task(self, i: int) -> list[Pair]:
+        """The gradients of task i of the parameters that some task uses; they may share memory with the buffer."""
+        pieces = [(piece, block[i]) for piece, block in _cut(self._parts, self._stored) if piece.used]
+        return [pair for piece, stored in pieces for pair in piece.gradients(stored)]
 
     @torch.no_grad()
     def combined(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:

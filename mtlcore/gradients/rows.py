@@ -21,6 +21,7 @@ from torch import Tensor
 from mtlcore import linalg
 from mtlcore.gradients import torch_internals
 from mtlcore.gradients.graph import Use
+from mtlcore.gradients.lookup import Lookup, is_known
 from mtlcore.gradients.torch_internals import saved
 
 
@@ -56,14 +57,19 @@ class Part(abc.ABC):
         """The functions among the targets."""
         return []
 
-    @abc.abstractmethod
     def store(self, out: Tensor, found: Sequence[Tensor | None]) -> None:
         """Write into ``out`` (c, width) what autograd found for c tasks at each target, each (c, ...); None at a use
-        that none of them reaches."""
+        that none of them reaches. Not for a part without targets."""
+        raise NotImplementedError
 
     def factors(self, stored: Tensor) -> linalg.Factored:
         """What inner products of the gradients are made of, for a factored part."""
         raise NotImplementedError
+
+    def met(self, vector: Tensor) -> Tensor:
+        """What stored numbers are multiplied with in an inner product with ``vector`` (parameter.numel(),), for a part
+        that is not factored."""
+        return vector
 
     def gradients(self, stored: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Stored numbers (width,) as (parameter, gradient of its shape) pairs."""
@@ -92,6 +98,10 @@ class Whole(Part):
         assert gradient is not None
         dense = gradient.to_dense() if gradient.is_sparse else gradient
         out.view(-1, *self.parameter.shape).copy_(dense)
+
+    def put(self, out: Tensor, gradient: Tensor) -> None:
+        """Write a gradient of one task into ``out`` (width,)."""
+        out.view(self.parameter.shape).copy_(gradient.to_dense() if gradient.is_sparse else gradient)
 
     def gradient(self, stored: Tensor) -> Tensor:
         """See :class:`Part`."""
@@ -172,6 +182,11 @@ class Factors(_Used):
         cotangents = stored.view(len(stored), -1, self._out)
         return linalg.Factored(cotangents, self._inputs, bias=self.bias is not None)
 
+    def met(self, vector: Tensor) -> Tensor:
+        """What stored numbers are multiplied with in an inner product with ``vector`` (parameter.numel(),), for a part
+        that is not factored."""
+        return vector
+
     def gradients(self, stored: Tensor) -> list[tuple[Tensor, Tensor]]:
         """See :class:`Part`."""
         weight = super().gradients(stored)
@@ -185,46 +200,58 @@ class Factors(_Used):
         return (cotangent.T @ self._inputs).view(self.parameter.shape)
 
 
-class Table(_Used):
-    """An embedding, of which only the rows looked up in this batch are stored. Its gradient is sparse if the user asked
-    for that in one of its uses."""
+class SomeRows(_Used):
+    """A table of which some rows alone have a gradient; only these are stored.
+
+    Args:
+        parameter: the table, of any shape from two dimensions on.
+        rows: which, in ascending order, each once.
+        sparse: whether its gradient is, as the user asked.
+        uses: where it is read.
+    """
 
     plain = False
 
-    def __init__(self, parameter: Tensor, uses: Sequence[Use]) -> None:
+    def __init__(self, parameter: Tensor, rows: Tensor, sparse: bool = True, uses: Sequence[Use] = ()) -> None:
         super().__init__(parameter, uses)
-        self._sparse = any(saved(u.node, "sparse") for u in uses)
-        indices = [saved(u.node, "indices").reshape(-1).long() for u in uses]
-        self._sizes = [len(i) for i in indices]
-        self._rows, self._where = torch.unique(torch.cat(indices), return_inverse=True)
-        # "No padding" arrives as -1 or as the largest unsigned number: no index of this table.
-        padding = [p if 0 <= p < len(parameter) else None for p in (saved(u.node, "padding_idx") for u in uses)]
-        self._silent = None
-        if any(p is not None for p in padding):
-            self._silent = torch.cat(
-                [torch.zeros_like(i).bool() if p is None else i == p for i, p in zip(indices, padding)]
-            )
-        self.width = len(self._rows) * parameter.shape[1]
+        self._rows = rows
+        self._sparse = sparse
+        self.width = len(rows) * parameter[0].numel()
 
-    def store(self, out: Tensor, found: Sequence[Tensor | None]) -> None:
+    def put(self, out: Tensor, gradient: Tensor) -> None:
+        """Write a sparse gradient of one task, with no other rows than these, into ``out`` (width,) of zeros."""
+        gradient = gradient.coalesce()
+        where = torch.searchsorted(self._rows, gradient.indices()[0])
+        out.view(len(self._rows), *self.parameter.shape[1:])[where] = gradient.values().to(out)
+
+    def met(self, vector: Tensor) -> Tensor:
         """See :class:`Part`."""
-        columns = self.parameter.shape[1]
-        shapes = [(n, columns) for n in self._sizes]
-        cotangents = _stack(
-            [None if g is None else g.reshape(len(out), *shape) for g, shape in zip(found, shapes)], shapes
-        )
-        if self._silent is not None:
-            cotangents = cotangents.masked_fill(self._silent[None, :, None], 0.0)
-        place = out.view(len(out), len(self._rows), columns)
-        place.zero_().index_add_(1, self._where, cotangents)
+        return vector.view(len(self.parameter), -1)[self._rows].flatten()
 
     def gradient(self, stored: Tensor) -> Tensor:
         """See :class:`Part`."""
-        looked_up, shape = stored.view(len(self._rows), self.parameter.shape[1]), self.parameter.shape
+        values, shape = stored.view(len(self._rows), *self.parameter.shape[1:]), self.parameter.shape
         if self._sparse:
-            at = self._rows[None]
-            return torch.sparse_coo_tensor(at, looked_up, shape, is_coalesced=True, check_invariants=False)
-        return torch.zeros_like(self.parameter).index_copy_(0, self._rows, looked_up)
+            return torch.sparse_coo_tensor(self._rows[None], values, shape, is_coalesced=True, check_invariants=False)
+        return torch.zeros_like(self.parameter).index_copy_(0, self._rows, values)
+
+
+class Table(SomeRows):
+    """An embedding, or bags of them: the rows looked up in this batch. Its gradient is sparse if the user asked for
+    that in one of its uses."""
+
+    def __init__(self, parameter: Tensor, uses: Sequence[Use]) -> None:
+        self._lookups = [Lookup.of(u.node) for u in uses]
+        rows, where = torch.unique(torch.cat([look.rows for look in self._lookups]), return_inverse=True)
+        self._places = where.split([len(look.rows) for look in self._lookups])
+        super().__init__(parameter, rows, any(saved(u.node, "sparse") for u in uses), uses)
+
+    def store(self, out: Tensor, found: Sequence[Tensor | None]) -> None:
+        """See :class:`Part`."""
+        place = out.view(len(out), len(self._rows), self.parameter.shape[1]).zero_()
+        for lookup, where, cotangent in zip(self._lookups, self._places, found):
+            if cotangent is not None:
+                place.index_add_(1, where, lookup.spread(cotangent).to(place))
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
@@ -251,9 +278,7 @@ def parts(
         products: whether the rest of known weights is multiplied out here. For a task alone autograd is faster.
     """
     dtype = linalg.row_dtype(shared)
-    known = {
-        id(p): uses.get(id(p)) if p.dtype == dtype and not torch_internals.tensor_hooks(p) else None for p in shared
-    }
+    known = {id(p): None if torch_internals.tensor_hooks(p) else _told(p, uses.get(id(p)), dtype) for p in shared}
     biases = {}
     for p in shared if factors else ():
         mine = known[id(p)]
@@ -262,6 +287,12 @@ def parts(
     out = [_part(p, known[id(p)], factors, products, biases) for p in shared]
     joined = {id(piece.bias) for piece in out}
     return [piece for piece in out if id(piece.parameter) not in joined]
+
+
+def _told(parameter: Tensor, uses: Sequence[Use] | None, dtype: torch.dtype) -> Sequence[Use] | None:
+    """The uses, if their gradients can be written into rows of this dtype: a table's are copied, products are not."""
+    written = parameter.dtype == dtype or all(u.kind == "table" for u in uses or ())
+    return uses if written else None
 
 
 Biases = Mapping[frozenset[Any], Tensor]
@@ -276,7 +307,7 @@ def _part(parameter: Tensor, uses: Sequence[Use] | None, factors: bool, products
     if kind == "bias":
         return Whole(parameter)
     if kind == "table":
-        known = not any(saved(u.node, "scale_grad_by_freq") for u in uses) and parameter.numel() > 0
+        known = all(is_known(u.node) for u in uses) and parameter.numel() > 0
         wanted = factors or any(saved(u.node, "sparse") for u in uses)
         return Table(parameter, uses) if wanted and known else Whole(parameter)
     bias = biases.get(frozenset(u.node for u in uses))

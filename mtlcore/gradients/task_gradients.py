@@ -11,6 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mtlcore import linalg
+
 Pair = tuple[Tensor, Tensor]
 """A leaf and its gradient."""
 
@@ -47,6 +49,10 @@ class TaskGradients(abc.ABC):
     @abc.abstractmethod
     def rows(self) -> Tensor:
         """(k, P) task gradients; a buffer that the next step overwrites."""
+
+    def applied(self, vector: Tensor) -> Tensor:
+        """J v, (k,) float64, of a vector v (P,)."""
+        return linalg.applied(self.rows(), vector)
 
     @abc.abstractmethod
     def write(self, answer: Answer) -> None:

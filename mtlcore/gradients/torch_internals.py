@@ -69,6 +69,8 @@ def _try_saved() -> bool:
     conv: Any = torch.nn.functional.conv2d(image, kernel, stride=2).grad_fn
     index = torch.tensor([1, 0], device="cpu")
     table: Any = torch.nn.functional.embedding(index, w).grad_fn
+    starts = torch.tensor([0], device="cpu")
+    bags: Any = torch.nn.functional.embedding_bag(index, w, starts, mode="mean").grad_fn
     return (
         torch.equal(added._saved_mat1, x)
         and (added._saved_alpha, added._saved_beta) == (1, 1)
@@ -81,6 +83,11 @@ def _try_saved() -> bool:
         and not table._saved_sparse
         and not table._saved_scale_grad_by_freq
         and table._saved_padding_idx is not None
+        and torch.equal(bags._saved_indices, index)
+        and torch.equal(bags._saved_offsets, starts)
+        and (bags._saved_mode, bags._saved_sparse, bags._saved_scale_grad_by_freq) == (1, False, False)
+        and bags._saved_padding_idx is not None
+        and bags._saved_per_sample_weights is None
     )
 
 

@@ -140,7 +140,7 @@ class WholeStep:
             second_look.take_again(run, self.whole, noise)
         self.arrived = True
         if watch is not None and not report.skipped:
-            report = dataclasses.replace(report, taken=watch.taken(prepared.plain.rows(), prepared.view.presence))
+            report = dataclasses.replace(report, taken=watch.taken(prepared.plain, prepared.view.presence))
         return report
 
     def _looked(self) -> tuple[Prepared, Any, Any, Noise | None]:

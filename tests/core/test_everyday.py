@@ -9,6 +9,7 @@ import mtlcore
 from mtlcore import MultiTask, StepView, roster
 from mtlcore.errors import ConfigurationError, MtlError, StateError
 from mtlcore.gradients import graph
+from mtlcore.gradients.jacobian import Stored
 from support.architectures import build
 from support.methods import Fixed
 
@@ -271,6 +272,150 @@ def test_a_sparse_table_in_the_trunk_keeps_sparse_gradients(source):
         torch.testing.assert_close(found.gramian, wanted.gramian, rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(table.weight.grad.to_dense(), dense.weight.grad, rtol=1e-4, atol=1e-6)
     torch.optim.SparseAdam(table.parameters(), lr=0.1).step()
+
+
+def bags(sparse, mode="sum", **options):
+    """Three bags of a table, one of them empty, one with padding, with weights where they are allowed."""
+    torch.manual_seed(0)
+    table = torch.nn.EmbeddingBag(500, 4, mode=mode, sparse=sparse, padding_idx=3, **options)
+    tower, heads = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh()), [torch.nn.Linear(6, 1) for _ in "abc"]
+    indices, starts = torch.tensor([1, 2, 2, 3, 7, 7, 7]), torch.tensor([0, 4, 4])
+    weights = torch.linspace(0.5, 2.0, 7) if mode == "sum" else None
+    if options.get("include_last_offset"):
+        starts = torch.tensor([0, 4, 4, 7])
+
+    def losses():
+        z = tower(table(indices, starts, per_sample_weights=weights))
+        return [(head(z) - i).square().mean() for i, head in enumerate(heads)], z
+
+    return table, torch.nn.ModuleList([table, tower]), losses
+
+
+@pytest.mark.parametrize("source", ["auto", "sequential", "batched", "streaming", "streaming-together"])
+@pytest.mark.parametrize("options", [{"mode": "sum"}, {"mode": "mean"}, {"include_last_offset": True}])
+def test_bags_of_a_sparse_table_keep_sparse_gradients(source, options):
+    """They used to become a dense gradient of the whole table."""
+
+    def train(sparse, source):
+        table, trunk, losses = bags(sparse, **options)
+        mt = MultiTask(trunk, aggregator="upgrad", gradients=source)
+        for _ in range(2):
+            evaluated, z = losses()
+            report = mt.backward(evaluated, features=z)
+        return report, table
+
+    (found, table), (wanted, dense) = train(True, source), train(False, "sequential")
+    assert table.weight.grad.is_sparse
+    assert table.weight.grad.coalesce().indices().tolist() == [[1, 2, 7]]
+    torch.testing.assert_close(found.gramian, wanted.gramian, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(table.weight.grad.to_dense(), dense.weight.grad, rtol=1e-4, atol=1e-6)
+    torch.optim.SparseAdam(table.parameters(), lr=0.1).step()
+
+
+def test_bags_of_the_largest_are_left_to_autograd():
+    table, trunk, losses = bags(False, mode="max")
+    mt = MultiTask(trunk, aggregator="upgrad", gradients="streaming")
+    evaluated, z = losses()
+    weights = mt.backward(evaluated, features=z).weights
+    found, table.weight.grad = table.weight.grad, None
+    torch.stack([w.float() * v for w, v in zip(weights, losses()[0])]).sum().backward()
+    torch.testing.assert_close(found, table.weight.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_table_that_is_read_alone_and_in_bags_keeps_sparse_gradients(dtype):
+    torch.manual_seed(0)
+    table = torch.nn.Embedding(50, 4, sparse=True, dtype=dtype)
+    x, read = torch.tensor([[1, 2], [2, 9]]), torch.nn.functional
+
+    def losses(sparse=True):
+        bag = read.embedding_bag(x, table.weight, mode="mean", sparse=sparse)
+        one, fifth = (read.embedding(i, table.weight, sparse=sparse) for i in (x[:, 0], torch.tensor(5)))
+        z = torch.cat([bag, one, fifth.expand(2, 4)], 1)
+        return [z.square().mean(), (z - 1).square().mean(), z[:, :4].sum()]
+
+    report = MultiTask(table, aggregator="upgrad").backward(losses())
+    found, table.weight.grad = table.weight.grad, None
+    assert found.is_sparse
+    torch.stack([w.to(dtype) * v for w, v in zip(report.weights, losses(False))]).sum().backward()
+    tolerance = {"rtol": 0.1, "atol": 0.02} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found.to_dense(), table.weight.grad, **tolerance)
+
+
+@pytest.mark.parametrize("method", ["upgrad", "graddrop"])
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_a_sparse_table_in_micro_batches(method, one_by_one):
+    """It used to become a dense gradient of the whole table; so do methods that return a direction still."""
+
+    def train(sparse):
+        torch.manual_seed(0)
+        tables = torch.nn.ModuleList([torch.nn.Embedding(500, 4, sparse=sparse, padding_idx=3) for _ in "ab"])
+        tower, heads = torch.nn.Linear(8, 6), torch.nn.ModuleList([torch.nn.Linear(6, 1) for _ in "ab"])
+        mt = MultiTask(torch.nn.ModuleList([tables, tower]), aggregator=method, tasks=["a", "b"], seed=1)
+
+        def losses(table, items, of):
+            z = torch.tanh(tower(tables[table](torch.tensor(items)).flatten(1)))
+            return {t: (head(z) - i).square().mean() for i, (t, head) in enumerate(zip("ab", heads)) if t in of}
+
+        if one_by_one:  # the second table is in the last micro-batches only
+            mt.accumulate(losses(0, [[1, 2], [2, 3]], "a"))
+            mt.accumulate(losses(0, [[9, 2], [4, 3]], "a"))
+            mt.accumulate(losses(1, [[9, 2], [4, 3]], "a"))
+            report = mt.backward(losses(1, [[7, 7]], "b"))
+        else:
+            mt.accumulate(losses(0, [[1, 2], [2, 3]], "ab"))
+            report = mt.backward(losses(0, [[7, 2]], "ab"))
+        return report, tables, tower
+
+    (found, tables, tower), (wanted, dense, other) = train(True), train(False)
+    torch.testing.assert_close(found.gramian, wanted.gramian, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(tower.weight.grad, other.weight.grad)
+    assert (tables[1].weight.grad is None) is not one_by_one
+    for mine, theirs in list(zip(tables, dense))[: 1 + one_by_one]:
+        assert mine.weight.grad.is_sparse is (method == "upgrad")
+        torch.testing.assert_close(mine.weight.grad.to_dense(), theirs.weight.grad)
+    if method == "upgrad":
+        torch.optim.SparseAdam(list(tables[: 1 + one_by_one].parameters()), lr=0.1).step()
+
+
+def test_a_table_that_is_sparse_in_one_micro_batch_only():
+    table = torch.nn.Embedding(9, 4, sparse=True)
+    mt = MultiTask(table, aggregator="mgda")
+    mt.accumulate([table(torch.tensor([1])).sum(), table(torch.tensor([2])).sum()])
+    report = mt.backward([table.weight.sum(), table(torch.tensor([2, 3])).sum()])
+    rows = torch.zeros(2, 9, 4)
+    rows[0] += 1.0
+    rows[0, 1] += 1.0
+    rows[1, 2], rows[1, 3] = 2.0, 1.0
+    torch.testing.assert_close(report.gramian, (rows.flatten(1) @ rows.flatten(1).T).double())
+    torch.testing.assert_close(table.weight.grad, (report.weights.float()[:, None, None] * rows).sum(0))
+
+
+def test_the_step_taken_by_a_sparse_table(monkeypatch):
+    """It used to need whole rows: K times the table."""
+
+    def train(sparse):
+        torch.manual_seed(0)
+        table, linear = torch.nn.Embedding(500, 4, sparse=sparse), torch.nn.Linear(8, 6)
+        trunk, heads = torch.nn.Sequential(table, torch.nn.Flatten(), linear), [torch.nn.Linear(6, 1) for _ in "abc"]
+        optimizer = torch.optim.SGD([*trunk.parameters(), *[p for h in heads for p in h.parameters()]], lr=0.1)
+        mt = MultiTask(trunk, "upgrad", optimizer, taken=True)
+
+        def closure():
+            z = trunk(torch.tensor([[1, 2], [2, 3], [7, 7]]))
+            return [(h(z) - i).square().mean() for i, h in enumerate(heads)], z
+
+        return table, mt.step(closure).taken
+
+    dense, wanted = train(False)
+    assert not dense.weight.grad.is_sparse
+    monkeypatch.setattr(Stored, "rows", lambda self: pytest.fail("whole rows"))
+    table, found = train(True)
+    assert table.weight.grad.is_sparse
+    torch.testing.assert_close(found.changes, wanted.changes, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(found.cosines, wanted.cosines, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.direction, wanted.direction, rtol=1e-4, atol=1e-6)
+    assert found.shares == pytest.approx(wanted.shares, abs=1e-6)
 
 
 def test_a_sparse_table_under_a_method_that_reads_rows():
