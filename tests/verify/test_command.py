@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from mtlcore import hookimpl, number
 from mtlcore.errors import ConfigurationError, MissingExtraError
 from mtlcore.registry import registry
-from mtlverify import command, runner
+from mtlverify import display, runner
 from mtlverify.command import app
 from mtlverify.mutants.aggregators import DroppedProjection
 from mtlverify.mutants.twins import Mean
@@ -397,7 +397,7 @@ def test_a_terminal_of_80_columns_shows_every_law_whole_and_a_pipe_the_plugin_in
     shown = {}
     for kind, stream in (("terminal", _Terminal()), ("pipe", io.StringIO())):
         monkeypatch.setattr("sys.stdout", stream)
-        command._show(rows, all_rows=False)
+        display.show(rows, all_rows=False)
         shown[kind] = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
     assert max(map(len, shown["terminal"])) <= 80
     words = {line.split()[0] for line in shown["terminal"] if line.startswith("  ")}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -14,9 +12,10 @@ import typer
 
 from mtlcore.cli import complete_laws, complete_names
 from mtlcore.errors import ConfigurationError, MtlError, did_you_mean
-from mtlcore.output import as_json, cell, console, own_stdout, table
+from mtlcore.output import as_json, own_stdout
 from mtlcore.registry import Entry, registry
 from mtlcore.safety import plain
+from mtlverify.display import show
 from mtlverify.law import DEPTH, KINDS
 
 if TYPE_CHECKING:
@@ -24,14 +23,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-STYLES = {"verified": "green", "refuted": "yellow", "not-applicable": "dim", "error": "bold red"}
 PROBLEM = "problem"
 """A kind whose plugins state no claims: their own declarations are attacked instead."""
-
-MARGIN = (
-    "margin: the smallest margin of the law over all inputs, a number without a unit. It is >= 0 where the law holds "
-    "and negative where it is violated; `mtl show --law LAW` says what it measures."
-)
 
 
 @app.command()
@@ -68,17 +61,14 @@ def verify(
     """
     from mtlverify.campaign import Depth
 
-    if kind is not None and kind not in (*KINDS, PROBLEM):
-        known = (*KINDS, PROBLEM)
-        hint = did_you_mean(kind, known, "Kinds")
-        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(known)}. {hint}", param_hint="--kind")
-    to_stdout = str(json_file) == "-"
-    if json_file is not None and not to_stdout:
-        _open(json_file)
+    _check_kind(kind)
+    file = None if json_file is None or str(json_file) == "-" else json_file
+    to_stdout = json_file is not None and file is None
+    if file is not None:
+        _open(file)
     with own_stdout() as stdout:
         try:
             options = _options(option or [])
-            depth = Depth(max_examples, seed, hunt, timeout)
             if replay is not None:
                 results = list(_replayed(replay, names or [], kind, options))
             elif kind == PROBLEM:
@@ -86,18 +76,26 @@ def verify(
             else:
                 chosen, broken = _chosen(names or [], kind, options)
                 results = [_broken_row(entry, entry.problem or "broken") for entry in broken]
+                depth = Depth(max_examples, seed, hunt, timeout)
                 results += _campaign(chosen, depth, law or None, claimed, options, jobs or _cores(), fresh, to_stdout)
         except MtlError as error:
             typer.secho(f"mtl verify: {plain(error)}", fg="red", err=True)
             raise typer.Exit(2) from error
         if to_stdout:
             stdout.write(as_json([r.to_json() for r in results]))
-    if json_file is not None and not to_stdout:
-        json_file.write_text(as_json([r.to_json() for r in results]), encoding="utf-8")
+    if file is not None:
+        file.write_text(as_json([r.to_json() for r in results]), encoding="utf-8")
     if not to_stdout:
-        _show(results, all_rows or replay is not None or kind == PROBLEM)
+        show(results, all_rows or replay is not None or kind == PROBLEM)
     if any(r.failed for r in results):
         raise typer.Exit(1)
+
+
+def _check_kind(kind: str | None) -> None:
+    known = (*KINDS, PROBLEM)
+    if kind is not None and kind not in known:
+        hint = did_you_mean(kind, known, "Kinds")
+        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(known)}. {hint}", param_hint="--kind")
 
 
 def _options(given: list[str]) -> dict[str, Any]:
@@ -242,82 +240,3 @@ def _campaign(
             chosen, depth, laws=laws, claimed=claimed, options=options, jobs=jobs, fresh=fresh, progress=Bar()
         )
         return [result for _, results in found for result in results]
-
-
-def _show(results: list[Result], all_rows: bool) -> None:
-    """One line per plugin and law worth reading, the counts, and every broken promise in full."""
-    out = console()
-    groups = [[r] for r in results] if all_rows else _alike(results)
-    out.print(_table([g for g in groups if all_rows or g[0].claimed or g[0].status == "refuted" or g[0].failed]))
-    out.print(cell("\n" + MARGIN, "dim"))
-    counts = ", ".join(f"{sum(r.status == s for r in results)} {s}" for s in STYLES)
-    out.print(f"\n{sum(r.examples for r in results):,} examples tried: {counts}.")
-    broken = [r for r in results if r.failed]
-    if any(r.status == "refuted" and not r.failed for r in results):
-        out.print("A law that is refuted and not claimed is no failure; --json FILE keeps its counterexample.")
-    for group in _alike(broken):
-        out.print(cell("\n" + _in_full(group), "red"), soft_wrap=not sys.stdout.isatty())
-    if broken:
-        promises = "1 promise" if len(broken) == 1 else f"{len(broken)} promises"
-        out.print(cell(f"\n{promises} broken or unchecked.", "bold red"))
-    elif any(r.claimed and r.status == "verified" for r in results):
-        out.print(cell("Every promise kept.", "bold green"))
-    else:
-        out.print("No promise was checked.")
-
-
-def _table(groups: list[list[Result]]) -> Any:
-    """A row for every group. In a terminal a plugin's name has a row of its own, so that 80 columns hold every law."""
-    terminal = sys.stdout.isatty()
-    columns = (*(() if terminal else ("plugin",)), "law", "claimed", "status", "examples", "margin", "cause")
-    made = table(*columns, right=("examples", "margin"), whole=columns[:-1])
-    last = None
-    for group in groups:
-        r = group[0]
-        if terminal and (r.kind, r.name) != last:
-            made.add_row(cell(r.name, "bold"))
-        law = r.law if len(group) == 1 else f"{r.law} and {len(group) - 1} more"
-        made.add_row(
-            *(cell(f"  {law}"),) if terminal else (cell(r.name), cell(law)),
-            "yes" if r.claimed else "",
-            cell(r.status, "bold red" if r.failed else STYLES[r.status]),
-            str(r.examples),
-            "" if r.worst_margin is None else f"{r.worst_margin:.2g}",
-            cell(r.detail.partition(":")[0].removeprefix("the ") if r.status == "refuted" else "", "dim"),
-        )
-        last = (r.kind, r.name)
-    return made
-
-
-def _alike(results: list[Result]) -> list[list[Result]]:
-    """The results one by one, but errors that say the same of a plugin, up to numbers, together: there is one cause."""
-    groups: dict[Any, list[Result]] = {}
-    for i, r in enumerate(results):
-        groups.setdefault((r.kind, r.name, re.sub(r"\d+", "", r.detail)) if r.status == "error" else i, []).append(r)
-    return list(groups.values())
-
-
-def _in_full(group: list[Result]) -> str:
-    """Who failed at what, why, what the law says, and on which input."""
-    r = group[0]
-    others = f" (and {', '.join(o.law for o in group[1:])})" if len(group) > 1 else ""
-    lines = [f"{r.kind} {r.name} ({r.distribution}), {r.law}{others}: {r.status}. {r.detail}".rstrip()]
-    if r.status == "refuted":
-        lines += [f"  law: {statement}" for statement in [_statement(r)] if statement]
-        lines += [f"  here: {r.reason}"] if r.reason else []
-    if r.counterexample is not None:
-        lines.append(f"  {_input(r.counterexample)}")
-    return "\n".join(lines)
-
-
-def _statement(result: Result) -> str:
-    from mtlverify.runner import laws
-
-    return next((law.statement for law in laws(result.kind) if law.id == result.law), "")
-
-
-def _input(counterexample: dict[str, Any]) -> str:
-    """A counterexample in one line."""
-    example = counterexample["example"]
-    shown = [f"{k}={v}" for k, v in example.items() if k not in ("shape", "family") and v not in ({}, None)]
-    return "counterexample: " + ", ".join(shown)
