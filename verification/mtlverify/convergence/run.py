@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlcore import Aggregator, StepView
+from mtlcore import Aggregation, Aggregator, StepView
 from mtlcore.asking.aggregator import call
 from mtlcore.asking.seeds import step_seed
 from mtlcore.linalg import combine
@@ -49,55 +49,80 @@ def run(
     """
     source = torch.Generator().manual_seed(seed)
     x = problem.start(source)
-    floor = torch.tensor(problem.optimal_values, dtype=torch.float64)
-    sigma = noise * problem.jacobian(x).norm(dim=1, keepdim=True) / problem.shape[1] ** 0.5
+    batches = _Batches(problem, noise * problem.jacobian(x).norm(dim=1, keepdim=True), source, seed)
     state = method.init(problem.shape[0])
     marks = {0, steps, *(round(steps ** (i / 14)) for i in range(1, 15))}
     seen: list[float] = []
-    first = (problem.distance(x), problem.losses(x) - floor)
+    first = (problem.distance(x), batches.above_infimum(x))
     for t in range(steps + 1):
         if t in marks:
             seen.append(stationarity(problem, x))
         if t == steps:
             break
-
-        def rows(x: Tensor = x) -> Tensor:
-            exact = problem.jacobian(x)
-            return exact + sigma * torch.randn(exact.shape, dtype=exact.dtype, generator=source) if noise else exact
-
-        def view(x: Tensor = x, t: int = t, others: tuple[StepView, ...] = ()) -> StepView:
-            return StepView(
-                losses=problem.losses(x) - floor + 1.0,
-                jacobian=rows(x),
-                step=t,
-                generator=step_seed(seed, t),
-                others=others,
-                inner=_inner(problem, x, view),
-            )
-
-        now = view(others=tuple(view() for _ in range(method.batches - 1)))
+        now = batches.view(x, t, others=method.batches - 1)
         answer = call(method, now, state, problem.shape[1])
-        gradients = now.jacobian
-        if answer.weights is not None:
-            direction = combine(gradients, answer.weights)
-            size = float(answer.weights.abs().sum())
-        else:
-            assert answer.direction is not None
-            direction = answer.direction.double()
-            size = max(1.0, float(direction.norm() / gradients.norm(dim=1).max().clamp_min(1e-300)))
+        direction, size = _move(answer, now.jacobian)
         eta = 1.0 / curvature / ((1.0 + t) ** 0.5 if noise else 1.0)
         if size > 0:
             x = x - eta / size * direction
         state = dict(answer.state)
         if method.looks_twice():
-            state = method.observe(view(x).limited_to(method.needs), state)
-    last = (problem.distance(x), problem.losses(x) - floor)
+            state = method.observe(batches.view(x, t).limited_to(method.needs), state)
+    last = (problem.distance(x), batches.above_infimum(x))
     return Trace(
         steps=tuple(sorted(marks)),
         stationarity=tuple(seen),
         distance=(first[0], last[0]),
         losses=(tuple(first[1].tolist()), tuple(last[1].tolist())),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """What a method sees of a problem.
+
+    Args:
+        spread: (K, 1) length of the noise that is added to each gradient; zero for exact gradients.
+        source: of the noise, in the order in which views are made.
+        seed: of the generators that the views carry.
+    """
+
+    problem: Problem
+    spread: Tensor
+    source: torch.Generator
+    seed: int
+
+    def above_infimum(self, x: Tensor) -> Tensor:
+        """(K,) L_i(x) - inf L_i."""
+        return self.problem.losses(x) - torch.tensor(self.problem.optimal_values, dtype=torch.float64)
+
+    def view(self, x: Tensor, t: int, others: int = 0) -> StepView:
+        """The view of step t at x, with so many independent batches beside it, which are drawn first."""
+        beside = tuple(self.view(x, t) for _ in range(others))
+        return StepView(
+            losses=self.above_infimum(x) + 1.0,
+            jacobian=self._rows(x),
+            step=t,
+            generator=step_seed(self.seed, t),
+            others=beside,
+            inner=_inner(self.problem, x, lambda point: self.view(point, t)),
+        )
+
+    def _rows(self, x: Tensor) -> Tensor:
+        exact = self.problem.jacobian(x)
+        if not bool(self.spread.any()):
+            return exact
+        sigma = self.spread / self.problem.shape[1] ** 0.5
+        return exact + sigma * torch.randn(exact.shape, dtype=exact.dtype, generator=self.source)
+
+
+def _move(answer: Aggregation, gradients: Tensor) -> tuple[Tensor, float]:
+    """The direction d, and the s that it is divided by."""
+    if answer.weights is not None:
+        return combine(gradients, answer.weights), float(answer.weights.abs().sum())
+    assert answer.direction is not None
+    longest = gradients.norm(dim=1).max().clamp_min(1e-300)
+    return answer.direction.double(), max(1.0, float(answer.direction.double().norm() / longest))
 
 
 def stationarity(problem: Problem, x: Tensor) -> float:
