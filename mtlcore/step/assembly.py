@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from mtlcore import audit, inputs, trajectory
+from mtlcore import inputs, trajectory
 from mtlcore.contracts import Aggregator, ConflictDetector, Needs, TeleportStrategy
 from mtlcore.distributed.processes import Processes
 from mtlcore.errors import ConfigurationError
@@ -44,22 +44,18 @@ def assembled(
     taken: bool,
 ) -> Run:
     """The arguments are those of ``MultiTask``, which documents them and what is raised."""
-    module = trunk if isinstance(trunk, nn.Module) else None
     parameters = inputs.trunk_parameters(trunk)
     inputs.check_helpers(optimizer, heads, probe)
     run = Run(
-        trunk=module,
+        trunk=trunk if isinstance(trunk, nn.Module) else None,
         parameters=parameters,
         aggregator=inputs.plugin("aggregator", aggregator, Aggregator),
         detector=None if detector is None else inputs.plugin("detector", detector, ConflictDetector),
-        teleporter=None,
         optimizer=optimizer,
         brakes=inputs.brakes(brakes),
         heads=heads,
-        heads_then=[] if heads is None else list(heads.parameters()),
         probe=probe,
         planner=Planner(gradients, gradient_memory, check_source),
-        keeper=None,
         metric=metric,
         taken=bool(taken),
         processes=Processes(process_group),
@@ -67,7 +63,6 @@ def assembled(
         progress=Progress(
             tasks=None if tasks is None else inputs.task_names(tasks), seed=inputs.whole_number("seed", seed)
         ),
-        reach=audit.Reach(),
     )
     run.teleporter = _teleporter(run, teleport, tolerance)
     run.keeper = _keeper(run, refresh)

@@ -60,23 +60,26 @@ class Run:
     parameters: list[nn.Parameter]
     aggregator: Aggregator
     detector: ConflictDetector | None
-    teleporter: Teleporter | None
     optimizer: Optimizers
     brakes: Brakes
     heads: nn.Module | None
-    heads_then: list[nn.Parameter]
     probe: Closure | None
     planner: Planner
-    keeper: Keeper | None
     metric: str
     taken: bool
     processes: Processes
     name: str
     progress: Progress
-    reach: audit.Reach
+    teleporter: Teleporter | None = None
+    keeper: Keeper | None = None
+    heads_then: list[nn.Parameter] = dataclasses.field(init=False)
+    reach: audit.Reach = dataclasses.field(default_factory=audit.Reach)
     pending: Pending = Pending()
     promise: Promise = dataclasses.field(default_factory=Promise)
     audited: frozenset[int] | None = None
+
+    def __post_init__(self) -> None:
+        self.heads_then = [] if self.heads is None else list(self.heads.parameters())
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a run between two steps: no copy has the graphs of micro-batches, nor their gradients by identity."""
