@@ -17,7 +17,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mtlcore import inputs, reading
+from mtlcore import inputs
 from mtlcore.contracts import Needs
 from mtlcore.distributed import agreement, answers, group, refusals
 from mtlcore.distributed.hook import CommunicationHook
@@ -27,10 +27,7 @@ from mtlcore.distributed.sharded import Sharded
 from mtlcore.distributed.shared import Shared
 from mtlcore.distributed.verdict import Failure, combined
 from mtlcore.distributed.wire import Wire
-from mtlcore.errors import ConfigurationError, NonFiniteError, ProcessError
-from mtlcore.gradients import graph
-from mtlcore.gradients.features_only import AtFeatures
-from mtlcore.gradients.jacobian import Stored
+from mtlcore.errors import ConfigurationError, ProcessError
 from mtlcore.presence import Presence
 
 P = ParamSpec("P")
@@ -172,7 +169,7 @@ class Processes:
         Raises:
             MtlError: one process failed, or the processes do not run the same thing; on all of them.
         """
-        local, error = self.attempt(lambda: self._looked_at(work()))
+        local, error = self.attempt(lambda: work().checked())
         if self._roster is None:
             self._agree(members, local, error)
         assert self.wire is not None
@@ -180,16 +177,16 @@ class Processes:
         roster, wire = self._roster, self.wire
         unknown: dict[str, list[Tensor]] = {}
         if local is not None and not isinstance(local.found, Sharded):
-            unknown = _unknown(local, roster)
+            unknown = local.unknown(roster)
         if local is not None:
             mask = "".join("01"[p.requires_grad] for p in self._trunk)
-            tag = f"{tag}; trained parameters {mask}; source {_kind(local)}"
+            tag = f"{tag}; trained parameters {mask}; source {local.kind}"
         totals = self.exchange(error, tag, local, new=sum(map(len, unknown.values())))
         assert local is not None
         heads = totals.heads
         if totals.new:
             roster.learn(wire, self.names, unknown)
-            heads = wire.sum(_flags(roster.known, _reached(local)))
+            heads = wire.sum(_flags(roster.known, local.reached()))
         whole, values = self.means_of(totals)
         if isinstance(local.found, Sharded):
             return self._begun(local, totals, whole, values)
@@ -206,7 +203,7 @@ class Processes:
             settle=self.settled,
             by_row=needs == Needs.JACOBIAN,
         )
-        how = f"{local.reason}; {_said(local, needs)} over {wire.size} processes"
+        how = f"{local.reason}; {local.described(needs)} over {wire.size} processes"
         return dataclasses.replace(local, presence=whole, values=values, found=found, reason=how)
 
     def _begun(self, local: Local, totals: Totals, whole: Presence, values: list[float]) -> Local:
@@ -225,25 +222,6 @@ class Processes:
         local.found.start(self.wire)
         how = f"{local.reason}; shards of mean rows over {self.wire.size} processes"
         return dataclasses.replace(local, presence=whole, values=values, reason=how)
-
-    def _looked_at(self, local: Local) -> Local:
-        """Losses and gradients of this process, finite: a Gramian of the means would not say whose are not."""
-        if local.values is None:
-            values, _ = reading.read(local.batch, local.found, None)
-            local = dataclasses.replace(local, values=values)
-        names = local.presence.present
-        if isinstance(local.found, AtFeatures):
-            reading.checked(local.found.gramian().cpu(), names)
-        elif not isinstance(local.found, Sharded) and not local.found.weights_whole_losses:
-            sums = local.found.rows().sum(1).tolist()
-            bad = [i for i, s in enumerate(sums) if not graph.finite([torch.tensor(s)])]
-            bad = [i for i in bad if not bool(torch.isfinite(local.found.rows()[i]).all())]
-            if bad:
-                raise NonFiniteError(
-                    f"the gradient of task {' and '.join(repr(names[i]) for i in bad)} is NaN or infinite. Parameters, "
-                    f"method state and .grad are untouched."
-                )
-        return local
 
     def means_of(self, totals: Totals) -> tuple[Presence, list[float]]:
         """The tasks that some process has, and their mean losses."""
@@ -368,7 +346,7 @@ class Processes:
         for i, name in enumerate(presence.present if presence is not None and here else ()):
             at = self.names.index(name)
             losses[at], present[at] = 0.0 if values is None else values[i], 1.0
-        reached = _reached(local) if local is not None and here else frozenset()
+        reached = local.reached() if local is not None and here else frozenset()
         h = int.from_bytes(hashlib.blake2b(tag.encode(), digest_size=2).digest(), "little") & _BITS
         head = [float(error is not None), float(new), float(h), float(h * h)]
         sums = self.wire.sum([*head, *losses, *present, *_flags(trunk, reached), *_flags(known, reached)])
@@ -413,41 +391,3 @@ def told(method: Callable[P, T]) -> Callable[P, T]:
 
 def _flags(leaves: Sequence[Tensor], reached: frozenset[int]) -> list[float]:
     return [float(id(t) in reached) for t in leaves]
-
-
-def _reached(local: Local) -> frozenset[int]:
-    """The leaves whose ``.grad`` this process would write."""
-    if isinstance(local.found, Stored):
-        own = [id(t) for pairs in local.found.heads for t, _ in pairs]
-        return frozenset([*map(id, local.found.used), *own])
-    return frozenset(local.batch.leaves)
-
-
-def _unknown(local: Local, roster: Roster) -> dict[str, list[Tensor]]:
-    """By task, parameters that the roster lacks."""
-    if isinstance(local.found, Stored):
-        return {
-            name: [t for t, _ in pairs if roster.is_new(t)]
-            for name, pairs in zip(local.presence.present, local.found.heads)
-        }
-    if not any(map(roster.is_new, local.batch.leaves.values())):
-        return {name: [] for name in local.batch.names}
-    return roster.unknown(local.batch)
-
-
-def _kind(local: Local) -> str:
-    if isinstance(local.found, Sharded):
-        return "shards"
-    if local.found.weights_whole_losses:
-        return "losses"
-    return "features" if isinstance(local.found, AtFeatures) else "rows"
-
-
-def _said(local: Local, needs: Needs) -> str:
-    if local.found.weights_whole_losses:
-        return "mean losses, and gradients averaged"
-    if isinstance(local.found, AtFeatures):
-        return "Gramians of disjoint samples, and gradients, averaged"
-    return (
-        "whole rows averaged" if needs == Needs.JACOBIAN else "rows averaged, each process with a share of the columns,"
-    )
