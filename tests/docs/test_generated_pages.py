@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -24,9 +25,16 @@ def made(tmp_path_factory) -> Path:
     return to
 
 
+def _as_pinned(name: str) -> bool:
+    """Whether the installed version is the one of constraints.txt, which the pages are made with."""
+    return f"{name}=={importlib.metadata.version(name)}" in (DOCS.parent / "constraints.txt").read_text().splitlines()
+
+
 def test_reference_pages_are_not_stale(made):
     pages = {p.relative_to(made): p.read_text() for p in made.rglob("*.md")}
     assert len(pages) > 30
+    if not (_as_pinned("typer") and _as_pinned("rich")):
+        del pages[Path("command-line.md")]  # its tables are drawn by them, by every version in another way
     stale = [str(p) for p, text in pages.items() if not (DOCS / "reference" / p).exists() or
              (DOCS / "reference" / p).read_text() != text]  # fmt: skip
     kept = {p.relative_to(DOCS / "reference") for p in (DOCS / "reference" / "methods").glob("*.md")}
