@@ -337,6 +337,14 @@ def test_stch_plain_form_is_the_gradient_of_the_papers_function() -> None:
     assert "permutation-equivariant" not in o.claims
 
 
+@pytest.mark.parametrize("option", ["preferences", "ideal"])
+def test_stch_log_form_refuses_what_only_the_plain_form_reads(option) -> None:
+    """They used to be taken in silence."""
+    with pytest.raises(ConfigurationError, match=f"stch: {option} has no place in form='log', only in form='plain'"):
+        method("stch", **{option: (0.5, 0.5)})
+    assert "preferences-belong-to-tasks" not in method("stch").claims
+
+
 def test_stch_smoothing_goes_from_the_maximum_to_equal_shares() -> None:
     losses = torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64)
     sharp = weights(method("stch", form="plain", mu=1e-3), losses)

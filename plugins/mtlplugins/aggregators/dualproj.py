@@ -24,8 +24,8 @@ class DualProj(Aggregator):
 
     Weights: argmin v'Gv over v >= u. Proved: the closest direction to J^T u that conflicts with no task; without
     conflicts it is J^T u; if all u_i > 0, d = 0 only at Pareto stationary points (then -J^T u is in the cone of the
-    rows). With preferences u, d is what equal ones give for the losses K u_i L_i. One preference of 1 among zeros is
-    GEM: the gradient of that task, turned as little as the others ask for.
+    rows). With preferences u > 0, d is what equal ones give for the losses K u_i L_i. One preference of 1 among zeros
+    is GEM: the gradient of that task, turned as little as the others ask for.
     Cost: the Gramian, then a few systems of size K.
 
     Rows that cancel with weights of very different size: d is zero to within the resolution of the Gramian

@@ -10,6 +10,7 @@ import torch
 
 from mtlcore import choice, integer, number, vector
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
+from mtlcore.errors import ConfigurationError
 from mtlplugins.arrays import Array, arrays, log_quotient, losses_of, put, softmax, take, tensors
 from mtlplugins.per_task import check_length
 from mtlplugins.positive import positive, solve_part
@@ -31,14 +32,14 @@ class STCH(Aggregator):
     Args:
         mu: smoothing.
         form: "log" or "plain".
-        preferences: p (K,), positive, for "plain"; None: ones.
-        ideal: z* (K,), for "plain"; None: zeros.
+        preferences: p (K,), positive, only with "plain"; None: ones.
+        ideal: z* (K,), only with "plain"; None: zeros.
         warmup_steps: steps before the nadir is measured, for "log".
         nadir_steps: steps over which it is averaged.
 
     Raises:
         LossError: a negative loss in form "log"; names the task.
-        ConfigurationError: a vector whose length is not K.
+        ConfigurationError: a vector whose length is not K, or one of them with form "log".
     """
 
     needs = Needs.LOSSES
@@ -50,13 +51,19 @@ class STCH(Aggregator):
     warmup_steps: int = integer(0, low=0)
     nadir_steps: int = integer(1, low=1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name in ("preferences", "ideal") if getattr(self, name) is not None]
+        if self.form == "log" and given:
+            raise ConfigurationError(f"stch: {given[0]} has no place in form='log', only in form='plain'.")
+
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """Preferences and ideal losses belong to tasks in their order; only logarithms forget units."""
         promised = {"conic-combination", "resume-equivalent", "one-backward-pass", "coefficient-identity"}
         if self.form == "log":
             promised.add("loss-unit-invariant")
-        if self.form == "log" or self.ideal is None:
+        if self.form == "plain" and self.ideal is None:
             promised.add("preferences-belong-to-tasks")
         if self.form == "log" or (self.preferences is None and self.ideal is None):
             promised.add("permutation-equivariant")

@@ -26,8 +26,8 @@ class UPGrad(Aggregator):
 
     Proved: P(g_i) is in the dual cone, a convex cone, hence so is d: no conflict. d is linear under positive scaling of
     the rows, because the cone does not change. Without conflicts d is J^T u. If d = 0 and all u_i > 0, then every
-    P(g_i) = 0 and the point is Pareto stationary. With preferences u, d is what equal ones give for the losses K u_i
-    L_i. Cost: the Gramian, then a few batches of K systems of size K.
+    P(g_i) = 0 and the point is Pareto stationary. With preferences u > 0, d is what equal ones give for the losses
+    K u_i L_i. Cost: the Gramian, then a few batches of K systems of size K.
 
     Rows that cancel with weights of very different size: d is zero to within the resolution of the Gramian
     (mtlplugins.solvers.dual_cone.resolution).

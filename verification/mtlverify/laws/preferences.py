@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from mtlcore import Aggregator
+from mtlcore.errors import ConfigurationError
 from mtlverify.answer import Answer
 from mtlverify.example import Example
 from mtlverify.law import anything, law, worst
@@ -23,7 +25,18 @@ def has_preferences(plugin: Any) -> str | None:
     """Whether there is something to say."""
     if not dataclasses.is_dataclass(plugin) or all(f.name != "preferences" for f in dataclasses.fields(plugin)):
         return "has no option `preferences`"
+    if not takes(plugin, (1.0, 2.0)):
+        return "refuses preferences under these hyper-parameters"
     return same_draws(plugin)
+
+
+def takes(plugin: Any, preferences: tuple[float, ...]) -> bool:
+    """Whether these are allowed there."""
+    try:
+        dataclasses.replace(plugin, preferences=preferences)
+    except ConfigurationError:
+        return False
+    return True
 
 
 def numbers(draw: Draw, k: int, p: int) -> dict[str, Any]:
@@ -34,8 +47,11 @@ def numbers(draw: Draw, k: int, p: int) -> dict[str, Any]:
 
 
 def both(draw: Draw, k: int, p: int) -> dict[str, Any]:
-    """Preferences, and another order of the tasks."""
-    return {**numbers(draw, k, p), **permutation(draw, k, p)}
+    """Preferences, one that is 0 where the method allows it, or none; and another order of the tasks."""
+    from mtlverify.strategies import pick as st
+
+    idle = draw(st.integers(-3, k - 1)) if k > 1 else -1
+    return {**numbers(draw, k, p), "idle": max(idle, -1), **permutation(draw, k, p)}
 
 
 @law(
@@ -65,7 +81,7 @@ def preferences_belong_to_tasks(plugin: Any, example: Example) -> float:
 
 @law(
     "preferences-weigh-losses",
-    statement="Preferences u give the direction that equal ones give for the losses (K u_i / sum u) L_i.",
+    statement="Preferences u > 0 give the direction that equal ones give for the losses (K u_i / sum u) L_i.",
     source="what a user means who multiplies a loss by a constant",
     examples=lambda: histories(more=numbers),
     within=anything,
@@ -101,9 +117,17 @@ def _reaction(plugin: Aggregator, example: Example) -> Reaction:
 
 def preferring(plugin: Any, example: Example, order: Any = None) -> Aggregator:
     """With the preferences of the example; with ``order`` those of the tasks in it, times :data:`FACTOR`."""
-    wish = example.extra["preferences"]
+    wish, idle = list(example.extra["preferences"]), example.extra.get("idle", -1)
+    if idle >= 0 and not _ever_alone(idle, example) and takes(plugin, (0.0, 1.0)):
+        wish[idle] = 0
     listed = [float(v) for v in wish] if order is None else [FACTOR * wish[i] for i in order]
     return dataclasses.replace(plugin, preferences=tuple(listed))
+
+
+def _ever_alone(task: int, example: Example) -> bool:
+    """Whether all others are away in some step: of zeros alone nothing can be made."""
+    others = Counter(step for step, i in example.extra["away"] if i != task)
+    return example.n_tasks - 1 in others.values()
 
 
 def without(plugin: Any) -> Aggregator:
