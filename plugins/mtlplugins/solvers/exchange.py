@@ -27,7 +27,7 @@ _SWEEPS = 8
 _PENALTY, _ITERATIONS, _BLOCKS, _ROUNDS = 0.03, 20, 6, 2
 """Of the guesses. The cone is thin where C_SS is ill-conditioned, and a smaller penalty suits that [measured]."""
 _FEW = 4
-"""Indices of a row that still change in so many iterations when its guess is good enough for exchanges [measured]."""
+"""Indices of a row that still change in so many iterations when its guess is good enough for exchanges [choice]."""
 
 
 class Basis:
