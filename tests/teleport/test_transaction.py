@@ -220,6 +220,15 @@ class Scaler(nn.Module):
         return x / self.scale
 
 
+def can_be_traced(module):
+    """torch.fx of torch 2.6 cannot put a new value into a buffer."""
+    try:
+        torch.fx.symbolic_trace(module)
+    except TypeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("name", "in_place"), [("relu-rescaling", True), ("relu-rescaling", False), ("linear-boundary", True)]
 )
@@ -235,9 +244,11 @@ def test_a_buffer_that_is_learnt_and_used_in_training(name, in_place):
         )
         scale = bits(made.trunk[1].scale)
         result = mt.step(made.batch(0)).teleport
-        assert result.accepted is isinstance(detector, Falling), result.reason
-        if not result.accepted:
-            assert "not an improvement" in result.reason
+        if name == "relu-rescaling" and not can_be_traced(Scaler(in_place)):
+            assert "cannot be traced" in result.reason
+        else:
+            assert result.accepted is isinstance(detector, Falling), result.reason
+            assert result.accepted or "not an improvement" in result.reason
         learnt = bits(made.trunk[1].scale)
         made.trunk[1].scale.copy_(scale)
         made.batch(0)()

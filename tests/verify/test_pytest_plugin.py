@@ -77,7 +77,8 @@ def test_an_expected_failure_needs_a_reason_and_goes_stale_loudly(pytester):
     known = "mtl_expected_failures =\n    boastful non-conflicting: known, see the paper\n"
     record = run(pytester, "--mtl", "boastful", "-k", "non-conflicting", ini=known)
     assert record.listoutcomes()[2] == []
-    assert [r.wasxfail for r in record.listoutcomes()[1]] == ["known, see the paper"]
+    (expected,) = record.listoutcomes()[1]
+    assert expected.wasxfail.removeprefix("reason: ") == "known, see the paper"  # pytest 8.0 puts the prefix there
 
     stale = "mtl_expected_failures =\n    plain-mean finite: it used to break\n"
     record = run(pytester, "--mtl", "plain-mean", "-k", "finite", ini=stale)

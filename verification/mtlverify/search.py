@@ -223,7 +223,7 @@ class Search:
         )(hypothesis.given(limited())(tell))
         # A flaky violation is a violation all the same; nothing drawn at all is seen from ``tried``.
         errors = hypothesis.errors
-        with contextlib.suppress(Violation, _Enough, errors.Flaky, errors.FlakyFailure, errors.Unsatisfiable):
+        with contextlib.suppress(Violation, _Enough, errors.Flaky, errors.Unsatisfiable):
             hypothesis.seed(seed)(run)()
         for example in put_off if self.tried < wanted and self.found is None else ():
             with contextlib.suppress(Violation, OutsideLaw):
