@@ -1,4 +1,4 @@
-"""Between the view's tensors and the solvers' arrays."""
+"""Conversion between the tensors of a view and the arrays of the solvers."""
 
 from __future__ import annotations
 

@@ -20,26 +20,26 @@ State = dict[str, torch.Tensor]
 class AlignedMTL(Aggregator):
     """Senushkin et al. 2023 [paper]: G = V diag(l) V^T, B = sigma V diag(l^-1/2) V^T, d = J^T B u.
 
-    B J is the nearest matrix with orthogonal rows of equal length sigma (Procrustes); u are the task weights, of which
-    d is a linear function.
-    Proved (full rank): the aligned rows have condition number 1 and |d| = sigma |u|; if the rows are orthogonal
-    and equally long already, d = J^T u. It may conflict with the original gradients.
+    The rows of B J are the aligned gradients: B J is the nearest matrix whose rows are orthogonal and have the same
+    length sigma (the Procrustes problem). u are the task weights; d is linear in u.
+    Proved (full rank): B J has condition number 1, and |d| = sigma |u|. If the rows of J are already orthogonal and of
+    equal length, d = J^T u. Not promised: no conflict with the original gradients.
 
-    Small eigenvalues are dropped, so that d jumps where rows become dependent, and where one becomes so much shorter
-    than another that it no longer counts.
+    Small eigenvalues are dropped. Therefore d is discontinuous where rows become linearly dependent, and where one row
+    becomes so short beside another that its eigenvalue is dropped.
     Cost: the Gramian and one eigendecomposition.
 
     Args:
-        scale: sigma: "min" singular value (paper), their "median", the lower of the two middle ones where their number
-            is even [code], or "rmse", the root of the mean eigenvalue [code].
-        reduction: u = 1/K ("mean", default, so that d is no longer than a mean gradient) or 1 ("sum", the authors'
-            code).
+        scale: what sigma is: "min", the smallest singular value [paper]; "median" of the singular values (the lower of
+            the two middle ones if their number is even) [code]; or "rmse", the root of the mean eigenvalue [code].
+        reduction: u = 1/K ("mean", the default: d is on the scale of a mean gradient) or u = 1 ("sum", as in the
+            authors' code [code]).
         preferences: u up to a factor, one number >= 0 per task, of which only the ratios matter; None: equal.
             (TorchJD's ``pref_vector``, which is not normalised [lib code].)
-        rank_cut: eigenvalues below this times K max(l) are dropped: "float64", 8 eps of float64, the rounding of the
-            Gramian kept here; a row some 1e7 times shorter than another no longer counts. "float32", eps of float32, is
-            what the authors' code does [code]; there a row some 2,000 times shorter does not count. The default keeps
-            more tasks.
+        rank_cut: which eigenvalues are dropped: those below this number times K max(l). "float64" is 8 eps of float64,
+            the rounding error of the Gramian here; a row about 1e7 times shorter than another is then dropped.
+            "float32" is eps of float32, as in the authors' code [code]; there a row about 2,000 times shorter is
+            dropped. The default keeps more tasks.
 
     Raises:
         ConfigurationError: the preferences of the tasks present are all zero, or there is not one per task.

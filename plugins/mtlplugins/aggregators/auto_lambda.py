@@ -1,4 +1,4 @@
-"""``auto-lambda``: loss weights that follow what a step on each task does for the validation losses."""
+"""``auto-lambda``: loss weights learned from the effect of each task's gradient step on the validation losses."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from mtlplugins.solvers.cosines import Mask
 
 @dataclasses.dataclass(frozen=True)
 class AutoLambda(Aggregator):
-    """Liu et al. 2022 [paper*]: w minimises the losses F_j of a second batch after one step on sum_i w_i L_i of the
-    first.
+    """Liu et al. 2022 [paper*]: the weights w minimise the losses F_j of a second (validation) batch, after one
+    gradient step on the weighted loss sum_i w_i L_i of the first batch.
 
-    With x' = x - eta sum_i w_i g_i the hypergradient is dF_j(x')/dw_i = -eta <g_i, grad F_j(x')>. grad F_j is taken at
-    x instead of x' here, an error of order eta [choice: a view offers no gradients at x'; the authors' finite
-    difference errs, too]. So the step on w, by Adam and for the sum of the F_j ("sum", Auto-lambda), is along
+    With x' = x - eta sum_i w_i g_i the hypergradient is dF_j(x')/dw_i = -eta <g_i, grad F_j(x')>. Here grad F_j is
+    taken at x, not at x'; the error is of order eta [choice: a view has no gradients at x'; the authors' finite
+    difference is an approximation, too]. For the sum of the F_j ("sum", Auto-lambda) the gradient that Adam gets for w
+    is, up to the factor eta,
 
-        a_i = -sum_j m_j <g_i, grad F_j> ,     m = 1 .
+        a_i = -sum_j m_j <g_i, grad F_j> ,     m_j = 1 .
 
-    "min-norm" takes for m the min-norm weights of the hypergradients, as MOML does (Ye et al. 2021 [paper*]): w then
-    moves so that, to first order, no F_j rises. Weights are kept >= ``floor`` and not normalised [paper*].
-    Adam sees directions only, so neither eta nor the gradients' common size matters (its eps is 0 [choice]).
+    With "min-norm", m are the min-norm weights of the hypergradients, as in MOML (Ye et al. 2021 [paper*]): to first
+    order, the step on w then raises no F_j. Weights are kept >= ``floor`` and are not normalised [paper*].
+    Adam's step does not depend on the scale of its gradient, so neither eta nor the common scale of the gradients
+    matters (Adam's eps is 0 [choice]).
 
-    Proved: weights are >= 0 and start at ``start``; a task whose gradient agrees with all validation gradients gains
-    weight. Not promised: no conflict. A task missing from the second batch counts as m_j = 0. Whole losses are
-    weighted, heads included. Cost: two passes, rows of two batches.
+    Proved: weights are >= 0 and start at ``start``; a task whose gradient has positive inner products with all
+    validation gradients gains weight. Not promised: no conflict. A task that is missing from the second batch has
+    m_j = 0. Whole losses are weighted, heads included. Cost: two passes, and the rows of two batches.
 
     Args:
         lr: Adam's step size [paper*: 1e-4].
@@ -106,9 +108,11 @@ def _mixture(hyper: Array, there: Array) -> Array:
 
 
 def _shortest(columns: Array, lengths: Array) -> Array:
-    """Weights (k,) of the shortest convex combination, by Wolfe's method (1976 [memory]) with least squares on the
-    columns themselves. Their products know the sum only to the root of rounding, and where columns that differ much in
-    length nearly cancel, Adam makes whole steps of its entries."""
+    """Weights (k,) of the shortest convex combination, by Wolfe's method (1976 [memory]).
+
+    Least squares work on the columns themselves, not on their inner products: those give the sum only to the square
+    root of the rounding error. Where columns of very different length nearly cancel, Adam would turn that error into
+    full steps."""
     w = np.zeros(len(lengths))
     w[lengths.argmin()] = 1.0
     point = columns @ w
@@ -127,7 +131,8 @@ def _shortest(columns: Array, lengths: Array) -> Array:
 
 
 def _with(columns: Array, w: Array, entering: int) -> Array:
-    """From w (k,) towards the shortest sum of its support and one more column; what would turn negative leaves."""
+    """Move w (k,) to the shortest combination of its support and one more column; weights that would become negative
+    leave the support."""
     support = w > 0.0
     support[entering] = True
     while True:
@@ -142,7 +147,7 @@ def _with(columns: Array, w: Array, entering: int) -> Array:
 
 
 def _of_support(columns: Array, positive: Mask) -> Array:
-    """The weights (k,) of sum one, zero where they are not ``positive``, of the shortest sum."""
+    """Weights (k,) of the shortest combination: their sum is one, and they are zero outside of ``positive``."""
     index = positive.nonzero()[0]
     # From the shortest column: rounding is then relative to it and not to the longest.
     base = index[np.linalg.norm(columns[:, index], axis=0).argmin()]

@@ -1,4 +1,4 @@
-"""CAGrad: the best worst-case improvement near the mean gradient."""
+"""CAGrad: the largest worst-case improvement within a ball around the mean gradient."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ class CAGrad(Aggregator):
 
         d = argmax_d min_i <g_i, d>   subject to   |d - g_0| <= c |g_0| .
 
-    Solved exactly, on the primal (see :mod:`mtlplugins.solvers.cagrad`); the authors use SLSQP on the dual.
+    The primal problem is solved exactly (see :mod:`mtlplugins.solvers.cagrad`); the authors solve the dual with SLSQP.
 
     Proved: min_i <g_i, d> >= min_i <g_i, g_0>; for c >= 1 the ball contains 0, so min_i <g_i, d> >= 0: no conflict.
     For c < 1 conflicts may remain; c = 0 is the mean. Where no direction has a positive inner product with every
-    gradient, the largest level min_i <g_i, d> is 0 for c >= 1 and the maximiser is not unique; the one nearest to g_0
-    is taken [choice]. (Of the rows that are not zero: a zero gradient gains nothing from any d and is left out.)
+    gradient and c >= 1, the largest value of min_i <g_i, d> is 0 and the maximiser is not unique; the one nearest to
+    g_0 is taken [choice]. A zero gradient gains nothing from any d; it is left out of the minimum.
 
-    Rows closer than 1e-5 to opposite: the Gramian resolves them poorly, and the edge of the ball is missed (by up to a
-    relative 4e-2 at 1e-7, where they may count as stationary).
+    Limit: unit gradients that are opposite to within 1e-5 are resolved poorly by the Gramian. |d - g_0| then differs
+    from the radius by up to 4 % (measured at a distance of 1e-7, where the gradients may already count as stationary).
 
     Cost: the Gramian, then a few K x K systems.
 
     Args:
         c: radius of the ball relative to |g_0|; 0.5 is the default of the authors' function [official code].
-        rescale: divide d by "1+c^2" (the authors' default), by "1+c", or not at all ("none", ours, so that d is the
-            maximiser itself).
+        rescale: divide d by "1+c^2" (the authors' default [official code]), by "1+c", or not at all: "none", the
+            default here, so that d is the maximiser itself [choice].
         outer_scale: "n-tasks": d times K, as the authors do "to match the sum of the losses" [official code]; "one",
-            the default, so that d is the maximiser itself.
+            the default: d is the maximiser itself.
         max_norm: clip d to this length after ``outer_scale`` (1 in the FairGrad and FAMO repositories [code]); None,
             the default: no clipping.
     """

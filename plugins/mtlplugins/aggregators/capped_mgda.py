@@ -1,4 +1,4 @@
-"""``capped-mgda``: the min-norm point when no task may have more than a given share of the weight."""
+"""``capped-mgda``: the min-norm point under an upper bound on every task's weight."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ class CappedMGDA(Aggregator):
 
         d = J'a ,   a = argmin |J'a|^2   over   a >= 0 , sum a = 1 , a_i <= 1 / (share K) .
 
-    By duality d points along the unit vector with the largest mean gain of the worst-off ``share`` of the tasks, their
-    conditional value at risk: max over |u| <= 1 of min over such a of a'J u. share <= 1/K is MGDA (one task decides),
-    share = 1 the mean. In between, fewer than share K hostile or broken tasks cannot decide the step alone.
+    By duality d points along the unit vector u that maximises the mean gain of the worst ``share`` of the tasks, their
+    conditional value at risk: u is argmax over |u| <= 1 of the minimum over such a of a'J u. share <= 1/K is MGDA (one
+    task can decide), share = 1 is the mean. In between, fewer than share K hostile or broken tasks cannot decide the
+    step alone.
 
-    Solved exactly, by an active-set method (:mod:`mtlplugins.solvers.capped`). Proved: <g_i, d> >= |d|^2 for a task
-    whose cap does not bind and which has weight; d = 0 only if the hull contains 0. Not promised: no conflict with a
-    task at its cap. A task with zero gradient takes its full cap. The cap is that of the tasks present.
-    Cost: the Gramian, then some K systems of size up to K.
+    The problem is solved exactly, by an active-set method (:mod:`mtlplugins.solvers.capped`). Proved: <g_i, d> >= |d|^2
+    for every task whose weight is below the cap; d = 0 only if the convex hull contains 0. Not promised: no conflict
+    with a task at the cap. A task with zero gradient takes the full cap. K in the cap counts the tasks present.
+    Cost: the Gramian, then about K systems of size up to K.
 
     Args:
-        share: fraction of the tasks that is looked at; 0.5 [choice].
+        share: fraction of the tasks whose mean gain is maximised; 0.5 [choice].
     """
 
     needs = Needs.GRAMIAN

@@ -23,19 +23,20 @@ LENGTHS = ("projection", "minimum", "maximum", "harmonic", "arithmetic", "geomet
 class ConFIG(Aggregator):
     """Liu et al. 2024 [official code]: with U the unit rows, x = U^+ w, w = 1, u = x / |x|, d = (sum_i <g_i, u>) u.
 
-    In Gramian form x = U^T y, y = C^+ w. Proved: u does not depend on positive scaling of the rows. For independent
-    rows cos(d, g_i) is proportional to w_i (U x = w), so no conflict. With the "projection" length d is linear under
-    positive scaling of the rows and |d| <= sum |g_i|. For dependent rows the cosines are as asked only in the
-    least-squares sense, and a conflict is possible: that is why non-conflict is not claimed. Opposite gradients give d
-    = 0. A zero gradient is left out, also of the lengths below [choice; in the authors' code it makes "minimum" NaN].
+    In Gramian form, with C the cosines, x = U^T y, y = C^+ w. Proved: u does not depend on positive scaling of the
+    rows. If the rows are linearly independent, cos(d, g_i) is proportional to w_i (because U x = w), so there is no
+    conflict. With the "projection" length d is linear under positive scaling of the rows, and |d| <= sum |g_i|. If the
+    rows are dependent, U x = w holds only in the least-squares sense and a conflict is possible; therefore
+    non-conflict is not claimed. Opposite gradients give d = 0. A zero gradient is left out, also of the lengths below
+    [choice; in the authors' code it makes "minimum" NaN].
     Cost: the Gramian and one eigendecomposition.
 
     Args:
         preferences: w, one number >= 0 per task, of which only the ratios matter; None: equal, the authors' only weight
-            model. A task of preference 0 is met at a right angle.
-        length: the length model, s sum_i cos(g_i, u) for all but "projection". "projection", the authors' default:
-            sum_i |g_i| cos(g_i, u). The others put one length in the place of all |g_i|: their "minimum", "maximum",
-            "harmonic", "arithmetic" or "geometric" mean [official code].
+            model. d is orthogonal to the gradient of a task with preference 0.
+        length: the length of d. "projection", the authors' default: sum_i |g_i| cos(g_i, u). All others:
+            s sum_i cos(g_i, u), where s is the "minimum", the "maximum", or the "harmonic", "arithmetic" or "geometric"
+            mean of the |g_i| [official code].
 
     Raises:
         ConfigurationError: the preferences of the tasks present are all zero, or there is not one per task.
@@ -71,8 +72,10 @@ class ConFIG(Aggregator):
 
 
 def combination(rows: Cosines, share: Array, length: str) -> tuple[Array, dict[str, object]]:
-    """Weights (K,) of d for preferences ``share`` (K,): (sum_i |g_i| (C y)_i / y'Cy) y / |g|, y = C^+ w, or with one
-    length for all |g_i|; and diagnostics."""
+    """Weights (K,) of d for preferences ``share`` (K,), and diagnostics.
+
+    The weights are (sum_i |g_i| (C y)_i / y'Cy) y / |g| with y = C^+ w; other lengths replace every |g_i| in the sum by
+    one number."""
     w = rows.gather(share)
     if not len(rows.norms) or not w.any():
         return np.zeros(rows.n_tasks), {}
@@ -90,7 +93,7 @@ def combination(rows: Cosines, share: Array, length: str) -> tuple[Array, dict[s
 
 
 def _lengths(norms: Array, length: str) -> Array:
-    """(k,) what takes the place of |g_i| in the length."""
+    """(k,) the numbers that stand for |g_i| in the length."""
     if length == "projection":
         return norms
     one = {

@@ -23,20 +23,21 @@ class ConicGrad(Aggregator):
 
         d = argmax_d min_i <g_i, d>   subject to   <g_0, d> >= c |g_0| |d| ,   |d| = |g_0| .
 
-    The angle to g_0 is bounded, not the distance as in CAGrad, and direction is kept apart from length. The paper moves
-    task weights by one gradient step of the dual each time and has a closed form for d given them, which could not be
-    read; here the problem is solved exactly in every step, over |d| <= |g_0|, which makes it convex
-    (:mod:`mtlplugins.solvers.cone`) [choice]. No state.
+    The angle to g_0 is bounded here; in CAGrad it is the distance. The length of d is fixed. The paper updates task
+    weights by one gradient step on the dual problem per training step, and has a closed form of d for given weights,
+    which could not be read. Here the problem is solved exactly in every step, over |d| <= |g_0|, which makes it convex
+    (:mod:`mtlplugins.solvers.cone`) [choice]. There is no state.
 
-    Proved: d = 0 is feasible, so min_i <g_i, d> >= 0: no conflict, for every c. d is 0 or of length |g_0|; a
-    non-zero d is the min-norm direction where the cone contains it, else on the cone's edge; its weights are >= 0.
-    Not promised: a step wherever one exists: a common descent direction may lie outside the cone, and then d = 0 and
-    the diagnostics say "outside". With ``fallback`` the answer there is the min-norm direction, in length |g_0|.
+    Proved: d = 0 is feasible in the convex problem, so min_i <g_i, d> >= 0: no conflict, for every c. d is 0, or its
+    length is |g_0|. A non-zero d is along the min-norm direction if the cone contains that, and on the boundary of the
+    cone otherwise; its weights are >= 0. Not promised without ``fallback``: d != 0 wherever a common descent direction
+    exists. It may lie outside of the cone; then d = 0 and the diagnostics say "outside". With ``fallback`` the answer
+    is then the min-norm direction, scaled to length |g_0|.
     Cost: the Gramian, then a few K x K systems.
 
     Args:
         c: smallest cosine with g_0; 0.25 [memory].
-        fallback: what to do where nothing in the cone serves every task [choice: True, leave the cone].
+        fallback: whether to leave the cone if no direction within it serves every task [choice: True].
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN

@@ -1,4 +1,4 @@
-"""``constant``: weights that never change, as they are given."""
+"""``constant``: fixed weights, used as given."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from mtlplugins.per_task import check_length
 class Constant(Aggregator):
     """d = sum_i u_i g_i with the numbers u_i as given: not normalised, and negative ones allowed. [textbook]
 
-    ``ls`` normalises its weights to the simplex, so that their common size is left to the learning rate; here it is
-    part of the method. A negative u_i moves *up* L_i (adversarial terms). Absent tasks: the others keep their u_i.
+    ``ls`` normalises its weights to sum 1 and leaves their common scale to the learning rate; here the scale is part of
+    the method. A negative u_i increases L_i (for adversarial terms). If tasks are absent, the others keep their u_i.
 
-    Proved: linear in the gradients. With all u_i >= 0 the direction is in their cone; it may conflict with a task.
+    Proved: d is linear in the gradients. With all u_i >= 0, d is in the cone of the gradients. Not promised: no
+    conflict.
     Cost: one backward pass, O(1) in K.
 
     Args:

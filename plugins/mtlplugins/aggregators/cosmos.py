@@ -1,4 +1,4 @@
-"""``cosmos``: a weighted sum with a reward for losses that are proportional to the preference."""
+"""``cosmos``: a weighted sum of the losses, minus a multiple of the cosine between losses and preference."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from mtlplugins.preferences import preference
 class COSMOS(Aggregator):
     """Ruchte and Grabocka 2021 [paper*]: min r'L - lambda cos(r, L), r a preference on the simplex.
 
-    With n = |r| |L| the weights are w_i = r_i - lambda (r_i / n - cos(r, L) L_i / |L|^2). The second term pulls the
-    losses towards the ray through r: sum_i L_i (that part) = 0, so it never changes the weighted size r'L to first
-    order in L's own direction. In the paper r is drawn in every step and given to the network as an input; here a
-    fixed r (the default) makes one point of the front, and a draw (``concentration``) is reported in the diagnostics.
+    The weights are the derivatives, w_i = r_i - lambda (r_i / n - cos(r, L) L_i / |L|^2) with n = |r| |L|. The second
+    term turns the vector of losses towards the ray through r. It is orthogonal to L, because the cosine does not depend
+    on the length of L. In the paper r is drawn in every step and is an input of the network. Here a fixed r (the
+    default) gives one point of the front; a drawn r (``concentration``) is reported in the diagnostics.
 
-    Weights can be negative where lambda is large beside |L|: a task far above its share is left to rise no longer,
-    one far below it is pushed up. Not promised: a conic combination, or descent. Where L = 0 the cosine has no
-    derivative: w = r. Cost: one backward pass.
+    Weights can be negative if lambda is large compared with |L|: the loss of a task that is far below its share is then
+    increased on purpose. Not promised: a conic combination, or descent. Where L = 0 the cosine has no derivative, and
+    w = r. Cost: one backward pass.
 
     Args:
-        lamb: lambda, in units of loss (the cosine has none).
+        lamb: lambda; its unit is that of the losses, as a cosine has none.
         preferences: r, one number >= 0 per task; None: equal.
-        concentration: p of Dirichlet(p, ..., p) to draw r from in every step, used if no preferences are given.
+        concentration: p of Dirichlet(p, ..., p), from which r is drawn in every step if no preferences are given.
 
     Raises:
         ConfigurationError: there is not one preference per task.

@@ -1,4 +1,4 @@
-"""``db-mtl``: dual balancing, log losses and gradients of one length."""
+"""``db-mtl``: dual balancing: logarithms of the losses, and gradients rescaled to the same length."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from mtlplugins.positive import positive
 
 @dataclasses.dataclass(frozen=True)
 class DBMTL(Aggregator):
-    """Lin et al. 2023 [paper, lib code]: balance losses by their logarithm, gradients by their length.
+    """Lin et al. 2023 [paper, lib code]: losses are balanced by their logarithms, gradients by their lengths.
 
         h_i = g_i / L_i  (the gradient of log L_i),   m_i <- b_k m_i + (1 - b_k) h_i,   b_k = beta / k^sigma,
         d = a sum_i m_i / |m_i| ,   a = max_j |m_j| ;     heads get the gradient of sum_i log L_i.
 
-    k counts a task's steps; m starts at zero without bias correction [paper, lib code]. Differs from the code: no 1e-8
-    beside losses and lengths. A loss of exactly zero is left out of the step (see mtlplugins.positive).
+    k counts the steps of a task. m starts at zero, without bias correction [paper, lib code]. Unlike the code, 1e-8 is
+    not added to losses and lengths. A task with a loss of exactly zero is left out of the step (see
+    mtlplugins.positive).
 
-    Proved: every task contributes a vector of the same length a; |d| <= K a; with beta = 0, d does not turn when a
-    task's loss is measured in another unit. Not promised: no conflict, or a conic combination of the present
-    gradients (m remembers older ones; beta = 0 gives one). Absent tasks keep m and take no share.
-    Cost: the rows, and K P numbers of state (none for beta = 0, then the Gramian would do).
+    Proved: every task contributes a vector of the same length a; |d| <= K a; with beta = 0, d does not change when a
+    task's loss is measured in another unit. Not promised: no conflict. With beta > 0, d need not be a conic combination
+    of this step's gradients, because m contains older ones. Absent tasks keep m and do not contribute.
+    Cost: the rows, and K P numbers of state (none for beta = 0).
 
     Args:
-        beta: weight of the past; 0.9 as in LibMTL [lib code], the paper tries 0.1, 0.5, 0.9 [paper].
-        sigma: how fast it fades; 0 [lib code] or 0.5 [paper].
+        beta: weight of earlier gradients; 0.9 as in LibMTL [lib code]; the paper tries 0.1, 0.5 and 0.9 [paper].
+        sigma: exponent with which that weight decays; 0 [lib code] or 0.5 [paper].
 
     Raises:
         LossError: a negative loss; names the task.
@@ -44,14 +45,14 @@ class DBMTL(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """What is promised; without a memory the gradients are those of the step."""
+        """What is promised; with beta = 0 only the gradients of this step count."""
         always = {"permutation-equivariant", "positively-homogeneous", "resume-equivalent", "parameter-rotation"}
         return frozenset(
             always | ({"loss-unit-invariant", "scale-free", "conic-combination"} if not self.beta else set())
         )
 
     def init(self, n_tasks: int) -> State:
-        """The mean gradients (K, P) and how many steps each task has taken."""
+        """The moving averages m (K, P), and the number of steps of each task."""
         return {"mean": rows.empty(), "count": torch.zeros(n_tasks, dtype=torch.float64, device="cpu")}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
@@ -80,7 +81,7 @@ class DBMTL(Aggregator):
 
 
 def _with_zero_losses(method: DBMTL, view: StepView, keep: list[bool], state: State) -> Aggregation:
-    """The tasks whose loss is not exactly zero; the heads of the others are left alone."""
+    """The answer for the tasks whose loss is not exactly zero; the heads of the others do not move."""
     if not any(keep):
         zero = view.jacobian.new_zeros(view.jacobian.shape[1])
         heads = torch.zeros(view.n_tasks, dtype=torch.float64, device="cpu")

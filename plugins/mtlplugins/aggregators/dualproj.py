@@ -22,13 +22,13 @@ class DualProj(Aggregator):
     """d = argmin |d - J^T u|^2 subject to J d >= 0, J^T u the mean gradient, u_i = 1/K (Lopez-Paz and Ranzato 2017,
     equation 11; name and form after Quinton and Rey 2024 [paper*]).
 
-    Weights: argmin v'Gv over v >= u. Proved: the closest direction to J^T u that conflicts with no task; without
-    conflicts it is J^T u; if all u_i > 0, d = 0 only at Pareto stationary points (then -J^T u is in the cone of the
-    rows). With preferences u > 0, d is what equal ones give for the losses K u_i L_i. One preference of 1 among zeros
-    is GEM: the gradient of that task, turned as little as the others ask for.
+    The weights are argmin v'Gv over v >= u. Proved: d is the direction closest to J^T u that conflicts with no task;
+    without conflicts d = J^T u. If all u_i > 0, d = 0 only at Pareto stationary points (then -J^T u is in the cone of
+    the rows), and d equals the answer with equal preferences for the losses K u_i L_i. With one preference of 1 and
+    zeros otherwise it is GEM: the projection of that task's gradient.
     Cost: the Gramian, then a few systems of size K.
 
-    Rows that cancel with weights of very different size: d is zero to within the resolution of the Gramian
+    Limit: if rows cancel with weights of very different size, d is zero only to within the resolution of the Gramian
     (mtlplugins.solvers.dual_cone.resolution).
 
     Args:
@@ -45,7 +45,7 @@ class DualProj(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """What is promised; preferences belong to tasks in their order, and those of 0 do not pull."""
+        """What is promised; preferences depend on the order of the tasks, and a task of preference 0 does not pull."""
         out = {
             "non-conflicting",
             "positively-homogeneous",

@@ -19,20 +19,21 @@ _LARGEST = 1e150
 class DWA(Aggregator):
     """w_i = K softmax(r_i / T), r_i = mean loss of the last window / mean loss of the one before [paper*].
 
-    A task whose loss falls slower than the others' has the larger r_i and gets the larger weight. A task's windows are
-    those in which it was met, also when others lie between [choice].
-    Proved: weights are positive and have the sum asked for; with windows "fixed" the losses' units do not change them.
-    Not promised: that r_i says anything when windows are short and losses noisy, or descent of every task.
+    A task whose loss falls more slowly than the others' has a larger r_i and gets a larger weight. For every task only
+    the windows in which it was present count, also if they are not consecutive [choice].
+    Proved: weights are positive and have the given sum; with "fixed" windows they do not depend on the units of the
+    losses. Not promised: descent of every task. With short windows and noisy losses r_i is mostly noise.
 
     Args:
         temperature: T.
-        window: steps per window: an epoch in the paper, 25 steps in the Nash-MTL code.
-        windows: "fixed", the default: one after the other, weights change when a window ends, as with the epochs of the
-            paper; until a task has two, r_i = 1. "sliding": the last ``window`` steps, this one included, and those
-            before, so that weights change in every step, as in the Nash-MTL code [code]; there the memory starts as
-            losses of 1 and is used from step ``window`` + 2 on, so that units count until it is full.
-        total: of the weights: "n-tasks", the default, as in the paper; "one", as in the Nash-MTL code, whose loss is
-            the mean of the w_i L_i [code].
+        window: steps per window: an epoch in the paper, 25 steps in the Nash-MTL code [code].
+        windows: "fixed", the default: consecutive windows; weights change when a window ends, as with the epochs of the
+            paper; until a task has two windows, r_i = 1. "sliding": the last ``window`` steps, this one included, and
+            the ``window`` steps before them; weights change in every step, as in the Nash-MTL code [code]. That memory
+            is filled with ones at first and is used from step ``window`` + 2 on, so that the weights depend on the
+            losses' units until it is full.
+        total: sum of the weights: "n-tasks", the default, as in the paper; "one", as in the Nash-MTL code, whose loss
+            is the mean of the w_i L_i [code].
 
     Raises:
         LossError: a negative loss; names the task.
@@ -47,15 +48,15 @@ class DWA(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """The weights sum to one only if asked to."""
+        """What is promised; the weights sum to one only with total="one"."""
         return frozenset(
             {"conic-combination", "permutation-equivariant", "resume-equivalent", "one-backward-pass"}
             | ({"simplex-weights"} if self.total == "one" else set())
         )
 
     def init(self, n_tasks: int) -> State:
-        """Fixed windows: sum and count of the running one, each task's last two means (0: none yet), and the window's
-        number. Sliding ones: each task's last losses, the newest last, and how many it has had."""
+        """Fixed windows: sum and count of the current window, each task's last two means (0: none yet), and the number
+        of the window. Sliding windows: each task's last losses, the newest last, and how many there were."""
         if self.windows == "sliding":
             return tensors({"history": np.ones((2 * self.window, n_tasks)), "count": np.zeros(n_tasks)})
         zeros = {k: np.zeros(n_tasks) for k in ("sum", "count", "last", "before")}
@@ -73,7 +74,8 @@ class DWA(Aggregator):
         )
 
     def _sliding(self, view: StepView, old: Arrays) -> tuple[Array, Arrays]:
-        """Ratios (K,) of the two halves of the memory, this step's losses included, and the next state."""
+        """Ratios (K,) of the means of both halves of the memory, which includes this step's losses; and the next
+        state."""
         history, count = old["history"].copy(), old["count"].copy()
         index = list(view.task_index)
         history[:-1, index] = history[1:, index]
@@ -84,7 +86,7 @@ class DWA(Aggregator):
         return ratio, {"history": history, "count": count}
 
     def _fixed(self, view: StepView, old: Arrays) -> tuple[Array, Arrays]:
-        """Ratios (K,) of the last two windows that are full, and the next state."""
+        """Ratios (K,) of the last two complete windows, and the next state."""
         losses = losses_of(view)
         total, count, last, before = old["sum"], old["count"], old["last"], old["before"]
         number = view.step // self.window

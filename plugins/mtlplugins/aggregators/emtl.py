@@ -1,4 +1,4 @@
-"""``emtl``: weights that bring the tasks' relative contributions L_i / |g_i| together."""
+"""``emtl``: weights that reduce the variance of the tasks' relative contributions L_i / |g_i|."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from mtlplugins.positive import positive
 class EMTL(Aggregator):
     """Yuan and Zhang 2023 (2306.09373) [paper: abstract]: min sum_i L_i + lambda Var(r), r_i = L_i / |g_i|.
 
-    r_i is the step length after which a linear model of L_i reaches zero; the paper shows that even r_i help
-    generalisation, and adds their variance "efficiently". How was not readable [choice]: |g_i| is held constant, so
-    that the regulariser is a re-weighting, w_i = 1 + lambda dVar/dL_i,
+    r_i is the distance at which a linear model of L_i reaches zero. The paper argues that equal r_i improve
+    generalisation, and adds their variance to the loss "efficiently"; its algorithm could not be read. [choice] Here
+    |g_i| is held constant, so that the regulariser changes the weights only, w_i = 1 + lambda dVar/dL_i:
 
         "plain"     w_i = 1 + (2 lambda / K) (r_i - r) / |g_i| ,    r = mean r_i
-        "relative"  the same for S Var(r) / r^2 with S = sum_j L_j held constant, which makes lambda a pure number,
+        "relative"  the same for S Var(r) / r^2 with S = sum_j L_j held constant, which makes lambda dimensionless.
 
-    clipped at 0 and normalised to sum K. (Differentiating |g_i|, too, takes a Hessian-vector product per task, which a
-    view does not offer; both agree where the losses are linear.) A task with zero gradient has no r and gets weight 1.
-    Whole losses are weighted, heads included.
+    The weights are clipped at 0 and normalised to sum K. (To differentiate |g_i|, too, a Hessian-vector product per
+    task would be needed, which a view does not offer; both agree if the losses are linear.) A task with zero gradient
+    has no r_i and gets weight 1 before the normalisation. Whole losses are weighted, heads included.
 
-    Proved: equal r_i, or lambda = 0, give the plain sum; r_i does not change when L_i is measured in another unit; a
-    task with larger r_i has a larger weight for equal |g_i|; weights are >= 0 and sum to K. Not promised: no conflict.
+    Proved: equal r_i, or lambda = 0, give the plain sum; r_i does not change when L_i is measured in another unit; of
+    two tasks with equal |g_i| the one with the larger r_i has the larger weight; weights are >= 0 and sum to K. Not
+    promised: no conflict.
     Cost: the Gramian (its diagonal).
 
     Args:
@@ -49,7 +50,7 @@ class EMTL(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """The plain variance has a unit."""
+        """What is promised; the plain variance has a unit, so the answer depends on scale."""
         always = {"conic-combination", "permutation-equivariant", "resume-equivalent", "parameter-rotation"}
         return frozenset(always | ({"positively-homogeneous"} if self.variance == "relative" else set()))
 

@@ -20,19 +20,20 @@ class ExcessMTL(Aggregator):
         S_i <- S_i + g_i^2 (entry by entry),   e_i = sum_p g_ip^2 / sqrt(S_ip),
         w_i <- w_i exp(eta e_i / e_i^0),       then sum w = K .
 
-    e_i estimates the excess risk g_i' H^-1 g_i with the diagonal second moments of Adagrad; e_i^0 is its first value,
-    so a task's unit of loss cancels. Weights are ones in a task's first step. Whole losses are weighted, heads
-    included, as in the code.
+    e_i estimates the excess risk g_i' H^-1 g_i, with Adagrad's diagonal second moments for H. e_i^0 is its first value;
+    by the quotient the unit of a task's loss cancels. The weight of a task is 1 in its first step. Whole losses are
+    weighted, heads included, as in the code.
 
-    Differs from the code: no 1e-7 under the root; an entry that has always been zero contributes zero [choice: the
-    constant would be an absolute scale of gradients]. A task whose gradient was zero in its first step gets its e^0
-    when it has one. Proved: e_i >= 0, and 0 only for g_i = 0; weights are positive and sum to K (all present); scaling
-    a task's gradients by c > 0 scales e_i by c and changes no weight. Not promised: no conflict, or invariance under
-    a rotation of the parameters. Absent tasks keep w, S and e^0; the weights of those present sum to their number.
+    Differs from the code: 1e-7 is not added under the root, because it would be an absolute scale of gradients; an
+    entry that has always been zero contributes zero [choice]. If the first gradients of a task are zero, e_i^0 is taken
+    from its first non-zero gradient. Proved: e_i >= 0, and 0 only for g_i = 0; weights are positive and sum to K (all
+    present); if all gradients of a task are multiplied by c > 0, e_i is multiplied by c and no weight changes. Not
+    promised: no conflict, or invariance under a rotation of the parameters. Absent tasks keep w, S and e^0; the weights
+    of those present sum to their number.
     Cost: the rows, and K P numbers of state.
 
     Args:
-        eta: robust step size; 1e-2 as in LibMTL [lib code], 1 in the authors' example.
+        eta: step size of the weights; 1e-2 as in LibMTL [lib code], 1 in the authors' example.
     """
 
     needs = Needs.JACOBIAN
@@ -49,7 +50,7 @@ class ExcessMTL(Aggregator):
     eta: float = number(1e-2, low=0.0, log=True)
 
     def init(self, n_tasks: int) -> State:
-        """log w (K,), e^0 (K,; 0: none yet) and the sums of squares (K, P), as roots."""
+        """log w (K,), e^0 (K,; 0: none yet) and the square roots of S (K, P)."""
         zeros = torch.zeros(n_tasks, dtype=torch.float64, device="cpu")
         return {"log_weights": zeros, "first": zeros.clone(), "root": rows.empty()}
 
@@ -73,6 +74,6 @@ class ExcessMTL(Aggregator):
 
 
 def _risk(grads: Tensor, root: Tensor) -> Tensor:
-    """e (K,), float64: |g| <= root entry by entry, so the quotient is at most 1 and nothing overflows."""
+    """e (K,), float64. |g| <= root in every entry, so the quotient is at most 1 and nothing overflows."""
     share = torch.where(root > 0.0, grads / torch.where(root > 0.0, root, 1.0), 0.0)
     return (share.double() * grads.double()).sum(dim=1).cpu()

@@ -25,24 +25,24 @@ class FairGrad(Aggregator):
     the optimality condition of maximising sum_i <g_i, d>^(1-alpha) / (1-alpha) over a ball. alpha = 1 is Nash-MTL,
     alpha = 2 the minimal potential delay, alpha -> inf max-min fairness.
 
-    Solved as a convex problem on cosines (:mod:`mtlplugins.solvers.bargain`); the authors use bounded least squares on
-    the residual, which is not convex.
+    It is solved as a convex problem on cosines (:mod:`mtlplugins.solvers.bargain`); the authors minimise the squared
+    residual under bounds, which is not convex.
 
     Proved, where a direction has a positive inner product with every gradient: J d = w^(-1/alpha) > 0, so no conflict,
     and every task gains. A(tJ) = t^p A(J), p = (1-alpha)/(1+alpha): the length of d does not shrink with the gradients
     for alpha >= 1, so near a Pareto stationary point clip d (``max_norm``) or lower the step size. At such a point no
-    solution exists: d = 0, with the diagnostic ``solver`` = "stationary", and heads get weight 1 [choice]. A Gramian in
-    float64 cannot tell gradients whose unit vectors have a convex combination shorter than about 1e-8 from stationary
-    ones; d = 0 for these, too.
+    solution exists: then d = 0, the diagnostic ``solver`` is "stationary", and heads get weight 1 [choice]. d = 0 also
+    if the unit gradients have a convex combination shorter than about 1e-8: a Gramian in float64 cannot distinguish
+    that from stationarity.
 
     A task with zero gradient is left out (its equation has no finite solution).
 
     Cost: the Gramian, then 4 to 12 systems of size K; about a hundred more on some rows if alpha is near 0.1 or 10.
 
     Args:
-        alpha: fairness; the authors run alpha = 2 on every data set, their default is 1 [official code]. From 0.1 to
-            10, the range in which the solver was tested: on rows with a common descent direction, more tasks than
-            parameters and hostile ones included, it always converged. The diagnostic ``solver`` says if it did not.
+        alpha: fairness; the authors run alpha = 2 on every data set, their default is 1 [official code]. The solver
+            was tested from 0.1 to 10: on rows with a common descent direction it always converged, also with more
+            tasks than parameters and on ill-conditioned rows. The diagnostic ``solver`` says if it did not.
         heads: factors of the task-specific gradients: "ones", the default, as the authors leave them [official code];
             "weights": times w, as LibMTL, which weights whole losses [lib code] (a task with zero gradient then gets
             the mean weight [choice]).
@@ -61,7 +61,7 @@ class FairGrad(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """What is promised; only alpha = 1 is free of scale."""
+        """What is promised; only with alpha = 1 the lengths of the gradients do not matter."""
         out = {
             "non-conflicting",
             "permutation-equivariant",

@@ -16,19 +16,21 @@ from mtlplugins.positive import positive, solve_part
 
 @dataclasses.dataclass(frozen=True)
 class FAMO(Aggregator):
-    """Equal rates of decrease of the log losses, amortised over steps [paper*, official code].
+    """Equal rates of decrease of the log losses, approached over many steps [paper*, official code].
 
-    With logits u, z = softmax(u): the step descends on sum_i z_i log L_i, scaled so that the weights sum to one,
+    With logits u and z = softmax(u), the step is gradient descent on sum_i z_i log L_i, scaled so that the weights sum
+    to one,
         w_i = (z_i / L_i) / sum_j (z_j / L_j).
-    After it the losses of the same batch are looked at again; delta_i = log L_i(before) - log L_i(after), and
-        u <- Adam(u, (diag z - z z^T) delta + gamma u):
-    the task that improved most loses weight. One backward pass and one more forward pass a step.
+    After the step the losses of the same batch are computed again. With delta_i = log L_i(before) - log L_i(after),
+        u <- Adam(u, (diag z - z z^T) delta + gamma u),
+    where the second argument is Adam's gradient: the task that improved most loses weight. A step costs one backward
+    pass and one more forward pass.
 
-    Proved: weights are positive and sum to one; equal improvements leave u alone (gamma = 0); w_i grad L_i changes by
-    one common factor when a loss is measured in another unit, and delta not at all.
-    Not promised: descent of every task in a single step: that holds for the problem it amortises.
-    Differs from the code: no 1e-8 beside the losses (see mtlplugins.positive). Loss minima L* other than zero: subtract
-    them from the losses handed in.
+    Proved: weights are positive and sum to one; with gamma = 0, equal improvements do not change u; when a loss is
+    measured in another unit, all w_i grad L_i change by one common factor, and delta does not change.
+    Not promised: descent of every task in a single step. (The problem that FAMO approximates has that property.)
+    Differs from the code: 1e-8 is not added to the losses (see mtlplugins.positive). If the minimum of a loss is not
+    zero, subtract it from the loss before it is passed in.
 
     Args:
         lr: Adam's step size of u.

@@ -1,5 +1,4 @@
-"""``forum``: first-order bilevel multi-objective optimisation, weights that make the lower level serve the upper
-one."""
+"""``forum``: first-order bilevel multi-objective optimisation of loss weights for validation losses."""
 
 from __future__ import annotations
 
@@ -19,30 +18,32 @@ from mtlplugins.solvers.simplex_quadratic import minimise, minimise_above
 
 @dataclasses.dataclass(frozen=True)
 class FORUM(Aggregator):
-    """Ye et al. 2024 [official code]: upper level, the losses F_i of a second (validation) batch; lower level, the
-    weighted loss f = sum_i s_i L_i of the first, s = softmax(alpha).
+    """Ye et al. 2024 [official code]: the upper level are the losses F_i of a second (validation) batch; the lower
+    level is the weighted loss f = sum_i s_i L_i of the first batch, s = softmax(alpha).
 
-    With q = f(alpha, x) - f(alpha, x_T), x_T = T gradient steps from x on f, its gradient is g_q = sum_i s_i g_i in the
-    network and s_i ((L_i - L_i(x_T)) - mean) in alpha. With the unit gradients h_i = grad F_i / |grad F_i|,
+    Let q = f(alpha, x) - f(alpha, x_T), where x_T is reached from x by T gradient steps on f. The gradient g_q of q is
+    sum_i s_i g_i for the network and s_i (D_i - sum_j s_j D_j), D_i = L_i(x) - L_i(x_T), for alpha. With the unit
+    gradients h_i = grad F_i / |grad F_i|,
 
         min |sum_i l_i h_i + v g_q|^2 - v rho |g_q|^2    over l on the simplex, v >= max(0, sum_i l_i p_i) ,
         p_i = rho - <g_q, h_i> / |g_q|^2 ;   l <- l + t^(-3/4) (l* - l) ;   v = max(0, sum_i l_i p_i) ;
-        d = sum_i l_i h_i + v g_q ,     and alpha moves along v times its part, by Adam.
+        d = sum_i l_i h_i + v g_q ,     and Adam's gradient for alpha is v times alpha's part of g_q.
 
-    Solved exactly (:mod:`mtlplugins.solvers.simplex_quadratic`). Two closures: training batch, validation batch. The
-    inner steps come from ``view.inner``, which only ``MultiTask.step`` offers; elsewhere alpha stays, and the
-    diagnostics say so.
+    The minimum is found exactly (:mod:`mtlplugins.solvers.simplex_quadratic`). A step takes two closures: training
+    batch, validation batch. The inner steps come from ``view.inner``, which only ``MultiTask.step`` offers; elsewhere
+    alpha does not change, and the diagnostics say so.
 
-    Differs from the code: lengths are those of the trunk's gradients (the code: all parameters); heads take v s_i times
-    their gradients on the training batch [choice]; t counts steps, not epochs; no 1e-8. g_q's length counts alpha's
-    part, too. Proved: <g_q, d> >= rho |g_q|^2 for the l in use; F_i's units do not matter. Not promised: no conflict.
-    A task missing from either batch takes no part. Cost: T + 2 forward passes, rows of two batches.
+    Differs from the code: lengths are those of the trunk's gradients (in the code: of all parameters'); heads take
+    v s_i times their gradients on the training batch [choice]; t counts steps, not epochs; 1e-8 is not added. |g_q|
+    includes alpha's part. Proved: <g_q, d> >= rho |g_q|^2 for the current l; the units of the F_i do not matter. Not
+    promised: no conflict. A task missing from either batch does not take part. Cost: T + 2 forward passes, and the rows
+    of two batches.
 
     Args:
-        rho: [official code: 0.1].
-        inner_steps: T [official code: 5].
-        inner_lr: their step size [official code: 0.1].
-        lr: Adam's step size of alpha [official code: 1e-3].
+        rho: the factor rho of the constraint [official code: 0.1].
+        inner_steps: T, the number of inner steps [official code: 5].
+        inner_lr: step size of the inner steps [official code: 0.1].
+        lr: Adam's step size for alpha [official code: 1e-3].
     """
 
     needs = Needs.JACOBIAN
@@ -56,7 +57,7 @@ class FORUM(Aggregator):
     lr: float = number(1e-3, low=0.0, log=True)
 
     def init(self, n_tasks: int) -> State:
-        """alpha and l (K,), the steps each task has taken, Adam's moments."""
+        """alpha and l (K,), the number of steps of each task, and Adam's moments."""
         zeros = {name: np.zeros(n_tasks) for name in ("scores", "mixture", "count")}
         return tensors({**zeros, **adam.fresh(n_tasks)})
 
@@ -91,7 +92,7 @@ class FORUM(Aggregator):
         return Aggregation(direction=direction.to(view.jacobian), state=out, diagnostics=notes, head_weights=heads)
 
     def _score_gradient(self, view: StepView, s: Array) -> tuple[Array, dict[str, object]]:
-        """The part of g_q in alpha (K,)."""
+        """alpha's part of g_q (K,), and diagnostics."""
         if view.inner is None:
             return np.zeros(view.n_tasks), {"inner": "not available: alpha stays; use MultiTask.step(closures)"}
         weights = torch.from_numpy(s)
@@ -102,10 +103,10 @@ class FORUM(Aggregator):
     def _best(self, gram: Array, cross: Array, square: float, there: Array) -> Array:
         """l* (K,), zero for tasks that are not in the upper batch.
 
-        In units of |g_q|, with c_i the cosines of h_i and g_q and a = rho |g_q|: the constraint on v reads
-        v |g_q| >= a - c'l, above the minimum in v, (a / 2) - c'l; so v |g_q| = max(0, a - c'l). Put in, that leaves
-        l'(G - cc')l + a c'l on the simplex where c'l <= a, and l'Gl where c'l >= a: a convex function, whose minimum
-        is that of the first part if it lies there, else that of the second.
+        With c_i the cosine of h_i and g_q, and a = rho |g_q|: the constraint on v is v |g_q| >= a - c'l. The
+        unconstrained minimum in v is at v |g_q| = a / 2 - c'l, which is less; so v |g_q| = max(0, a - c'l). Inserted,
+        the objective is l'(G - cc')l + a c'l where c'l <= a, and l'Gl where c'l >= a. That function is convex: its
+        minimum is that of the first part if it lies where c'l <= a, and that of the second part otherwise.
         """
         index = there.nonzero()[0]
         out, length = np.zeros(len(there)), square**0.5

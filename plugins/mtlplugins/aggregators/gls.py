@@ -14,10 +14,11 @@ from mtlplugins.positive import positive, solve_part
 
 @dataclasses.dataclass(frozen=True)
 class GLS(Aggregator):
-    """min (prod_i L_i)^(1/K), hence w_i = GLS / (K L_i) with GLS the geometric mean of the losses [paper*, lib code].
+    """min (prod_i L_i)^(1/K), hence w_i = GLS / (K L_i), where GLS is the geometric mean of the losses [paper*, lib
+    code].
 
-    Proved: the step is GLS times the mean gradient of the log losses, so its *direction* does not change with the
-    losses' units; its length changes by c^(1/K) when one loss is scaled by c. Weights are positive.
+    Proved: d is GLS times the mean gradient of the log losses. So its *direction* does not depend on the losses' units;
+    its length is multiplied by c^(1/K) when one loss is multiplied by c. Weights are positive.
     Not promised: descent of every task.
 
     Raises:

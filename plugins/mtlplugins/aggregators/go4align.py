@@ -17,23 +17,24 @@ from mtlplugins.positive import positive, solve_part
 
 @dataclasses.dataclass(frozen=True)
 class GO4Align(Aggregator):
-    """Shen et al. 2024 [official code; paper: abstract]: risk indicators of the tasks, made equal within groups.
+    """Shen et al. 2024 [official code; paper: abstract]: risk indicators of the tasks, averaged within groups.
 
         p_i <- p_i exp(-eta L_i) / sum_j p_j exp(-eta L_j)         (p = 1/K at first)
         v_i = p_i sum_j L_j / L_i ,      w_i = mean of v over the group of i,
 
-    where the groups are the clusters of the K numbers v. The factor sum L / L_i makes p_i v_i's share of the total
-    alike for all tasks; p leans towards tasks whose losses have been small in sum, as the sign in the code says.
+    where the groups are the clusters of the K numbers v_i. By the factor sum_j L_j / L_i the weighted losses are
+    v_i L_i = p_i sum_j L_j: their shares are p. p is larger for tasks with a small sum of past losses, by the sign in
+    the code.
 
-    Differs from the code: the clusters are the optimal ones, found by dynamic programming, where the code runs k-means
-    from a random start [choice], so that a step draws nothing. ``groups = 1`` gives every task the mean of v, as there.
-    Proved: weights are positive; sum_i w_i = sum_i v_i. Not promised: descent of every task, or indifference to the
-    losses' units (eta L_i has one; v_i L_i has the sum's). A loss of exactly zero is left out of the step.
-    Absent tasks keep their p; those present share among themselves what they have. Cost: one backward pass.
+    Differs from the code: the clusters are optimal, found by dynamic programming; the code runs k-means from a random
+    start [choice]. So a step draws no random numbers. ``groups = 1`` gives every task the mean of v, as in the code.
+    Proved: weights are positive; sum_i w_i = sum_i v_i. Not promised: descent of every task, or independence of the
+    losses' units (the exponent eta L_i has a unit). A task with a loss of exactly zero is left out of the step.
+    Absent tasks keep their p; the p of those present are normalised among themselves. Cost: one backward pass.
 
     Args:
-        groups: number of groups; not more than tasks are used. 2 is the smallest that groups anything [choice; the
-            code asks for a number and has no default].
+        groups: number of groups, at most the number of tasks. 2 is the smallest number that separates tasks [choice;
+            the code has no default].
         eta: step size of p [official code: 1e-4].
 
     Raises:

@@ -1,4 +1,4 @@
-"""``graddrop``: every coordinate keeps the gradients of one sign, drawn by how pure the signs are."""
+"""``graddrop``: every coordinate keeps the gradients of one sign, drawn in proportion to the sums of both signs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ class GradDrop(Aggregator):
         P_p = (1 + sum_i g_ip / sum_i |g_ip|) / 2 ,   u_p ~ U(0, 1) ,   keep sign + if u_p < P_p, else sign - ;
         d_p = sum_i (l_i + (1 - l_i) [g_ip has the kept sign]) g_ip .
 
-    Applied to the trunk's gradients, as in the FAMO and TorchJD codes; the paper applies it to the gradient at the
-    shared activation, multiplied by the activation's sign. u comes from the view's generator (on the processor).
+    It is applied to the trunk's gradients, as in the code of FAMO and TorchJD [code]; the paper applies it to the
+    gradient at the shared activation, multiplied by the activation's sign. u comes from the view's generator (on the
+    processor).
 
-    Proved: where all tasks agree in sign the coordinate is the plain sum; without leak every coordinate sums one sign
-    only; E[d] = P (sum of positive parts) + (1 - P) (sum of negative parts). Not promised: no conflict, a combination
-    of the gradients with one weight per task, or anything under a rotation of the parameters. Cost: the rows.
+    Proved: where all tasks agree in sign, d_p is the plain sum; without leak, all terms of d_p have one sign;
+    E[d] = P (sum of positive parts) + (1 - P) (sum of negative parts). Not promised: no conflict, a combination of the
+    gradients with one weight per task, or invariance under a rotation of the parameters. Cost: the rows.
 
     Args:
-        leak: l_i in [0, 1] per task, how much of its gradient always passes; None: zeros [paper*].
+        leak: l_i in [0, 1] per task, the part of its gradient that is always kept; None: zeros [paper*].
         reduction: "sum" of what is kept, or "mean" (the sum over K).
 
     Raises:
@@ -42,7 +43,7 @@ class GradDrop(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """A leak of its own singles a task out."""
+        """What is promised; given leaks treat tasks differently."""
         always = {"positively-homogeneous", "resume-equivalent"}
         return frozenset(always | ({"equivariant-in-distribution"} if self.leak is None else set()))
 

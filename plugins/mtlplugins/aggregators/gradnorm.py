@@ -1,4 +1,4 @@
-"""``gradnorm``: loss weights learned so that all tasks' weighted gradients have the length that their pace asks for."""
+"""``gradnorm``: loss weights learned so that slower tasks have longer weighted gradients."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ class GradNorm(Aggregator):
 
         min_w sum_i |G_i - T_i| ,   T_i = mean_j G_j  r_i^alpha  held constant ,   then sum w = K .
 
-    One step of Adam on w beside each step of the network. Parametrised as w = K softmax(v) [lib code] or by w itself,
-    kept positive and renormalised [paper*]. |g_i| are the trunk's; the paper looks at its last layer only (use the
-    gradient at the features by choosing such a source). Whole losses are weighted, heads included.
+    Adam makes one step on w in each step of the network. The parameters are v with w = K softmax(v) [lib code], or w
+    itself, kept positive and renormalised [paper*]. |g_i| is the length of the trunk's gradient; the paper uses the
+    trunk's last layer only. (With ``gradients="features"`` it is the gradient at the features.) Whole losses are
+    weighted, heads included.
 
-    Adam's eps is 0, as an absolute one would be a scale of gradients [choice]; so neither their common unit nor that of
-    any loss matters. Proved: weights are positive and sum to K; where T is reached the gradient is zero; alpha = 0 asks
-    for equal lengths. Not promised: no conflict, or T reached in any number of steps (Adam's steps have a fixed size).
-    A loss of zero counts as r_i = 0. Absent tasks keep their weight; L_i(0) is the first positive loss met.
+    Adam's eps is 0, because another value would be an absolute scale of gradients [choice]; so neither the common scale
+    of the gradients nor the unit of any loss matters. Proved: weights are positive and sum to K; where G_i = T_i the
+    gradient of w is zero; with alpha = 0 all T_i are equal. Not promised: no conflict, or that T is reached in a
+    number of steps (Adam's steps have a fixed size). A loss of zero counts as r_i = 0. Absent tasks keep their weight;
+    L_i(0) is the first positive loss of the task.
     Cost: the Gramian (its diagonal).
 
     Args:
-        alpha: how strongly the pace is restored; 1.5 [lib code, one of the paper's].
+        alpha: exponent of r_i: the larger, the more weight for slow tasks; 1.5 [lib code, one of the paper's values].
         lr: Adam's step size; 0.025 is the paper's for w [paper*].
-        form: "softmax" [lib code] or "plain" [paper*].
+        form: the parameters: v ("softmax" [lib code]) or w itself ("plain" [paper*]).
 
     Raises:
         LossError: a negative loss; names the task.
@@ -98,7 +100,8 @@ class GradNorm(Aggregator):
 
 
 def _paces(losses: Array, first: Array) -> Array:
-    """r (K,): each task's loss relative to its first, relative to the mean of these; ones if all are zero."""
+    """r (K,): each task's loss divided by its first loss, divided by the mean of these quotients; ones if all are
+    zero."""
     with np.errstate(over="ignore"):
         left = np.divide(losses, first, out=np.zeros_like(losses), where=first > 0.0)
     left = np.minimum(left, 1e100)

@@ -22,54 +22,57 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class GradOPS(Aggregator):
-    """Zhu et al., WSDM 2025: no modified gradient, and not their sum, conflicts with any original gradient [paper].
+    """Zhu et al., WSDM 2025 [paper]: neither a modified gradient nor their sum conflicts with an original gradient.
 
     With S_i = span{g_j, j != i},
 
         g_i' = g_i - (projection of g_i onto S_i)    for every i in conflict, g_i' = g_i for the others,
         d    = sum_i w_i g_i' .
 
-    Computed from the K x K Gramian in dual-basis form (:mod:`mtlplugins.solvers.orthogonal`), not by K Gram-Schmidt
-    runs; O(K^2 P + K^3). For K = 2 and w = 1 it is PCGrad. The result does not depend on an order of the tasks.
+    It is computed from the K x K Gramian by the dual basis (:mod:`mtlplugins.solvers.orthogonal`), not by K
+    Gram-Schmidt processes; the cost is O(K^2 P + K^3). For K = 2 and w = 1 it is PCGrad. The result does not depend on
+    the order of the tasks.
 
-    Read in the paper: the projection and the guarantee. Not readable, so ours [choice]: projecting only rows that
-    conflict (``project``), the weights' formula, the fallback.
+    The projection and the guarantee are the paper's. The rest could not be read and is a [choice]: only rows in
+    conflict are projected (``project``), the formula of the weights, the fallback.
 
     **Proved.** (1) <g_i', g_j> >= 0 for all i, j: a projected row has <g_i', g_j> = 0 for j != i and |g_i'|^2
-    for j = i, an unprojected one passed the test. (2) Hence <d, g_j> >= w_j <g_j', g_j> >= w_j |g_j'|^2 >= 0 for
-    *any* non-negative weights: re-weighting is free. In mode "always", <d, g_j> = w_j |g_j'|^2 exactly. (3) Descent:
+    for j = i; a row that is not projected has no conflict. (2) Hence <d, g_j> >= w_j <g_j', g_j> >= w_j |g_j'|^2 >= 0
+    for *any* non-negative weights. In mode "always", <d, g_j> = w_j |g_j'|^2 exactly. (3) Descent:
     for L-smooth losses bounded below, mode "always", 0 <= w_i <= w_max and a step eta <= 1 / (L K^2 w_max),
 
         sum_j L_j(theta - eta d) <= sum_j L_j(theta) - (eta / 2) sum_j w_j |g_j'|^2 ,
 
     by |d|^2 <= K sum w_i^2 |g_i'|^2 and (2), so min_t sum_j w_j |g_j'|^2 = O(1/T).
 
-    **The stall.** Dependent gradients project to zero although a common descent direction may exist (5, 100 and 175
-    degrees in a plane). When the longest remainder is not above ``stall`` times its gradient, every g_i' is
-    replaced by the projection of g_i onto the dual cone {x : J x >= 0}. (1) and (2) hold for that too, because the
-    projection P g_i lies in the cone and <P g_j, g_j> = |P g_j|^2. With it d = 0 only at Pareto stationary points
-    (for positive weights): d = 0 forces every P g_j = 0, that is -g_j in the cone of the rows.
-    ``diagnostics["fallback"]`` says when and why, ``diagnostics["fallbacks"]`` how often in this run.
+    **The stall.** Linearly dependent gradients are projected to zero, although a common descent direction may exist
+    (example: gradients at 5, 100 and 175 degrees in a plane). If no |g_i'| is larger than ``stall`` |g_i|, every g_i'
+    is replaced by the projection P g_i of g_i onto the dual cone {x : J x >= 0}. (1) and (2) hold for P g_i, too: it
+    lies in the cone, and <P g_j, g_j> = |P g_j|^2. With this fallback and positive weights, d = 0 only at Pareto
+    stationary points: d = 0 implies P g_j = 0 for every j, that is, -g_j is in the cone of the rows.
+    ``diagnostics["fallback"]`` says when and why it was used, ``diagnostics["fallbacks"]`` how often in this run.
 
     **Trade-off.** With d_1 = sum_i g_i' and r_i = <d_1, g_i> / |g_i|^2 ("relative") or / |g_i| ("projection"),
-    R_i = r_i / mean r, w_i = K R_i^alpha / sum_j R_j^alpha, R_i floored at 1e-6, w_i at 1e-3 [memory for the form,
-    choice for r_i and the bounds]. alpha > 0 favours tasks that dominate the update, alpha < 0 those that are
-    dominated; creating the method with a range of alpha traces a front. Tasks with g_i' = 0 take no share: mean, sum
-    and K are those of the others [choice].
+    R_i = r_i / mean r, w_i = K R_i^alpha / sum_j R_j^alpha, with R_i >= 1e-6 and w_i >= 1e-3 [memory for the form,
+    choice for r_i and the bounds]. alpha > 0 favours the tasks that dominate the update, alpha < 0 the others; a range
+    of alpha gives points of a front. Tasks with g_i' = 0 are left out of the mean, of the sum and of K, and keep
+    weight 1 [choice].
 
-    **It jumps** where a conflict begins (K >= 3, mode "conflict-only": off the span of all others at once), at the
-    bound ``stall``, and where a remainder falls below a sine of 1e-6, which the Gramian does not resolve.
+    **Discontinuities.** d jumps where a conflict begins (K >= 3 and mode "conflict-only", because a row is then
+    projected off the span of all others), at the bound ``stall``, and where |g_i'| / |g_i| falls below 1e-6, which the
+    Gramian does not resolve.
 
     Args:
         project: "conflict-only", or "always".
         alpha: exponent of the trade-off; 0 gives w = 1.
         contribution: how r_i is measured. With "relative" two conflicting tasks always have r_1 = r_2, the squared
-            sine of their angle, so that alpha would have no effect at K = 2; hence "projection" [choice].
-        weights: further factors >= 0, one per task, multiplied into w.
-        rescale: scale d to the length of the mean gradient (keeps non-conflict; undoes the shrinking of nearly
-            dependent gradients).
-        fallback: whether the stall is repaired; False is the plain method.
-        stall: a sine; if no remainder exceeds it (of tasks with positive weight), that is a stall.
+            sine of their angle, and alpha would have no effect for K = 2; therefore the default is "projection"
+            [choice].
+        weights: further factors >= 0, one per task, by which w is multiplied.
+        rescale: scale d to the length of the mean gradient. Non-conflict is kept; d does not become short where
+            gradients are nearly dependent.
+        fallback: whether the stall is resolved as above; False is the plain method.
+        stall: largest |g_i'| / |g_i| (a sine), over tasks with positive weight, that counts as a stall.
 
     Raises:
         ConfigurationError: ``weights`` does not have one number per task, or only zeros for those present.
@@ -107,7 +110,7 @@ class GradOPS(Aggregator):
         return {"fallbacks": torch.zeros((), dtype=torch.int64, device="cpu")} if self.fallback else {}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """Project, weigh, combine, and look once more at the result."""
+        """Project, weight, combine, and check the result for conflicts."""
         rows = _numpy.read(view)
         chosen = rows.gather(self._factors(view))
         if not len(rows.norms):

@@ -1,4 +1,4 @@
-"""``gradvac``: gradients turned towards each other until their cosines reach what has been usual."""
+"""``gradvac``: gradients turned towards each other until their cosines reach their moving averages."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ class GradVac(Aggregator):
             g_i' <- g_i' + |g_i'| (rho_ij sqrt(1 - phi^2) - phi sqrt(1 - rho_ij^2)) / (|g_j| sqrt(1 - rho_ij^2)) g_j ;
         rho_ij <- (1 - beta) rho_ij + beta phi ;        d = sum_i g_i' .
 
-    Done on the Gramian, with g_i' as K coefficients on unit rows; one independent order per task from the view's
-    generator, as ``pcgrad``. The whole gradient is one group (the code's group type 0; by layer, use ``layerwise``).
+    It is computed from the Gramian, with g_i' as K coefficients of unit rows. Each task has an independent random order
+    from the view's generator, as in ``pcgrad``. The whole gradient is one group (the code's group type 0; for groups by
+    layer use ``layerwise``).
 
-    Proved: after its update cos(g_i', g_j) = rho_ij; every coefficient is >= 0; with beta = 0, so rho = 0 for ever, it
-    is PCGrad. Not promised: no conflict (even for K = 2, if rho is negative), or independence of history. Targets
-    within 1e-12 of 1 are not chased: no finite multiple of g_j gets there [choice; the code adds 1e-8]. A gradient that
-    is zero takes no part, and its targets stay. Absent tasks: theirs stay.
+    Proved: after an update cos(g_i', g_j) = rho_ij; every coefficient is >= 0; with beta = 0 all rho stay 0, which is
+    PCGrad. Not promised: no conflict (even for K = 2, if rho is negative), or independence of earlier steps. A target
+    of 1 is not pursued, because no finite multiple of g_j reaches it [choice; the code adds 1e-8]. A zero gradient does
+    not take part; its targets do not change. Those of absent tasks do not change, either.
     Cost: the Gramian and O(K^3), K vectorised steps.
 
     Args:
@@ -78,13 +79,13 @@ class GradVac(Aggregator):
 
 
 _CHASED = 1e-12
-"""The smallest sine of a target that is chased."""
+"""Smallest sine of a target that is pursued."""
 _FEW = 8
-"""Tasks up to which arithmetic on plain numbers takes less time than the calls of vectorised steps."""
+"""Up to so many tasks, arithmetic on Python numbers is faster than vectorised steps."""
 
 
 def _few(c: Array, rho: Array, orders: Index, beta: float) -> tuple[Array, Array, int]:
-    """Coefficients (K, K) of g_i' / |g_i| on unit rows, the new targets, and how often one was turned."""
+    """Coefficients (K, K) of g_i' / |g_i| in the unit rows, the new targets, and the number of updates."""
     cosines, targets, count = c.tolist(), rho.tolist(), 0
     coefficients = np.eye(len(c)).tolist()
     for i, order in enumerate(orders.tolist()):
@@ -106,7 +107,7 @@ def _few(c: Array, rho: Array, orders: Index, beta: float) -> tuple[Array, Array
 
 
 def _many(c: Array, rho: Array, orders: Index, beta: float) -> tuple[Array, Array, int]:
-    """All tasks take their k-th update at once."""
+    """The same; the k-th updates of all tasks are made together."""
     coefficients, count, task = np.eye(len(c)), 0, np.arange(len(c))
     overlap, rho = c.copy(), rho.copy()
     for other in orders.T:

@@ -1,4 +1,4 @@
-"""``imgrad``: CAGrad whose two terms are weighed by how far the mean gradient is from the min-norm direction."""
+"""``imgrad``: CAGrad whose two terms are weighted by the cosine of mean gradient and min-norm direction."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class IMGrad(Aggregator):
 
         w = argmin over the simplex of (1.5 - q) <g_w, g_0> + q c |g_0| |g_w| ,     d = g_0 + c |g_0| g_w / |g_w| .
 
-    A small q means that some task dominates the mean; then the smallest gain counts more than the distance to g_0. The
-    problem is CAGrad's with c replaced by c q / (1.5 - q), and is solved as exactly (the code: SLSQP, and a bounded
-    line search for two tasks; its two-task formula misses a bracket, which is not copied). d is divided by
-    1 + c^2, as there.
+    A small q means that some task dominates the mean; then the first term, the gain under the mean, has more weight.
+    The problem for w is CAGrad's with c replaced by c q / (1.5 - q), and is solved exactly, too. (The code uses SLSQP,
+    and a bounded line search for two tasks; a bracket is missing in its formula for two tasks, which is not copied.)
+    d is divided by 1 + c^2, as in the code.
 
-    Proved: q >= 0, because <g_0, g_m> >= |g_m|^2; weights are >= 0. Not promised: no conflict, for any c (w is not the
-    maximiser for the c that is used in d). Where the hull contains 0, q has no value: 0 is taken, and d = g_0.
+    Proved: q >= 0, because <g_0, g_m> >= |g_m|^2; weights are >= 0. Not promised: no conflict, for any c, because w is
+    not the minimiser for the c that is used in d. If the hull contains 0, q is not defined: q = 0 is taken, and d is
+    g_0, divided as above.
     Cost: the Gramian, then a few K x K systems.
 
     Args:

@@ -25,9 +25,9 @@ class IMTL(Aggregator):
     a_i exp(s_i), and task-specific parameters get exp(s_i) [paper*: IMTL-L is for them, IMTL-G for the trunk].
 
     Proved (independent rows): equal projections on all task gradients, for every s, because unit gradients do not
-    depend on it: s only decides about d's length and the heads. As IMTL-G d may conflict with every task (K >= 3),
-    and is zero, said in the diagnostics, where no such d exists. Absent tasks, and losses of exactly zero: their s
-    stay. A negative loss would drive its s to infinity and is an error.
+    depend on s; s changes only the length of d and the heads. As with IMTL-G, d may conflict with every task (K >= 3).
+    Where no such d exists, d is zero and the diagnostics say so. The s of absent tasks, and of losses of exactly zero,
+    do not change. With a negative loss s would grow without bound; it is an error.
     Cost: the Gramian and one eigendecomposition.
 
     Args:

@@ -23,19 +23,19 @@ class IMTLG(Aggregator):
 
     Gramian form: a = v / sum v with G v = |g|, that is v = D^-1 C^-1 1 with D = diag(|g_i|) and C the cosines.
 
-    Proved (independent rows with sum v not zero): equal projections; the direction does not depend on positive scaling
-    of a row, up to its sign. For K = 2 no conflict. For K >= 3 it may conflict with *every* task: if sum v < 0 the
-    common projection is negative. Near sum v = 0 the length of d has no bound; where it vanishes to within rounding no
-    such d exists and the answer is 0, said in diagnostics.
+    Proved (independent rows with sum v not zero): equal projections; up to its sign, the direction does not depend on
+    positive scaling of a row. For K = 2 there is no conflict. For K >= 3 d may conflict with *every* task: if
+    sum v < 0, the common projection is negative. Near sum v = 0 the length of d has no bound. If sum v is zero to
+    within rounding, no such d exists; the answer is 0, and the diagnostics say so.
     Cost: the Gramian and one eigendecomposition.
 
     Args:
-        dependent: which solution dependent rows get, for which the definition has none or many. "cosines", the default:
-            v = D^-1 C^+ 1, whose direction does not depend on the rows' lengths either [choice]. "gramian":
-            v = G^+ |g|, as in TorchJD [lib code]; how long a row is then decides how much it counts. (The authors'
-            formula is undefined there; the Nash-MTL code adds 1e-8 to a diagonal.)
-        heads: factors of the task-specific gradients: "ones", the default, as weights may be negative and a head would
-            then climb; "weights", as in the Nash-MTL code, which weights whole losses [code].
+        dependent: the solution for linearly dependent rows, for which the definition has none or many. "cosines", the
+            default: v = D^-1 C^+ 1, whose direction does not depend on the lengths of the rows [choice]. "gramian":
+            v = G^+ |g|, as in TorchJD [lib code]; longer rows then count more. (The authors' formula is undefined for
+            such rows; the Nash-MTL code adds 1e-8 to a diagonal [code].)
+        heads: factors of the task-specific gradients: "ones", the default, because a negative weight would make a head
+            ascend; "weights", as in the Nash-MTL code, which weights whole losses [code].
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN

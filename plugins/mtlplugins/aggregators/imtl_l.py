@@ -16,23 +16,23 @@ from mtlplugins.positive import positive, solve_part
 
 @dataclasses.dataclass(frozen=True)
 class IMTLL(Aggregator):
-    """Learns s_i with the network: min sum_i (exp(s_i) L_i - s_i), hence w_i = exp(s_i) [paper*, lib code].
+    """s_i is learned with the network: min sum_i (exp(s_i) L_i - s_i), hence w_i = exp(s_i) [paper*, lib code].
 
-    s starts at 0 and takes one step of Adam beside each step of the network. [choice: Adam and its lr, as for uw;
-    the paper puts s into the network's optimizer.]
-    Proved: for fixed L_i > 0 the optimum is exp(s_i) L_i = 1: all scaled losses equal 1, w_i = 1 / L_i, whatever the
-    losses' units. Weights are positive.
-    A loss <= 0 has no optimum: s_i would grow without bound. So a negative loss is an error, and one of exactly zero is
-    left out of the step, its s_i untouched (see mtlplugins.positive).
+    s starts at 0. Adam makes one step on s in each step of the network. [choice: Adam and its lr, as for uw; the paper
+    puts s into the network's optimizer.]
+    Proved: for fixed L_i > 0 the optimum is exp(s_i) L_i = 1: all scaled losses equal 1 and w_i = 1 / L_i, in any units
+    of the losses. Weights are positive.
+    A loss <= 0 has no optimum: s_i would grow without bound. Therefore a negative loss is an error, and a task with a
+    loss of exactly zero is left out of the step; its s_i does not change (see mtlplugins.positive).
     Not promised: descent of every task.
 
     Args:
         lr: step size of s.
-        lr_schedule: how ``lr`` changes: "constant" (default [choice], as the training loop's schedule is not visible
-            here), "step" or "cosine" (see mtlplugins.schedule). In the paper s is in the network's optimizer, whose
-            schedule moves it, too: give the same schedule here.
-        lr_steps: its length in steps.
-        lr_factor: of "step".
+        lr_schedule: how ``lr`` changes: "constant" (default [choice], because a method does not see the schedule of the
+            training loop), "step" or "cosine" (see mtlplugins.schedule). In the paper s is in the network's optimizer
+            and follows its schedule: give the same schedule here.
+        lr_steps: length of the schedule in steps.
+        lr_factor: factor of the schedule "step".
 
     Raises:
         LossError: a negative loss; names the task.

@@ -1,4 +1,4 @@
-"""``krum``: the gradients that lie closest to the others, for tasks some of which may be broken."""
+"""``krum``: the mean of the gradients that are closest to the others; robust against some broken tasks."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from mtlplugins.arrays import Array
 
 @dataclasses.dataclass(frozen=True)
 class Krum(Aggregator):
-    """Blanchard et al. 2017 [paper*; lib code: TorchJD]: with f gradients that may be anything,
+    """Blanchard et al. 2017 [paper*; lib code: TorchJD]: if f gradients may be arbitrary,
 
         score_i = sum of |g_i - g_j|^2 over the K - f - 2 nearest j != i ;
         d = mean of the ``selected`` gradients with the smallest scores  (1: Krum, more: Multi-Krum).
 
-    TorchJD sums distances instead of their squares; an option. Made for federated learning, where the g_i estimate one
-    vector; it ignores tasks on purpose, and is here as a robust baseline. Gradients that tie at the last place share it
-    equally [choice], so that no task is special by its position. With fewer than f + 3 tasks one neighbour counts, and
-    all are selected if there are not more [choice; TorchJD refuses].
+    TorchJD sums distances instead of their squares (option ``distance``). The method is made for federated learning,
+    where all g_i estimate one vector. It ignores some tasks on purpose; here it is a robust baseline. Gradients that
+    tie for the last place share it equally [choice], so that the order of the tasks does not matter. With fewer than
+    f + 3 tasks one neighbour counts; with fewer than ``selected`` tasks all are selected [choice; TorchJD refuses].
 
-    Proved: weights are on the simplex; d is in the convex hull. Not promised: no conflict, or continuity.
+    Proved: weights are on the simplex, so d is in the convex hull. Not promised: no conflict, or continuity.
     Cost: the Gramian and a sort.
 
     Args:
-        broken: f.
-        selected: how many are averaged.
+        broken: f, the number of gradients that may be arbitrary.
+        selected: the number of gradients that are averaged.
         distance: "squared" [paper*] or "plain" [lib code].
     """
 
@@ -52,7 +52,7 @@ class Krum(Aggregator):
     distance: str = choice("squared", ("squared", "plain"))
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """1 / selected for those chosen, (K,)."""
+        """Weights (K,): 1 / selected for the selected tasks."""
         gram, k = view.gramian.numpy(), view.n_tasks
         size = float(gram.diagonal().max())
         scores = np.zeros(k)
@@ -69,8 +69,8 @@ class Krum(Aggregator):
 
 
 def _smallest(scores: Array, count: int) -> Array:
-    """(K,) on the simplex: equal shares for the ``count`` smallest; those that tie with the last of them share what is
-    left. A tie is a difference that the rounding of the Gramian explains."""
+    """(K,) on the simplex: equal weights for the ``count`` smallest scores; scores that tie with the last of these
+    share the rest. Scores tie if they differ by no more than the rounding error of the Gramian."""
     last = np.sort(scores)[count - 1]
     noise = 64.0 * np.finfo(float).eps * len(scores) * max(float(scores.max()), 1.0)
     below, tied = scores < last - noise, np.abs(scores - last) <= noise

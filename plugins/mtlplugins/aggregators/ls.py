@@ -19,13 +19,13 @@ State = dict[str, torch.Tensor]
 class LS(Aggregator):
     """The mean of the losses, or a weighted mean: d = sum_i u_i g_i with u on the simplex.
 
-    One backward pass, O(1) in K. A stationary point is Pareto stationary, because the weights are a fixed point of
-    the simplex. It may conflict with tasks. [textbook]
+    It costs one backward pass, O(1) in K. A stationary point is Pareto stationary, because the weights are constant and
+    on the simplex. Not promised: no conflict. [textbook]
 
     Args:
         weights: one non-negative number per task, normalised to sum 1; None: equal weights.
-        draw: instead of ``weights``, the number of a draw from the flat distribution on the simplex, which is kept for
-            the whole training: what a random search over fixed weights tries, whatever the number of tasks.
+        draw: instead of ``weights``: the seed of weights that are drawn once from the uniform distribution on the
+            simplex and kept for the whole training, as in a random search over fixed weights.
 
     Raises:
         ConfigurationError: the weights of the tasks present are all zero, or there is not one per task; or both
@@ -77,7 +77,7 @@ class LS(Aggregator):
 
 
 def _drawn(number: int, tasks: Sequence[int]) -> torch.Tensor:
-    """Weights (K,) of these tasks: exponentials, normalised, are flat on the simplex; a task keeps its own."""
+    """Weights (K,) of these tasks: normalised exponential numbers, uniform on the simplex; each task keeps its own."""
     generator = torch.Generator().manual_seed(number)
     exponentials = -torch.log1p(-torch.rand(max(tasks) + 1, generator=generator, dtype=torch.float64))
     chosen = exponentials[list(tasks)]

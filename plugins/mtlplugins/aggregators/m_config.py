@@ -1,4 +1,4 @@
-"""M-ConFIG: ConFIG on moving averages, so that a step needs the gradient of one task only."""
+"""M-ConFIG: ConFIG of moving averages of the gradients; a step needs the gradient of one task only."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ State = dict[str, torch.Tensor]
 class MConFIG(Aggregator):
     """Liu et al. 2024, algorithm 2 [official code: its pseudo-momentum operator].
 
-    With m_i the moving average of task i's gradients, updated in the steps in which the task is present, t_i of them,
-    and t the number of steps since all tasks have been met:
+    m_i is the moving average of task i's gradients. It is updated in the steps in which the task is present; t_i counts
+    these steps. t counts the steps since every task has been present once:
 
         d_t = ConFIG(m_1 / (1 - beta1^t_1), ..., m_K / (1 - beta1^t_K))
         e_t = ((1 - beta1^t) d_t - (1 - beta1^(t-1)) d_(t-1)) / (1 - beta1)
         s_t = beta2 s_(t-1) + (1 - beta2) e_t^2
         step along  d_t / (sqrt(s_t / (1 - beta2^t)) + eps) ,
 
-    e_t is the gradient whose moving average would be d_t, and s_t its second moment, all entry by entry. One task a
-    step, in turn (``mt.backward({task: loss})``), costs one backward pass whatever K; absent tasks keep their averages
-    and take part. Until every task has been met d is zero [official code]. The step is Adam's already: use plain SGD
-    outside [official code]. All tasks in every step, beta1 = 0 and ``second_moment=False`` is ConFIG.
+    e_t is the gradient whose moving average would be d_t, and s_t is its second moment, entry by entry. With one task
+    per step, in turn (``mt.backward({task: loss})``), a step costs one backward pass for any K; absent tasks take part
+    with their averages. Until every task has been present, d is zero [official code]. d is scaled as in Adam already:
+    use plain SGD as the optimizer [official code]. With all tasks in every step, beta1 = 0 and ``second_moment=False``
+    it is ConFIG.
 
-    Promised: resumption, and that the order of the tasks does not matter. Not promised: no conflict; d answers to
-    averages, and the division by sqrt(s) turns it. Memory: K + 2 vectors of the size of the trunk.
+    Promised: exact resumption; the order of the tasks does not matter. Not promised: no conflict, because d is made of
+    averages and the division by sqrt(s) changes its direction. Memory: K + 2 vectors of the size of the trunk.
 
     Args:
         beta1: decay of the gradients' averages.
         beta2: decay of the second moment.
-        eps: added to its root, in units of the gradients [official code]. An entry in which both are zero does not
-            move.
-        second_moment: whether to divide by the root of s, as published. False: d_t itself, in which another optimizer
-            may keep its own.
+        eps: added to the root of the second moment, in units of the gradients [official code]. An entry in which both
+            are zero does not move.
+        second_moment: whether to divide by the root of s, as published. False: d_t itself, for an optimizer that has a
+            second moment of its own.
         preferences: as in ``config``.
         length: as in ``config``.
 
@@ -71,8 +72,8 @@ class MConFIG(Aggregator):
         return frozenset(out | ({"permutation-equivariant"} if self.preferences is None else set()))
 
     def init(self, n_tasks: int) -> State:
-        """Averages (K, P), whose P the first step tells, and how often each task was met; (1 - beta1^t) d_t and the
-        root of s (P,), and t. (s itself leaves float32 where gradients are 1e20 long.)"""
+        """The averages (K, P), with P unknown before the first step; the number of steps of each task;
+        (1 - beta1^t) d_t and the root of s (P,); and t. (s itself would overflow in float32 for gradients of 1e20.)"""
         check_length("m-config", "preferences", self.preferences, n_tasks)
         empty = {name: torch.zeros(0, device="cpu") for name in ("pseudo", "root")}
         counts = {"met": torch.zeros(n_tasks, dtype=torch.float64, device="cpu")}

@@ -23,24 +23,24 @@ State = dict[str, torch.Tensor]
 class MGDA(Aggregator):
     """d = J^T a, a = argmin |J^T a|^2 over the simplex (Desideri 2012 [paper*]; Sener and Koltun 2018 [paper*]).
 
-    Exact, where the usual code stops Frank-Wolfe early: solved as a nonnegative quadratic program on cosines.
+    It is solved exactly, as a nonnegative quadratic program on cosines; the usual code stops Frank-Wolfe early.
 
-    Proved (optimality conditions): <g_i, d> >= |d|^2 for every i, with equality where a_i > 0; hence no conflict, and
-    d = 0 if and only if the point is Pareto stationary. A task with zero gradient makes it so: d = 0 (with
-    ``normalize="l2"`` or ``"loss+"`` such a row has no direction and is left out instead). With applied_to="losses" and
-    a normalisation only the last of these holds, in one direction: d = 0 only at Pareto stationary points.
+    Proved (optimality conditions): <g_i, d> >= |d|^2 for every i, with equality where a_i > 0; hence there is no
+    conflict, and d = 0 if and only if the point is Pareto stationary. With a zero gradient among the rows the point is
+    Pareto stationary, and d = 0. (With ``normalize="l2"`` or ``"loss+"`` such a row has no direction and is left out.)
+    With applied_to="losses" and a normalisation only this holds: d = 0 only at Pareto stationary points.
 
     Cost: the Gramian, then a few K x K systems.
 
     Args:
         normalize: rescale the gradients first: "none"; "l2" by |g_i|; "loss" by L_i; "loss+" by L_i |g_i|
             (Sener and Koltun's variants [lib code]).
-        applied_to: what the simplex weights a of the rescaled gradients multiply. "rescaled", the default: d is the
-            min-norm point itself, which conflicts with no task (as in LibMTL [lib code]). "losses": d = sum_i a_i g_i
-            of the original gradients, as Sener and Koltun's own code, and Nash-MTL's, apply a to the losses [code]; it
-            may conflict. No difference without a normalisation.
-        heads: factors of the task-specific gradients: "ones", the default, as a weight of 0, which the minimum often
-            has, would stop a head; "weights", as in code that weights whole losses [code].
+        applied_to: the gradients that the simplex weights a multiply. "rescaled", the default: d is the min-norm point
+            of the rescaled gradients, which conflicts with no task (as in LibMTL [lib code]). "losses":
+            d = sum_i a_i g_i with the original gradients, as in the code of Sener and Koltun and of Nash-MTL, which
+            apply a to the losses [code]; d may conflict. Without a normalisation there is no difference.
+        heads: factors of the task-specific gradients: "ones", the default, because the minimum often has weights of 0,
+            which would stop a head; "weights", as in code that weights whole losses [code].
         outer_scale: "n-tasks": the weights times K, as in the Nash-MTL code [code]; "one", the default: the min-norm
             point.
         max_norm: clip d to this length after ``outer_scale``; None, the default: no clipping.
@@ -59,7 +59,7 @@ class MGDA(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """What is promised; the normalisation decides how d reacts to scale."""
+        """What is promised; it depends on the normalisation, and on what the weights multiply."""
         out = {
             "permutation-equivariant",
             "conic-combination",
@@ -93,7 +93,8 @@ class MGDA(Aggregator):
         return self.applied_to == "losses" and self.normalize != "none"
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """Solve for b on the unit rows: w_i = b_i / |g_i| for the rescaled gradients, b_i / length_i for the losses."""
+        """Solve for b, coefficients of the unit rows. The weights are b_i / |g_i| for the rescaled gradients, and b_i
+        divided by the length of rescaled gradient i for the losses."""
         rows = _numpy.read(view)
         scaled = self.normalize in ("l2", "loss+")
         if rows.live is not None and (not scaled or not len(rows.live)):
@@ -113,14 +114,14 @@ class MGDA(Aggregator):
     def _answer(
         self, view: StepView, rows: Cosines, weights: Array, state: State, diagnostics: dict[str, Any]
     ) -> Aggregation:
-        """``weights`` (K,), multiplied and clipped as asked."""
+        """The answer with ``weights`` (K,), after ``outer_scale`` and ``max_norm``."""
         whole = weights * outer.scale(self.outer_scale, view.n_tasks)
         clipped = whole * outer.clip(rows.matrix, rows.norms * rows.gather(whole), self.max_norm)
         heads = outer.head_weights(self.heads, _numpy.tensor(whole))
         return Aggregation(_numpy.tensor(clipped), None, state, diagnostics, heads)
 
     def _inverse_lengths(self, view: StepView, rows: Cosines) -> Array:
-        """1 / length of each rescaled gradient."""
+        """(k,) 1 / length of each rescaled gradient."""
         inverse = np.ones_like(rows.norms) if self.normalize in ("l2", "loss+") else 1.0 / rows.norms
         if self.normalize in ("loss", "loss+"):
             losses = rows.gather(_numpy.losses(view))

@@ -1,4 +1,4 @@
-"""``moco``: tracked gradients, and weights that follow their minimum-norm point."""
+"""``moco``: moving averages of the gradients, and weights that move towards their min-norm point."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from mtlplugins.solvers.simplex import project_simplex, settled
 
 @dataclasses.dataclass(frozen=True)
 class MoCo(Aggregator):
-    """Fernando et al. 2023 [paper*; lib code from the authors]: in the task's t-th step, Y (K, P) from zero,
+    """Fernando et al. 2023 [paper*; lib code from the authors]: in a task's t-th step, with Y (K, P) = 0 at first,
 
         y_i <- y_i - b_t (y_i - h_i) ,       b_t = beta / t^beta_sigma ,
         w   <- P(w - c_t (Y Y' + rho I) w) , c_t = gamma / t^gamma_sigma ,        d = Y' w .
 
-    h_i = g_i ("none", the paper), or g_i / |g_i| L_i ("loss", the code's). P is the projection onto the simplex
-    [paper*], or a softmax, which the code has instead. Tracking removes the bias that one noisy Gramian has.
+    h_i = g_i ("none" [paper*]) or h_i = L_i g_i / |g_i| ("loss" [lib code]). P is the projection onto the simplex
+    [paper*], or a softmax [lib code]. The averages y_i reduce the bias that the Gramian of noisy gradients has.
 
-    Proved: with constant gradients y -> h, the error times prod (1 - b_t), and with rho = 0 w tends to MGDA's; w stays
-    on the simplex. Not promised: no conflict with the present gradients, or a combination of them (y remembers);
-    with "none" the answer depends on the gradients' scale, because c_t YY' has a unit.
-    Absent tasks: y and w stay, and d is made of the others. Cost: the rows, and K P numbers of state.
+    Proved: with constant gradients y_i tends to h_i, with an error proportional to prod (1 - b_t), and with rho = 0 w
+    tends to the weights of MGDA; w stays on the simplex. Not promised: no conflict with this step's gradients, or a
+    combination of them, because y contains earlier gradients. With "none" the answer depends on the scale of the
+    gradients, because c_t Y Y' has a unit. The y and w of absent tasks do not change, and d is made of the others.
+    Cost: the rows, and K P numbers of state.
 
     Args:
-        beta: [lib code: 0.5].
-        beta_sigma: [lib code: 0.5].
-        gamma: [lib code: 0.1].
-        gamma_sigma: [lib code: 0.5].
-        rho: regularisation towards even weights [lib code: 0].
-        update: "projection" or "softmax".
-        normalise: "loss" or "none".
+        beta: factor of the averages' step size [lib code: 0.5].
+        beta_sigma: its exponent of decay [lib code: 0.5].
+        gamma: factor of the weights' step size [lib code: 0.1].
+        gamma_sigma: its exponent of decay [lib code: 0.5].
+        rho: regularisation towards equal weights [lib code: 0].
+        update: P: "projection" or "softmax".
+        normalise: h: "loss" or "none".
 
     Raises:
         LossError: "loss" with a negative loss.
@@ -56,7 +57,7 @@ class MoCo(Aggregator):
     normalise: str = choice("loss", ("loss", "none"))
 
     def init(self, n_tasks: int) -> State:
-        """y (K, P), w (K,) and the steps that each task has taken (K,)."""
+        """y (K, P), w (K,) and the number of steps of each task (K,)."""
         w = torch.full((n_tasks,), 1.0 / n_tasks, dtype=torch.float64, device="cpu")
         return {"tracked": rows.empty(), "weights": w, "count": torch.zeros_like(w)}
 

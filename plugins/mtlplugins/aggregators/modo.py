@@ -1,4 +1,4 @@
-"""``modo``: weights that follow the minimum-norm point by double sampling."""
+"""``modo``: weights that move towards the min-norm point, by double sampling."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class MoDo(Aggregator):
 
         w <- P(w - gamma (J_1 J_2' w + rho w)) ,     d = J_3' w ,     P the projection onto the simplex.
 
-    E[J_1 J_2' w] is the gradient of |E[J]' w|^2 / 2, which J_1 J_1' w is not: that is the point of two batches.
-    ``samples = 3`` is the paper's algorithm; with 2, the default, J_3 is J_1 again: the weights' gradient is as
-    unbiased, d and w share a batch, and a step costs a third less [choice].
+    J_1 J_2' w is an unbiased estimate of the gradient of |E[J]' w|^2 / 2; J_1 J_1' w is biased. ``samples = 3`` is the
+    paper's algorithm. With 2, the default, J_3 is J_1: the gradient of w is still unbiased, d and w share a batch, and
+    a step costs a third less [choice].
 
-    Proved: the weights are on the simplex; identical batches and a small gamma make it projected gradient descent on
-    MGDA's problem plus rho |w|^2 / 2. Not promised: no conflict. gamma J_1 J_2' has a unit, so the answer depends on
-    the gradients' scale. A task missing from one of the batches keeps its w. Cost: 2 or 3 passes and their rows.
+    Proved: the weights are on the simplex. With identical batches and a small gamma, w makes projected gradient descent
+    on MGDA's problem plus rho |w|^2 / 2. Not promised: no conflict. gamma J_1 J_2' has a unit, so the answer depends on
+    the scale of the gradients. A task missing from one of the batches keeps its w. Cost: 2 or 3 passes and their rows.
 
     Args:
         gamma: step size of w [lib code: 1e-3].
-        rho: regularisation towards even weights [lib code: 0.1].
-        samples: independent batches, 2 or 3.
+        rho: regularisation towards equal weights [lib code: 0.1].
+        samples: number of independent batches, 2 or 3.
     """
 
     needs = Needs.JACOBIAN
@@ -47,7 +47,7 @@ class MoDo(Aggregator):
 
     @property
     def batches(self) -> int:  # type: ignore[override]
-        """``samples``."""
+        """The number of batches, ``samples``."""
         return self.samples
 
     def init(self, n_tasks: int) -> State:
@@ -75,7 +75,7 @@ class MoDo(Aggregator):
 
 
 def _moved(w: Array, moved: Array, there: Array) -> Array:
-    """w with the entries of the tasks that are in every batch projected onto what they have together."""
+    """w after its step: the tasks that are in every batch keep the sum of their weights, the others their weight."""
     share, out = float(w[there].sum()), w.copy()
     if share > 0.0:
         out[there] = project_simplex(moved[there], share)

@@ -1,4 +1,4 @@
-"""``moml``: loss weights moved so that no validation loss rises, to first order."""
+"""``moml``: loss weights whose update raises no validation loss, to first order."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mtlplugins.aggregators.auto_lambda import AutoLambda
 
 @dataclasses.dataclass(frozen=True)
 class MOML(Aggregator):
-    """Ye et al. 2021, multi-objective meta learning [paper*], with loss weights as what is learned and one inner step.
+    """Ye et al. 2021, multi-objective meta learning [paper*]: here the loss weights are learned, with one inner step.
 
-    The hypergradients of the upper losses F_j with respect to w are combined by their min-norm point, so that w moves
-    in a direction in which, to first order, no F_j rises. It is ``auto-lambda`` with ``upper="min-norm"`` and weights
-    that start at 1; see there for the equations, what is proved and the one approximation. [choice: loss weights
-    are what FORUM's comparison lets MOML learn; T = 1 there, too]
+    The hypergradients of the upper losses F_j with respect to w are combined by their min-norm point, so that the step
+    on w raises no F_j, to first order. It is ``auto-lambda`` with ``upper="min-norm"`` and weights that start at 1; see
+    there for the equations, for what is proved, and for the approximation. [choice: in FORUM's comparison MOML learns
+    loss weights, too, with T = 1]
 
     Args:
         lr: Adam's step size of w [choice].

@@ -20,28 +20,29 @@ State = dict[str, torch.Tensor]
 class NashMTL(Aggregator):
     """Navon et al. 2022 [paper via note; official code]: d = J^T a with a > 0 solving, entry by entry, G a = 1 / a.
 
-    It maximises sum_i log <g_i, d> over a ball. With unit rows, a_i = b_i / |g_i| and C b = 1 / b: only cosines
-    matter. Equivalent to min 1/2 a'Ga - sum log a [derived], which is solved here (:mod:`mtlplugins.solvers.barrier`);
-    the authors approximate it by a sequence of convex programs warm-started from the previous step, which makes
-    their method depend on its history. Here it does not.
+    d maximises sum_i log <g_i, d> over a ball. With unit rows, a_i = b_i / |g_i| and C b = 1 / b, so only cosines
+    matter. It is equivalent to min 1/2 a'Ga - sum log a [derived], which is solved here
+    (:mod:`mtlplugins.solvers.barrier`). The authors approximate it by a sequence of convex programs that start from the
+    previous step's weights, so their answer depends on earlier steps. Here it does not.
 
-    Proved, where a direction has a positive inner product with every gradient: a_i <g_i, d> = 1, so no conflict and
-    every task gains; |d|^2 is the number of gradients that are not zero; d does not change when a row is scaled by a
-    positive factor; for K = 2, d is along the bisector of the two gradients. Elsewhere, which is exactly where the
-    gradients are Pareto stationary, no solution exists: d = 0, with the diagnostic ``solver`` = "stationary", heads
-    get weight 1, and nothing is kept for reuse [choice]. A Gramian in float64 cannot tell gradients whose unit
-    vectors have a convex combination shorter than about 1e-8 from stationary ones; d = 0 for these, too. d jumps there.
+    Proved, where a direction has a positive inner product with every gradient: a_i <g_i, d> = 1, so there is no
+    conflict and every task gains; |d|^2 is the number of gradients that are not zero; d does not change when a row is
+    multiplied by a positive number; for K = 2, d is along the bisector of the two gradients. If there is no such
+    direction, the point is Pareto stationary and no solution exists: then d = 0, the diagnostic ``solver`` is
+    "stationary", heads get weight 1, and no weights are kept for reuse [choice]. d = 0 also if the unit gradients have
+    a convex combination shorter than about 1e-8: a Gramian in float64 cannot distinguish that from stationarity. So d
+    is discontinuous there.
 
-    A task with zero gradient is left out; its head gets the mean weight, which is also what is reused for it [choice].
+    A task with zero gradient is left out. Its head gets the mean weight, also where weights are reused [choice].
 
-    Cost: the Gramian, then about 5 systems of size K; nothing but the Gramian if weights are reused.
+    Cost: the Gramian, then about 5 systems of size K; with reused weights only the Gramian.
 
     Args:
         update_every: compute the weights in every n-th step and reuse them in between [official code: 1].
-        max_norm: clip the trunk's d to this length in every step, also where weights are reused, and never the heads;
-            the authors clip to 1 [official code]. None, the default: no clipping, so that d solves the equation.
+        max_norm: clip the trunk's d to this length in every step, also with reused weights; heads are not clipped. The
+            authors clip to 1 [official code]. None, the default: no clipping, so that d solves the equation.
         heads: factors of the task-specific gradients: "weights", the default: a, as in the authors' code, which weights
-            whole losses [official code]; "ones".
+            whole losses [official code]; or "ones".
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
@@ -54,7 +55,7 @@ class NashMTL(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """What is promised; reused weights belong to older gradients and promise nothing."""
+        """What is promised; reused weights belong to earlier gradients, so little is promised of them."""
         if self.update_every > 1:
             return frozenset({"conic-combination", "resume-equivalent"})
         out = {

@@ -1,4 +1,4 @@
-"""``pbi``: penalised boundary intersection, a scalarisation that asks for one ray of the front."""
+"""``pbi``: penalised boundary intersection, a scalarisation for the point of the front on a given ray."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from mtlplugins.preferences import preference
 class PBI(Aggregator):
     """Zhang and Li 2007 [paper*]: with r^ the unit preference and z the ideal point, x = L - z,
 
-        min  d_1 + theta d_2,   d_1 = r^'x  (progress along the ray),   d_2 = |x - d_1 r^|  (distance from it).
+        min  d_1 + theta d_2,   d_1 = r^'x  (length along the ray),   d_2 = |x - d_1 r^|  (distance from the ray).
 
-    The weights are its derivatives, w = r^ + theta (x - d_1 r^) / d_2; on the ray itself (d_2 = 0 to within rounding)
-    w = r^, the subgradient of least norm. Known: theta -> 0 is linear scalarisation, a large theta fixes the ratio of
-    the losses to r first and decreases them second. A weight is negative for a task far below its share: then the
-    step harms it on purpose. Not promised: a conic combination. w does not change when all losses (and z) are measured
-    in another common unit. Cost: one backward pass.
+    The weights are the derivatives, w = r^ + theta (x - d_1 r^) / d_2. On the ray itself (d_2 = 0 to within rounding)
+    w = r^, the subgradient of least norm. theta -> 0 gives linear scalarisation; with a large theta the step first
+    brings the losses into the ratio r and then decreases them. The weight of a task whose loss is far below its share
+    is negative: the step increases that loss on purpose. w does not change when all losses (and z) are measured in
+    another common unit. Not promised: a conic combination. Cost: one backward pass.
 
     Args:
-        theta: the penalty; 5 is what the paper uses [paper*].
+        theta: the penalty; 5 is the paper's value [paper*].
         preferences: r, one number >= 0 per task; None: equal.
-        concentration: p of Dirichlet(p, ..., p) to draw r from in every step, used if no preferences are given.
+        concentration: p of Dirichlet(p, ..., p), from which r is drawn in every step if no preferences are given.
         ideal: z, one number per task; None: zero.
 
     Raises:

@@ -1,4 +1,4 @@
-"""PCGrad: projecting conflicting gradients one after another."""
+"""PCGrad: conflicting gradients are projected one after another."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class PCGrad(Aggregator):
 
         if <g_i', g_j> < 0:  g_i' <- g_i' - <g_i', g_j> / |g_j|^2 g_j ;      d = sum_i g_i'.
 
-    Done on the Gramian: g_i' is kept as its K coefficients. The random order comes from the view's generator, one
-    independent permutation per task, so two runs with one seed agree.
+    It is computed from the Gramian, with g_i' as K coefficients of the rows. Each task has an independent random order
+    from the view's generator, so two runs with one seed agree.
 
     Proved: every coefficient is >= 0; without conflicts d is the plain sum; for K = 2 no conflict remains. For K >= 3
-    it may conflict, and the answer depends on the order; its distribution treats tasks alike. Cost: the Gramian and
-    O(K^3), K vectorised steps.
+    conflicts may remain, and d depends on the orders; the distribution of d treats all tasks alike. Cost: the Gramian
+    and O(K^3), K vectorised steps.
 
     Args:
         reduction: "sum" of the projected gradients (the authors' code), or their "mean".
-        include_own: whether the order of task i contains i itself, so that a g_i' that earlier projections turned
-            against g_i is projected off g_i, too. False, the default, is the paper's algorithm (j != i); True is what
-            the authors' TensorFlow code, Nash-MTL and LibMTL do [code]. No difference for K = 2.
+        include_own: whether the order of task i contains i itself. Then g_i' is also projected off g_i if earlier
+            projections have turned it against g_i. False, the default, is the paper's algorithm (j != i); True is that
+            of the authors' TensorFlow code, of Nash-MTL and of LibMTL [code]. For K = 2 there is no difference.
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
@@ -71,7 +71,7 @@ class PCGrad(Aggregator):
 
 
 _FEW = 8
-"""Tasks up to which arithmetic on plain numbers takes less time than the calls of vectorised steps."""
+"""Up to so many tasks, arithmetic on Python numbers is faster than vectorised steps."""
 
 
 def _few(c: Array, orders: torch.Tensor, own: bool) -> tuple[Array, int]:
@@ -89,7 +89,7 @@ def _few(c: Array, orders: torch.Tensor, own: bool) -> tuple[Array, int]:
 
 
 def _many(c: Array, orders: torch.Tensor, own: bool) -> tuple[Array, int]:
-    """All tasks take their k-th projection at once."""
+    """The same; the k-th projections of all tasks are made together."""
     task, projections = np.arange(len(c)), 0
     coefficients, inner = np.eye(len(c)), c.copy()
     for j in orders.numpy().T:

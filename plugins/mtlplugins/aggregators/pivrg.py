@@ -1,4 +1,4 @@
-"""``pivrg``: FairGrad whose tasks count more the further their performance is behind."""
+"""``pivrg``: FairGrad with larger weights for tasks whose performance is worse."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ class PIVRG(Aggregator):
         p = K softmax(s / T) ,   T = max((max s - min s) / log bound, least_temperature) ,
         G w = (p / w)^(1/2) entry by entry, w > 0 ;     d = J'w .
 
-    For p = 1 this is FairGrad with alpha = 2. With rows g_i / p_i it is that for every p [derived], and is solved
-    exactly as such. In the code s_i is how far the task's validation loss of the last epoch is above that of a network
-    of its own. A view has no validation: s_i = 100 (mean loss of the last window / baseline_i - 1), and without
-    baselines the mean of the task's first window takes their place [choice]; s = 0 until there is one. Heads keep their
-    own gradients; d is neither multiplied by K nor clipped, as it is in the code (see ``clipped``).
+    For p = 1 this is FairGrad with alpha = 2. For every p it is FairGrad with alpha = 2 for the rows g_i / p_i
+    [derived], and is solved exactly in that form. In the code s_i is the relative excess of the task's validation loss
+    in the last epoch over that of a single-task network. A view has no validation losses: here
+    s_i = 100 (mean loss of the last window / baseline_i - 1), with the mean of the task's first window as baseline if
+    none is given [choice]; s = 0 until there is one. Heads keep their own gradients. Unlike in the code, d is not
+    multiplied by K and not clipped (see ``clipped``).
 
-    Proved: <g_i, d> = (p_i / w_i)^(1/2) > 0, so no conflict; max p / min p <= bound. d's length goes with the
-    gradients' to the power -1/3: it does not shrink near stationarity. Where there is no common descent direction d is
-    zero to within rounding. Absent tasks keep their windows. Cost: the Gramian, then 5 to 12 systems of size K.
+    Proved: <g_i, d> = (p_i / w_i)^(1/2) > 0, so there is no conflict; max p / min p <= bound. |d| is proportional to
+    the common scale of the gradients to the power -1/3: it does not shrink near stationarity. Where there is no common
+    descent direction, d is zero to within rounding. Absent tasks keep their windows. Cost: the Gramian, then 5 to 12
+    systems of size K.
 
     Args:
-        baselines: losses of networks trained on one task each, one number > 0 per task.
-        bound: largest ratio of two p_i; 2 on NYUv2 [official script], 1.8 elsewhere.
-        least_temperature: 10 on NYUv2, 20 to 100 elsewhere [official scripts].
-        window: steps per window, an epoch in the code.
+        baselines: losses of single-task networks, one number > 0 per task.
+        bound: largest ratio of two p_i; 2 on NYUv2, 1.8 elsewhere [official scripts].
+        least_temperature: smallest T; 10 on NYUv2, 20 to 100 elsewhere [official scripts].
+        window: steps per window; an epoch in the code [official code].
 
     Raises:
         ConfigurationError: there is not one baseline per task.
@@ -67,13 +69,13 @@ class PIVRG(Aggregator):
     window: int = integer(100, low=1)
 
     def init(self, n_tasks: int) -> State:
-        """Sum and count of the running window, the means of the first and the last (0: none yet), its number."""
+        """Sum and count of the current window, the means of the first and the last one (0: none yet), its number."""
         check_length("pivrg", "baselines", self.baselines, n_tasks)
         zeros = {name: np.zeros(n_tasks) for name in ("sum", "count", "first", "last")}
         return tensors({**zeros, "window": np.array(0)})
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """w = b / |g|, b the barrier's answer for rows of length |g_i| / p_i."""
+        """w = b / |g|, where b is the solver's answer for rows of length |g_i| / p_i."""
         positive(view, "pivrg compares it with its baseline: shift the loss, or use another method.")
         scores, new = self._scores(view, state)
         priority = self._priority(scores)

@@ -1,4 +1,4 @@
-"""``random``: weights drawn afresh in every step, in the forms that random loss weighting was tried with."""
+"""``random``: weights drawn anew in every step, from one of the distributions of random loss weighting."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ _FORMS = ("uniform", "normal", "dirichlet", "bernoulli", "one-task")
 
 @dataclasses.dataclass(frozen=True)
 class RandomWeights(Aggregator):
-    """w drawn in every step from a distribution that treats tasks alike (Lin et al. 2022 [paper*], five of their laws).
+    """w is drawn in every step from a distribution that treats tasks alike: five of those of Lin et al. 2022 [paper*].
 
         uniform     w = u / sum u, u_i ~ U(0, 1)           normal      w = softmax(z), z ~ N(0, I)  (= ``rlw``)
-        dirichlet   w ~ Dirichlet(1, ..., 1), flat on the simplex
+        dirichlet   w ~ Dirichlet(1, ..., 1), uniform on the simplex
         bernoulli   w = b / sum b, b_i ~ Bernoulli(1/2), drawn again while all are 0
         one-task    w = e_i, i uniform: a step on one task, as in alternating training
 
-    E[w] = 1/K in every form, so the expected step is the mean gradient's: these are baselines that a loss balancer
-    should beat. They differ in variance, which grows from top to bottom. "normalised so that they sum to 1" is a
-    [choice] for "bernoulli" and "uniform". The draw is that of the tasks present. Cost: one backward pass.
+    E[w] = 1/K in every form, so the expected step is that of the mean gradient: a baseline for loss balancers. The
+    forms differ in variance: K^2 Var(w_i) is K - 1 for "one-task", and tends to 1/3 ("uniform"), 1 ("dirichlet",
+    "bernoulli") and e - 1 ("normal") for many tasks [derived]. The normalisation to sum 1 is a [choice] for "bernoulli"
+    and "uniform". The weights are drawn for the tasks present. Cost: one backward pass.
 
     Args:
-        form: the distribution; "dirichlet" is the default because it favours no part of the simplex [choice].
+        form: the distribution; "dirichlet" is the default because it is uniform on the simplex [choice].
         total: "one", or "n-tasks" for weights that sum to K (the paper allows both).
     """
 
@@ -40,7 +41,7 @@ class RandomWeights(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """The weights sum to one only if asked to."""
+        """What is promised; the weights sum to one only with total="one"."""
         always = {"conic-combination", "resume-equivalent", "one-backward-pass", "equivariant-in-distribution"}
         return frozenset(always | ({"simplex-weights"} if self.total == "one" else set()))
 

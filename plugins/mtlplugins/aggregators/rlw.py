@@ -12,11 +12,11 @@ from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 
 @dataclasses.dataclass(frozen=True)
 class RLW(Aggregator):
-    """w = softmax(z), z ~ N(0, I_K), drawn afresh in every step [paper, lib code].
+    """w = softmax(z), z ~ N(0, I_K), drawn anew in every step [paper, lib code].
 
-    E[w] = 1/K, so the expected step is that of linear scalarisation: a baseline that every loss balancer should
-    beat. The draw comes from the step's own generator; the same run draws the same weights.
-    Promised: positive weights, and that no task is preferred: equivariance under permutations in distribution.
+    E[w] = 1/K, so the expected step is that of linear scalarisation: a baseline for loss balancers. The numbers come
+    from the step's own generator; the same run draws the same weights.
+    Promised: weights are positive, and no task is preferred (equivariance under permutations, in distribution).
 
     Args:
         total: "one", or "n-tasks" for weights that sum to K (the paper allows both).
@@ -28,7 +28,7 @@ class RLW(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """The weights sum to one only if asked to."""
+        """What is promised; the weights sum to one only with total="one"."""
         return frozenset(
             {"conic-combination", "resume-equivalent", "one-backward-pass", "equivariant-in-distribution"}
             | ({"simplex-weights"} if self.total == "one" else set())

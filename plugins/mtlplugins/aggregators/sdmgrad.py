@@ -1,4 +1,4 @@
-"""``sdmgrad``: the minimum-norm point, drawn towards the mean, from gradients of independent batches."""
+"""``sdmgrad``: the min-norm point regularised towards the mean gradient, from independent batches."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ class SDMGrad(Aggregator):
 
         w = argmin over the simplex of |J'w + lambda g_0|^2 / 2 ,     d = (J'w + lambda g_0) / (1 + lambda) .
 
-    ``double_sampling`` (default, official): three independent batches a step. The first gives d, the other two the
-    unbiased gradient A w + lambda A u, A = J_2 J_3', u = 1/K, of which ``iterations`` steps of SGD with momentum on the
-    simplex are taken, A divided by the square of the mean length sqrt(A_ii), starting from the last step's w.
-    False: one batch, and w is the exact solution: because w sums to 1, it is the min-norm problem of the rows
-    g_i + lambda g_0, whose Gramian needs no further gradient.
+    With ``double_sampling`` (the default [official code]) a step takes three independent batches. The first gives d.
+    The others give A = J_2 J_3' and the unbiased gradient A w + lambda A u, u = 1/K, of the problem. A is divided by
+    the square of the mean of sqrt(A_ii); then ``iterations`` steps of projected SGD with momentum are made on the
+    simplex, from the w of the last step. Without double sampling there is one batch, and w is the exact solution:
+    because w sums to 1, it solves the min-norm problem of the rows g_i + lambda g_0, whose Gramian follows from G.
 
-    Proved (one batch): lambda = 0 is MGDA, lambda -> infinity the mean; weights are on the simplex. For lambda > 0 d
-    may conflict with a task; with lambda = 0 it does not. Two of three batches may lack a task: its w is then left as
-    it is. Not the code's: no 1e-8 beside the scale; if it is zero, w stays.
-    Cost: three forward and backward passes, rows and three Gramians; one of each without double sampling.
+    Proved (one batch): lambda = 0 is MGDA, lambda -> infinity is the mean; weights are on the simplex. With lambda = 0
+    there is no conflict; with lambda > 0 d may conflict with a task. The w of a task that is missing from the second or
+    third batch does not change. Unlike in the code, 1e-8 is not added to the scale; if the scale is zero, w does not
+    change.
+    Cost: three forward and backward passes and the rows; without double sampling one pass and the Gramian.
 
     Args:
-        lambda_: pull of the mean; 0.3 on NYUv2 and Cityscapes [official scripts], the class's own default is 0.6.
-        double_sampling: three batches a step, or one.
-        iterations: SGD steps on w [official: 20].
-        lr: their step size; 10 [official], 5 in LibMTL.
-        momentum: of SGD [official: 0.5].
+        lambda_: lambda; 0.3 on NYUv2 and Cityscapes [official scripts]; the default of the authors' class is 0.6.
+        double_sampling: three batches per step, or one.
+        iterations: SGD steps on w per step [official code: 20].
+        lr: step size of these steps; 10 [official code], 5 in LibMTL [lib code].
+        momentum: momentum of these steps [official code: 0.5].
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.18409"
@@ -62,7 +63,7 @@ class SDMGrad(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """What is promised; the exact solution has more to it than twenty steps towards it."""
+        """What is promised; more for the exact solution than for some steps towards it."""
         out = {
             "permutation-equivariant",
             "positively-homogeneous",
@@ -78,7 +79,7 @@ class SDMGrad(Aggregator):
         return frozenset(out)
 
     def init(self, n_tasks: int) -> State:
-        """The weights w (K,) between steps, if they are carried on."""
+        """The weights w (K,), with double sampling."""
         uniform = torch.full((n_tasks,), 1.0 / n_tasks, dtype=torch.float64, device="cpu")
         return {"weights": uniform} if self.double_sampling else {}
 

@@ -1,4 +1,4 @@
-"""``si``: scale-invariant, the sum of log losses."""
+"""``si``: the scale-invariant baseline, the sum of the log losses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtlplugins.positive import positive, solve_part
 class SI(Aggregator):
     """min sum_i log L_i, hence w_i = 1 / L_i [paper*, as in the Nash-MTL and FAMO comparisons].
 
-    Proved: w_i grad L_i does not change when task i's loss is measured in another unit (L_i -> c L_i). Weights are
+    Proved: w_i grad L_i does not change when the loss of task i is measured in another unit (L_i -> c L_i). Weights are
     positive, so a stationary point of the sum is Pareto stationary.
     Not promised: descent of every task. As a loss goes to zero its weight grows without bound.
 

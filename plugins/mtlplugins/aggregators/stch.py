@@ -21,16 +21,18 @@ class STCH(Aggregator):
     """A smooth maximum of the losses: mu log sum_i exp(x_i / mu).
 
     - form "plain": x_i = p_i (L_i - z_i*), hence w_i = p_i softmax(x / mu)_i. [paper]
-    - form "log": x_i = log(L_i / N_i), times K, hence w_i = K softmax(x / mu)_i / L_i. N is the nadir, the mean losses
-      over ``nadir_steps`` steps after ``warmup_steps``; until it is known the step is that of sum_i log L_i. [official
-      code, where warm-up is 4 epochs and the nadir is averaged over the next one; the steps here are a choice]
+    - form "log": x_i = log(L_i / N_i), and the value is multiplied by K, hence w_i = K softmax(x / mu)_i / L_i. N is
+      the nadir vector, the mean losses over ``nadir_steps`` steps after ``warmup_steps``; until it is known, the step
+      is that of sum_i log L_i. [official code; its warm-up is 4 epochs, and the nadir is the mean over the next epoch;
+      steps instead of epochs are a choice]
 
-    Proved: max x <= value <= max x + mu log K; mu -> 0 gives the largest x alone, mu -> infinity equal shares; "log"
-    does not change with the losses' units once N is taken. Weights are positive.
+    Proved: max x <= value <= max x + mu log K (before the factor K); mu -> 0 gives the largest x_i alone, mu ->
+    infinity gives all equal shares; once N is known, "log" does not depend on the units of the losses. Weights are
+    positive.
     Not promised: descent of every task.
 
     Args:
-        mu: smoothing.
+        mu: width of the smoothing.
         form: "log" or "plain".
         preferences: p (K,), positive, only with "plain"; None: ones.
         ideal: z* (K,), only with "plain"; None: zeros.

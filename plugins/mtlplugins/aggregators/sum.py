@@ -16,7 +16,7 @@ State = dict[str, torch.Tensor]
 class Sum(Aggregator):
     """d = sum_i g_i, the same as ``sum(losses).backward()``.
 
-    One backward pass, O(1) in K. It may conflict with tasks. [textbook]
+    It costs one backward pass, O(1) in K. Not promised: no conflict. [textbook]
     """
 
     needs: ClassVar[Needs] = Needs.LOSSES

@@ -1,4 +1,4 @@
-"""``trimmed-mean``: the mean of every coordinate without its largest and smallest values."""
+"""``trimmed-mean``: the mean in every coordinate without the largest and smallest values."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 @dataclasses.dataclass(frozen=True)
 class TrimmedMean(Aggregator):
     """Yin et al. 2018 [paper*; lib code: TorchJD]: in every coordinate the ``trim`` largest and the ``trim`` smallest
-    of the K values are dropped, and the others averaged. trim = 0 is the mean; with fewer than 2 trim + 1 tasks as many
-    are dropped as leave one or two, the median [choice; TorchJD refuses].
+    of the K values are dropped, and the others are averaged. trim = 0 is the mean. With fewer than 2 trim + 1 tasks one
+    or two values are kept, which gives the median [choice; TorchJD refuses].
 
-    Made for federated learning with broken workers; here a robust baseline. Proved: each d_p lies between the smallest
-    and the largest g_ip; up to ``trim`` tasks can be anything without moving d out of the range of the others. Not
-    promised: no conflict, a combination of the gradients, or anything under a rotation of the parameters.
+    The method is made for federated learning with broken workers; here it is a robust baseline. Proved: each d_p lies
+    between the smallest and the largest g_ip; if up to ``trim`` gradients are arbitrary, each d_p is still within the
+    range of the others. Not promised: no conflict, a combination of the gradients with one weight per task, or
+    invariance under a rotation of the parameters.
     Cost: the rows and a sort of each column.
 
     Args:
-        trim: how many values are dropped at each end.
+        trim: number of values that are dropped at each end.
     """
 
     needs = Needs.JACOBIAN

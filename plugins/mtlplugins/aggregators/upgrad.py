@@ -1,4 +1,4 @@
-"""UPGrad: every gradient projected onto the dual cone, then averaged."""
+"""UPGrad: every gradient is projected onto the dual cone; the projections are averaged."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ State = dict[str, torch.Tensor]
 class UPGrad(Aggregator):
     """Quinton and Rey 2024 [paper*]: d = sum_i u_i P(g_i), P the projection onto {x : J x >= 0}, u_i = 1/K.
 
-    P(g_i) = J^T v, v = argmin v'Gv over v >= e_i. The K projections share one row-normalised Gramian and are solved
-    together; a projection commutes with positive scaling, so no norm enters.
+    P(g_i) = J^T v, v = argmin v'Gv over v >= e_i. The K projections have one row-normalised Gramian and are
+    solved together. A projection onto a cone commutes with positive scaling, so the lengths of the rows do not matter.
 
-    Proved: P(g_i) is in the dual cone, a convex cone, hence so is d: no conflict. d is linear under positive scaling of
+    Proved: P(g_i) is in the dual cone, which is convex, hence d is, too: no conflict. d is linear under scaling of
     the rows, because the cone does not change. Without conflicts d is J^T u. If d = 0 and all u_i > 0, then every
     P(g_i) = 0 and the point is Pareto stationary. With preferences u > 0, d is what equal ones give for the losses
     K u_i L_i. Cost: the Gramian, then a few batches of K systems of size K.
 
-    Rows that cancel with weights of very different size: d is zero to within the resolution of the Gramian
+    Limit: if rows cancel with weights of very different size, d is zero only to within the resolution of the Gramian
     (mtlplugins.solvers.dual_cone.resolution).
 
     Args:
@@ -46,7 +46,7 @@ class UPGrad(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """What is promised; preferences belong to tasks in their order, and those of 0 do not pull."""
+        """What is promised; preferences depend on the order of the tasks, and a task of preference 0 does not pull."""
         out = {
             "non-conflicting",
             "positively-homogeneous",
@@ -70,7 +70,7 @@ class UPGrad(Aggregator):
         return {}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """Row j of V projects unit row j; its contribution is u_j |g_j| times that."""
+        """Row j of V is the projection of unit row j, and contributes with the factor u_j |g_j|."""
         rows = _numpy.read(view)
         share = np.array(preferences_present("upgrad", self.preferences, view))
         if not len(rows.norms):

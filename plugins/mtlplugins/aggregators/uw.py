@@ -16,24 +16,25 @@ from mtlplugins.positive import positive, solve_part
 
 @dataclasses.dataclass(frozen=True)
 class UW(Aggregator):
-    """Learns s_i = log sigma_i^2 with the network: min sum_i (exp(-s_i) L_i + s_i) / 2, hence w_i = exp(-s_i) / 2.
+    """s_i = log sigma_i^2 is learned with the network: min sum_i (exp(-s_i) L_i + s_i) / 2, hence w_i = exp(-s_i) / 2.
 
-    s starts at ``start`` and takes one step of Adam beside each step of the network, at the losses before it. [lib
-    code: Nash-MTL's repository, s = 0 and Adam with lr 0.025; LibMTL starts at -0.5. The form with 1/2 is meant for
+    s starts at ``start``. Adam makes one step on s in each step of the network, at the losses before that step. [lib
+    code: Nash-MTL's repository, s = 0 and Adam with lr 0.025; LibMTL starts at -0.5. The form with 1/2 is derived for
     regression; it is used for every loss there and here.]
-    Proved: for fixed L_i > 0 the optimum is exp(s_i) = L_i, that is w_i = 1 / (2 L_i); weights are positive.
-    A loss <= 0 has no optimum: s_i would fall, and the weight grow, without bound. So a negative loss is an error, and
-    one of exactly zero is left out of the step, its s_i untouched (see mtlplugins.positive).
+    Proved: for fixed L_i > 0 the optimum is exp(s_i) = L_i, that is, w_i = 1 / (2 L_i); weights are positive.
+    A loss <= 0 has no optimum: s_i would fall, and the weight would grow, without bound. Therefore a negative loss is
+    an error, and a task with a loss of exactly zero is left out of the step; its s_i does not change (see
+    mtlplugins.positive).
     Not promised: descent of every task.
 
     Args:
         lr: step size of s.
         start: first value of s.
-        lr_schedule: how ``lr`` changes: "constant" (default [choice], as the training loop's schedule is not visible
-            here), "step" or "cosine" (see mtlplugins.schedule). Published code keeps s in the network's optimizer,
-            whose schedule moves it, too [lib code]: give the same schedule here.
-        lr_steps: its length in steps.
-        lr_factor: of "step".
+        lr_schedule: how ``lr`` changes: "constant" (default [choice], because a method does not see the schedule of the
+            training loop), "step" or "cosine" (see mtlplugins.schedule). In published code s is in the network's
+            optimizer and follows its schedule [lib code]: give the same schedule here.
+        lr_steps: length of the schedule in steps.
+        lr_factor: factor of the schedule "step".
 
     Raises:
         LossError: a negative loss; names the task.

@@ -1,4 +1,4 @@
-"""``wpcgrad``: PCGrad in which a probability decides which gradients are kept whole."""
+"""``wpcgrad``: PCGrad in which a probability decides which gradients are not projected."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ from mtlplugins.solvers.certificate import EPS
 class WPCGrad(Aggregator):
     """Bohn et al. 2024 (2409.01793) [paper: abstract]: a distribution p over tasks decides whose gradient is projected.
 
-    The body of the paper was not readable, and its prose and its printed algorithm are said to differ [a reader's
-    note]; both readings are here, completed by ourselves [choice]:
+    The body of the paper could not be read; its text and its printed algorithm are said to differ [a reader's note].
+    Both versions are here, with our completions [choice]:
 
     - "order": tasks are drawn one after the other, without replacement, with probabilities proportional to p. Each
-      drawn task j, as it is by then, protects itself: every task i drawn later with <g_i', g_j'> < 0 loses its
-      component along g_j'. The first drawn is never changed, and in the end <g_i', g_j'> >= 0 for all pairs.
-    - "protect-one": one task s is drawn; the others do PCGrad among themselves, in random orders and with original
-      gradients, and are projected off g_s last.
+      drawn task j protects its present g_j': of every task i drawn later with <g_i', g_j'> < 0 the component along g_j'
+      is removed. The first gradient is never changed, and in the end <g_i', g_j'> >= 0 for all pairs.
+    - "protect-one": one task s is drawn. PCGrad is applied to the other tasks, in random orders and with original
+      gradients; at the end they are projected off g_s.
 
-    d = sum_i g_i'. Without conflicts d is the plain sum whatever p is. p is uniform; or given; or, from the second
-    window on, proportional to (mean loss of the last window / that of the first)^gamma, the division being ours,
-    because raw losses have units.
+    d = sum_i g_i'. Without conflicts d is the plain sum for every p. p is uniform; or given; or, from the second window
+    on, proportional to (mean loss of the last window / mean loss of the first)^gamma. The division is a [choice],
+    because losses have different units.
 
-    Proved: the first drawn s keeps g_s' = g_s and <d, g_s> >= |g_s|^2; all coefficients are >= 0; for a given draw d
-    is linear under positive scaling of the rows. Not promised: no conflict with the tasks drawn later, even for K = 2.
-    Unlike PCGrad only one side of a conflict gives way. Absent tasks: p of those present, renormalised by the draw.
+    Proved: for the task s drawn first, g_s' = g_s and <d, g_s> >= |g_s|^2; all coefficients are >= 0; for a given draw
+    d is linear under positive scaling of the rows. Not promised: no conflict with the tasks drawn later, even for
+    K = 2. Unlike in PCGrad, only one of two conflicting gradients is changed. Of absent tasks p is not used; the
+    probabilities of the others are renormalised.
     Cost: the Gramian and O(K^3), K vectorised steps.
 
     Args:
-        mode: "order" or "protect-one".
-        scheme: of p: "uniform", "fixed" (by ``priorities``) or "loss".
-        priorities: one number > 0 per task, for "fixed".
-        gamma: for "loss".
-        window: steps per window, an epoch in the paper, for "loss" [choice].
+        mode: the version: "order" or "protect-one".
+        scheme: how p is made: "uniform", "fixed" (``priorities``) or "loss".
+        priorities: p up to a factor, one number > 0 per task, for "fixed".
+        gamma: exponent for "loss".
+        window: steps per window for "loss" [choice]; an epoch in the paper.
 
     Raises:
         ConfigurationError: there is not one priority per task, or none for "fixed".
@@ -62,7 +63,7 @@ class WPCGrad(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """Given priorities single tasks out."""
+        """What is promised; given priorities treat tasks differently."""
         always = {
             "positively-homogeneous",
             "linear-under-scaling",
@@ -74,7 +75,7 @@ class WPCGrad(Aggregator):
         return frozenset(always | ({"equivariant-in-distribution"} if self.scheme != "fixed" else set()))
 
     def init(self, n_tasks: int) -> State:
-        """For "loss": sum and count of the running window, the means of the first and the last (0: none yet)."""
+        """For "loss": sum and count of the current window, the means of the first and the last one (0: none yet)."""
         check_length("wpcgrad", "priorities", self.priorities, n_tasks)
         if self.scheme == "fixed" and self.priorities is None:
             check_length("wpcgrad", "priorities", (), n_tasks)
@@ -126,7 +127,7 @@ class WPCGrad(Aggregator):
 
 
 def _in_order(c: Array, order: Array, noise: Array) -> tuple[Array, int]:
-    """Coefficients (k, k) of g_i' / |g_i| on the unit rows; protectors as they are when their turn comes."""
+    """Coefficients (k, k) of g_i' / |g_i| in the unit rows, and the number of projections."""
     k = len(c)
     basis, count = np.eye(k), 0
     for turn, j in enumerate(order[:-1]):
@@ -144,7 +145,7 @@ def _in_order(c: Array, order: Array, noise: Array) -> tuple[Array, int]:
 
 
 def _one_protected(c: Array, order: Array, noise: Array) -> tuple[Array, int]:
-    """PCGrad among all but the first of ``order``, whose original gradient everyone is projected off last."""
+    """PCGrad of all tasks but the first of ``order``; at the end they are projected off its original gradient."""
     k = len(c)
     basis, count = np.eye(k), 0
     if not k:
