@@ -1,1 +1,1 @@
-"""The built-in methods: aggregators, conflict detectors and teleports, registered like a third party's."""
+"""The built-in methods of every kind, registered through the same hooks as those of third parties."""

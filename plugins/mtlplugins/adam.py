@@ -1,8 +1,8 @@
-"""Adam on one flat vector, as a pure function: the small optimizer inside methods that learn their weights.
+"""Adam on one flat vector, as a pure function: the optimizer inside methods that learn their weights.
 
-The moments are state: one array (3, n) under the key ``adam``, whose rows are the first and the second moments and the
-number of steps that each parameter has taken. :func:`step` works on arrays of any length, :func:`step_few` on a few
-numbers (see mtlplugins.vectors).
+The moments are part of the method's state: one array (3, n) under the key ``adam``. Its rows are the first moments, the
+second moments, and the number of steps of each parameter. :func:`step` works on arrays of any length, :func:`step_few`
+on lists of a few numbers (see mtlplugins.vectors).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from mtlplugins.vectors import Vector
 
 KEY = "adam"
 LARGEST = 1e150
-"""Gradients beyond it must not get here: their squares would be infinite, and the second moment for ever."""
+"""Largest gradient that may be passed: the square of a larger one could be infinite, and the second moment would stay
+infinite."""
 
 
 def fresh(n: int) -> Arrays:
-    """The state's entry for ``n`` parameters before the first step."""
+    """The entry of the state for ``n`` parameters before the first step."""
     return {KEY: np.zeros((3, n))}
 
 
@@ -37,18 +38,19 @@ def step(
     weight_decay: float = 0.0,
     touched: Array | None = None,
 ) -> tuple[Array, Array]:
-    """One step of Adam (Kingma & Ba 2015) as torch.optim.Adam makes it, without writing to anything.
+    """One step of Adam (Kingma & Ba 2015), with the numbers of torch.optim.Adam; no argument is written to.
 
     Args:
         parameters: (n,) current values.
         gradient: (n,).
-        moments: (3, n), of the step before.
+        moments: (3, n), from the previous step.
         lr: step size.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         eps: added to the root of the second moment.
         weight_decay: added to the gradient as ``weight_decay * parameters`` (L2, not decoupled).
-        touched: (n,) bool; entries that are False stay as they are, moments included. Absent is not zero gradient.
+        touched: (n,) bool; where it is False, parameter and moments do not change. (That is not the same as a zero
+            gradient.)
 
     Returns:
         New parameters and new moments.
@@ -62,11 +64,11 @@ def step(
     np.multiply(moments[1], beta2, out=second)
     second += (1.0 - beta2) * gradient * gradient
     np.add(moments[2], 1.0, out=count)
-    # Powers are dear, and as a rule all entries have taken as many steps.
+    # Powers are expensive, and usually all entries have made the same number of steps.
     steps = count[:1] if count.size and (count == count[0]).all() else count
     root = np.sqrt(second / (1.0 - beta2**steps))
     root += eps
-    # A second moment and an eps of 0 say nothing about the size of a gradient: no step.
+    # If second moment and eps are 0, the step has no defined size: no step.
     root[root == 0.0] = np.inf
     moved = parameters - (lr / (1.0 - beta1**steps)) * first / root
     if touched is not None:
@@ -83,7 +85,7 @@ def step_few(
     beta2: float = 0.999,
     eps: float = 1e-8,
 ) -> list[Vector]:
-    """The same step as :func:`step`, on lists; entries that are to stay as they are do not belong into them.
+    """The same step as :func:`step`, on lists. Leave out the entries that are not to change.
 
     Returns:
         [new parameters, *new moments].

@@ -1,11 +1,11 @@
-"""Vectors of one number per task, as numpy arrays: a tenth of the overhead that a torch call has on so little data.
+"""Vectors of one number per task as numpy arrays: on so few numbers a call costs a tenth of a torch call.
 
-A loss-level method must cost next to nothing beside one training step, and its K-vectors are so short that the time
-goes into calls, not into arithmetic. The view's losses are read once, the weights are handed back once. (For a method
-of many small operations, see mtlplugins.vectors.)
+A method on losses must cost very little compared with a training step. Its K-vectors are so short that the time is
+spent in calls, not in arithmetic. Therefore the losses of a view are read once and the weights are returned once. (For
+methods with many small operations see mtlplugins.vectors.)
 
-When tasks are absent from a batch, a method is called on the sub-problem of those present; state indexed by task
-stays full length (n,). :func:`take`, :func:`put` and :func:`touched` translate between the two.
+If tasks are absent from a batch, a method is called on the sub-problem of the tasks present, but its state keeps one
+entry for every task of the run (n,). :func:`take`, :func:`put` and :func:`touched` translate between the two.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def losses_of(view: StepView) -> Array:
 
 
 def arrays(state: State) -> Arrays:
-    """The tensors of a state as arrays that share their memory: read only."""
+    """The tensors of a state as arrays that share their memory; do not write to them."""
     return {name: value.cpu().numpy() for name, value in state.items()}
 
 
@@ -52,7 +52,7 @@ def put(full: Array, view: StepView, part: Array) -> Array:
 
 
 def touched(full: Array, view: StepView) -> Array | None:
-    """None if the view has all n tasks, else (n,) bool: which it has."""
+    """Which of the n tasks are in the view, (n,) bool; None if all are."""
     if full.shape[0] == view.n_tasks:
         return None
     mask = np.zeros(full.shape[0], dtype=bool)
@@ -61,7 +61,7 @@ def touched(full: Array, view: StepView) -> Array | None:
 
 
 def log_quotient(one: Array, other: Array) -> Array:
-    """log(one / other) of positive vectors, also where the quotient is not a float any more."""
+    """log(one / other) of positive vectors, also where the quotient would overflow or underflow."""
     with np.errstate(over="ignore", under="ignore"):
         quotient = one / other
     if quotient.min() > 0.0 and quotient.max() < np.inf:

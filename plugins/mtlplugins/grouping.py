@@ -1,7 +1,7 @@
-"""Grouping of numbers: the best partition of K values into a given number of groups (one-dimensional k-means), exactly.
+"""Optimal partition of K numbers into a given number of groups: one-dimensional k-means, solved exactly.
 
-In one dimension the groups of an optimal partition are runs of the sorted values, so dynamic programming over where
-runs end finds it: O(groups K^2) instead of an iteration from a random start that may stop at a worse one.
+In one dimension the groups of an optimal partition are intervals of the sorted values. Dynamic programming over the
+ends of the intervals finds it in O(groups K^2); the usual iteration from a random start may stop at a worse partition.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from mtlplugins.arrays import Array
 
 
 def group_means(values: Array, groups: int) -> tuple[Array, Array]:
-    """Each value's group mean (K,), and its group (K,), 0 for the smallest; the sum of squared distances is least.
+    """The mean of each value's group (K,), and the number of its group (K,), 0 for the smallest values.
 
-    Equal values are one value with a weight, so that they are always in one group. Of equally good partitions the one
-    whose upper groups are larger is taken; it depends on the values alone, not on their order.
+    The sum of squared distances to the group means is minimal. Equal values are always in one group, because they are
+    treated as one value with a weight. Of equally good partitions the one with larger upper groups is taken; it depends
+    on the values only, not on their order.
     """
     distinct, where, counts = np.unique(values, return_inverse=True, return_counts=True)
     n, groups = len(distinct), min(groups, len(distinct))

@@ -1,4 +1,4 @@
-"""The groups of a trunk's parameters: how many numbers each layer has in a row of the Jacobian."""
+"""The layers of a trunk, and the number of entries that each has in a row of the Jacobian."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import nn
 
 
 def layers_of(trunk: nn.Module) -> dict[str, int]:
-    """Layer -> number of its parameters that need gradients, in the order of the Jacobian's columns.
+    """Layer -> number of its scalar parameters that need gradients, in the order of the Jacobian's columns.
 
-    A layer is a module with parameters of its own: its weight and bias belong together, as in Recon. A parameter that
-    several modules share counts where it comes first, as it does in a row.
+    A layer is a module with parameters of its own; weight and bias are in one layer, as in Recon. A parameter that
+    several modules share belongs to the first of them, as in a row of the Jacobian.
     """
     sizes: dict[str, int] = {}
     for name, parameter in trunk.named_parameters():
@@ -22,10 +22,10 @@ def layers_of(trunk: nn.Module) -> dict[str, int]:
 
 
 def sizes_of(trunk: nn.Module) -> tuple[float, ...]:
-    """The same as the option ``sizes`` of ``layerwise`` and ``layer-conflict`` takes it.
+    """The same numbers in the form of the option ``sizes`` of ``layerwise`` and ``layer-conflict``.
 
     Raises:
-        ValueError: the parameters of one layer do not follow one another, so that sizes in order cannot tell layers.
+        ValueError: the parameters of one layer are not consecutive, so sizes in order cannot describe the layers.
     """
     if not _contiguous(name.rpartition(".")[0] for name, p in trunk.named_parameters() if p.requires_grad):
         raise ValueError("the parameters of one layer are not together in the trunk's order: give the sizes by hand.")

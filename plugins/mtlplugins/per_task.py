@@ -1,4 +1,4 @@
-"""Options that hold one number per task."""
+"""Options with one number per task."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mtlcore.errors import ConfigurationError
 
 
 def check_length(method: str, option: str, values: Sequence[float] | None, n_tasks: int) -> None:
-    """Called before the first step, when the number of tasks is known.
+    """Check the length of an option; called before the first step, when the number of tasks is known.
 
     Raises:
         ConfigurationError: there are more or fewer values than tasks.
@@ -21,11 +21,11 @@ def check_length(method: str, option: str, values: Sequence[float] | None, n_tas
 
 
 def preferences_present(method: str, preferences: Sequence[float] | None, view: StepView) -> list[float]:
-    """Shares (K,), sum 1, of the tasks in this view, for the option ``preferences``.
+    """The preferences (K,) of the tasks in this view, normalised to sum 1, for the option ``preferences``.
 
-    It means the same in every method that has it: how much each task counts. Only the ratios matter, so that a common
-    factor changes nothing; None is the same as equal numbers. A task of preference 0 is still protected by what the
-    method guarantees to everybody, but does not pull.
+    The option has the same meaning in every method: the relative importance of the tasks. A common factor changes
+    nothing; None is the same as equal numbers. A task of preference 0 does not pull, but what the method guarantees to
+    all tasks holds for it, too.
 
     Raises:
         ConfigurationError: the preferences of the tasks present are all zero, or one is missing.
@@ -43,7 +43,7 @@ def weights_present(method: str, weights: Sequence[float], view: StepView, optio
     """The weights (K,) of the tasks in this view.
 
     Raises:
-        ConfigurationError: all of them are zero, so that the step would stand still; or there is one missing.
+        ConfigurationError: all of them are zero, so there would be no step; or one is missing.
     """
     if max(view.task_index) >= len(weights):
         raise ConfigurationError(f"{method}: {option} has {len(weights)} entries, but there are more tasks.")

@@ -1,10 +1,10 @@
-"""What a method that takes logarithms of losses, or divides by them, does with zero and negative ones.
+"""Zero and negative losses in methods that take logarithms of losses or divide by them.
 
-- A negative loss is an error: the method has no meaning there. The message names the task and the way out.
-- A loss of exactly zero is left out of the step, weight 0, and the diagnostics say so. This is exact, not a
-  patch: a differentiable non-negative loss that is zero is at its minimum, so its gradient is zero and any
-  weight gives the same step. Adding a small constant instead would make the method depend on the losses' units.
-- A positive loss below the normal floats is an error, too: its reciprocal is not a float.
+- A negative loss is an error, because the method is not defined for it. The message names the task and a remedy.
+- A task with a loss of exactly zero is left out of the step (weight 0), and the diagnostics say so. This is exact: a
+  differentiable non-negative loss that is zero is at its minimum, so its gradient is zero and every weight gives the
+  same step. With a small constant added to the losses, the method would depend on their units.
+- A positive loss below the normal floats is an error, too, because its reciprocal is not finite.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SMALLEST = sys.float_info.min
 
 
 def positive(view: StepView, why: str, checked: Sequence[bool] | None = None) -> list[bool] | None:
-    """None if every loss of the view is positive, else K truth values: which are.
+    """Which losses of the view are positive, K truth values; None if all are.
 
     Args:
         view: the step.
-        why: who asks, and the way out; ends the message.
+        why: end of the error message: the method, and a remedy.
         checked: (K,); only these losses need to be positive. Default: all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Recon's report: which layers should be task-specific? [Shi et al. 2023, 2302.11289; official code]
+"""Recon's scores: a ranking of the layers that should be task-specific [Shi et al. 2023, 2302.11289; official code].
 
 ::
 
@@ -20,7 +20,7 @@ from mtlcore import Conflict
 
 
 class LayerScores:
-    """The number of conflicts of every layer, over the steps and pairs of tasks that were seen.
+    """The number of conflicts in every layer, summed over steps and pairs of tasks.
 
     Args:
         layers: their names, in the order of the detector's ``sizes``.
@@ -32,7 +32,7 @@ class LayerScores:
         self.steps = 0
 
     def add(self, conflict: Conflict | None) -> None:
-        """Count one step; None, where the detector was not asked, counts nothing.
+        """Add the counts of one step; None (a step without detection) adds nothing.
 
         Raises:
             ValueError: it is not from ``layer-conflict``, or has another number of layers.

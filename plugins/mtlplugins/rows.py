@@ -1,8 +1,8 @@
-"""State of the size of the parameters, and products of two batches' gradients.
+"""State with one row of parameter size per task, and inner products between the gradients of two batches.
 
-P is not known before the first step, so the entry of such a state starts as an empty tensor of shape (0,); the first
-step gives it its size (n, P), n being the number of all tasks of the run, in the dtype and on the device of the rows.
-When tasks are absent only the rows of those present are read and written.
+P is not known before the first step, so such a state starts as an empty tensor of shape (0,). The first step gives it
+its shape (n, P), n being the number of all tasks of the run, in the dtype and on the device of the rows. If tasks are
+absent, only the rows of those present are read and written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mtlplugins.arrays import Array
 
 
 def empty() -> Tensor:
-    """The state's entry before the first step."""
+    """The entry of the state before the first step."""
     return torch.empty(0, device="cpu")
 
 
@@ -42,8 +42,8 @@ def cross(left: Tensor, right: Tensor) -> Array:
 
 
 def other(view: StepView, number: int) -> tuple[Tensor, Array]:
-    """Rows (K, P) of the tasks of this view in the ``number``-th further batch, and which of them are in it (K,); the
-    rows of those that are not are zero."""
+    """Rows (K, P) of this view's tasks in the further batch ``number``, and which of the tasks are in that batch (K,);
+    the rows of the others are zero."""
     batch = view.others[number]
     position = {task: at for at, task in enumerate(batch.task_index)}
     listed = [position.get(task, 0) for task in view.task_index]

@@ -1,15 +1,15 @@
 """The step size of parameters that a method learns itself, as a function of the number of finished steps.
 
-Published code keeps such parameters (the log variances of ``uw``, the scales of ``imtl-l``, the router of
-``bilb4mtl``) in the network's own optimizer, so that its schedule moves their rate, too. A view carries no optimizer:
-the schedule is written down here, once, as the training loop has it:
+In published code such parameters (the log variances of ``uw``, the scales of ``imtl-l``, the router of ``bilb4mtl``)
+are in the network's optimizer, so its schedule changes their step size, too. A view has no optimizer; therefore the
+schedule of the training loop is given as an option here:
 
 - "constant": lr.
 - "step": lr * lr_factor^(step // lr_steps), the closed form of torch's ``StepLR`` stepped once a step.
 - "cosine": lr * (1 + cos(pi step / lr_steps)) / 2, that of ``CosineAnnealingLR``; 0 from ``lr_steps`` on.
 
-A schedule per epoch is one with lr_steps = epochs times steps per epoch. One that reacts to a validation loss
-(``ReduceLROnPlateau``) cannot be written down beforehand and is not offered.
+For a schedule in epochs, lr_steps is the number of epochs times the steps per epoch. A schedule that depends on a
+validation loss (``ReduceLROnPlateau``) is not known in advance and is not offered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS = ("constant", "step", "cosine")
 
 
 def check(method: str, kind: str, steps: int | None) -> None:
-    """Called at construction.
+    """Check the options of a schedule; called at construction.
 
     Raises:
         ConfigurationError: a schedule without its length, or a length without a schedule.

@@ -1,11 +1,11 @@
-"""Vectors of one number per task as lists of floats: what a step's arithmetic on so little data costs least in.
+"""Vectors of one number per task as lists of floats: the fastest form for so few numbers.
 
-Between forward and backward passes that fill the caches with something else, the first call of every numpy or torch
-function in a step takes 3 to 15 microseconds, however short the vector; the interpreter itself is warm. So a step's
-numbers are read once, computed with in comprehensions, and handed back once.
+Forward and backward passes evict the code of other functions from the processor's caches. So in every step the first
+call of a numpy or torch function takes 3 to 15 microseconds, even on a short vector; the interpreter's own code stays
+in the caches. Therefore the numbers of a step are read once, computed with in comprehensions, and returned once.
 
-When tasks are absent from a batch, a method is called on the sub-problem of those present; state indexed by task
-stays full length (n,). :func:`take` and :func:`put` translate between the two.
+If tasks are absent from a batch, a method is called on the sub-problem of the tasks present, but its state keeps one
+entry for every task of the run (n,). :func:`take` and :func:`put` translate between the two.
 """
 
 from __future__ import annotations

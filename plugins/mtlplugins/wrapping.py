@@ -1,9 +1,9 @@
-"""What wrappers share: an aggregator that changes what another one sees, or what it answers.
+"""Base of the wrappers: aggregators that change the input or the answer of another aggregator.
 
-A wrapper is a frozen dataclass with the wrapped method as its first field, given by its registered name or as an
-instance. It says in :attr:`Wrapper.keeps` which of that method's promises survive: all others are dropped, because a
-promise about gradients is not one about averaged, clipped or weighted gradients. State is the wrapped method's, with
-its keys under ``method.``, beside the wrapper's own.
+A wrapper is a frozen dataclass. Its first field is the wrapped method, given by its registered name or as an instance.
+:attr:`Wrapper.keeps` says which promises of that method hold for the wrapper, too. All others are dropped, because a
+promise about gradients need not hold for averaged, clipped or weighted gradients. The state has the entries of the
+wrapped method, with keys that begin with ``method.``, and the wrapper's own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PREFIX = "method."
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper(Aggregator):
-    """Abstract: an aggregator around another.
+    """Abstract: an aggregator around another one.
 
     Args:
         method: the wrapped aggregator, a registered name (with its default hyper-parameters) or an instance.
@@ -32,7 +32,7 @@ class Wrapper(Aggregator):
     keeps: ClassVar[frozenset[str]] = frozenset()
     """Laws that hold for the wrapper whenever they hold for the wrapped method."""
     adds: ClassVar[frozenset[str]] = frozenset({"resume-equivalent"})
-    """Laws that hold whatever is wrapped."""
+    """Laws that hold for every wrapped method."""
     least: ClassVar[Needs] = Needs.LOSSES
     """What the wrapper itself reads."""
 
@@ -88,7 +88,7 @@ class Wrapper(Aggregator):
         return within(self.wrapped.init(n_tasks))
 
     def observe(self, view: StepView, state: State) -> State:
-        """Passed on."""
+        """The wrapped method's second look."""
         return {**state, **within(self.wrapped.observe(view, part_of(state)))}
 
     def asked(self, view: StepView, state: State) -> tuple[Aggregation, State]:
@@ -97,7 +97,7 @@ class Wrapper(Aggregator):
         return answer, {**state, **within(answer.state)}
 
     def heads(self, answer: Aggregation) -> Tensor | None:
-        """Factors (K,) of the task-specific parameters: what they would be without the wrapper."""
+        """Factors (K,) of the task-specific parameters, the same as without the wrapper."""
         if answer.head_weights is None and self.wrapped.needs == Needs.LOSSES:
             return answer.weights
         return answer.head_weights

@@ -1,1 +1,1 @@
-"""Conflict detectors: stateless, scale-free, from the Gramian alone."""
+"""Conflict detectors: they have no state, and do not depend on the scale of the Jacobian."""

@@ -1,7 +1,7 @@
-"""What every detector reads off the Gramian: which gradients are alive, and the angles between them.
+"""Lengths of gradients and cosines between them, from the Gramian, for all detectors.
 
-A gradient that is exactly zero conflicts with nobody. An inner product below ``K eps |a||b|`` (eps of float64, in which
-Gramians are kept) is rounding, not a conflict.
+A gradient that is exactly zero conflicts with no other. An inner product below ``K eps |a||b|`` (eps of float64, the
+dtype of Gramians) counts as zero, because it is within the rounding error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def norms(gram: Tensor) -> Tensor:
 
 
 def pairwise(gram: Tensor) -> Tensor:
-    """cos(g_i, g_j), (K, K); NaN on the diagonal and where a gradient is zero. Rounding counts as orthogonal."""
+    """cos(g_i, g_j), (K, K); 0 within the rounding error; NaN on the diagonal and where a gradient is zero."""
     size = norms(gram)
     cos = (gram / size[:, None] / size[None, :]).clamp(-1.0, 1.0)
     cos = torch.where(cos.abs() <= gram.shape[0] * _EPS, torch.zeros_like(cos), cos)
@@ -26,9 +26,9 @@ def pairwise(gram: Tensor) -> Tensor:
 
 
 def with_mean(gram: Tensor) -> Tensor:
-    """cos(g_i, g_0) with the mean gradient g_0, (K,); NaN where either is zero. Rounding counts as orthogonal.
+    """cos(g_i, g_0) with the mean gradient g_0, (K,); 0 within the rounding error; NaN where either gradient is zero.
 
-    <g_i, g_0> is a sum of K inner products, so its rounding is that of the largest of them: relative to
+    <g_i, g_0> is a sum of K inner products. Its rounding error is relative to the largest of them, that is, to
     |g_i| max_j |g_j|, not to |g_i||g_0|.
     """
     k = gram.shape[0]
@@ -43,11 +43,11 @@ def with_mean(gram: Tensor) -> Tensor:
 
 
 def negative(cos: Tensor, threshold: float = 0.0) -> Tensor:
-    """cos < -threshold, False where it is NaN."""
+    """Whether cos < -threshold, entry by entry; False where cos is NaN."""
     return torch.nan_to_num(cos, nan=float("inf")) < -threshold
 
 
 def smallest(cos: Tensor, rank: int = 1) -> float:
-    """The ``rank``-th smallest cosine (NaN left out); 0 if there are fewer."""
+    """The ``rank``-th smallest cosine that is not NaN; 0 if there are fewer."""
     finite = cos[~cos.isnan()]
     return float(finite.kthvalue(rank).values) if finite.numel() >= rank else 0.0

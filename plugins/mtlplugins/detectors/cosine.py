@@ -1,4 +1,4 @@
-"""Weak conflict: do two tasks disagree?"""
+"""Weak conflict: a negative cosine between two task gradients."""
 
 from __future__ import annotations
 

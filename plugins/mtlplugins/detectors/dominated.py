@@ -1,4 +1,4 @@
-"""COST's trigger: does the mean gradient harm a task?"""
+"""Dominated conflict, the trigger of COST: the mean gradient has a negative cosine with a task gradient."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ class Dominated(ConflictDetector):
     Args:
         rule: which tasks count.
             "smallest": the task with the smallest gradient norm (ties: any of them). [paper Eq. 3]
-            "any": at least one task. [code; the same as "smallest" for K = 2, stricter about nothing for K > 2]
+            "any": at least one task. [code; for K = 2 the same as "smallest", for K > 2 a conflict is found more often]
             "fraction": at least ``rho`` of the tasks, for many tasks. [choice A; the paper's Eq. 4 was not readable]
-        threshold: tau in [0, 1). With tau > 0 mild domination is let pass. [choice B for "any"]
+        threshold: tau in [0, 1). With tau > 0 weak domination is ignored. [choice B for "any"]
         rho: the fraction of "fraction".
         at_zero: whether the threshold itself counts: cos(g_i, g_0) <= -threshold, with which orthogonal gradients are a
             conflict. [code; the paper's Eq. 3 has <]
 
-    ``severity`` is minus the cosine that decides: that of the smallest task, the smallest one, or the
-    ceil(rho K)-th smallest. It is in [-1, 1], invariant under scaling of the Jacobian, and the verdict is exactly
-    severity > threshold (``at_zero``: severity >= threshold). Zero gradients take part in the mean and in K, and are
-    never dominated. One task, or a mean gradient of zero: no conflict, severity 0.
+    ``severity`` is minus the cosine that decides: for "smallest" that of the task with the smallest gradient, for "any"
+    the smallest cosine, for "fraction" the ceil(rho K)-th smallest. It is in [-1, 1] and does not depend on the scale
+    of the Jacobian. The verdict is exactly severity > threshold (``at_zero``: severity >= threshold). Zero gradients
+    count in the mean and in K, and are never dominated. With one task, or a mean gradient of zero, there is no conflict
+    and the severity is 0.
     """
 
     needs = Needs.GRAMIAN

@@ -1,4 +1,4 @@
-"""Imbalance: is one task's gradient so large that the others do not count?"""
+"""Imbalance: the lengths of the task gradients differ by a large factor."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from mtlplugins.detectors import angles
 class Imbalance(ConflictDetector):
     """Magnitude imbalance: max_i |g_i| / min_i |g_i| > ratio, over the tasks whose gradient is not zero. [choice]
 
-    COST names imbalance as what turns a disagreement into domination; this detector looks at it alone.
+    In COST imbalance is what turns a weak conflict into domination; this detector looks at imbalance only.
 
     Args:
-        ratio: largest ratio of gradient norms that is let pass.
+        ratio: largest ratio of gradient norms that is no conflict.
 
-    ``severity`` is log(max |g_i| / min |g_i|) >= 0, in nats; the verdict is exactly severity > log(ratio). ``pairs``
-    are the pairs whose own ratio is larger than ``ratio``. Fewer than two non-zero gradients: no conflict, severity 0.
+    ``severity`` is log(max |g_i| / min |g_i|) >= 0 (natural logarithm); the verdict is exactly severity > log(ratio).
+    ``pairs`` are the pairs of tasks with a ratio larger than ``ratio``. With fewer than two non-zero gradients there is
+    no conflict and the severity is 0.
     """
 
     needs = Needs.GRAMIAN

@@ -1,4 +1,4 @@
-"""Recon's score, seen in one step: in which layers do tasks disagree?"""
+"""Conflicts layer by layer, the basis of Recon's scores."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mtlplugins.detectors import angles
 class LayerConflict(ConflictDetector):
     """cos(g_i^l, g_j^l) < -threshold for some layer l and some pair of tasks. [Shi et al. 2023, Recon: official code]
 
-    Recon counts such pairs per layer over the first part of a training run, makes the layers with the largest counts
-    task-specific, and trains anew. ``diagnostics["layer_conflicts"]`` has the counts of the step, one per group of
-    ``sizes``; :class:`mtlplugins.recon.LayerScores` adds them up and ranks the layers. S = -threshold in the paper:
-    0 on Cityscapes, -0.02 on NYUv2, -0.1 on Multi-Fashion+MNIST [official code].
+    Recon counts such pairs per layer during the first part of a training run, makes the layers with the largest counts
+    task-specific, and trains the new network from the start. ``diagnostics["layer_conflicts"]`` has the counts of the
+    step, one per group of ``sizes``; :class:`mtlplugins.recon.LayerScores` adds them up and ranks the layers. The
+    paper's S is -threshold: 0 on Cityscapes, -0.02 on NYUv2, -0.1 on Multi-Fashion+MNIST [official code].
 
     Args:
         threshold: in [0, 1).
         sizes: numbers of parameters per layer, in the trunk's order (:func:`mtlplugins.layers.sizes_of`); None: the
-            whole trunk is one layer, and the verdict that of ``cosine``.
+            whole trunk is one layer, and the verdict is that of ``cosine``.
 
-    ``severity`` is minus the smallest cosine in any layer; the verdict is exactly severity > threshold. Scaling a
-    task's gradient changes nothing. Costs the rows.
+    ``severity`` is minus the smallest cosine in any layer; the verdict is exactly severity > threshold. It does not
+    depend on the scale of a task's gradient. Cost: the rows.
 
     Raises:
-        ConfigurationError: sizes that are not whole, or do not sum to the number of the trunk's parameters.
+        ConfigurationError: the sizes are not whole numbers, or their sum is not the number of the trunk's parameters.
     """
 
     needs = Needs.JACOBIAN

@@ -1,1 +1,1 @@
-"""Aggregators around any other aggregator; what each keeps of its promises is in its ``keeps``."""
+"""Aggregators around any other aggregator; ``keeps`` of each says which promises of the wrapped method still hold."""

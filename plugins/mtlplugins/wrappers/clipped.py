@@ -1,4 +1,4 @@
-"""``clipped``: any method, with a bound on the length of its direction, or on those of the gradients it sees."""
+"""``clipped``: any method, with an upper bound on the length of its direction or of the gradients that it gets."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mtlplugins.wrapping import Wrapper, finite, scaled
 class Clipped(Wrapper):
     """d <- d min(1, max_norm / |d|) ("direction"), or g_i <- g_i min(1, max_norm / |g_i|) before the method ("rows").
 
-    "direction" is what the Nash-MTL family of codes does to the trunk, with max_norm = 1 [official code]; heads are not
-    clipped. "rows" bounds what one task can ask for [choice]. Both multiply by positive numbers: no conflict, the cone,
-    symmetry and zeros are kept. Dropped: anything about the length of d, so homogeneity, linearity, the simplex.
-    |d| comes from the Gramian where the method returns weights.
+    "direction" is what the code of Nash-MTL and its successors does to the trunk, with max_norm = 1 [official code];
+    heads are not clipped. "rows" limits the influence of a single task [choice]. Both multiply by positive numbers, so
+    these promises are kept: no conflict, the cone, symmetry and the zeros of d. Promises about the length of d are
+    dropped: homogeneity, linearity, the simplex. If the method returns weights, |d| is computed from the Gramian.
 
     Args:
         method: any aggregator.
@@ -47,7 +47,7 @@ class Clipped(Wrapper):
     what: str = choice("direction", ("direction", "rows"))
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """The method's answer times what is left of its length."""
+        """The method's answer, clipped; or its answer to the clipped gradients."""
         if self.what == "rows":
             return self._rows(view, state)
         answer, new = self.asked(view, state)
@@ -77,7 +77,7 @@ class Clipped(Wrapper):
 
 
 def _length(gramian: torch.Tensor, weights: torch.Tensor) -> float:
-    """|J'w|, through unit rows so that no square overflows; absent tasks have weight 0 and entries that are NaN."""
+    """|J'w|, computed with unit rows so that no square overflows. Absent tasks have weight 0, and entries of NaN."""
     live = (weights != 0.0) & (gramian.diagonal() > 0.0)
     norms = gramian.diagonal()[live].sqrt()
     b = weights[live] * norms

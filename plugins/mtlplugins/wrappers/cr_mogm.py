@@ -18,18 +18,18 @@ class CRMOGM(Wrapper):
     """Zhou et al. 2022, "On the convergence of stochastic multi-objective gradient manipulation and beyond" [lib code;
     paper*]: w_t = alpha w_{t-1} + (1 - alpha) w^_t around the weights w^ of any method; w_0 is the first w^.
 
-    A method's weights depend on the batch as its gradients do, and the product of the two is biased; weights that move
-    slowly are nearly independent of the batch. The paper lets alpha -> 1 as the learning rate falls.
+    Weights and gradients of one batch depend on each other, so their product is a biased estimate. Weights that change
+    slowly are nearly independent of the batch. In the paper alpha tends to 1 as the learning rate decreases.
 
-    Kept: whatever holds of weights and survives a convex combination. Dropped: everything about one step's gradients
-    (no conflict, stationarity, agreement with a reference), because the weights are those of older ones; and that the
-    order of the tasks does not matter: where many weights give one direction, as with equal gradients, a method may
-    return any of them, and in the next step they are no longer the same. alpha = 0 passes all through. Absent tasks
-    keep their average; the method must return weights.
+    Kept: promises about the weights that hold for convex combinations of weights, too. Dropped: all promises about the
+    gradients of one step (no conflict, stationarity, agreement with a reference), because the weights partly belong to
+    earlier gradients. Dropped, too: independence of the order of the tasks. If several weight vectors give the same
+    direction, as with equal gradients, a method may return any of them, and for the next gradients they differ.
+    alpha = 0 changes nothing. Absent tasks keep their average.
 
     Args:
         method: any aggregator that returns weights.
-        alpha: weight of the past [lib code: 0.9].
+        alpha: weight of the earlier average [lib code: 0.9].
 
     Raises:
         ConfigurationError: the method returned a direction.
@@ -49,7 +49,7 @@ class CRMOGM(Wrapper):
     alpha: float = number(0.9, low=0.0, high=1.0)
 
     def init(self, n_tasks: int) -> State:
-        """Averages and who has one, for trunk and heads, beside the method's state."""
+        """The averages for trunk and heads, which tasks have one, and the method's state."""
         zeros = torch.zeros(n_tasks, dtype=torch.float64, device="cpu")
         return {"average": zeros, "heads": zeros.clone(), "met": zeros.clone(), **super().init(n_tasks)}
 

@@ -1,4 +1,4 @@
-"""``ema``: any method, on task gradients that are averaged over steps."""
+"""``ema``: any method, on moving averages of the task gradients."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mtlplugins.wrapping import Wrapper, changed
 
 @dataclasses.dataclass(frozen=True)
 class EMA(Wrapper):
-    """m_i <- beta m_i + (1 - beta) g_i, corrected for its start as Adam's; the method sees m instead of g. [choice]
+    """m_i <- beta m_i + (1 - beta) g_i, with the bias correction of Adam; the method gets m instead of g. [choice]
 
-    Momentum before the method instead of after it: conflicts between tasks are then judged on less noisy gradients, as
-    MoCo, DB-MTL and M-ConFIG do, each in its own way. d = M' w. Heads are left to the method.
+    This is momentum before the method instead of after it. The method then compares gradients with less noise; MoCo,
+    DB-MTL and M-ConFIG do this in other forms. d = M' w. The method decides about the heads.
 
-    Kept: what says how d follows from rows of any kind (scaling, symmetry). Dropped: everything about the present
-    gradients, no conflict first. beta = 0 passes all through. Absent tasks keep m.
+    Kept: promises about how d depends on the rows (scaling, symmetry). Dropped: all promises about the gradients of the
+    step, such as no conflict. beta = 0 changes nothing. Absent tasks keep m.
     Cost: the rows, and K P numbers of state.
 
     Args:
         method: any aggregator.
-        beta: weight of the past [choice: 0.9].
+        beta: weight of earlier gradients [choice: 0.9].
     """
 
     paper: ClassVar[str] = ""
@@ -45,7 +45,7 @@ class EMA(Wrapper):
     beta: float = number(0.9, low=0.0, high=1.0, open_high=True)
 
     def init(self, n_tasks: int) -> State:
-        """m (K, P) and the steps that each task has taken, beside the method's state."""
+        """m (K, P), the number of steps of each task, and the method's state."""
         count = torch.zeros(n_tasks, dtype=torch.float64, device="cpu")
         return {"mean": rows.empty(), "count": count, **super().init(n_tasks)}
 

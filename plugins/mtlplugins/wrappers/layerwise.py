@@ -1,4 +1,4 @@
-"""``layerwise``: any method, on each group of parameters by itself."""
+"""``layerwise``: any method, applied to each group of parameters separately."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mtlplugins.wrapping import Wrapper, changed
 
 @dataclasses.dataclass(frozen=True)
 class Layerwise(Wrapper):
-    """The columns of J are cut into groups, and the method answers for each: d = (A(J_1), A(J_2), ...). [choice]
+    """The columns of J are divided into groups, and the method is applied to each: d = (A(J_1), A(J_2), ...). [choice]
 
-    Groups are layers, or whatever ``sizes`` says, in the order of the trunk's parameters
-    (:func:`mtlplugins.layers.sizes_of` makes them of a module). GradVac's groups and grouped aggregation in other
-    libraries are this.
+    The groups are given by ``sizes``, in the order of the trunk's parameters. :func:`mtlplugins.layers.sizes_of` gives
+    the sizes of the layers of a module. Examples are the groups of GradVac and grouped aggregation in other libraries.
 
-    One group is the method itself, and keeps all that it promises but its one backward pass.
+    With one group the answer is the method's own. All its promises are kept except for the single backward pass.
 
-    Proved: a group's direction that conflicts with no task's part of the gradient adds up to one that conflicts with no
-    task: no conflict is kept. So is what is linear in the rows, or depends on symmetry alone. Dropped: the cone (each
-    group has weights of its own), invariance under a rotation that mixes groups, stationarity. Heads get the factors
-    that the method gives for the whole gradient's first group. Groups share no draws with one another.
+    Proved: no conflict is kept, because inner products add up over the groups: if no group's direction conflicts with a
+    task's part of the gradient in that group, d conflicts with no task. Linearity in the rows and symmetry are kept,
+    too. Dropped: the cone (each group has its own weights), invariance under a rotation that mixes groups, and
+    stationarity. Heads get the factors that the method returns for the first group. Groups draw different random
+    numbers.
 
     Args:
         method: any aggregator without a state and with one batch a step.
@@ -53,7 +53,7 @@ class Layerwise(Wrapper):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """Everything that the method promises of gradients, if there is one group; else what groups keep."""
+        """With one group, all promises of the method about gradients; otherwise those that hold for several groups."""
         if self.sizes is None:
             return (self.wrapped.claims - {"one-backward-pass"}) | self.adds
         return super().claims

@@ -1,4 +1,4 @@
-"""``row-normalised``: any method, on task gradients of one length."""
+"""``row-normalised``: any method, on task gradients of unit length."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from mtlplugins.wrapping import Wrapper, finite, scaled
 class RowNormalised(Wrapper):
     """The method sees g_i / |g_i|; its direction is multiplied by a common length. [choice]
 
-    Proved: non-conflict with the unit gradients is non-conflict with the gradients; the direction does not turn when a
-    task's loss is measured in another unit. So the size of a gradient says nothing about a task any more: one that has
-    converged pulls as hard as the others. Kept: no conflict, the cone, symmetry, stationarity. Dropped: what depends on
-    the rows' lengths (the simplex, linearity, the min-norm bound). Gradients that are zero stay zero.
+    Proved: a direction that does not conflict with the unit gradients does not conflict with the gradients. The
+    direction of d does not change when a task's loss is measured in another unit. Note that a task that has nearly
+    converged then pulls as strongly as the others. Kept: no conflict, the cone, symmetry, stationarity. Dropped:
+    promises that depend on the lengths of the rows (the simplex, linearity, the min-norm bound). Zero gradients stay
+    zero.
 
     Args:
         method: any aggregator.
-        length: "mean", "min" or "max" of the |g_i|, by which d is multiplied; "unit": by 1, so that d does not shrink
-            as the gradients do.
+        length: factor of d: the "mean", "min" or "max" of the |g_i|; or "unit", the factor 1, with which d does not
+            become shorter when the gradients do.
     """
 
     paper: ClassVar[str] = ""
@@ -44,7 +45,7 @@ class RowNormalised(Wrapper):
 
     @property
     def adds(self) -> frozenset[str]:  # type: ignore[override]
-        """A method whose answer follows from its rows gives the same for all positive scales of them."""
+        """The answer depends on unit rows only, so it is the same for all positive scales of the rows."""
         out = {"resume-equivalent"}
         if "parameter-rotation" in self.wrapped.claims and self.wrapped.needs > Needs.LOSSES:
             out.add("positively-homogeneous")
@@ -58,7 +59,7 @@ class RowNormalised(Wrapper):
         return 0.0 if self.length == "unit" else 1.0
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """The method's weights over the lengths."""
+        """The method's weights divided by the lengths of the rows."""
         norms = view.gramian.diagonal().clamp_min(0.0).sqrt()
         # An absent task's entries are NaN, and not among the lengths.
         alive = norms[norms > 0.0]

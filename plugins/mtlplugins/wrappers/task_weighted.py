@@ -1,4 +1,4 @@
-"""``task-weighted``: any method, for tasks that do not count alike."""
+"""``task-weighted``: any method, with a fixed importance of each task."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from mtlplugins.wrapping import Wrapper, scaled
 
 @dataclasses.dataclass(frozen=True)
 class TaskWeighted(Wrapper):
-    """The method sees the losses u_i L_i and their gradients u_i g_i, u_i > 0. [choice: one meaning for every method]
+    """The method gets the losses u_i L_i and their gradients u_i g_i, u_i > 0. [choice: the same for every method]
 
-    The same as multiplying the losses before they are handed over, but part of the method, of its checkpoint and of its
-    tuning; heads get u_i times what the method gives them. Proved: u_i > 0 changes no sign of an inner product, so no
-    conflict is kept; so are the cone, scaling and zeros. Dropped: symmetry, since tasks are named. A method that does
-    not see scale (Nash-MTL, ConFIG's direction) does not see u either: use the method's own preferences there.
+    It is the same as multiplying the losses before they are passed in, but u is part of the method: of its checkpoint
+    and of its tuning. Heads get u_i times the method's factor. Proved: u_i > 0 changes no sign of an inner product, so
+    no conflict is kept, and so are the cone, homogeneity and the zeros of d. Dropped: symmetry, because tasks are
+    treated differently. u has no effect on a method that does not depend on the scale of its rows (Nash-MTL, the
+    direction of ConFIG): use the method's own preferences there.
 
     Args:
         method: any aggregator.
@@ -51,7 +52,7 @@ class TaskWeighted(Wrapper):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """Without weights nobody is named."""
+        """What is promised; without weights all tasks are treated alike."""
         unnamed = self.wrapped.claims - {"matches-reference", "coefficient-identity"}
         return super().claims if self.weights is not None else unnamed
 
@@ -76,7 +77,7 @@ class TaskWeighted(Wrapper):
         return dataclasses.replace(answer, weights=weights, state=new, head_weights=heads)
 
     def observe(self, view: StepView, state: State) -> State:
-        """The second look, at u_i L_i."""
+        """The method's second look, at the losses u_i L_i."""
         if self.weights is None:
             return super().observe(view, state)
         u = torch.tensor([self.weights[i] for i in view.task_index], dtype=torch.float64, device="cpu")
