@@ -1,1 +1,1 @@
-"""Explorers: models for preferences between the tasks."""
+"""Explorers: they train models for many preferences between the tasks."""

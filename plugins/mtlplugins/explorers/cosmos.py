@@ -22,18 +22,19 @@ ENTRY = "model."
 class COSMOS(Explorer):
     """min sum_i a_i L_i - lambda cos(a, L) for a from Dirichlet(p, ..., p), drawn anew in every step. [paper*]
 
-    The paper joins a to the network's input. For a first layer with a bias that is the same as a bias that depends on
-    a: W [x; a] = W_x x + W_a a. So here the bias of the first layer (the first linear or convolutional module) is
-    b + V a, V learnt from zero, and every preference gives a plain network of the user's own form. [choice; for a
-    convolution with zero padding the borders differ from constant input channels]
+    In the paper a is concatenated to the input of the network. For a first layer with a bias this is the same as a bias
+    that depends on a: W [x; a] = W_x x + W_a a. So here the bias of the first layer (the first linear or convolutional
+    module) is b + V a. V is learned and starts at zero; for every preference the result is a plain network of the
+    user's own form. [choice; with zero padding, a convolution differs at the borders from one with constant input
+    channels]
 
-    The loss of task i is weighted by the derivative of the sum, a_i - lambda (a_i / n - cos L_i / |L|^2) with
-    n = |a| |L|; ``aggregator`` sees the weighted losses. A weight can be negative.
+    The loss of task i is weighted by the derivative of the objective, a_i - lambda (a_i / n - cos(a, L) L_i / |L|^2)
+    with n = |a| |L|. ``aggregator`` combines the weighted losses. A weight can be negative.
 
     Args:
         concentration: p; 1.2 [paper*].
-        lamb: lambda, in units of loss.
-        aggregator: of the weighted losses, by name.
+        lamb: lambda; its unit is that of the losses.
+        aggregator: name of the method that combines the weighted losses.
 
     Raises:
         ConfigurationError: no linear or convolutional module, or the first one has no bias.

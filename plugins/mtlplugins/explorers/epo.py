@@ -1,4 +1,4 @@
-"""``epo``: exact Pareto-optimal search along the ray of a preference (Mahapatra and Rajan 2020)."""
+"""``epo``: exact Pareto-optimal search on the ray of a preference (Mahapatra and Rajan 2020)."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from mtlplugins.solvers.cosines import Array
 
 @dataclasses.dataclass(frozen=True)
 class ExactRay(Aggregator):
-    """Weights that bring the losses to r_1 L_1 = ... = r_K L_K, then down along that ray.
+    """Weights that first bring the losses to r_1 L_1 = ... = r_K L_K, and then decrease them along that ray.
 
-    With l^ = r L / sum(r L), mu = sum l^ log(K l^) (how far from uniform) and a_i = r_i (log(K l^_i) - mu), C = J J':
+    With l^ = r L / sum(r L), mu = sum l^ log(K l^) (the distance from uniform), a_i = r_i (log(K l^_i) - mu) and
+    C = J J':
 
-    - balance, where mu > eps: max over the simplex of b'C a, such that the largest r_i L_i does not rise, and a task
-      that rises along the anchor a rises no faster than along it;
-    - descend, where mu <= eps: max of sum C b with C b >= 0.
+    - balance, if mu > eps: maximise b'C a over the simplex, under two constraints: the largest r_i L_i does not
+      increase, and a loss that increases along the anchor direction a increases no faster than along a;
+    - descend, if mu <= eps: maximise sum C b over the simplex, with C b >= 0.
 
-    Both are linear programs in K unknowns [official code]. The code's descent may not go against the anchor, either,
-    unless it is relaxed; here it is relaxed.
+    Both are linear programs in K unknowns [official code]. In the code the descent has one more constraint, which can
+    be relaxed: it may not go against the anchor direction. Here it is relaxed.
 
-    Seen here: for a preference near a corner the anchor is short, so a task that has to rise may hardly rise, and the
-    search is slow.
+    Observed: for a preference near a corner the anchor direction is short. A loss that has to increase then increases
+    slowly, and the search is slow.
 
     Args:
         preferences: r, positive.
-        eps: when the ray counts as reached; 1e-4 [official code].
+        eps: largest mu at which the ray counts as reached; 1e-4 [official code].
 
     Raises:
-        LossError: a negative loss: the ray is about positive ones.
+        LossError: a negative loss; rays are defined for positive losses.
     """
 
     needs = Needs.GRAMIAN
@@ -78,11 +79,11 @@ class ExactRay(Aggregator):
 
 @dataclasses.dataclass(frozen=True)
 class Rays(Aggregator):
-    """:class:`ExactRay`, with another ray in every step.
+    """:class:`ExactRay` with another ray in every step.
 
     Args:
         preferences: (steps, K), positive, as rows of plain numbers.
-        eps: when a ray counts as reached.
+        eps: as in :class:`ExactRay`.
     """
 
     needs = Needs.GRAMIAN
@@ -91,18 +92,18 @@ class Rays(Aggregator):
     eps: float = 1e-4
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """That of the step's own ray."""
+        """The answer for the ray of this step."""
         return ExactRay(self.preferences[view.step], self.eps).aggregate(view, state)
 
 
 def positive(preference: Tensor, floor: float) -> tuple[float, ...]:
-    """A preference (K,) as a ray: no task has less than ``floor`` before they are brought back to sum 1."""
+    """A preference (K,) as a ray: entries below ``floor`` are raised to it, and the result is normalised to sum 1."""
     raised = preference.clamp_min(floor)
     return tuple((raised / raised.sum()).tolist())
 
 
 def _program(cost: Array, c: Array, least: Array) -> Array:
-    """min cost'b over the simplex with C b >= least. Where rounding leaves no such b: equal weights."""
+    """min cost'b over the simplex with C b >= least. If there is no such b because of rounding: equal weights."""
     held = np.isfinite(least)
     found = linprog(
         cost, A_ub=-c[held] if held.any() else None, b_ub=-least[held] if held.any() else None,
@@ -115,16 +116,16 @@ def _program(cost: Array, c: Array, least: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class EPO(Sweep):
-    """One model per preference, each on the ray r_1 L_1 = ... = r_K L_K: who matters twice as much gets half the loss.
+    """One model per preference r, each on the ray r_1 L_1 = ... = r_K L_K: twice the preference means half the loss.
 
-    Known: it finds the Pareto-optimal point where the ray meets the front, also of one that is not convex; where the
-    ray misses the front, some point near its end [paper*]. A preference of zero has no ray: it is raised to ``floor``.
-    [choice]
+    Known: it finds the Pareto-optimal point at which the ray meets the front, also on a front that is not convex; if
+    the ray does not meet the front, it finds a point near the end of the front [paper*]. A preference of zero has no
+    ray; it is raised to ``floor``. [choice]
 
     Args:
-        points: how many models; at least one per task.
-        floor: the least preference of a task.
-        eps: when the ray counts as reached.
+        points: number of models; at least one per task.
+        floor: smallest preference of a task.
+        eps: as in :class:`ExactRay`.
     """
 
     claims: ClassVar[frozenset[str]] = frozenset()

@@ -21,15 +21,15 @@ LOSSES = "losses"
 class GradOPSSweep(Explorer):
     """One model per alpha, each with an equal part of the budget and the same initial weights.
 
-    alpha < 0 favours the tasks that are dominated, alpha > 0 those that dominate [paper, abstract]. It is no preference
-    between named tasks. So a preference p chooses among the trained models: the one with the least sum_i p_i L_i, L the
-    mean training losses of its last tenth of steps. [choice]
+    alpha < 0 favours the dominated tasks, alpha > 0 the dominating ones [paper, abstract]. alpha says nothing about
+    individual tasks, so a preference p selects one of the trained models: the one with the smallest sum_i p_i L_i,
+    where L are the mean training losses over the last tenth of the steps. [choice]
 
-    Proved: a larger p_i never comes with a larger L_i of that kind. Not promised: an end of the front; no alpha asks
-    for one task alone.
+    Proved: a larger p_i never selects a model with a larger L_i. Not promised: the ends of the front, because no alpha
+    means one task alone.
 
     Args:
-        alphas: the exponents; the default grid is a choice, the paper's best value in one experiment is -3.
+        alphas: the exponents; the default grid is a [choice]; the paper's best value in one experiment is -3.
     """
 
     claims: ClassVar[frozenset[str]] = frozenset({"monotone-edge"})
@@ -37,7 +37,7 @@ class GradOPSSweep(Explorer):
     alphas: tuple[float, ...] = vector((-3.0, -1.0, 0.0, 1.0, 2.0), low=-10.0, high=10.0)
 
     def search(self, work: Exploration) -> dict[str, Tensor]:
-        """One training after the other."""
+        """One model after the other is trained."""
         if not self.alphas:
             raise ConfigurationError("GradOPSSweep(alphas=()): give at least one exponent.")
         methods = [create("aggregator", "gradops", alpha=a) for a in self.alphas]
@@ -60,6 +60,6 @@ class GradOPSSweep(Explorer):
         return {LOSSES: torch.stack(ends)} | {MODEL + n: torch.stack([s[n] for s in states]) for n in states[0]}
 
     def read(self, learnt: Learnt, preference: Tensor) -> dict[str, Tensor]:
-        """The trained model that this preference likes best."""
+        """The trained model with the smallest sum_i p_i L_i."""
         index = int((learnt[LOSSES] @ preference).argmin())
         return {n.removeprefix(MODEL): v[index] for n, v in learnt.items() if n.startswith(MODEL)}

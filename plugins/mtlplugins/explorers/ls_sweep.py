@@ -13,13 +13,13 @@ from mtlplugins.explorers.sweep import Sweep
 
 @dataclasses.dataclass(frozen=True)
 class LSSweep(Sweep):
-    """min sum_i p_i L_i for every preference p of a grid: the baseline that others must beat at equal cost. [textbook]
+    """min sum_i p_i L_i for every preference p of a grid: the baseline for other explorers at equal cost. [textbook]
 
-    Proved: at an exact minimum, a larger p_i never comes with a larger L_i, and a point with all p_i > 0 is
-    Pareto-optimal. Known: where the front is not convex its middle is never reached.
+    Proved for exact minima: a larger p_i never gives a larger L_i, and a minimum with all p_i > 0 is Pareto-optimal.
+    Known: points of a part of the front that is not convex are never found.
 
     Args:
-        points: how many models; at least one per task.
+        points: number of models; at least one per task.
     """
 
     claims: ClassVar[frozenset[str]] = frozenset({"recovers-single-task", "monotone-edge", "no-dominated-pair"})

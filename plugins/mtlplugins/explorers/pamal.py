@@ -25,34 +25,34 @@ class PaMaL(Explorer):
     """One member per task; theta(a) = sum_k a_k theta_k, encoder and heads. [official code]
 
     - Every step draws ``window`` preferences a from Dirichlet(p, ..., p), and evaluates theta(a) for each on the same
-      batch. The loss of task i is sum over the window of a_i L_i(theta(a)). [official code]
-    - Multi-forward regularisation: R_i = log(mean_k exp(relu(violation_k))) over neighbours in the window, sorted by
-      a_i; times ``lamb``; left out where it exceeds the loss itself [official code]. A violation is L_i at the higher
-      preference minus L_i at the lower one, the paper's intent [paper*]; ``order_sign=-1`` is the order as the official
-      code reads.
-    - Members start from independent initial weights, where modules have ``reset_parameters()`` [official code].
-      Statistics of batch norms are shared by all [official code].
+      batch. The loss of task i is the sum of a_i L_i(theta(a)) over the window. [official code]
+    - Multi-forward regularisation: for each task the window is sorted by a_i, and
+      R_i = log(mean_k exp(relu(violation_k))) over its neighbours, times ``lamb``. It is left out if it is larger than
+      the loss itself [official code]. A violation is L_i at the higher preference minus L_i at the lower one, which is
+      the paper's intent [paper*]; ``order_sign=-1`` is the sign in the official code.
+    - Members start from independent initial weights if the modules have ``reset_parameters()`` [official code].
+      All members share the statistics of batch norms [official code].
 
-    What a task counts beside its preference, for every model of the window [official code]:
+    The losses of every model of the window are also balanced by a factor [official code]:
 
-    - ``balance="ls"``: nothing else.
-    - ``"gradnorm"``: over |g_i| + 1e-3, g_i the gradient of L_i(theta(a)) with respect to the shared entries of all
-      members. That costs K backward passes more for each model.
-    - ``"rwa"``: times 1 - m_i / sum_j m_j, m the mean size of the losses of the last 25 models; from the 27th model on.
-    - ``"full"``: both, the norm that of the loss times the latter.
+    - ``balance="ls"``: no factor.
+    - ``"gradnorm"``: 1 / (|g_i| + 1e-3), where g_i is the gradient of L_i(theta(a)) with respect to the shared entries
+      of all members. This costs K more backward passes for each model.
+    - ``"rwa"``: 1 - m_i / sum_j m_j, where m are the mean absolute losses of the last 25 models; from model 27 on.
+    - ``"full"``: both; the norm is then that of the loss with the second factor.
 
-    ``aggregator`` combines what comes of it; a sum in the code.
+    ``aggregator`` combines the resulting losses; in the code it is a sum.
 
     Proved: theta(e_k) is member k exactly; the gradient of member k is a_k times that at theta(a).
 
     Args:
-        concentration: p; 1 is even on the simplex, larger is nearer to its centre.
-        window: preferences drawn in a step; each costs a pass.
+        concentration: p; 1 is uniform on the simplex; a larger value is nearer to the centre.
+        window: number of preferences per step; each costs one pass.
         lamb: weight of the regularisation.
-        order_sign: 1: a higher preference shall mean a lower loss.
-        balance: how the losses are brought to comparable sizes.
-        reinitialise: independent initial weights; False: all members start at the model, which is then the whole front.
-        aggregator: of the weighted losses, by name.
+        order_sign: 1: a higher preference should give a lower loss; -1: see above.
+        balance: the balancing factor.
+        reinitialise: independent initial weights; False: all members start at the given model.
+        aggregator: name of the method that combines the losses.
     """
 
     claims: ClassVar[frozenset[str]] = frozenset()
@@ -66,7 +66,7 @@ class PaMaL(Explorer):
     aggregator: str = "sum"
 
     def search(self, work: Exploration) -> dict[str, Tensor]:
-        """All members at once."""
+        """All members are trained together."""
         model = work.fresh()
         names = [n for n, p in model.named_parameters() if p.requires_grad]
         members = [work.reinitialised() if self.reinitialise else work.fresh() for _ in work.tasks]
@@ -94,7 +94,7 @@ class PaMaL(Explorer):
         }
 
     def _together(self, counts: Tensor, drawn: Tensor, found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The loss of each task over a window: drawn (W, K), and what each loss counts (W, K)."""
+        """The loss of each task over a window, for preferences ``drawn`` (W, K) and factors ``counts`` (W, K)."""
         out = {}
         for i, name in enumerate(found[0]):
             losses, weights = torch.stack([f[name] for f in found]), counts[:, i].to(found[0][name])
@@ -116,7 +116,7 @@ class PaMaL(Explorer):
 
 
 class Balance:
-    """What a loss counts beside the preference of its task, one model after the other."""
+    """The balancing factors of the losses, one model after the other."""
 
     WINDOW, FLOOR = 25, 1e-3
 
@@ -124,7 +124,7 @@ class Balance:
         self._norms, self._running, self._shared = kind in ("gradnorm", "full"), kind in ("rwa", "full"), list(shared)
         self._seen: collections.deque[Tensor] = collections.deque(maxlen=self.WINDOW + 2)
         self.price = 2.0 / 3.0 if self._norms else 0.0
-        """Passes for each task of each model."""
+        """Cost for each task of each model, in passes."""
 
     def factors(self, losses: Sequence[Tensor]) -> Tensor:
         """(K,) float64 for the losses of the next model; no gradient goes through them."""

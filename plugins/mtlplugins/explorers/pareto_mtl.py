@@ -18,21 +18,21 @@ from mtlplugins.solvers.min_norm import min_norm
 
 @dataclasses.dataclass(frozen=True)
 class Sector(Aggregator):
-    """The step of one sub-problem: no task may leave the sector of ray u_k.
+    """The step of one sub-problem: the losses have to stay in the sector of ray u_k.
 
-    The constraint j is active where (u_j - u_k)'L > 0; its gradient is h_j = J'(u_j - u_k).
+    Constraint j is active if (u_j - u_k)'L > 0; its gradient is h_j = J'(u_j - u_k).
 
-    - Phase 1, until the losses were in the sector once, at most ``feasible_steps`` steps: the min-norm point of the
-      active h_j. [code]
+    - Phase 1, until the losses have been in the sector once, but at most ``feasible_steps`` steps: the min-norm point
+      of the active h_j. [code]
     - Phase 2: the min-norm point of all g_i and the active h_j, times K / sum|w|. [code]
 
-    Weights can be negative; heads get them too, because the code steps along all parameters [code].
+    Weights can be negative. Heads get them, too, because the code uses the gradients of all parameters [code].
 
     Args:
         preferences: u (n, K), the rays, as rows of plain numbers.
         index: k.
-        feasible_steps: most steps of phase 1.
-        rescale: multiply by K / sum|w| in phase 2.
+        feasible_steps: largest number of steps in phase 1.
+        rescale: whether to multiply by K / sum|w| in phase 2.
     """
 
     needs = Needs.GRAMIAN
@@ -47,7 +47,7 @@ class Sector(Aggregator):
         return {"feasible": torch.zeros((), dtype=torch.bool)}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """Weights (K,) of the min-norm point, taken back to the tasks."""
+        """Weights (K,) of the task gradients in the min-norm point."""
         rays, losses = np.array(self.preferences), np.array(view.loss_values)
         sides = np.delete(rays - rays[self.index], self.index, axis=0)
         active = sides[sides @ losses > 0.0]
@@ -64,7 +64,7 @@ class Sector(Aggregator):
 
 
 def _min_norm(gramian: Array) -> Array:
-    """Weights on the simplex of the least-norm point of rows with this Gramian; a zero row is that point itself."""
+    """Simplex weights of the min-norm point of rows with this Gramian; a zero row is itself that point."""
     found = cosines(gramian)
     if found.live is not None:
         zero = np.setdiff1d(np.arange(len(gramian)), found.live)
@@ -79,17 +79,17 @@ def _min_norm(gramian: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class ParetoMTL(Sweep):
-    """Rays u_k divide the space of losses into sectors; model k finds a Pareto-stationary point in its own. [paper]
+    """Rays u_k divide the space of losses into sectors; model k finds a Pareto-stationary point in its sector. [paper]
 
-    The ray of a preference p is 1 - p, of length 1: who matters much gets a small loss. With two tasks and the grid of
-    preferences these are rays from one axis to the other; the paper spaces their angles evenly. [choice]
+    The ray of a preference p is 1 - p, normalised to length 1: a larger preference means a smaller loss. For two tasks
+    these are rays from one axis to the other; in the paper their angles are equally spaced. [choice]
 
-    Known: unlike a weighted sum it reaches a front that is not convex. The rays speak about ratios of losses, so the
-    ends of the front are found only where the best loss of a task is near zero.
+    Known: unlike a weighted sum it can reach every part of a front that is not convex. The rays fix ratios of losses,
+    so the ends of the front are found only if the smallest loss of a task is near zero.
 
     Args:
-        points: how many models; at least one per task.
-        feasible: share of the steps that phase 1 may take; 0.2 [code].
+        points: number of models; at least one per task.
+        feasible: largest share of the steps for phase 1; 0.2 [code].
     """
 
     claims: ClassVar[frozenset[str]] = frozenset()

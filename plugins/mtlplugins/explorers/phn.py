@@ -1,4 +1,4 @@
-"""``phn``: a Pareto hypernetwork, which makes the weights from the preference (Navon et al. 2021)."""
+"""``phn``: a Pareto hypernetwork, which computes the weights from the preference (Navon et al. 2021)."""
 
 from __future__ import annotations
 
@@ -21,36 +21,37 @@ SPREAD = "spread."
 CENTRE = "centre."
 BUFFER = "buffer."
 FLOOR = 1e-3
-"""The least share of a ray."""
+"""Smallest entry of a ray."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PHN(Explorer):
-    """theta(a) = theta_0 + W h(a) / width, h a network of two hidden layers, a drawn from Dirichlet(p, ..., p) in every
-    step.
+    """theta(a) = theta_0 + W h(a) / width, where h is a network with two hidden layers, and a is drawn from
+    Dirichlet(p, ..., p) in every step.
 
-    What a step makes smaller [paper*, official code]:
+    The objective of a step [paper*, official code]:
 
     - ``balance="ls"`` (PHN-LS): sum_i a_i L_i(theta(a)).
-    - ``balance="epo"`` (PHN-EPO): K sum_i b_i L_i(theta(a)), b from the linear programs of `epo` for the ray a and the
-      gradients. So a_1 L_1 = ... = a_K L_K is asked of every model. A step costs K backward passes; losses must not be
-      negative. The gradients are those of what makes shared weights; the code's are those of all that is learnt. A
-      share below 1e-3 is raised to it, as `epo` does. [choice]
+    - ``balance="epo"`` (PHN-EPO): K sum_i b_i L_i(theta(a)), with b from the linear programs of ``epo`` for the ray a
+      and the gradients. The aim is then a_1 L_1 = ... = a_K L_K for every a. A step costs K backward passes; losses
+      must not be negative. Gradients are taken with respect to what computes the shared weights; in the code, with
+      respect to all learned parameters. Entries of a below 1e-3 are raised to 1e-3, as in ``epo``. [choice]
 
-    One linear map per parameter makes its entries from h(a) [paper*]. Its bias starts at the user's model, and its
-    weights so that W h / width has about a tenth of the parameter's standard deviation: training starts at a sound
-    network [choice]. The division by the width keeps a step of Adam as long as in the user's own network: without it a
-    rate that is right there is width times too large here [choice]. The hypernetwork has about ``width`` times as many
-    parameters as the model.
+    One linear map per parameter computes its entries from h(a) [paper*]. Its bias starts at the user's model. Its
+    weights start so that W h / width has about a tenth of the parameter's standard deviation; so training starts near
+    the user's network [choice]. By the division by the width a step of Adam is as long as in the user's own network;
+    without it, the same learning rate would be width times too large [choice]. The hypernetwork has about ``width``
+    times as many parameters as the model.
 
     Args:
-        concentration: p; 0.2 [paper*]: mostly near the corners.
-        width: of h; 100 in the paper [paper*], less here, because the memory is width times the model [choice].
-        balance: what the losses are weighted by, the preference or its ray.
-        aggregator: of the losses weighted by the preference, by name.
+        concentration: p; 0.2 [paper*], which gives preferences mostly near the corners.
+        width: width of h; 100 in the paper [paper*], smaller here, because the memory is width times the model's
+            [choice].
+        balance: the weights of the losses: "ls" or "epo", as above.
+        aggregator: name of the method that combines the weighted losses, with "ls".
 
     Raises:
-        ConfigurationError: an aggregator beside ``balance="epo"``, which is one itself.
+        ConfigurationError: an aggregator together with ``balance="epo"``.
         LossError: a negative loss, with ``balance="epo"``.
     """
 
@@ -67,7 +68,7 @@ class PHN(Explorer):
             raise ConfigurationError(f"phn: balance='epo' weighs the losses itself: leave out {self.aggregator!r}.")
 
     def search(self, work: Exploration) -> dict[str, Tensor]:
-        """The hypernetwork. What makes the weights of a head belongs to that task."""
+        """The hypernetwork; the map that computes the weights of a head is task-specific."""
         model = work.fresh()
         learnt = self._start(model, work)
         epo = self.balance == "epo"
@@ -108,7 +109,7 @@ class PHN(Explorer):
         return {n: nn.Parameter(v) for n, v in out.items()}
 
     def read(self, learnt: Learnt, preference: Tensor) -> dict[str, Tensor]:
-        """What the hypernetwork makes."""
+        """The weights that the hypernetwork computes."""
         return weights(learnt, preference) | {
             n.removeprefix(BUFFER): v for n, v in learnt.items() if n.startswith(BUFFER)
         }

@@ -15,13 +15,14 @@ from mtlplugins.explorers.sweep import Sweep
 class STCHSweep(Sweep):
     """min mu log sum_i exp(p_i L_i / mu) for every preference p of a grid. [paper]
 
-    Known: for mu small enough every Pareto-optimal point is the minimum of some preference, also where the front is
-    not convex [paper*]. The ideal point is taken as zero [choice].
+    Known: if mu is small enough, every Pareto-optimal point is the minimum for some preference, also if the front is
+    not convex [paper*]. The ideal point is zero [choice].
 
     Args:
-        points: how many models; at least one per task.
-        mu: smoothing, in units of the loss; small means nearer to the maximum, and slower [choice of 0.1].
-        floor: the least preference of a task: the method needs positive ones [choice].
+        points: number of models; at least one per task.
+        mu: width of the smoothing, in the unit of the losses. A smaller value is nearer to the maximum, and training is
+            slower; 0.1 [choice].
+        floor: smallest preference of a task, because the method needs positive ones [choice].
     """
 
     claims: ClassVar[frozenset[str]] = frozenset({"recovers-single-task", "monotone-edge", "no-dominated-pair"})

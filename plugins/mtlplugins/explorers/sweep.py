@@ -1,4 +1,4 @@
-"""What sweeps share: one model per preference of a grid, each trained with a method that asks for its preference."""
+"""Base of the sweeps: one model per preference of a grid, each trained with a method for its preference."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ MODEL = "model."
 class Sweep(Explorer, abc.ABC):
     """``points`` models, each with an equal part of the budget and the same initial weights.
 
-    The preferences are those of :func:`mtlcore.simplex.grid`. A preference between them gets the model of the nearest
-    one (Euclidean; of equally near ones the first). [choice]
+    The preferences are those of :func:`mtlcore.simplex.grid`. For any other preference the model of the nearest one is
+    read (Euclidean distance; of equally near ones the first). [choice]
     """
 
     points: int = integer(5, low=2)
 
     @abc.abstractmethod
     def method(self, preferences: Tensor, index: int, steps: int) -> Aggregator:
-        """The aggregator of one model, for the row ``index`` of the preferences (n, K), trained for so many steps."""
+        """The aggregator of the model for row ``index`` of the preferences (n, K), which is trained for ``steps``."""
 
     def rows(self, n_tasks: int) -> Tensor:
         """(n, K): the preferences of the models."""
         return simplex.grid(n_tasks, self.points)
 
     def search(self, work: Exploration) -> dict[str, Tensor]:
-        """One training after the other."""
+        """One model after the other is trained."""
         preferences = self.rows(len(work.tasks))
         steps = work.steps(work.price(self.method(preferences, 0, 1)), len(preferences))
         states = []

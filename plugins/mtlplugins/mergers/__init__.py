@@ -1,1 +1,1 @@
-"""Mergers: one model of several experts."""
+"""Mergers: they make one model of several experts."""

@@ -1,4 +1,4 @@
-"""``adamerging``: merging coefficients that are learnt on data without labels (Yang et al. 2024)."""
+"""``adamerging``: merging coefficients that are learned on data without labels (Yang et al. 2024)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from mtlcore.errors import ConfigurationError
 
 @dataclasses.dataclass(frozen=True)
 class AdaMerging(Merger):
-    """theta_0 + sum_t c_t tau_t, c learnt by Adam on the user's objective. [paper*]
+    """theta_0 + sum_t c_t tau_t, where Adam learns c on the user's objective. [paper*]
 
-    The objective of the paper is the entropy of the merged model's predictions on unlabelled test data of all tasks
-    [paper*]; here it is whatever ``mtlcore.merge(..., objective=...)`` is given, which is called with the number of the
-    step, to choose a batch. In a module the parameters are merged and the statistics are those of the base.
+    In the paper the objective is the entropy of the merged model's predictions on unlabelled test data of all tasks
+    [paper*]. Here it is the argument of ``mtlcore.merge(..., objective=...)``, a function that is called with the
+    number of the step, to choose a batch. In a module the parameters are merged; the statistics are those of the base.
 
-    Proved: it is task arithmetic with the start's coefficient if there are no steps.
+    Proved: without steps it is task arithmetic with the coefficient ``start``.
 
     Args:
-        per: "layer": a coefficient for each task and entry of the state dict; "task": for each task [paper*].
-        start: of every coefficient; 0.3 [paper*].
-        steps: of Adam; 500 [paper*].
-        lr: its rate; 1e-3 [paper*].
-        low: coefficients are held above it; 0 [memory].
-        high: and below it; 1 [memory].
+        per: "layer": one coefficient for each task and entry of the state dict; "task": one for each task [paper*].
+        start: first value of every coefficient; 0.3 [paper*].
+        steps: number of Adam's steps; 500 [paper*].
+        lr: Adam's step size; 1e-3 [paper*].
+        low: lower bound of the coefficients; 0 [memory].
+        high: upper bound of the coefficients; 1 [memory].
     """
 
     claims: ClassVar[frozenset[str]] = frozenset({"order-free", "lowers-objective"})
@@ -44,7 +44,7 @@ class AdaMerging(Merger):
     high: float = number(1.0)
 
     def merge(self, base: Entries, vectors: Sequence[Entries], generator: torch.Generator) -> dict[str, Tensor]:
-        """Not without an objective."""
+        """It needs an objective: see :meth:`adapt`."""
         raise ConfigurationError("adamerging adapts itself to data: it needs an objective.")
 
     def adapt(

@@ -16,39 +16,40 @@ from mtlplugins.mergers.trim import largest
 
 @dataclasses.dataclass(frozen=True)
 class DOGE(Merger):
-    """Task vectors are moved by a common Delta that closes the gap to the experts, outside of what the tasks share.
+    """A common Delta is added to all task vectors; it reduces the gap to the experts, outside of a shared subspace.
 
-    Per matrix (an entry of two or more dimensions is a matrix of its first one against the rest):
+    For each matrix (an entry of two or more dimensions is a matrix: first dimension times all others):
 
     1. lambda_t = eta / |tau_t|_F. [code]
-    2. The shared basis B: the first floor(r/T) left singular vectors of each tau_t, side by side; of these again the
-       first floor(r/subspace); r = min of the matrix's sides. [code] Vectors of a singular value that is zero up to
-       rounding are left out: they are arbitrary. [choice]
+    2. The shared basis B: the first floor(r/T) left singular vectors of all tau_t are put side by side, and B are the
+       first floor(r/subspace) left singular vectors of the result; r is the shorter side of the matrix. [code] Vectors
+       with a singular value of zero (up to rounding) are arbitrary and are left out. [choice]
     3. Delta = 0, then ``steps`` steps on sum_j |reduce(tau_j * (tau_j - sum_t lambda_t (tau_t + Delta)))|^2, along
        the gradient without its part in B. [code]
-    4. theta_0 + sum_t lambda_t mask_t (tau_t + Delta); mask_t keeps the share ``keep`` of largest |tau_t| over the
-       whole model. [code]
+    4. The result is theta_0 + sum_t lambda_t mask_t (tau_t + Delta). mask_t keeps the share ``keep`` of the largest
+       |tau_t| over the whole model. [code]
 
-    The authors' repository is not available: steps and numbers follow a co-author's implementation [lib code]; another
-    library's reduces the loss to one number per task. Both are here. A task vector that is zero in a matrix has
-    lambda_t = 0 there. [choice]
+    The authors' repository is not available. Steps and numbers follow a co-author's implementation [lib code]; another
+    library reduces the loss to one number per task [lib code], which is an option. A task vector that is zero in a
+    matrix has lambda_t = 0 there. [choice]
 
-    Proved: with optimizer "sgd" B^T Delta = 0; with "adam", as in the code, it is not, because Adam rescales each
-    entry.
-    A task vector times c > 0 has lambda_t divided by c. With no steps and keep 1 it is task arithmetic with the
-    coefficients lambda_t. One expert does not come back, except with equal coefficients, no steps and keep 1.
+    Proved: with optimizer "sgd", B^T Delta = 0; with "adam", as in the code, this does not hold, because Adam rescales
+    each entry.
+    If a task vector is multiplied by c > 0, its lambda_t is divided by c. Without steps and with keep = 1 it is task
+    arithmetic with the coefficients lambda_t. The merger of one expert is not that expert, except with equal
+    coefficients, no steps and keep = 1.
 
     Args:
         eta: length of each scaled task vector, per matrix.
         coefficients: "adaptive": lambda_t as above; "equal": 1/T [choice].
-        reduce: sum of the gap over a "row" of the matrix, or over the "full" matrix.
-        subspace: the share 1/subspace of the rank is protected.
-        steps: of the optimizer.
-        lr: its learning rate.
-        optimizer: "adam" [code], or "sgd".
-        keep: share of entries kept in the end.
-        rest: entries of one dimension or none: "merge": sum_t lambda_t mask_t tau_t [choice]; "base": left as they are,
-            as in the code, which merges the weights of an encoder only [code].
+        reduce: sum of the gap over each "row" of the matrix, or over the "full" matrix.
+        subspace: B has 1/subspace of the full rank.
+        steps: number of the optimizer's steps.
+        lr: the optimizer's learning rate.
+        optimizer: "adam" [code] or "sgd".
+        keep: share of the entries that are kept in step 4.
+        rest: entries of fewer than two dimensions: "merge": sum_t lambda_t mask_t tau_t [choice]; "base": unchanged, as
+            in the code, which merges the weights of an encoder only [code].
     """
 
     eta: float = number(0.07, low=0.0, open_low=True, log=True)
@@ -110,7 +111,7 @@ class DOGE(Merger):
         return delta
 
     def basis(self, taus: Tensor) -> Tensor:
-        """B (a, n), orthonormal columns: what the tasks share."""
+        """B (a, n), orthonormal columns: the shared subspace."""
         count, rank = len(taus), min(taus.shape[1:])
         kept = [_left(tau, rank // count) for tau in taus]
         return _left(torch.cat(kept, dim=1), rank // self.subspace)

@@ -18,10 +18,10 @@ RETURNS = frozenset({"one-expert", "identical-experts"})
 class TaskArithmetic(Merger):
     """theta_0 + c sum_t tau_t. [paper*]
 
-    Proved: with c = 1/T one expert, and equal experts, come back. With another c they do not, unless it is 1/T.
+    Proved: with c = 1/T the merger of one expert, or of equal experts, is that expert; with another c it is not.
 
     Args:
-        coefficient: c, the same for all tasks; None, the default: 1/T, the mean [choice]. The paper searches it on
+        coefficient: c, the same for all tasks; None, the default: 1/T, the mean [choice]. In the paper c is chosen on
             validation data; 0.3 is its value for eight tasks [paper*].
     """
 

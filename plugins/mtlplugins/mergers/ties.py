@@ -18,17 +18,18 @@ from mtlplugins.mergers.trim import largest
 class Ties(Merger):
     """TIES-merging. [paper*]
 
-    1. Trim: of each task vector the share ``density`` of largest entries stays, over the whole model.
-    2. Elect: the sign of an entry is that of the sum over tasks (the side with more mass).
-    3. Merge: the mean over those tasks whose entry is not zero and has this sign; times ``scale``.
+    1. Trim: of each task vector the share ``density`` of the largest entries, over the whole model, is kept.
+    2. Elect: the sign of an entry is that of its sum over the tasks.
+    3. Merge: the mean over the tasks whose entry is not zero and has this sign, times ``scale``.
 
-    Where the sides are of equal mass the sign is positive. [choice; the sum of the entries cannot decide]
+    If the sum is zero, the sign is positive. [choice]
 
-    Proved: with density 1 and scale 1 one expert, and equal experts, come back. Trimming gives that up.
+    Proved: with density 1 and scale 1 the merger of one expert, or of equal experts, is that expert. With a smaller
+    density this does not hold.
 
     Args:
-        density: share of entries that stay; 0.2 [paper*].
-        scale: factor of the merged task vector; 1 where no validation data choose it [paper*].
+        density: share of the entries that are kept; 0.2 [paper*].
+        scale: factor of the merged task vector; 1 without validation data [paper*].
     """
 
     density: float = number(0.2, low=0.0, high=1.0, open_low=True)

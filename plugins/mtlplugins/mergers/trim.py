@@ -1,4 +1,4 @@
-"""Keeping the largest entries of a task vector."""
+"""Selection of the largest entries of a task vector."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 
 def largest(vector: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Masks (name -> bool) of the ``share`` of all entries, over the whole model, that are largest in size. Entries as
-    large as the smallest one kept are kept, too; zeros never are, unless ``share`` is 1."""
+    """Masks (name -> bool) of the entries with the largest absolute value: the ``share`` of all entries of the model.
+
+    Entries that tie with the smallest selected one are selected, too; zeros only if ``share`` is 1."""
     sizes = torch.cat([v.abs().flatten() for v in vector.values()]) if vector else torch.zeros(0)
     keep = math.ceil(share * len(sizes))
     if keep >= len(sizes):

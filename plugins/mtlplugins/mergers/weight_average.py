@@ -18,10 +18,10 @@ from mtlcore.errors import ConfigurationError
 class WeightAverage(Merger):
     """sum_t a_t theta_t, a on the simplex; hence theta_0 + sum_t a_t tau_t. [textbook]
 
-    Proved: a convex combination, so one expert, and equal experts, come back.
+    Proved: it is a convex combination, so the merger of one expert, or of equal experts, is that expert.
 
     Args:
-        weights: a (T,), not negative; divided by their sum. None: equal ones.
+        weights: a (T,), not negative; they are divided by their sum. None: equal weights.
 
     Raises:
         ConfigurationError: not one weight per expert, or all are zero.

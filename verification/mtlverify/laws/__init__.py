@@ -1,1 +1,1 @@
-"""The laws, one file per theme. Each is known by the id in its ``@law``; nothing else lists them."""
+"""The laws, one file per theme. ``@law`` registers each under its id; there is no other list of them."""

@@ -1,4 +1,4 @@
-"""The law about teleports of networks whose parameters have few digits."""
+"""The law about teleports of networks in low precision."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ UNSEEN = range(50, 53)
     applies=lambda plugin: None if plugin.exact else "calls itself approximate: the transaction checks it on a probe",
 )
 def low_precision_network(plugin: Any, example: NetworkExample) -> float:
-    """Losses are computed in float64 from what the network gives; the strategy sees them in bfloat16."""
+    """Losses are computed in float64 from the network's output; the strategy gets them in bfloat16."""
     made = example.build(COARSE)
     displacement = ask(plugin, made, 0)
     given(moves(displacement), MOVES)
@@ -45,7 +45,7 @@ def low_precision_network(plugin: Any, example: NetworkExample) -> float:
 
 
 def _not_of_its_parameters(displacement: Displacement, made: Network) -> str:
-    """Which new value is not finite or not in the dtype of the network, in words, or ""."""
+    """A message about the first new value that is not finite or not in the network's dtype; "" if there is none."""
     for values in (displacement.parameters, displacement.head_parameters):
         for name, value in values.items():
             if value.dtype != COARSE:
@@ -56,7 +56,7 @@ def _not_of_its_parameters(displacement: Displacement, made: Network) -> str:
 
 
 def _kept(displacement: Displacement, made: Network, training: bool) -> Margin:
-    """Margin of the largest change of a loss, relative to what moving all parameters by their last bit does to it."""
+    """Margin of the largest change of a loss, relative to its change when all parameters move by their last bit."""
     before = _losses(made, training)
     noise = [(_losses(_shaken(made, probe), training) - before).abs() for probe in range(tolerance.PROBES)]
     allowed = tolerance.LAST_BITS * torch.stack(noise).amax(dim=0)
@@ -70,7 +70,7 @@ def _kept(displacement: Displacement, made: Network, training: bool) -> Margin:
 
 
 def _losses(made: Network, training: bool) -> Tensor:
-    """All tasks' losses on all unseen batches, in float64; with the same masks every time."""
+    """All tasks' losses on all unseen batches, in float64; dropout masks are the same every time."""
     judged = copy.deepcopy(made)
     judged.trunk.train(training)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -79,7 +79,7 @@ def _losses(made: Network, training: bool) -> Tensor:
 
 
 def _shaken(made: Network, probe: int) -> Network:
-    """A copy whose parameters are moved by about one unit of their last place, each by its own."""
+    """A copy in which every parameter is moved by at most one unit in its last place, at random."""
     found, generator = copy.deepcopy(made), torch.Generator().manual_seed(probe)
     with torch.no_grad():
         for _, _, parameter in trainable(found):

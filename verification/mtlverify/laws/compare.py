@@ -1,4 +1,4 @@
-"""When two answers of a method count as the same."""
+"""Comparison of two answers of a method."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mtlverify.law import Margin
 
 
 def agreement(error: float, allowed: float, what: str) -> Margin:
-    """Margin of "no more than ``allowed`` off"; ``what`` is wrong where it is more."""
+    """Margin of error <= ``allowed``; ``what`` names the error in the message."""
     return Margin(tolerance.share_left(error, allowed), f"{what}: off by {error:.2g}, where {allowed:.2g} is allowed")
 
 
 def shown(vector: Tensor) -> str:
-    """A direction or weights in words."""
+    """A direction or weights as text."""
     return f"[{', '.join(f'{v:.5g}' for v in vector.tolist())}]"
 
 
@@ -31,11 +31,11 @@ def same_direction_and_length(
     respond: Callable[[Tensor], Tensor] | None,
     rows: Tensor,
 ) -> Margin:
-    """Margin of got = expected. The strict tolerance decides; only where it fails is conditioning asked about.
+    """Margin of got = expected. The strict tolerance is tried first; if it fails, conditioning is taken into account.
 
-    ``respond(rows)`` is the method's direction as a function of its data: a law cannot hold more exactly than the
-    answer is determined by the data. It is measured only on failure, so it costs nothing where the law holds. With None
-    the strict tolerance is all.
+    ``respond(rows)`` is the method's direction as a function of its data. A law cannot hold more exactly than the data
+    determine the answer. The conditioning is measured only after a failure, so it costs nothing where the law holds.
+    With None only the strict tolerance is used.
     """
     got, expected = got.double(), expected.double()
     error = float((got - expected).norm())
@@ -46,8 +46,8 @@ def same_direction_and_length(
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equality bit for bit of nested containers of tensors, arrays and plain values; NaN equals NaN. Objects without an
-    equality of their own (a network, a generator) are compared by what a copy of them is made of."""
+    """Bitwise equality of nested containers of tensors, arrays and plain values; NaN equals NaN. Objects without
+    ``__eq__`` (a network, a generator) are compared by the data from which a copy of them is made."""
     if a is b:
         return True
     if isinstance(a, Tensor):

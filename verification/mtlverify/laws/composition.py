@@ -1,4 +1,4 @@
-"""The law about teleports as a group: several in a row are one, and each can be undone."""
+"""The law that exact teleports form a group: they can be composed, and each has an inverse."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mtlverify.laws.teleports import (
 from mtlverify.strategies.networks import Network, NetworkExample, networks
 
 MANY = 4
-"""Teleports in a row: far enough for what was small at the first to be large."""
+"""Number of consecutive teleports: enough for small errors of the first to become large."""
 
 Place = tuple[str, str]
 """(room, name) of a parameter."""
@@ -44,7 +44,7 @@ Place = tuple[str, str]
     applies=lambda plugin: None if plugin.exact else "calls itself approximate: not a symmetry",
 )
 def composes(plugin: Any, example: NetworkExample) -> float:
-    """Each proposal is made at the place where the one before it led, with another seed."""
+    """Each proposal is made at the point that the previous one led to, with another seed."""
     made, path = example.build(), []
     start = _values(made)
     seeds = range(50, 53)
@@ -68,7 +68,7 @@ def _values(made: Network) -> dict[Place, Tensor]:
 
 
 def _returns(start: dict[Place, Tensor], end: dict[Place, Tensor], path: list[dict[Place, Map]]) -> Margin:
-    """How near the inverse maps lead to the start, relative to each parameter's largest entry on the way."""
+    """Margin of the return to the start by the inverse maps, relative to each parameter's largest entry on the path."""
     margins = [Margin(1.0)]
     for place, first in start.items():
         value = end[place]
@@ -82,7 +82,7 @@ def _returns(start: dict[Place, Tensor], end: dict[Place, Tensor], path: list[di
 
 
 def _undone(found: Map, value: Tensor) -> Tensor:
-    """The inverse map applied."""
+    """The value under the inverse map."""
     if isinstance(found, Tensor):
         return value / found
     return mapped(dataclasses.replace(found, matrix=torch.linalg.inv(found.matrix)), value)

@@ -1,4 +1,4 @@
-"""Laws about agreement of the direction with every task.
+"""Laws about the inner products of the direction with the task gradients.
 
 Parameters move along -d, so <g_i, d> > 0 means that task i gains.
 """
@@ -39,8 +39,8 @@ def cosines(answer: Answer) -> list[float]:
     within=anything,
 )
 def non_conflicting(plugin: Any, example: Example) -> float:
-    """Measured as a cosine: comparing norms would hide a violation of size e behind e^2. Along a run, if the method has
-    a state; of the tasks present."""
+    """The margin is a cosine: in a comparison of norms a violation of size e would have size e^2 only. If the method
+    has a state, the law is checked along a run, for the tasks present."""
     return along(plugin, example, _nobody_harmed)
 
 
@@ -50,7 +50,7 @@ def _nobody_harmed(answer: Answer) -> float:
 
 
 def _harm(answer: Answer) -> str:
-    """Who is harmed most, in words."""
+    """A message that names the task that is harmed most."""
     gains = answer.jacobian.double() @ answer.direction.double()
     norms = answer.jacobian.double().norm(dim=1)
     task = int(torch.where(norms > 0, gains / norms, float("inf")).argmin())
@@ -67,7 +67,7 @@ def _harm(answer: Answer) -> str:
     within=anything,
 )
 def descent_lower_bound(plugin: Any, example: Example) -> float:
-    """Stronger than non-conflicting; it characterises the minimum-norm point together with d being in the hull."""
+    """It is stronger than non-conflicting. If d is also in the convex hull, d is the minimum-norm point."""
     return along(plugin, example, _all_gain)
 
 
@@ -91,7 +91,7 @@ def _all_gain(answer: Answer) -> float:
     margin="(min_i <g_i, d> - min_i <g_i, g_0>) / (max_i |g_i| (|d| + |g_0|)), plus rounding noise",
 )
 def no_worse_than_mean(plugin: Any, example: Example) -> float:
-    """The maximin value of a method that maximises the smallest gain in a ball around the mean."""
+    """It holds for methods that maximise the smallest gain in a ball around the mean."""
     return along(plugin, example, _at_least_the_means_gain)
 
 
@@ -117,8 +117,8 @@ def _at_least_the_means_gain(answer: Answer) -> float:
     within=aligned,
 )
 def no_conflict_identity(plugin: Any, example: Example) -> float:
-    """The same answer for sum and mean: which of the two a method uses is a matter of step size. Tasks whose gradient
-    is zero may be among them, and count in the mean or not."""
+    """Sum and mean are both allowed, because they differ in the step size only. Some gradients may be zero; the mean
+    may count them or not."""
     return along(plugin, example, _plain)
 
 
@@ -131,8 +131,8 @@ def _plain(answer: Answer) -> float:
 
 
 def weights_add_up(rows: Tensor) -> bool:
-    """Independent rows, and the weights t G^-1 |g| of the equally projecting combination have a sum that is not zero:
-    they can be scaled to sum to 1."""
+    """Whether the rows are independent, and the weights t G^-1 |g| of the combination with equal projections have a sum
+    that is not zero, so that they can be scaled to sum 1."""
     if not independent(rows):
         return False
     norms = rows.double().norm(dim=1)
@@ -151,12 +151,12 @@ def weights_add_up(rows: Tensor) -> bool:
     within=weights_add_up,
 )
 def equal_projections(plugin: Any, example: Example) -> float:
-    """Stated for linearly independent gradients: dependent ones need not admit any such direction."""
+    """The law is about linearly independent gradients; for dependent ones there may be no such direction."""
     return along(plugin, example, _equally_far)
 
 
 ADDS_UP = 1e-4
-"""How much of the weights' absolute sum their sum must be: nearer to zero IMTL-G's direction grows without bound."""
+"""Smallest |sum of the weights| / sum of their absolute values; nearer to zero IMTL-G's direction has no bound."""
 
 
 def _equally_far(answer: Answer) -> float:

@@ -43,7 +43,7 @@ def detect(plugin: Any, example: Example, **changes: Any) -> Conflict:
 
 
 def asked(plugin: Any, example: Example, rows: Tensor) -> StepView:
-    """The view that a detector sees: in any step, and of the tasks present if some are away (``extra["gone"]``)."""
+    """The view that a detector gets, in any step; without the tasks that are absent (``extra["gone"]``)."""
     view = view_of(plugin, rows, example.losses, seed=example.seed, step=example.seed)
     away = example.extra.get("gone", ())
     if not away:
@@ -54,7 +54,7 @@ def asked(plugin: Any, example: Example, rows: Tensor) -> StepView:
 
 
 def some_away(draw: Draw, k: int, p: int) -> dict[str, Any]:
-    """Which tasks are away; in half of the inputs none."""
+    """Which tasks are absent; in half of the inputs none is."""
     if k == 1 or not draw(st.booleans()):
         return {}
     out, stays = draw(st.lists(st.booleans(), min_size=k, max_size=k)), draw(st.integers(0, k - 1))
@@ -62,26 +62,26 @@ def some_away(draw: Draw, k: int, p: int) -> dict[str, Any]:
 
 
 def here(example: Example) -> Example:
-    """The example of the tasks present alone."""
+    """The example restricted to the tasks present."""
     away = example.extra.get("gone", ())
     keep = [i for i in range(example.n_tasks) if i not in away]
     return example.with_(jacobian=example.jacobian[keep], losses=example.losses[keep], extra={})
 
 
 def partial() -> Strata:
-    """Inputs in which some tasks may be away."""
+    """Inputs in which some tasks may be absent."""
     return jacobians(more=some_away)
 
 
 def named(found: Conflict) -> dict[str, Any]:
-    """Everything that a detector says, by name."""
+    """All fields of a detector's answer, by name."""
     return {name: getattr(found, name) for name in ("conflicting", "severity", "pairs", "dominated")}
 
 
 @law("finite", kind="detector", statement="The severity is a number, never NaN.", source=HOUSE, universal=True,
      margin=VERDICT, examples=partial, within=anything)  # fmt: skip
 def finite(plugin: Any, example: Example) -> float:
-    """Zero rows, a single task and no task in conflict included."""
+    """Inputs include zero rows, a single task, and Jacobians without conflict."""
     severity = detect(plugin, example).severity
     return verdict(math.isfinite(severity), f"severity is {severity}")
 
@@ -89,7 +89,7 @@ def finite(plugin: Any, example: Example) -> float:
 @law("pure", kind="detector", statement="A detector writes to nothing.", source=HOUSE, universal=True,
      margin=VERDICT, examples=partial, within=anything)  # fmt: skip
 def pure(plugin: Any, example: Example) -> float:
-    """Neither to the view, nor to itself, nor to any global generator."""
+    """It changes neither the view, nor itself, nor any global generator."""
     rows, before = example.jacobian.clone(), traces(plugin)
     plugin.detect(asked(plugin, example, rows))
     faults = side_effects(plugin, before)
@@ -99,8 +99,8 @@ def pure(plugin: Any, example: Example) -> float:
 @law("deterministic", kind="detector", statement="Asked again, a detector says the same.", source=HOUSE,
      universal=True, margin=VERDICT, examples=partial, within=anything)  # fmt: skip
 def deterministic(plugin: Any, example: Example) -> float:
-    """A new instance is asked, and then this one: after other questions, one to three of them, under other global
-    seeds, and with the rows in the memory in which those of the other questions were, because a step reuses it."""
+    """First a new instance is asked, then this one: after one to three other questions, under other global seeds, and
+    with the rows in the memory that held the rows of those questions, because a step reuses its memory."""
     rows = -2 * example.jacobian.flip(0)
     with generators_restored():
         first = detect(dataclasses.replace(plugin), example)
@@ -122,7 +122,7 @@ def deterministic(plugin: Any, example: Example) -> float:
     within=anything,
 )
 def shape_dtype_device(plugin: Any, example: Example) -> float:
-    """Also for one task and for float32."""
+    """Inputs include a single task, and float32."""
     found, k = detect(plugin, example), here(example).n_tasks
 
     faults = [
@@ -150,19 +150,19 @@ def shape_dtype_device(plugin: Any, example: Example) -> float:
     within=anything,
 )
 def symmetric(plugin: Any, example: Example) -> float:
-    """Exactly, not up to rounding."""
+    """The symmetry is exact, not up to rounding."""
     pairs = detect(plugin, example).pairs
     i, j = next(iter((pairs & ~pairs.T).nonzero().tolist()), (0, 0))
     return verdict(i == j, f"task{i} conflicts with task{j}, but task{j} does not with task{i}")
 
 
 def definition_name(plugin: Any) -> str:
-    """Its registered name; an unregistered class may name what it implements in an attribute ``reference``."""
+    """The registered name; an unregistered class may have an attribute ``reference`` with the definition's name."""
     return getattr(plugin, "reference", None) or registry().name_of(plugin)
 
 
 def has_definition(plugin: Any) -> str | None:
-    """Definitions are known by name."""
+    """The law applies to detectors for whose name there is a definition."""
     known = conflicts.definition(definition_name(plugin), plugin) is not None
     return None if known else "no independent definition of this detector is known to the harness"
 
@@ -178,7 +178,7 @@ def has_definition(plugin: Any) -> str | None:
     applies=has_definition,
 )
 def matches_reference(plugin: Any, example: Example) -> float:
-    """The definition looks at the gradients, not at their Gramian, with exactly rounded sums."""
+    """The definition is computed from the gradients, not from their Gramian, with exactly rounded sums."""
     definition = conflicts.definition(definition_name(plugin), plugin)
     assert definition is not None
     expected, found = definition(here(example).jacobian), detect(plugin, example)
@@ -200,7 +200,7 @@ def matches_reference(plugin: Any, example: Example) -> float:
     within=anything,
 )
 def scale_free(plugin: Any, example: Example) -> float:
-    """From 1e-12 to 1e+12; t is a power of two, so the data are exact."""
+    """t is from 1e-12 to 1e+12 and a power of two, so the scaled data are exact."""
     t = example.extra["factor"]
     given(bool((t * example.jacobian / t == example.jacobian).all()), "the scaled gradients exist in their dtype")
     plain = detect(plugin, example)
@@ -218,8 +218,8 @@ def scale_free(plugin: Any, example: Example) -> float:
     within=anything,
 )
 def permutation_equivariant(plugin: Any, example: Example) -> float:
-    """The sums over tasks run in another order, so a quantity that is zero up to rounding may change its sign: such
-    examples show nothing and are passed over."""
+    """Sums over tasks are then in another order, so a quantity that is zero up to rounding may change its sign. Such
+    examples decide nothing and are skipped."""
     order = torch.tensor(example.extra["permutation"])
     plain = detect(plugin, example)
     moved = detect(plugin, example, jacobian=example.jacobian[order], losses=example.losses[order])
@@ -242,14 +242,14 @@ def permutation_equivariant(plugin: Any, example: Example) -> float:
     within=aligned,
 )
 def silent_on_aligned(plugin: Any, example: Example) -> float:
-    """Exactly orthogonal gradients included: they do not conflict."""
+    """Inputs include exactly orthogonal gradients, which do not conflict."""
     found = detect(plugin, example)
     said = {"conflicting": found.conflicting, "pairs": found.pairs.any(), "dominated": found.dominated.any()}
     return unless([f"{name} {'is' if name == 'conflicting' else 'has a'} True" for name, v in said.items() if bool(v)])
 
 
 def _otherwise(first: Conflict, second: Conflict) -> list[str]:
-    """What is not the same in two verdicts that should be, up to the rounding of the severity."""
+    """The differences between two verdicts that should be the same, up to rounding of the severity."""
     faults = (
         [] if _close(first.severity, second.severity) else [f"severity is {first.severity}, then {second.severity}"]
     )

@@ -1,8 +1,8 @@
 """Laws in distribution, for methods that draw random numbers.
 
-Renaming tasks renames a method's draws, too, so a random method cannot answer the same for the same seed. What it can
-do is to treat tasks alike over all its draws: its answer is then a random vector whose distribution follows the tasks.
-Two samples decide, with a bound on the chance of a false alarm that holds whatever the distribution is.
+If the tasks are reordered, a random method uses its random numbers for other tasks. So its answer for one seed may
+change, but the distribution of its answer must be reordered in the same way. The law compares two samples; the bound on
+the probability of a false alarm holds for every distribution.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mtlverify.strategies import jacobians
 
 
 def draws(plugin: Aggregator) -> str | None:
-    """The law is about methods that draw."""
+    """The law applies to methods that draw random numbers."""
     return None if uses_randomness(plugin) else "draws nothing: permutation-equivariant says the same without chance"
 
 
 def gains(plugin: Aggregator, example: Example, order: list[int], seed: int) -> tuple[Tensor, float]:
-    """(n, K) <g_i, d> / |g_i| of n first steps on the tasks in ``order``, columns in the original order, and the length
-    below which two directions count as equal. All draws are from one stream of random numbers."""
+    """(n, K) <g_i, d> / |g_i| in n first steps on the tasks in ``order`` (columns are in the original order), and the
+    difference below which two directions count as equal. All random numbers are from one stream."""
     rows, losses = example.jacobian[order], example.losses[order]
     back = torch.tensor(order).argsort()
     norms = rows.double().norm(dim=1)
@@ -64,7 +64,8 @@ def excess(left: Tensor, right: Tensor, shift: float) -> float:
     effort=0.1,
 )
 def equivariant_in_distribution(plugin: Any, example: Example) -> float:
-    """Values that differ by rounding count as equal: F(x) is compared with G(x + rounding), and the other way round."""
+    """Values that differ by rounding count as equal: F(x) is compared with G(x + rounding), and G(x) with
+    F(x + rounding)."""
     straight, here = gains(plugin, example, list(range(example.n_tasks)), 2 * example.seed)
     moved, there = gains(plugin, example, list(example.extra["permutation"]), 2 * example.seed + 1)
     columns = zip(straight.unbind(1), moved.unbind(1), strict=True)

@@ -1,4 +1,4 @@
-"""The law that compares a method with itself in rational arithmetic."""
+"""The law that compares a method with the same method in rational arithmetic."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from mtlverify.strategies.generic import entries
 
 
 def known_exactly(plugin: Any) -> str | None:
-    """Exact forms are known by registered name and for plain hyper-parameters."""
+    """The law applies to registered names, and hyper-parameters, for which there is an exact form."""
     return None if exact.exact_for(plugin) else "no rational form of this method is known to the harness"
 
 
 def small_integers(draw: Draw) -> list[list[int]]:
-    """1 to 4 rows of 1 to 3 integers from -3 to 3: ties, right angles and dependent rows are frequent, and exact."""
+    """1 to 4 rows of 1 to 3 integers from -3 to 3. Ties, right angles and dependent rows are frequent, and exact."""
     return entries(draw, draw(st.integers(1, exact.MAX_TASKS)), draw(st.integers(1, 3)), -3, 3)
 
 
 def few_small_integers(rows: Tensor) -> bool:
-    """At most four rows of integers below 100."""
+    """Whether there are at most four rows, of integers below 100."""
     return len(rows) <= exact.MAX_TASKS and bool((rows == rows.round()).all() and rows.abs().max() < 100)
 
 
@@ -44,8 +44,8 @@ def few_small_integers(rows: Tensor) -> bool:
     effort=0.5,
 )
 def matches_exact(plugin: Any, example: Example) -> float:
-    """Of several answers that a method which draws may give, the nearest counts. Only the first step's rows are whole
-    numbers in every coordinate; in later ones they are halves and doubles, which are exact, too."""
+    """A random method may have several correct answers; the nearest counts. In the first step the rows are integers; in
+    later steps they are halves and doubles of these, which are exact, too."""
     return along(plugin, example, lambda answer: _nearest(plugin, answer))
 
 

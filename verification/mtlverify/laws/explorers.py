@@ -1,4 +1,4 @@
-"""Laws about explorers: their form, on searches that do not converge; and what they find, on declared problems."""
+"""Laws about explorers: about form, on short searches; and about the models found, on problems with known optima."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from mtlverify.strategies.tradeoffs import TradeoffExample, learnt, long_searche
 
 HOUSE = "contract of mtlcore.Explorer"
 FEW = 0.08
-"""A search is many trainings: two of every family are tried."""
+"""A search consists of many trainings, so two inputs of every family are tried."""
 ONCE = 0.04
-"""A search that may converge takes seconds: one of every family is tried."""
+"""A search that may converge takes seconds, so one input of every family is tried."""
 
 
 def asked(n_tasks: int) -> Tensor:
-    """(n, K): the corners, the centre, and points between."""
+    """(n, K) preferences: the corners of the simplex, the centre, and points between."""
     return simplex.grid(n_tasks, n_tasks + 3)
 
 
 def readings(plugin: Any, found: dict[str, Tensor], example: TradeoffExample) -> dict[str, Tensor]:
-    """Every entry for every preference, by name."""
+    """All entries of the models for all preferences, by name."""
     preferences = asked(example.problem().shape[0])
     return {f"{n} for {p.tolist()}": v for p in preferences for n, v in plugin.read(found, p.clone()).items()}
 
@@ -50,7 +50,7 @@ def readings(plugin: Any, found: dict[str, Tensor], example: TradeoffExample) ->
      source=HOUSE, universal=True, margin=VERDICT, examples=short_searches, effort=FEW,
      decode=TradeoffExample.from_json)  # fmt: skip
 def finite(plugin: Any, example: TradeoffExample) -> float:
-    """At the corners of the simplex, too."""
+    """Preferences include the corners of the simplex."""
     found = learnt(plugin, example)
     every = {**found, **readings(plugin, found, example)}
     return unless([f"{n!r} is not finite" for n, v in every.items() if not bool(torch.as_tensor(v).isfinite().all())])
@@ -60,7 +60,7 @@ def finite(plugin: Any, example: TradeoffExample) -> float:
      "nothing.", source=HOUSE, universal=True, margin=VERDICT, examples=short_searches, effort=FEW,
      decode=TradeoffExample.from_json)  # fmt: skip
 def pure(plugin: Any, example: TradeoffExample) -> float:
-    """The explorer itself, what was learnt, the preference, the global generators."""
+    """The explorer, what was learnt, the preference and the global generators are compared before and after."""
     before = traces(plugin)
     found = learnt(plugin, example)
     kept = copy.deepcopy(found)
@@ -76,7 +76,7 @@ def pure(plugin: Any, example: TradeoffExample) -> float:
      source=HOUSE, universal=True, margin=VERDICT, examples=short_searches, effort=FEW,
      decode=TradeoffExample.from_json)  # fmt: skip
 def deterministic(plugin: Any, example: TradeoffExample) -> float:
-    """After another search, and under other global seeds."""
+    """The search is repeated after another search, and under other global seeds."""
     with generators_restored():
         first = learnt(dataclasses.replace(plugin), example)
         learnt(plugin, dataclasses.replace(example, seed=example.seed + 1))
@@ -88,7 +88,7 @@ def deterministic(plugin: Any, example: TradeoffExample) -> float:
      "shapes and dtypes; all tasks have one.", source=HOUSE, universal=True, margin=VERDICT, examples=short_searches,
      effort=FEW, decode=TradeoffExample.from_json)  # fmt: skip
 def shape_dtype_device(plugin: Any, example: TradeoffExample) -> float:
-    """Without a graph behind them; entries may be left out."""
+    """Entries have no autograd graph; some may be left out."""
     found, model = learnt(plugin, example), example.model().state_dict()
     if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
         return verdict(False, "search does not return a dict of tensors")
@@ -108,7 +108,7 @@ def shape_dtype_device(plugin: Any, example: TradeoffExample) -> float:
      "the same models bit for bit.", source=HOUSE, universal=True, margin=VERDICT, examples=short_searches, effort=FEW,
      decode=TradeoffExample.from_json)  # fmt: skip
 def reproducible_from_state(plugin: Any, example: TradeoffExample) -> float:
-    """By ``torch.save`` and ``torch.load(weights_only=True)``; nothing else may have been remembered."""
+    """It goes through ``torch.save`` and ``torch.load(weights_only=True)``; the explorer may have no other memory."""
     found = learnt(plugin, example)
     first = readings(plugin, found, example)
     file = io.BytesIO()
@@ -121,11 +121,11 @@ def reproducible_from_state(plugin: Any, example: TradeoffExample) -> float:
 # --- what a search finds --------------------------------------------------------------------------------------------
 
 _SEARCHES: collections.OrderedDict[tuple[type, str, TradeoffExample], dict[str, Tensor]] = collections.OrderedDict()
-"""The last searches: three laws ask about the same ones, and a search is deterministic."""
+"""The last searches. Three laws use the same ones, and a search is deterministic."""
 
 
 def searched(plugin: Any, example: TradeoffExample) -> dict[str, Tensor]:
-    """What it learns, from memory if it was asked a moment ago."""
+    """The result of the search, from memory if it was one of the last."""
     key = (type(plugin), repr(plugin), example)
     if key not in _SEARCHES:
         _SEARCHES[key] = learnt(plugin, example)
@@ -135,8 +135,8 @@ def searched(plugin: Any, example: TradeoffExample) -> dict[str, Tensor]:
 
 
 def found_losses(plugin: Any, example: TradeoffExample, preferences: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, P) points and (n, K) losses in units of each task's range: 0 at its optimum, 1 at the worst optimum of
-    another task."""
+    """(n, P) points and (n, K) losses. Each loss is in units of its task's range: 0 at the task's optimum, 1 at the
+    worst of the other tasks' optima."""
     problem = example.problem()
     at = placed(plugin, searched(plugin, example), preferences, example)
     return at, in_ranges(problem, torch.stack([problem.losses(x) for x in at]))
@@ -151,7 +151,7 @@ def in_ranges(problem: Problem, losses: Tensor) -> Tensor:
 
 
 def below(excess: Tensor, what: str) -> Margin:
-    """Margin of an excess, in ranges, that may not be more than the tolerance."""
+    """Margin of an excess, in ranges, that must be at most the tolerance."""
     most = max(0.0, float(excess.max()))
     return Margin(tolerance.share_left(most, tolerance.TRADE_OFF), f"{what} by {most:.3g} of a task's range")
 
@@ -163,7 +163,7 @@ SHARE = "share of the tolerance that is left; unit: the range of a task's loss o
      source="a corner of the simplex asks for nothing else", margin=SHARE, examples=long_searches, effort=ONCE,
      decode=TradeoffExample.from_json)  # fmt: skip
 def recovers_single_task(plugin: Any, example: TradeoffExample) -> float:
-    """Every task, on convex problems."""
+    """It is checked for every task, on convex problems."""
     corners = torch.eye(example.problem().shape[0], dtype=torch.float64)
     _, losses = found_losses(plugin, example, corners)
     return below(losses.diagonal(), "a corner misses its task's optimum")
@@ -173,7 +173,7 @@ def recovers_single_task(plugin: Any, example: TradeoffExample) -> float:
      "lose.", source="the value of a minimum of sum p_i L_i is such that L_i falls as p_i rises", margin=SHARE,
      examples=long_searches, effort=ONCE, decode=TradeoffExample.from_json)  # fmt: skip
 def monotone_edge(plugin: Any, example: TradeoffExample) -> float:
-    """The edge of the first two tasks, in five points; both directions."""
+    """It is checked at five points on the edge between the first two tasks, for both of them."""
     n_tasks = example.problem().shape[0]
     edge = torch.zeros(5, n_tasks, dtype=torch.float64)
     edge[:, :2] = simplex.grid(2, 5)  # from the first task to the second
@@ -186,7 +186,7 @@ def monotone_edge(plugin: Any, example: TradeoffExample) -> float:
      "declared optimum, beyond tolerance.", source="definition of a Pareto front", margin=SHARE,
      examples=long_searches, effort=ONCE, decode=TradeoffExample.from_json)  # fmt: skip
 def no_dominated_pair(plugin: Any, example: TradeoffExample) -> float:
-    """A point counts as dominated by as much as its least improvement, over the tasks, by the other point."""
+    """The amount of domination is the smallest improvement over the tasks by the other point."""
     problem = example.problem()
     at, losses = found_losses(plugin, example, asked(problem.shape[0]))
     optima = in_ranges(problem, torch.stack([problem.losses(problem.project(x)) for x in at]))

@@ -1,4 +1,4 @@
-"""Laws about what a direction is worth: per step, per change of the gradients, per batch, per fairness."""
+"""Laws about guarantees of a direction: descent, continuity, unbiasedness, fairness."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from mtlverify.strategies import NOT_STATIONARY, generic, jacobians
     within=anything,
 )
 def per_task_descent(plugin: Any, example: Example) -> float:
-    """A statement about length as well as direction: the step 1/L is the textbook's, whatever the method. A task whose
-    gradient is zero cannot gain, so it lets no direction be long."""
+    """The law is about the length of d, too, because the step length 1/L is the same for every method. With a zero
+    gradient among the rows, every d != 0 violates it."""
     return along(plugin, example, _nobody_grows)
 
 
@@ -49,7 +49,7 @@ HOELDER = 8.0
 
 
 def degree_one(plugin: Any) -> str | None:
-    """A direction whose length does not follow the gradients has no modulus of continuity relative to them."""
+    """The law applies to directions of degree 1; the bound is relative to the size of the gradients."""
     if float(getattr(plugin, "degree", 1.0)) != 1.0:
         return "its direction is not of the gradients' size (degree is not 1)"
     return same_draws(plugin)
@@ -65,7 +65,8 @@ def degree_one(plugin: Any) -> str | None:
     applies=degree_one,
 )
 def continuous(plugin: Any, example: Example) -> float:
-    """Moved in two opposite random ways: where an answer jumps, one of the two is on the other side."""
+    """The gradients are moved in two opposite random directions. Where the answer is discontinuous, one of the two is
+    on the other side of the discontinuity."""
     rows, k = example.jacobian, example.n_tasks
     generator = torch.Generator().manual_seed(example.seed)
     noise = torch.randn(rows.shape, generator=generator, dtype=torch.float64)
@@ -85,7 +86,7 @@ def continuous(plugin: Any, example: Example) -> float:
     applies=same_draws,
 )
 def unbiased_in_batches(plugin: Any, example: Example) -> float:
-    """Batches J + D and J - D with D the gradients turned by a coordinate and halved, which is exact."""
+    """The batches are J + D and J - D. D are the gradients, shifted by one coordinate and halved, which is exact."""
     half = 0.5 * example.jacobian.roll(1, dims=1).flip(0)
     first, second = (ask(plugin, example, jacobian=example.jacobian + s * half) for s in (1.0, -1.0))
     both = ask(plugin, example)
@@ -94,12 +95,12 @@ def unbiased_in_batches(plugin: Any, example: Example) -> float:
 
 
 def fairness(plugin: Any) -> float:
-    """alpha: the hyper-parameter of that name, else 1 (Nash bargaining)."""
+    """alpha: the hyper-parameter of that name; 1 (Nash bargaining) if there is none."""
     return float(getattr(plugin, "alpha", 1.0))
 
 
 def bargains(plugin: Any) -> str | None:
-    """The identity is about methods that solve it, known by the reference that solves it, too."""
+    """The law applies to methods whose reference solves this equation."""
     from mtlverify import references
 
     known = references.reference_for(plugin)
@@ -128,7 +129,7 @@ def _name(plugin: Any) -> str:
     applies=bargains,
 )
 def alpha_fair(plugin: Any, example: Example) -> float:
-    """Relative to each gain, as far as the rounding of its summands lets a gain be known."""
+    """Errors are relative to each gain; the rounding error of its summands is allowed."""
     return along(plugin, example, lambda answer: _fair(answer, fairness(plugin)))
 
 

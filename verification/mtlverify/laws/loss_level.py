@@ -1,4 +1,4 @@
-"""Laws about methods that weight losses and never look at task gradients."""
+"""Laws about methods that weight losses and do not read task gradients."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mtlverify.strategies import jacobians
 
 
 def reads_no_gradients(plugin: Aggregator) -> str | None:
-    """A method that reads task gradients pays for them, unless it promises that it does not."""
+    """The law applies to methods that read no task gradients, and to those that promise it."""
     if plugin.needs > Needs.LOSSES and "one-backward-pass" not in plugin.claims:
         return "reads task gradients, and these take a backward pass each"
     return None
 
 
 class _Counted(torch.autograd.Function):
-    """The identity, which counts the backward passes through it."""
+    """The identity function; it counts the backward passes through it."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, trunk: Trunk) -> Tensor:
@@ -41,13 +41,13 @@ class _Counted(torch.autograd.Function):
 
 
 class Trunk(nn.Module):
-    """The parameters themselves as features, at 0; ``passes`` counts backward passes."""
+    """A trunk whose output are its parameters, which are 0; ``passes`` counts backward passes."""
 
     def __init__(self, example: Example) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.zeros(example.jacobian.shape[1], dtype=example.jacobian.dtype))
         self.count = [0]
-        """In a container: plain attributes of a module are put back after inner steps."""
+        """In a list, because plain attributes of a module are restored after inner steps."""
 
     @property
     def passes(self) -> int:
@@ -71,7 +71,8 @@ class Trunk(nn.Module):
     effort=0.25,
 )
 def one_backward_pass(plugin: Any, example: Example) -> float:
-    """Two steps of ``MultiTask`` on losses with the values and the gradients of the example, counted in the graph."""
+    """Two steps of ``MultiTask`` are made on losses with the values and gradients of the example; passes are counted in
+    the graph."""
     trunk, values = Trunk(example), example.losses.to(example.jacobian.dtype)
 
     def closure() -> tuple[dict[str, Tensor], Tensor]:
@@ -96,8 +97,9 @@ def one_backward_pass(plugin: Any, example: Example) -> float:
     effort=0.5,
 )
 def coefficient_identity(plugin: Any, example: Example) -> float:
-    """Each weight to half of its digits, or to the last digit of K terms as large as the largest w_i L_i, which may
-    cancel in it; or vanished. Where that fails, as exactly as the losses' last bits determine the derivatives."""
+    """Each weight must be right to half of its digits, or to the rounding error of K terms as large as the largest
+    w_i L_i, which may cancel in it. If that fails, the error may be as large as the change of the derivatives when the
+    last bits of the losses change."""
     given(objectives.defined(plugin, example.losses), "the objective is defined: it takes logarithms of the losses")
     objective = objectives.objective_of(plugin, example.n_tasks)
     state, margins = plugin.init(example.n_tasks), []
@@ -121,7 +123,7 @@ def coefficient_identity(plugin: Any, example: Example) -> float:
 
 
 def _undetermined(objective: Any, losses: Tensor, number: int, expected: Tensor) -> float:
-    """How far the derivatives move, relative to themselves, when the losses move in their last bits."""
+    """The relative change of the derivatives when the last bits of the losses change."""
     most = 0.0
     for probe in range(tolerance.PROBES):
         generator = torch.Generator().manual_seed(probe)

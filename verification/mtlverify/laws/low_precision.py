@@ -1,4 +1,4 @@
-"""The law about gradients as a network in low precision gives them."""
+"""The law about gradients from a network in low precision."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mtlverify.strategies import GENERIC, NOT_STATIONARY, jacobians
 from mtlverify.strategies.scales import ORDINARY
 
 EITHER = ("parameters", "autocast")
-"""The parameters are bfloat16, or they are float32 and forward pass and step are in an autocast region."""
+"""Either the parameters are bfloat16; or they are float32, and forward pass and step are in an autocast region."""
 
 
 def promises_no_conflict(plugin: Aggregator) -> str | None:
-    """The law is about what such a promise is worth on a network; others are not asked."""
+    """The law applies to methods that promise non-conflict."""
     if "non-conflicting" not in plugin.claims:
         return "does not promise to harm no task"
     return None
@@ -38,7 +38,7 @@ def in_range(rows: Tensor) -> Tensor:
 
 
 def written(plugin: Aggregator, example: Example, precision: str) -> Answer:
-    """The task gradients of a linear layer in low precision, and what a step of ``MultiTask`` writes there.
+    """The task gradients of a linear layer in low precision, and the gradient that a step of ``MultiTask`` writes.
 
     Losses are L_i + <J_i, z - z_0> with z = W x + b and z_0 its value, so the gradients are J_i x' and J_i: their
     angles are those of the example, up to the rounding of the layer.
@@ -76,8 +76,8 @@ def written(plugin: Aggregator, example: Example, precision: str) -> Answer:
     effort=0.3,
 )
 def low_precision_network(plugin: Any, example: Example) -> float:
-    """Task gradients are taken from the same graph, so the tolerance is for two ways of rounding them. Where gradients
-    nearly cancel, rounding decides, so inputs are those that do not."""
+    """Task gradients are computed from the same graph, so the tolerance covers two ways of rounding them. Inputs are
+    gradients that do not nearly cancel, because otherwise rounding decides."""
     return worst(_nobody_harmed(written(plugin, example, precision), precision) for precision in EITHER)
 
 

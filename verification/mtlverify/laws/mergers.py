@@ -1,4 +1,4 @@
-"""Laws about mergers. All are about task vectors: adding the base is the core's part."""
+"""Laws about mergers. All are about merged task vectors; the core adds the base."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from mtlverify.strategies.experts import ExpertsExample, experts
 
 HOUSE = "contract of mtlcore.Merger"
 SOME = 0.5
-"""A merger may be an optimisation of its own: half of the usual inputs are tried."""
+"""A merger may run an optimisation, so half of the usual inputs are tried."""
 
 Vectors = list[dict[str, Tensor]]
 
 
 def ask(plugin: Any, base: dict[str, Tensor], vectors: Vectors, seed: int) -> dict[str, Tensor]:
-    """The merged task vector, with zeros for what was left out."""
+    """The merged task vector, with zeros for entries that were left out."""
     found = answer(plugin, base, vectors, seed)
     return {n: found.get(n, torch.zeros_like(v)) for n, v in base.items()}
 
 
 def answer(plugin: Any, base: dict[str, Tensor], vectors: Vectors, seed: int) -> Any:
-    """What it returns. One that looks at data gets :func:`wish`."""
+    """The answer of the merger. A merger that uses data gets the objective :func:`wish`."""
     generator = torch.Generator().manual_seed(seed)
     if plugin.reads_data:
         return plugin.adapt(base, vectors, generator, wish(base, vectors))
@@ -47,8 +47,8 @@ def answer(plugin: Any, base: dict[str, Tensor], vectors: Vectors, seed: int) ->
 
 
 def wish(base: dict[str, Tensor], vectors: Vectors) -> Objective:
-    """A convex objective in which no expert is special: the mean squared distance to the mean expert, entry by entry,
-    relative to how far the experts have gone."""
+    """A convex objective that treats all experts alike: the mean squared distance to the mean expert, entry by entry,
+    relative to the size of the task vectors."""
     target = {n: base[n] + torch.stack([v[n] for v in vectors]).mean(0) for n in base}
     scale = {n: max(float(torch.stack([v[n] for v in vectors]).square().mean()), 1e-300) for n in base}
 
@@ -59,7 +59,7 @@ def wish(base: dict[str, Tensor], vectors: Vectors) -> Objective:
 
 
 def close(found: dict[str, Tensor], expected: dict[str, Tensor], scale: dict[str, float], what: str) -> Margin:
-    """Margin of equality up to half of the digits, entry by entry, relative to ``scale``."""
+    """Margin of equality to half of the digits, entry by entry, relative to ``scale``."""
     return worst(
         agreement(
             float((found[n] - expected[n]).abs().max()) / max(scale[n], 1e-300), tolerance.HALF_DIGITS, f"{what}: {n!r}"
@@ -69,14 +69,14 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor], scale: dict[str
 
 
 def sizes(*many: dict[str, Tensor]) -> dict[str, float]:
-    """The largest size of each entry."""
+    """The largest absolute value in each entry."""
     return {n: max(float(v[n].abs().max()) for v in many) for n in many[0]}
 
 
 @law("finite", kind="merger", statement="Finite task vectors give finite numbers.", source=HOUSE, universal=True,
      margin=VERDICT, examples=experts, effort=SOME, decode=ExpertsExample.from_json)  # fmt: skip
 def finite(plugin: Any, example: ExpertsExample) -> float:
-    """Also where an expert has not moved."""
+    """Inputs include experts that are equal to the base."""
     found = ask(plugin, *example.build(), example.seed)
     return unless([f"{n!r} is not finite" for n, v in found.items() if not bool(v.isfinite().all())])
 
@@ -85,7 +85,7 @@ def finite(plugin: Any, example: ExpertsExample) -> float:
      source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=SOME,
      decode=ExpertsExample.from_json)  # fmt: skip
 def pure(plugin: Any, example: ExpertsExample) -> float:
-    """Base, task vectors, the merger itself, the global generators."""
+    """Base, task vectors, the merger and the global generators are compared before and after."""
     base, vectors = example.build()
     kept, before = copy.deepcopy((base, vectors)), traces(plugin)
     ask(plugin, base, vectors, example.seed)
@@ -98,7 +98,7 @@ def pure(plugin: Any, example: ExpertsExample) -> float:
      source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=SOME,
      decode=ExpertsExample.from_json)  # fmt: skip
 def deterministic(plugin: Any, example: ExpertsExample) -> float:
-    """Asked about other experts in between, and under other global seeds."""
+    """The question is repeated after one about other experts, and under other global seeds."""
     with generators_restored():
         first = ask(dataclasses.replace(plugin), *example.build(), example.seed)
         ask(plugin, *dataclasses.replace(example, seed=example.seed + 1).build(), 1)
@@ -110,7 +110,7 @@ def deterministic(plugin: Any, example: ExpertsExample) -> float:
      source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=SOME,
      decode=ExpertsExample.from_json)  # fmt: skip
 def shape_dtype_device(plugin: Any, example: ExpertsExample) -> float:
-    """Without a graph behind them; entries may be left out."""
+    """Entries have no autograd graph; some may be left out."""
     base, vectors = example.build()
     found = answer(plugin, base, vectors, example.seed)
     if not isinstance(found, dict):
@@ -129,7 +129,7 @@ def shape_dtype_device(plugin: Any, example: ExpertsExample) -> float:
      source="there is nothing to merge", universal=True, margin=VERDICT, examples=experts, effort=SOME,
      decode=ExpertsExample.from_json)  # fmt: skip
 def zero_vectors(plugin: Any, example: ExpertsExample) -> float:
-    """Not up to rounding."""
+    """The equality is exact, not up to rounding."""
     base, vectors = example.build()
     still = [{n: torch.zeros_like(v) for n, v in vector.items()} for vector in vectors]
     found = ask(plugin, base, still, example.seed)
@@ -139,7 +139,7 @@ def zero_vectors(plugin: Any, example: ExpertsExample) -> float:
 @law("one-expert", kind="merger", statement="One expert comes back.", source="it is the only compromise with itself",
      examples=experts, effort=SOME, decode=ExpertsExample.from_json)  # fmt: skip
 def one_expert(plugin: Any, example: ExpertsExample) -> float:
-    """Up to half of the digits."""
+    """The equality is to half of the digits."""
     base, vectors = example.build()
     last = vectors[-1]
     return close(ask(plugin, base, [last], example.seed), last, sizes(last), "the only expert does not come back")
@@ -148,7 +148,7 @@ def one_expert(plugin: Any, example: ExpertsExample) -> float:
 @law("identical-experts", kind="merger", statement="Equal experts come back.", source="they agree on everything",
      examples=experts, effort=SOME, decode=ExpertsExample.from_json)  # fmt: skip
 def identical_experts(plugin: Any, example: ExpertsExample) -> float:
-    """Two or more of them."""
+    """There are two or more experts."""
     base, vectors = example.build()
     last = vectors[-1]
     copies = [last] * (1 + len(vectors))
@@ -159,14 +159,14 @@ def identical_experts(plugin: Any, example: ExpertsExample) -> float:
      source="no task is special by its position", examples=experts, effort=SOME,
      decode=ExpertsExample.from_json)  # fmt: skip
 def order_free(plugin: Any, example: ExpertsExample) -> float:
-    """Turned round, up to half of the digits of the largest task vector."""
+    """The order is reversed; the equality is to half of the digits of the largest task vector."""
     base, vectors = example.build()
     plain, turned = (ask(plugin, base, v, example.seed) for v in (vectors, vectors[::-1]))
     return close(turned, plain, sizes(*vectors, plain), "another order gives another model")
 
 
 def adapts(plugin: Any) -> str | None:
-    """Applies to mergers that look at data."""
+    """The law applies to mergers that use data."""
     return None if plugin.reads_data else "does not look at data"
 
 
@@ -174,7 +174,7 @@ def adapts(plugin: Any) -> str | None:
      "and than at its answer without a step.", source="it is what the steps are for", margin=VERDICT, examples=experts,
      effort=SOME, decode=ExpertsExample.from_json, applies=adapts)  # fmt: skip
 def lowers_objective(plugin: Any, example: ExpertsExample) -> float:
-    """A convex objective, whose minimum is the mean expert."""
+    """The objective is convex, and its minimum is the mean expert."""
     base, vectors = example.build()
     objective = wish(base, vectors)
 
@@ -188,7 +188,7 @@ def lowers_objective(plugin: Any, example: ExpertsExample) -> float:
 
 
 def searches(plugin: Any) -> str | None:
-    """Applies to mergers that start at scaled task vectors and say how."""
+    """The law applies to mergers that start at scaled task vectors and declare the scale."""
     wanted = {"steps", "keep", "eta", "coefficients", "rest"}
     has = {f.name for f in dataclasses.fields(plugin)} if dataclasses.is_dataclass(plugin) else set()
     return None if wanted <= has else "does not search from scaled task vectors"
@@ -205,7 +205,7 @@ def searches(plugin: Any) -> str | None:
     applies=searches,
 )
 def zero_steps_task_arithmetic(plugin: Any, example: ExpertsExample) -> float:
-    """A task vector that is zero in an entry adds nothing to it."""
+    """A task vector that is zero in an entry contributes nothing to it."""
     base, vectors = example.build()
     start = dataclasses.replace(plugin, steps=0, keep=1.0, coefficients="adaptive", rest="merge")
     expected = {}
