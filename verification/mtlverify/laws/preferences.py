@@ -1,4 +1,4 @@
-"""Laws about the option ``preferences``, which means the same in every method: how much each task counts."""
+"""Laws about the option ``preferences``: the relative importance of the tasks, the same in every method."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mtlverify.laws.symmetry import permutation, same_draws
 from mtlverify.strategies import ALL, Draw
 
 FACTOR = 8.0
-"""Of all preferences: a power of two, so that their ratios stay the same to the last bit."""
+"""Common factor of all preferences: a power of two, so that their ratios do not change in the last bit."""
 
 
 def has_preferences(plugin: Any) -> str | None:
-    """Whether there is something to say."""
+    """The law applies to methods with this option."""
     if not dataclasses.is_dataclass(plugin) or all(f.name != "preferences" for f in dataclasses.fields(plugin)):
         return "has no option `preferences`"
     if not takes(plugin, (1.0, 2.0)):
@@ -31,7 +31,7 @@ def has_preferences(plugin: Any) -> str | None:
 
 
 def takes(plugin: Any, preferences: tuple[float, ...]) -> bool:
-    """Whether these are allowed there."""
+    """Whether the method accepts these preferences."""
     try:
         dataclasses.replace(plugin, preferences=preferences)
     except ConfigurationError:
@@ -40,14 +40,14 @@ def takes(plugin: Any, preferences: tuple[float, ...]) -> bool:
 
 
 def numbers(draw: Draw, k: int, p: int) -> dict[str, Any]:
-    """A preference for each task, 1 to 9."""
+    """A preference from 1 to 9 for each task."""
     from mtlverify.strategies import pick as st
 
     return {"preferences": draw(st.lists(st.integers(1, 9), min_size=k, max_size=k))}
 
 
 def both(draw: Draw, k: int, p: int) -> dict[str, Any]:
-    """Preferences, one that is 0 where the method allows it, or none; and another order of the tasks."""
+    """Preferences (one is 0 if the method allows it) or none; and another order of the tasks."""
     from mtlverify.strategies import pick as st
 
     idle = draw(st.integers(-3, k - 1)) if k > 1 else -1
@@ -64,8 +64,8 @@ def both(draw: Draw, k: int, p: int) -> dict[str, Any]:
     applies=has_preferences,
 )
 def preferences_belong_to_tasks(plugin: Any, example: Example) -> float:
-    """Along a run in which tasks come and go: a method that takes the position among the tasks present for that among
-    all tasks mixes up whose preference is whose."""
+    """The law is checked along a run in which tasks come and go. A method fails if it confuses the position of a task
+    among the tasks present with its position among all tasks."""
     order = example.extra["permutation"]
     one, other = preferring(plugin, example), preferring(plugin, example, order)
     renamed = zip(_run(one, example), _run(other, example, order), strict=True)
@@ -88,8 +88,8 @@ def preferences_belong_to_tasks(plugin: Any, example: Example) -> float:
     applies=has_preferences,
 )
 def preferences_weigh_losses(plugin: Any, example: Example) -> float:
-    """Both the losses and their gradients are multiplied, and all tasks are there: where one is away, the shares of the
-    others grow."""
+    """Losses and gradients are multiplied. All tasks are present, because without one of them the shares of the others
+    are larger."""
     example = example.with_(extra={**example.extra, "away": []})
     wish = example.jacobian.new_tensor(example.extra["preferences"]).double()
     factors = wish * len(wish) / wish.sum()
@@ -116,7 +116,7 @@ def _reaction(plugin: Aggregator, example: Example) -> Reaction:
 
 
 def preferring(plugin: Any, example: Example, order: Any = None) -> Aggregator:
-    """With the preferences of the example; with ``order`` those of the tasks in it, times :data:`FACTOR`."""
+    """The method with the example's preferences; with ``order``, in that order and times :data:`FACTOR`."""
     wish, idle = list(example.extra["preferences"]), example.extra.get("idle", -1)
     if idle >= 0 and not _ever_alone(idle, example) and takes(plugin, (0.0, 1.0)):
         wish[idle] = 0
@@ -125,16 +125,16 @@ def preferring(plugin: Any, example: Example, order: Any = None) -> Aggregator:
 
 
 def _ever_alone(task: int, example: Example) -> bool:
-    """Whether all others are away in some step: of zeros alone nothing can be made."""
+    """Whether all other tasks are absent in some step; preferences that are all zero are an error."""
     others = Counter(step for step, i in example.extra["away"] if i != task)
     return example.n_tasks - 1 in others.values()
 
 
 def without(plugin: Any) -> Aggregator:
-    """With no preferences."""
+    """The method without preferences."""
     return dataclasses.replace(plugin, preferences=None)
 
 
 def even(plugin: Any, example: Example) -> Aggregator:
-    """With one and the same for every task."""
+    """The method with the same preference for every task."""
     return dataclasses.replace(plugin, preferences=(3.0,) * example.n_tasks)

@@ -1,4 +1,4 @@
-"""Laws about what a teleport is for: progress, where the theory leaves no doubt that there is some to be had."""
+"""The law that a teleport makes progress possible, on a network for which theory guarantees that it can."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from mtlverify.laws.universal import verdict
 from mtlverify.strategies.networks import Closure, Network, NetworkExample, networks
 
 SLANT = 0.2
-"""t: the tasks pull the trunk's two outputs along (1, t) and (t, 1), whose inner product is 2 t: no conflict there."""
+"""t: at the trunk's two outputs the task gradients are along (1, t) and (t, 1); their inner product is 2 t."""
 EXCESS = 2.5
-"""How many times the conflict in the first layer outweighs the agreement in the second; a factor of 2 for every unit
-moves the balance by 16."""
+"""Ratio of the conflict in the first layer to the agreement in the second; with a factor of 2 for every unit it changes
+by 16."""
 
 
 class BadCoordinates(Network):
-    """Two tasks that do not conflict, in coordinates in which they do.
+    """Two tasks whose conflict depends on the parametrisation of the network only.
 
-    z = W2 relu(W1 x) with x > 0 and W1 > 0, so that every unit is on. Task i has the loss s_i (a_i . z + 1)^2 / 2 with
-    a_1 = (1, t), a_2 = (t, 1), and e_i = a_i . z + 1 > 0. The columns of W2 are b (1, -1). On one input the task
-    gradients have the inner products s_1 s_2 e_1 e_2 times
+    z = W2 relu(W1 x) with x > 0 and W1 > 0, so that every unit is active. Task i has the loss s_i (a_i . z + 1)^2 / 2
+    with a_1 = (1, t), a_2 = (t, 1), and e_i = a_i . z + 1 > 0. The columns of W2 are b (1, -1). On one input the inner
+    product of the task gradients is s_1 s_2 e_1 e_2 times
 
         2 t |h|^2                                in W2: agreement, and
         - (1 - t)^2 |x|^2 sum_u b^2              in W1: conflict.
 
-    b makes the second EXCESS times the first, and s_2 is large enough for the mean gradient to raise the loss of task
-    1. Multiplying all rows of W1 by lambda and dividing the columns of W2 by it changes no output; it multiplies the
-    first term by lambda^2 and divides the second: from lambda^4 = EXCESS on, the tasks agree.
+    b is chosen so that the second term is EXCESS times the first, and s_2 so large that a step along the mean gradient
+    raises the loss of task 1. If all rows of W1 are multiplied by lambda and the columns of W2 are divided by it, no
+    output changes. The first term is then multiplied by lambda^2 and the second is divided by it; there is no conflict
+    if lambda^4 >= EXCESS.
     """
 
     def __init__(self, units: int, seed: int) -> None:
@@ -58,7 +59,7 @@ class BadCoordinates(Network):
         return 0.5 + torch.rand(size, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
     def batch(self, seed: int, size: int = 24) -> Closure:
-        """The same targets everywhere: what is learnt on one batch is right on all."""
+        """A batch; the targets are the same on all batches."""
         x = self._inputs(seed, size)
 
         def closure() -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
@@ -79,15 +80,15 @@ class BadCoordinates(Network):
 
 
 def served(made: BadCoordinates, seed: int) -> Tensor:
-    """(2,): cosines of the tasks with the mean gradient."""
+    """(2,): cosines of the task gradients with the mean gradient."""
     rows = made.rows(seed)
     mean = rows.mean(dim=0)
     return rows @ mean / (rows.norm(dim=1) * mean.norm())
 
 
 def step_changes(made: BadCoordinates, seed: int) -> list[float]:
-    """Relative changes of the losses in a step along the mean gradient of batch 0 that is a thousandth of the weights,
-    seen on another batch; the network stays."""
+    """Relative changes of the losses on another batch in a step along the mean gradient of batch 0. The length of the
+    step is a thousandth of that of the weights. The network is not changed."""
     mean, parameters = made.rows(0).mean(dim=0), list(made.trunk.parameters())
     start = nn.utils.parameters_to_vector(parameters).detach()
     before = [float(v.detach()) for v in made.batch(seed)()[0].values()]
@@ -99,7 +100,7 @@ def step_changes(made: BadCoordinates, seed: int) -> list[float]:
 
 
 def finds_the_symmetry(plugin: Any) -> str | None:
-    """The network has one symmetry, that of two linear layers around a ReLU; whoever knows others is not asked."""
+    """The law applies to strategies that use the symmetry of this network: two linear layers around a ReLU."""
     if not (plugin.exact and plugin.improves):
         return "does not search along a symmetry"
     with torch.random.fork_rng(devices=[]):
@@ -126,7 +127,7 @@ TRIES = 4
     applies=finds_the_symmetry,
 )
 def helps_where_it_must(plugin: Any, example: NetworkExample) -> float:
-    """Of the example only the width and the seed count: the architecture is the constructed one."""
+    """Only the width and the seed of the example are used; the architecture is the one above."""
     with torch.random.fork_rng(devices=[]):
         made = BadCoordinates(example.width, example.seed)
     unseen = 7

@@ -1,4 +1,4 @@
-"""The law that ties a method to its exact reference."""
+"""The law that a method agrees with its exact reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtlverify.laws.runs import answers, histories, steps
 
 
 def has_reference(plugin: Any) -> str | None:
-    """References are known by registered name and for the hyper-parameters they cover."""
+    """The law applies to registered names, and hyper-parameters, for which there is a reference."""
     if references.reference_for(plugin) is None:
         return "no exact reference is known for this method with these hyper-parameters"
     return None
@@ -31,9 +31,9 @@ def has_reference(plugin: Any) -> str | None:
     effort=0.5,
 )
 def matches_reference(plugin: Any, example: Example) -> float:
-    """Errors are relative to what the direction is made of; what the reference does not know for sure is allowed on
-    top, and where the strict tolerance fails, the conditioning of the *problem* (not of the method). Along a run, if
-    the method has a state: in the first two steps and the last."""
+    """Errors are relative to the size of the summands of the direction. The error of the reference is allowed, too; and
+    if the strict tolerance fails, the conditioning of the *problem* (not of the method). If the method has a state, the
+    first two steps of a run and the last are checked."""
     reference = references.reference_for(plugin)
     assert reference is not None
     last, margins, none = steps(example) - 1, [], ""

@@ -1,4 +1,4 @@
-"""A made-up run of a few steps, for laws that must hold beyond the first one."""
+"""An artificial run of a few steps, for laws that must hold after the first step, too."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from mtlverify.strategies.generic import entries
 
 STEPS = 3
 LONG = 8
-"""Steps of one run in sixteen: what goes wrong late, a warm-up that ends or a window that is full, shows there only."""
+"""Steps of one run in sixteen, for late errors: at the end of a warm-up, or when a window is full."""
 LONGER = 24
-"""Of one run in thirty-two."""
+"""Steps of one run in thirty-two."""
 VERY_LONG, LONGEST = 120, 300
-"""Of the runs whose seed is 900 to 949, and 950 to 999: an ordinary search has one or two of the first, in a stratum of
-their own, and a deep one has one in twenty of either."""
+"""Steps of the runs with a seed of 900 to 949, and of 950 to 999. An ordinary search has one or two of the former, in a
+stratum of their own; in a deep search one run in twenty is of either kind."""
 
 
 def steps(example: Example) -> int:
-    """Steps of the run on an example. The seed says so, so a counterexample from a long run is replayed as one."""
+    """Number of steps of the run on an example. It depends on the seed, so a counterexample is replayed with it."""
     if 900 <= example.seed <= 999:
         return VERY_LONG if example.seed < 950 else LONGEST
     if example.seed % 32 == 16:
@@ -39,10 +39,10 @@ def steps(example: Example) -> int:
 
 
 def absences(draw: Draw, k: int, p: int) -> dict[str, Any]:
-    """Which tasks are away in which step, as pairs (step, task). In every step one task at least is there.
+    """Which tasks are absent in which step, as pairs (step, task). In every step at least one task is present.
 
-    A third of the runs have everybody all the time; in a third tasks come and go in the first steps, and late in a
-    long one all are there; in a third one task is away for a while, from the start or from later on, and returns.
+    In a third of the runs all tasks are always present. In a third tasks come and go in the first steps, and all are
+    present late in a long run. In a third one task is absent for some steps, from the start or later, and returns.
     """
     kind = draw(st.sampled_from(["nobody", "come and go", "a while"])) if k > 1 else "nobody"
     away: list[list[int]] = []
@@ -68,7 +68,7 @@ def _with_absences(more: More | None) -> More:
 
 
 def histories(families: Sequence[Any] = ALL, *, more: More | None = None, **others: Any) -> Strata:
-    """As :func:`mtlverify.strategies.jacobians`, and who is away when: inputs of laws about runs."""
+    """Inputs of laws about runs: as :func:`mtlverify.strategies.jacobians`, with absent tasks."""
     made = jacobians(families, more=_with_absences(more), **others)
     if families[: len(ALL)] != ALL:
         return made
@@ -82,22 +82,22 @@ def patient(draw: Draw) -> list[list[int]]:
 
 
 def _prolonged(example: Example) -> Example:
-    """The same with a seed that stands for a long run."""
+    """The same example with a seed that means a long run."""
     return example.with_(seed=816 if example.seed % 2 else 900)
 
 
 def losses_at(example: Example, number: int) -> Tensor:
-    """(K,) losses before step ``number``: each falls at a rate of its own, and late they go up and down a little."""
+    """(K,) losses before step ``number``: they decrease at different rates, and late they oscillate a little."""
     rates = torch.linspace(0.5, 0.9, example.n_tasks, dtype=torch.float64)
     return example.losses * rates ** min(number, LONG + number % 5)
 
 
 def rows_at(example: Example, number: int) -> Tensor:
-    """(K, P) gradients in step ``number``: those of the example, turned by a coordinate per step and, after the first
-    step, each twice, half or just as long as before.
+    """(K, P) gradients in step ``number``: those of the example, with coordinates rotated by one place per step. After
+    the first step each is also multiplied by 2, 1/2 or 1.
 
-    Turning keeps inner products, and positive factors keep what families prove: who is stationary, aligned, independent
-    stays so."""
+    The rotation keeps inner products. Positive factors keep the properties of the families: stationary, aligned or
+    independent rows stay so."""
     rows = torch.roll(example.jacobian, number, dims=1)
     if "turn" in example.extra:  # another basis of the parameters, the same in every step
         rows = rows @ torch.tensor(example.extra["turn"], dtype=rows.dtype)
@@ -110,10 +110,10 @@ def rows_at(example: Example, number: int) -> Tensor:
 def views(
     plugin: Aggregator, example: Example, number: int, order: Sequence[int] | None = None
 ) -> tuple[Tensor, StepView, StepView]:
-    """The rows of step ``number``, in which gradients have turned and losses fallen, and the views before and after it.
+    """The rows of step ``number``, and the views before and after the step.
 
-    With ``order`` the same run, in which the tasks are listed in another order, some of them, or some twice. As in a
-    real step, a task that is away (``example.extra["away"]``) has rows of zeros and losses of NaN.
+    With ``order`` it is the same run with the tasks in another order, or with some of them, or with some twice. As in a
+    real step, an absent task (``example.extra["away"]``) has rows of zeros and losses of NaN.
     """
     listed = list(range(example.n_tasks) if order is None else order)
     away = {task for at, task in example.extra.get("away", ()) if at == number}
@@ -132,13 +132,13 @@ def views(
 
 
 def observed(plugin: Aggregator, seen: StepView, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state after the method has seen the losses after its step, looked at as in a step."""
+    """The state after the method's second look at the losses, checked as in a real step."""
     with torch.no_grad():
         return plugin.observe(shown_to(plugin, seen), state)
 
 
 def shown_to(plugin: Aggregator, view: StepView) -> StepView:
-    """What a step shows a method of a view: the tasks present, unless it handles absent ones itself."""
+    """The view as a real step gives it to a method: without absent tasks, unless the method handles them."""
     return view if view.complete or plugin.handles_absent else view.restricted(view.present)
 
 
@@ -157,16 +157,16 @@ def step(
 
 
 def length(state: dict[str, Tensor], example: Example) -> int:
-    """Steps of a run that are worth asking about: the first only if the method has no state, for then all are alike."""
+    """Number of steps that are checked: one if the method has no state, because then all steps are alike."""
     return steps(example) if state else 1
 
 
 def answers(
     plugin: Aggregator, example: Example, order: Sequence[int] | None = None, *, options: bool = False
 ) -> Iterator[Answer]:
-    """The answers of the whole run, or of its first step if the method has no state. A method without a state that
-    never hears of absent tasks is asked about all of them, unless it has ``options`` that belong to tasks. One run in
-    three is saved and loaded on its way."""
+    """The answers of the whole run, or of its first step if the method has no state. A method that has no state and
+    does not handle absent tasks is asked with all tasks present, unless it has ``options`` per task. One run in three
+    is saved and loaded on its way."""
     state = plugin.init(example.n_tasks if order is None else len(order))
     if not state and not plugin.handles_absent and not options:
         example = example.with_(extra={**example.extra, "away": []})
@@ -184,7 +184,7 @@ def resumed_at(example: Example, many: int) -> int:
 
 
 def reopened(plugin: Aggregator, state: dict[str, Tensor]) -> tuple[Aggregator, dict[str, Tensor]]:
-    """A new object with the same fields, and the state from a file that allows nothing but tensors."""
+    """A new object with the same fields, and the state from a file that may hold tensors only."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -192,18 +192,18 @@ def reopened(plugin: Aggregator, state: dict[str, Tensor]) -> tuple[Aggregator, 
 
 
 def along(plugin: Aggregator, example: Example, judge: Callable[[Answer], float]) -> Margin:
-    """The worst margin of ``judge`` over the answers of the run."""
+    """The smallest margin of ``judge`` over the answers of the run."""
     return worst(map(judge, answers(plugin, example)), of="step")
 
 
 class Reaction:
-    """What a run answers in each step, as a function of its gradients.
+    """The answer in each step of a run, as a function of its gradients.
 
-    A run on the same gradients is made once, however many of its steps are asked about, and no further than that: one
-    run for each step would take the square of the steps.
+    A run on the same gradients is made only once, and only as far as it is needed. (With one run for each step, the
+    cost would be quadratic in the number of steps.)
 
     Args:
-        run: gradients (K, P) -> what counts in each step, a vector.
+        run: gradients (K, P) -> one vector for each step.
     """
 
     def __init__(self, run: Callable[[Tensor], Iterator[Tensor]]) -> None:

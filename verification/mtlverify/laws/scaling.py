@@ -20,7 +20,7 @@ from mtlverify.strategies.scales import ORDINARY, decade
 
 
 def factor(draw: Draw, k: int, p: int) -> dict[str, Any]:
-    """One factor from 1e-12 to 1e+12, or one of 1e-100 and 1e+100."""
+    """One factor: from 1e-12 to 1e+12, or 1e-100, or 1e+100."""
     return {
         "factor": decade(draw(st.integers(-12, 12)) if draw(st.integers(0, 5)) else draw(st.sampled_from([-100, 100])))
     }
@@ -34,8 +34,8 @@ def factor(draw: Draw, k: int, p: int) -> dict[str, Any]:
     within=anything,
 )
 def positively_homogeneous(plugin: Any, example: Example) -> float:
-    """t is a power of two, so that t J is exact: a violation cannot be rounding of the data. Along a run, if the method
-    has a state: what it remembers of the gradients has a unit, too."""
+    """t is a power of two, so t J is exact, and a violation cannot come from rounding of the data. If the method has a
+    state, the law is checked along a run, because the state depends on the unit of the gradients, too."""
     t, degree = example.extra["factor"], float(getattr(plugin, "degree", 1.0))
     exact = t * example.jacobian
     given(bool((exact / t == example.jacobian).all()), "the scaled gradients exist in their dtype")
@@ -65,7 +65,7 @@ def row_factors(draw: Draw, k: int, p: int) -> dict[str, Any]:
     within=anything,
 )
 def scale_free(plugin: Any, example: Example) -> float:
-    """Only the direction is compared: its length may follow the gradients. Along a run, if the method has a state."""
+    """Only the direction is compared; its length may change. If the method has a state, it is checked along a run."""
     factors = torch.tensor(example.extra["factors"], dtype=example.jacobian.dtype)[:, None]
     other = example.with_(jacobian=factors * example.jacobian)
     both = zip(answers(plugin, example), answers(plugin, other), strict=True)
@@ -75,7 +75,7 @@ def scale_free(plugin: Any, example: Example) -> float:
 
 
 def unit(answer: Answer) -> Tensor:
-    """The direction without its length."""
+    """The direction, normalised."""
     return answer.direction.double() / answer.length if answer.length > 0 else answer.direction.double()
 
 
@@ -88,7 +88,7 @@ def _unturned(respond: Callable[[Tensor], Tensor], where: tuple[Tensor, ...], pl
     wrong = _turned(unit(plain), unit(scaled))
     if error <= allowed:
         return agreement(error, allowed, wrong)
-    # An answer of length zero next to one of rounding: compare lengths instead of directions.
+    # One answer is zero and the other one rounding error: lengths are compared instead of directions.
     if min(plain.length, scaled.length) == 0 and all(a.length <= tolerance.equality(a) for a in (plain, scaled)):
         return 0.0
     return agreement(error, allowed + sum(tolerance.sensitivity(respond, rows) for rows in where), wrong)
@@ -109,11 +109,12 @@ def two_factors(draw: Draw, k: int, p: int) -> dict[str, Any]:
     within=anything,
 )
 def linear_under_scaling(plugin: Any, example: Example) -> float:
-    """A task's influence is proportional to its gradient's norm. Along a run, if the method has a state."""
+    """The influence of a task is proportional to the norm of its gradient. If the method has a state, the law is
+    checked along a run."""
     left, right = (torch.tensor(example.extra[n], dtype=example.jacobian.dtype)[:, None] for n in ("left", "right"))
 
     def run(rows: torch.Tensor) -> Iterator[tuple[Answer, ...]]:
-        """Step by step: the answers under a, b and a + b."""
+        """The answers under a, b and a + b, step by step."""
         scaled = (example.with_(jacobian=c * rows) for c in (left, right, left + right))
         return zip(*(answers(plugin, e) for e in scaled), strict=True)
 
@@ -137,9 +138,9 @@ def linear_under_scaling(plugin: Any, example: Example) -> float:
     within=anything,
 )
 def loss_unit_invariant(plugin: Any, example: Example) -> float:
-    """Unlike scale-free, the losses are measured in the new unit as well, along a run: what a method remembers (a first
-    loss, logits, a running mean) has a unit, too, and what it takes for a task that appears late must not bring one in.
-    Factors are powers of two, so the data are exact."""
+    """Unlike in scale-free, the losses are in the new unit, too, along a run: what a method remembers (a first loss,
+    logits, a running mean) depends on the unit. For a task that appears late the method must not introduce a unit of
+    its own. Factors are powers of two, so the data are exact."""
     factors = torch.tensor(example.extra["factors"], dtype=torch.float64)
     rows = factors.to(example.jacobian.dtype)[:, None] * example.jacobian
     other = example.with_(jacobian=rows, losses=factors * example.losses)
@@ -148,7 +149,7 @@ def loss_unit_invariant(plugin: Any, example: Example) -> float:
         plain, here = step(plugin, example, number, here)
         scaled, there = step(plugin, other, number, there)
         if 0 in (plain.length, scaled.length):
-            # An answer of length zero beside one of rounding, where the tasks' pulls cancel, has not turned.
+            # Where the gradients cancel, one answer is zero and the other one rounding error: that is no change.
             rounding = all(a.length <= tolerance.equality(a) for a in (plain, scaled))
             margin = 1.0 if plain.length == scaled.length else 0.0 if rounding else -1.0
             margins.append(Margin(margin, "the direction is zero in one unit and not in the other"))

@@ -20,8 +20,8 @@ from mtlverify.laws.universal import VERDICT, differences, tensors, verdict
     effort=0.5,
 )
 def resume_equivalent(plugin: Any, example: Example) -> float:
-    """The state goes through a file that allows nothing but tensors; the method is built anew from its fields. Saved
-    after any step but the last: what is counted elsewhere than in the state may be even by chance."""
+    """The state goes through a file that may hold tensors only; the method is made anew from its fields. The seed
+    decides after which step: at any single one, a counter outside of the state might be right by chance."""
     last = steps(example)
     state, saved = plugin.init(example.n_tasks), 1 + example.seed % (last - 1)
     for number in range(saved):

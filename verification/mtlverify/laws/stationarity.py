@@ -1,4 +1,4 @@
-"""Laws about where a method stops."""
+"""Laws about the points at which the direction is zero."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mtlverify.predicates import exactly_strongly_stationary, not_stationary, st
 from mtlverify.strategies import NOT_STATIONARY, STRONGLY_STATIONARY, WEAKLY_STATIONARY, WITH_ZERO_ROWS
 
 SAFE = ("unit", "common scale", "extreme")
-"""One scale for all rows: with rows of very different size "zero" has no scale."""
+"""All rows are of one scale: for rows of very different size "zero" would have no scale."""
 
 
 def is_zero(answer: Answer, resolution: float = 1.0) -> float:
@@ -31,9 +31,9 @@ def is_zero(answer: Answer, resolution: float = 1.0) -> float:
 
 
 def smallest_weight(rows: Tensor) -> float:
-    """The largest r such that some weights between r and 1 make the *unit* rows vanish; 0 if none do.
+    """The largest r for which a combination of the *unit* rows with weights from r to 1 vanishes; 0 if there is none.
 
-    By a linear program, which knows r to about 1e-7."""
+    It is found by a linear program, to about 1e-7."""
     data = rows.double()
     norms = data.norm(dim=1)
     units = (data / torch.where(norms > 0, norms, 1.0)[:, None]).numpy()
@@ -47,12 +47,12 @@ def smallest_weight(rows: Tensor) -> float:
 
 
 def visibly_strong(rows: Tensor) -> bool:
-    """Strongly stationary, with weights that differ by less than 1 / RESOLVED."""
+    """Whether the rows are strongly stationary, with weights whose ratios are less than 1 / RESOLVED."""
     return exactly_strongly_stationary(rows) and smallest_weight(rows) >= RESOLVED
 
 
 RESOLVED = 1e-5
-"""Weights of the unit gradients that differ by more than this are beyond what the law speaks about."""
+"""Smallest ratio of two weights of the unit gradients for which the law says something."""
 
 
 @law(
@@ -63,8 +63,8 @@ RESOLVED = 1e-5
     within=stationary,
 )
 def pareto_stationary_zero(plugin: Any, example: Example) -> float:
-    """Strongly and weakly stationary Jacobians, by construction. Everybody is there all the time, for the tasks present
-    alone need not be stationary."""
+    """The Jacobians are strongly or weakly stationary by construction. All tasks are always present, because a subset
+    of the tasks need not be stationary."""
     return along(plugin, example.with_(extra={}), is_zero)
 
 
@@ -79,7 +79,7 @@ def pareto_stationary_zero(plugin: Any, example: Example) -> float:
     within=visibly_strong,
 )
 def strongly_stationary_zero(plugin: Any, example: Example) -> float:
-    """With all weights positive, no direction improves one task without harming another. Everybody is there."""
+    """With all weights positive, no direction improves one task without harming another. All tasks are present."""
     r = smallest_weight(example.jacobian)
     given(r >= RESOLVED, "the weights differ by less than the resolution")
     return along(plugin, example.with_(extra={}), lambda answer: is_zero(answer, r))
@@ -94,8 +94,8 @@ def strongly_stationary_zero(plugin: Any, example: Example) -> float:
     within=not_stationary,
 )
 def zero_only_if_stationary(plugin: Any, example: Example) -> float:
-    """All gradients have a positive component along one coordinate, so a common descent direction exists, of whoever is
-    there."""
+    """All gradients have a positive component along one coordinate, so every subset of the tasks has a common descent
+    direction."""
     return along(plugin, example, _moves)
 
 

@@ -1,4 +1,4 @@
-"""Laws about the step that an optimizer takes; others speak of the direction. [docs/explanation/step.md]"""
+"""Laws about the step of the optimizer, not about the direction. [docs/explanation/step.md]"""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mtlverify.strategies import jacobians
 from mtlverify.strategies.scales import ORDINARY
 
 STEPS = 2
-"""Of a run: the second has a past that the first one made."""
+"""Steps of a run: in the second the optimizer has a history from the first."""
 FEW = 0.3
-"""A check makes whole runs."""
+"""A check makes whole runs, so fewer inputs are tried."""
 
 
 def pulls() -> Any:
-    """Gradients, and an optimizer with a past. In float64: a step is read off the parameters."""
+    """Gradients, and an optimizer with a history; in float64, because a step is computed from the parameters."""
     return jacobians(scalings=ORDINARY, dtypes=(torch.float64,), more=pasts)
 
 
@@ -44,8 +44,8 @@ def pulls() -> Any:
     effort=FEW,
 )
 def step_non_conflicting(plugin: Any, example: Example) -> float:
-    """Seen on the parameters, not on what the report promises. Where little is left of a step, its cosines are
-    rounding: they are judged by the length of the step that the method alone would have made."""
+    """The step is computed from the parameters, not from the report. The cosines of a very short step are rounding
+    errors, so they are judged relative to the length of the step without ``metric``."""
     kind = example.extra["optimizer"]
     run = Stepper(plugin, example, "step", kind)
     margins = []
@@ -87,7 +87,7 @@ def _harm(plugin: Any, example: Example, kind: str, step: Tensor, place: float) 
     effort=FEW,
 )
 def step_nearest(plugin: Any, example: Example) -> float:
-    """The rates of the first coordinate and of the others differ, so that D is no multiple of the identity."""
+    """The first coordinate has another learning rate than the others, so D is not a multiple of the identity."""
     kind, rates = example.extra["plain"], (1.0, 1.0 / 16.0)
     own, here = (Stepper(plugin, example, m, kind, rates=rates).step()[0] for m in ("optimizer", "step"))
     roots = torch.full_like(own, rates[1] ** 0.5)
@@ -115,7 +115,7 @@ def step_nearest(plugin: Any, example: Example) -> float:
     margin="1 if obeyed, -1 if not",
 )
 def metric_identity(plugin: Any, example: Example) -> float:
-    """Along two steps."""
+    """It is checked for two steps."""
     ends = []
     for metric in ("euclidean", "optimizer"):
         run = Stepper(plugin, example, metric, example.extra["plain"])
@@ -136,8 +136,8 @@ def metric_identity(plugin: Any, example: Example) -> float:
     effort=FEW,
 )
 def step_unit_free(plugin: Any, example: Example) -> float:
-    """s is a power of two, so that every product is exact and also a method with a threshold answers alike. The largest
-    rate keeps, for D is known up to a factor, and the lengths of some methods depend on it."""
+    """s is a power of two, so every product is exact, and a method with a threshold gives the same answer. The largest
+    rate does not change, because D is defined up to a factor, on which the length of some methods' d depends."""
     given(example.jacobian.shape[1] > 1, "there are two parameters")
     kind, metric = example.extra["optimizer"], example.extra["metric"]
     runs = [Stepper(plugin, example, metric, kind, unit=s) for s in (1.0, example.extra["unit"])]
@@ -162,8 +162,8 @@ def step_unit_free(plugin: Any, example: Example) -> float:
     effort=FEW,
 )
 def step_descent(plugin: Any, example: Example) -> float:
-    """On quadratics with declared L_i, whose gradients pull apart. Of the example the number of tasks, the seed and the
-    optimizer's past count."""
+    """It is checked on quadratics with known L_i and conflicting gradients. Of the example the number of tasks, the
+    seed and the optimizer's history are used."""
     k = example.n_tasks
     given(2 <= k <= 8, "two to eight tasks")
     most = math.degrees(math.acos(-1.0 / (k - 1)))

@@ -1,4 +1,4 @@
-"""Laws about renaming: of tasks, of parameters."""
+"""Laws about symmetry: under a new order of the tasks, and under a rotation of the parameters."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mtlverify.tolerance import VANISHED, half_digits, sensitivity
 
 
 def same_draws(plugin: Any) -> str | None:
-    """Renaming tasks renames the draws of a random method, too: it can only be equivariant in distribution."""
+    """The law applies to methods that draw no random numbers; others can be equivariant in distribution only."""
     if uses_randomness(plugin):
         return "draws from the generator: its draws follow the order of the tasks, see equivariant-in-distribution"
     return None
 
 
 def permutation(draw: Draw, k: int, p: int) -> dict[str, Any]:
-    """A reordering of the tasks."""
+    """Another order of the tasks."""
     from mtlverify.strategies import pick as st
 
     return {"permutation": draw(st.permutations(range(k)))}
@@ -40,12 +40,12 @@ def permutation(draw: Draw, k: int, p: int) -> dict[str, Any]:
     applies=same_draws,
 )
 def permutation_equivariant(plugin: Any, example: Example) -> float:
-    """Judged by the direction: equal tasks may share their weight in any way. Along a run, if the method has a state:
-    what depends on the order may be tied in the first step. Tasks come and go in it: a method that takes the position
-    among the tasks present for that among all tasks mixes up whose memory is whose.
+    """The direction is compared, because equal tasks may share their weight in any way. If the method has a state, the
+    law is checked along a run: an effect of the order may appear after the first step only. Tasks come and go in the
+    run; a method fails if it confuses the position of a task among the tasks present with that among all tasks.
 
-    Where tasks are interchangeable conditioning is no excuse: next to a tie the answer may well jump, and a method that
-    then takes the first of equals looks ill-conditioned, but at the tie its answer depends on the order."""
+    For interchangeable tasks conditioning is not taken into account. An answer may be discontinuous next to a tie, so a
+    method that takes the first of equal tasks looks ill-conditioned; but at the tie its answer depends on the order."""
     order = example.extra["permutation"]
     if interchangeable(example.jacobian):
         example = example.with_(losses=example.losses[0].expand(example.n_tasks))
@@ -66,7 +66,7 @@ def _same_answer(respond: Callable[[Tensor], Tensor], example: Example, first: A
 
 
 def _heads(plugin: Any, example: Example) -> Reaction:
-    """The weights of task-specific parameters in each step, as functions of the gradients; infinite where none are."""
+    """Weights of task-specific parameters in each step, as functions of the gradients; infinite if there are none."""
 
     def run(rows: Tensor) -> Iterator[Tensor]:
         for answer in answers(plugin, example.with_(jacobian=rows)):
@@ -77,8 +77,8 @@ def _heads(plugin: Any, example: Example) -> Reaction:
 
 
 def _heads_follow(respond: Callable[[Tensor], Tensor], example: Example, first: Answer, second: Answer) -> Margin:
-    """Weights of task-specific parameters, which no direction shows, belong to their tasks. As exactly as the data
-    determine them."""
+    """Margin of the same law for the weights of task-specific parameters, on which d does not depend; as exact as the
+    data determine them."""
     order = example.extra["permutation"]
     if first.head_weights is None or second.head_weights is None:
         same_kind = (first.head_weights is None) == (second.head_weights is None)
@@ -98,8 +98,8 @@ def _heads_follow(respond: Callable[[Tensor], Tensor], example: Example, first: 
 
 
 def interchangeable(rows: Tensor) -> bool:
-    """Whether there are several tasks that inner products do not tell apart, to the last bit, and that is all that is
-    special about them: none is zero, where a conflict begins, and the rows are far from dependent."""
+    """Whether several tasks have the same inner products, to the last bit, and the input is regular otherwise: no inner
+    product is zero, where a conflict begins, and the rows are far from dependent."""
     if len(rows) < 2:
         return False
     gram = rows.double() @ rows.double().T
@@ -111,7 +111,7 @@ def interchangeable(rows: Tensor) -> bool:
 
 
 def plane(draw: Draw, k: int, p: int) -> dict[str, Any]:
-    """Two coordinates to rotate in."""
+    """Two coordinates, the plane of a rotation."""
     from mtlverify.strategies import pick as st
 
     return {"plane": [draw(st.integers(0, p - 1)), draw(st.integers(0, p - 1))]}
@@ -133,7 +133,7 @@ def parameter_rotation(plugin: Any, example: Example) -> float:
         turn[i, i] = -5.0
     else:
         turn[i, i], turn[i, j], turn[j, i], turn[j, j] = 3.0, 4.0, -4.0, 3.0
-    # The rows of step n are those of the first, turned by n coordinates, and then in the new ones.
+    # The rows of step n are those of the first step, shifted by n coordinates, and then rotated.
     plain, other = (example.with_(extra={**example.extra, "turn": by.tolist()}) for by in (5.0 * torch.eye(p), turn))
     both, react = zip(answers(plugin, plain), answers(plugin, other), strict=True), directions(plugin, plain)
     margins = (
@@ -158,7 +158,7 @@ def parameter_rotation(plugin: Any, example: Example) -> float:
     applies=same_draws,
 )
 def duplicate_task(plugin: Any, example: Example) -> float:
-    """The last task is repeated. Along a run, if the method has a state."""
+    """The last task is listed twice. If the method has a state, the law is checked along a run."""
     again = [*range(example.n_tasks), example.n_tasks - 1]
     both, react = (
         zip(answers(plugin, example), answers(plugin, example, again), strict=True),

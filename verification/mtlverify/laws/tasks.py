@@ -18,14 +18,14 @@ from mtlverify.strategies import pick as st
 
 
 def absentees(draw: Draw, k: int, p: int) -> dict[str, Any]:
-    """Which tasks are present; at least one is."""
+    """Which tasks are present; there is at least one."""
     present = draw(st.lists(st.booleans(), min_size=k, max_size=k))
     present[draw(st.integers(0, k - 1))] = True
     return {"present": present}
 
 
 def same_draws(plugin: Any) -> str | None:
-    """A random method that looks at absent tasks itself may draw for them; the others never hear of them."""
+    """The law does not apply to random methods that handle absent tasks, because they may draw numbers for them."""
     if plugin.handles_absent and uses_randomness(plugin):
         return "draws from the generator, and may draw for absent tasks, too"
     return None
@@ -40,8 +40,8 @@ def same_draws(plugin: Any) -> str | None:
     applies=same_draws,
 )
 def absent_task(plugin: Any, example: Example) -> float:
-    """The absent rows are 0 and the absent losses NaN, as in a real step. If the method has a state, along a run
-    in which the same tasks are absent all the time."""
+    """Absent rows are 0 and absent losses NaN, as in a real step. If the method has a state, the law is checked along a
+    run in which the same tasks are always absent."""
     present = torch.tensor(example.extra["present"])
     alone = answers(plugin, example, present.nonzero().flatten().tolist())
     given(bool(present.any()), "a task is present")

@@ -1,4 +1,4 @@
-"""Laws about teleports. Every proposal is asked for through the core's own transaction, which then stays."""
+"""Laws about teleports. Every proposal is asked for through the core's transaction, which then does not move."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mtlverify.strategies.networks import Network, NetworkExample, networks
 
 HOUSE = "contract of mtlcore.TeleportStrategy"
 FEW = 0.25
-"""A proposal is an optimisation of its own, so a quarter of the usual inputs is tried: 3 or 4 of every architecture."""
+"""A proposal is an optimisation, so a quarter of the usual inputs are tried: 3 or 4 of every architecture."""
 
 MOVES = "the strategy proposes to move"
 ACCEPTED = "the transaction accepts the proposal"
@@ -40,31 +40,31 @@ ACCEPTED = "the transaction accepts the proposal"
 
 @dataclasses.dataclass(frozen=True)
 class Recorder(TeleportStrategy):
-    """Asks the strategy, writes down its answer, and stays: the transaction then has everything to undo."""
+    """Asks the strategy, records its answer, and proposes no move; the transaction then has to undo everything."""
 
     inner: Any = None
     proposals: list[Displacement] = dataclasses.field(default_factory=list)
 
     def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
-        """Nothing moves."""
+        """An empty displacement."""
         self.proposals.append(self.inner.propose(problem, generator))
         return Displacement({})
 
 
 def ask(plugin: Any, made: Network, seed: int) -> Displacement:
-    """What the strategy proposes on batch 0. A sound transaction and strategy leave the network as it was."""
+    """The strategy's proposal on batch 0. If transaction and strategy are sound, the network does not change."""
     recorder = Recorder(plugin)
     _attempt(recorder, made, seed)
     return recorder.proposals[0]
 
 
 def moves(displacement: Displacement) -> bool:
-    """Whether it wants to go anywhere at all."""
+    """Whether the proposal changes anything."""
     return bool(displacement.parameters) or bool(displacement.head_parameters)
 
 
 def apply(displacement: Displacement, made: Network) -> None:
-    """Put the new values in place."""
+    """Write the new values into the network."""
     with torch.no_grad():
         for module, values in ((made.trunk, displacement.parameters), (made.heads, displacement.head_parameters)):
             known = dict(module.named_parameters())
@@ -73,18 +73,18 @@ def apply(displacement: Displacement, made: Network) -> None:
 
 
 def tensors(displacement: Displacement) -> dict[str, Tensor]:
-    """All new values, by where they go."""
+    """All new values, by the place they are for."""
     heads = {f"heads.{n}": v for n, v in displacement.head_parameters.items()}
     return {**{f"trunk.{n}": v for n, v in displacement.parameters.items()}, **heads}
 
 
 def losses_at(made: Network, seeds: range) -> dict[str, float]:
-    """Losses on batches that no strategy has seen, deterministically."""
+    """Losses in evaluation mode on batches that no strategy has seen; deterministic."""
     return {f"{task} {seed}": float(v) for seed in seeds for task, v in _quietly(made, seed).items()}
 
 
 def losses_in_training(made: Network, seeds: range) -> dict[str, float]:
-    """The same as a training step would see them: with the statistics of the batch, and the same masks every time."""
+    """The same in training mode: with the statistics of the batch, and with the same dropout masks every time."""
     trained = copy.deepcopy(made)
     trained.trunk.train()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -95,8 +95,8 @@ def losses_in_training(made: Network, seeds: range) -> dict[str, float]:
 
 
 def change_by(displacement: Displacement, made: Network, *, training: bool = False) -> Margin:
-    """Apply it; how much of half the digits is left by the largest relative change of a task's loss, on batches that no
-    strategy has seen."""
+    """Apply the displacement; margin of the largest relative change of a task's loss, to half of the digits, on batches
+    that no strategy has seen."""
     seeds = range(50, 53)
     looks = (losses_at, losses_in_training) if training else (losses_at,)
     before = [look(made, seeds) for look in looks]
@@ -109,7 +109,7 @@ def change_by(displacement: Displacement, made: Network, *, training: bool = Fal
 
 
 def _batch(key: str) -> str:
-    """The key of a loss in words."""
+    """The key of a loss as text."""
     task, seed, *mode = key.split(" ", 2)
     return f"{task} on the unseen batch {seed} {' '.join(mode) or 'in evaluation'}"
 
@@ -117,7 +117,7 @@ def _batch(key: str) -> str:
 @law("finite", kind="teleport", statement="A proposal consists of finite numbers.", source=HOUSE, universal=True,
      margin=VERDICT, examples=networks, effort=FEW, decode=NetworkExample.from_json)  # fmt: skip
 def finite(plugin: Any, example: NetworkExample) -> float:
-    """Also for the smallest networks."""
+    """Inputs include the smallest networks."""
     found = tensors(ask(plugin, example.build(), 0))
     return unless([f"{name} is not finite" for name, value in found.items() if not value.isfinite().all()])
 
@@ -134,7 +134,7 @@ def finite(plugin: Any, example: NetworkExample) -> float:
     decode=NetworkExample.from_json,
 )
 def shape_dtype_device(plugin: Any, example: NetworkExample) -> float:
-    """Trunk and heads."""
+    """The law is about the parameters of trunk and heads."""
     made = example.build()
     displacement = ask(plugin, made, 0)
     if not isinstance(displacement, Displacement):
@@ -170,7 +170,7 @@ def _form(value: Tensor) -> str:
     decode=NetworkExample.from_json,
 )
 def deterministic(plugin: Any, example: NetworkExample) -> float:
-    """Asked for another network in between, and under other global seeds."""
+    """The question is repeated after one about another network, and under other global seeds."""
     first = tensors(ask(plugin, example.build(), 0))
     ask(plugin, dataclasses.replace(example, seed=example.seed + 1).build(), 1)
     with generators_restored():
@@ -183,7 +183,7 @@ def deterministic(plugin: Any, example: NetworkExample) -> float:
      source=HOUSE, universal=True, margin=VERDICT, examples=networks, effort=FEW,
      decode=NetworkExample.from_json)  # fmt: skip
 def pure(plugin: Any, example: NetworkExample) -> float:
-    """The network may be used while searching; undoing that is the business of rollback-exact."""
+    """The strategy may change the network while it searches; rollback-exact checks that this is undone."""
     made = example.build()
     before = traces(plugin)
     ask(plugin, made, 0)
@@ -203,7 +203,7 @@ def pure(plugin: Any, example: NetworkExample) -> float:
     decode=NetworkExample.from_json,
 )
 def rollback_exact(plugin: Any, example: NetworkExample) -> float:
-    """What a strategy does to the network behind the transaction's back shows in the predictions."""
+    """Predictions are compared, too: they show changes that the transaction does not know of."""
     made = example.build()
     made.trunk.train()
     before = _everything(made)
@@ -223,7 +223,8 @@ def rollback_exact(plugin: Any, example: NetworkExample) -> float:
     applies=lambda plugin: None if plugin.exact else "calls itself approximate: the transaction checks it on a probe",
 )
 def loss_invariant(plugin: Any, example: NetworkExample) -> float:
-    """Relative to the losses; half of the digits, because rescaling moves rounding through the whole network."""
+    """Changes are relative to the losses. The tolerance is half of the digits, because rescaling changes the rounding
+    errors in the whole network."""
     made = example.build()
     displacement = ask(plugin, made, 0)
     given(moves(displacement), MOVES)
@@ -241,7 +242,7 @@ def loss_invariant(plugin: Any, example: NetworkExample) -> float:
     applies=lambda plugin: None if plugin.exact else "calls itself approximate, and needs no maps",
 )
 def maps_tell_the_truth(plugin: Any, example: NetworkExample) -> float:
-    """Both kinds of map: a factor for each entry, and a matrix along one dimension."""
+    """There are two kinds of map: a factor for each entry, and a matrix along one dimension."""
     made = example.build()
     displacement = ask(plugin, made, 0)
     given(moves(displacement), MOVES)
@@ -260,7 +261,7 @@ def maps_tell_the_truth(plugin: Any, example: NetworkExample) -> float:
 
 
 def has(option: str, otherwise: str) -> Callable[[Any], str | None]:
-    """Applies to strategies with this hyper-parameter; ``otherwise`` says why not to others."""
+    """The law applies to strategies with this hyper-parameter; ``otherwise`` is the reason given for others."""
 
     def applies(plugin: Any) -> str | None:
         named = dataclasses.is_dataclass(plugin) and any(f.name == option for f in dataclasses.fields(plugin))
@@ -302,7 +303,8 @@ def zero_steps_stay(plugin: Any, example: NetworkExample) -> float:
     applies=lambda plugin: None if plugin.exact else "calls itself approximate: its history is reused, not transported",
 )
 def history_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
-    """Through the core's transaction. A dense matrix has no exact rule for the second moment: not asked for."""
+    """The teleport goes through the core's transaction. The second moment is not checked for a dense matrix, for which
+    there is no exact rule."""
     made = example.build()
     asked = ask(plugin, made, example.seed)
     maps = {"trunk": asked.maps, "heads": asked.head_maps}
@@ -317,7 +319,7 @@ def history_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
                 return verdict(False, f"{room}.{name} moved, and no map says how its history follows")
             map_ = torch.ones_like(old)
         if isinstance(map_, Tensor):
-            # D as the parameter shows it, not as the map tells it.
+            # D is computed from the parameter, not taken from the map.
             scale = torch.where(old == 0, map_.expand_as(old), parameter.detach() / old)
             back = [(now * scale, first), (square * scale**2, second)]
         else:
@@ -341,7 +343,7 @@ def history_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
     ),
 )
 def gradients_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
-    """Error relative to the product of the norms, of all the trunk's and heads' own parameters together."""
+    """Errors are relative to the product of the norms of the gradients of all parameters of trunk and heads."""
     made = example.build()
     displacement = ask(plugin, made, example.seed)
     given(moves(displacement), MOVES)
@@ -372,7 +374,7 @@ def gamma_zero_keeps_losses(plugin: Any, example: NetworkExample) -> float:
 
 
 def _gradients(made: Network, seed: int) -> list[list[tuple[str, str, Tensor]]]:
-    """Per task the gradient of every trainable parameter, by room and name, on one batch, in evaluation mode."""
+    """For each task the gradient of every trainable parameter on one batch in evaluation mode, with room and name."""
     mode = made.trunk.training
     made.trunk.eval()
     losses, _ = made.batch(seed)()
@@ -400,7 +402,7 @@ def _pulled(found: Map | None, gradient: Tensor) -> Tensor:
 
 
 def trainable(made: Network) -> list[tuple[str, str, nn.Parameter]]:
-    """(room, name, parameter) of all that trains."""
+    """(room, name, parameter) of all trainable parameters."""
     rooms = (("trunk", made.trunk), ("heads", made.heads))
     return [(room, n, p) for room, module in rooms for n, p in module.named_parameters() if p.requires_grad]
 
@@ -411,7 +413,7 @@ def _moments(made: Network, parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
 
 
 def looks_at_conflict(plugin: Any) -> str | None:
-    """A baseline that does not look at the conflict is held to nothing, unless it promises something."""
+    """The law does not apply to a baseline that ignores the conflict, unless it promises the law."""
     if plugin.improves or "lowers-conflict" in plugin.claims:
         return None
     return "a baseline that does not look at the conflict"
@@ -430,7 +432,7 @@ def looks_at_conflict(plugin: Any) -> str | None:
     applies=looks_at_conflict,
 )
 def lowers_conflict(plugin: Any, example: NetworkExample) -> float:
-    """The conflict is what the transaction measures without a detector, from gradients taken here."""
+    """The conflict is measured as in a transaction without a detector, but from gradients that are computed here."""
     made = example.build()
     losses, before = losses_at(made, range(1, 2)), worst_cosine(made, 1)
     result = _attempt(plugin, made, example.seed)
@@ -444,7 +446,7 @@ def lowers_conflict(plugin: Any, example: NetworkExample) -> float:
 
 
 def _attempt(plugin: Any, made: Network, seed: int) -> TeleportResult:
-    """The transaction, searching on batch 0 and checking on batch 1; the network stays where it arrives."""
+    """A transaction that searches on batch 0 and checks on batch 1; an accepted move is not undone."""
     losses = _quietly(made, 0)
     return Teleporter(plugin, name="asked").attempt(
         trunk=made.trunk,
@@ -465,14 +467,14 @@ def worst_cosine(made: Network, seed: int) -> float:
 
 
 def mapped(found: Map, old: Tensor) -> Tensor:
-    """The map applied."""
+    """The old value under the map."""
     if isinstance(found, Tensor):
         return found * old
     return torch.tensordot(found.matrix, old, dims=([1], [found.dim])).movedim(0, found.dim)
 
 
 def _everything(made: Network) -> dict[str, Any]:
-    """All that a refused teleport must leave alone."""
+    """Everything that a refused teleport must not change."""
     parts: dict[str, nn.Module] = {"trunk": made.trunk, "heads": made.heads}
     seen: dict[str, Any] = {}
     for where, module in parts.items():
@@ -485,7 +487,7 @@ def _everything(made: Network) -> dict[str, Any]:
 
 
 def _quietly(made: Network, seed: int) -> dict[str, Tensor]:
-    """Losses in evaluation mode: looking must not move batch statistics."""
+    """Losses in evaluation mode, so that batch statistics do not change."""
     mode = made.trunk.training
     made.trunk.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What every aggregator must obey, whatever it computes."""
+"""Laws that every aggregator must obey."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def unless(faults: Sequence[str]) -> Margin:
 
 
 def tensors(answer: Answer) -> dict[str, Tensor]:
-    """Everything that an answer consists of, by name."""
+    """All tensors of an answer, by name."""
     given = {"weights": answer.weights, "head_weights": answer.head_weights}
     found = {name: vector for name, vector in given.items() if vector is not None}
     return {"direction": answer.direction, **found, **{f"state[{k!r}]": v for k, v in answer.state.items()}}
@@ -52,8 +52,8 @@ def tensors(answer: Answer) -> dict[str, Tensor]:
     within=anything,
 )
 def finite(plugin: Any, example: Example) -> float:
-    """Zero rows, equal rows and rows of very different size included. Along a run, if the method has a state: what it
-    remembers of the first step is divided by in the second."""
+    """Inputs include zero rows, equal rows and rows of very different size. If the method has a state, the law is
+    checked along a run, because a method may divide by something from an earlier step."""
     state = plugin.init(example.n_tasks)
     for number in range(length(state, example)):
         answer, state = step(plugin, example, number, state)
@@ -78,7 +78,7 @@ def _when(number: int) -> str:
     within=anything,
 )
 def pure(plugin: Any, example: Example) -> float:
-    """Everything within reach is compared with a copy taken before. Along a run, if the method has a state."""
+    """All objects that the method can reach are compared with copies from before; along a run, if it has a state."""
     state = plugin.init(example.n_tasks)
     for number in range(length(state, example)):
         rows, view, seen = views(plugin, example, number)
@@ -101,7 +101,7 @@ def pure(plugin: Any, example: Example) -> float:
 
 
 def _borrowed(plugin: Any, view: StepView, returned: Aggregation) -> list[str]:
-    """What of the answer is the memory of view.jacobian, in words: a step uses that memory again."""
+    """The parts of the answer that share memory with view.jacobian, as text; a step reuses that memory."""
     if plugin.needs < Needs.JACOBIAN:
         return []
     memory = view.jacobian.untyped_storage().data_ptr()
@@ -116,12 +116,12 @@ def _memory(tensor: Tensor) -> int:
 
 
 def traces(plugin: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a step might change besides what it is given: the plugin's attributes, and the global generators."""
+    """What a step might change besides its arguments: the plugin's attributes, and the global generators."""
     return copy.deepcopy(vars(plugin)), dict(zip(("torch", "random", "numpy"), _global_generators(), strict=True))
 
 
 def side_effects(plugin: Any, before: tuple[dict[str, Any], dict[str, Any]]) -> list[str]:
-    """What differs from ``before``, in words."""
+    """The differences from ``before``, as text."""
     had, has = before[0], vars(plugin)
     faults = [f"it changes its own attribute {n}" for n in {**had, **has} if not same(had.get(n), has.get(n))]
     drawn = traces(plugin)[1]
@@ -138,9 +138,9 @@ def side_effects(plugin: Any, before: tuple[dict[str, Any], dict[str, Any]]) -> 
     within=anything,
 )
 def deterministic(plugin: Any, example: Example) -> float:
-    """A new instance is asked, and then this one: after other questions, one to three of them, lest a hidden count come
-    round again; under other global seeds; and with the rows in the memory in which those of the other questions were,
-    because a step reuses its buffer. If the method has a state, then both go on, step by step, side by side."""
+    """First a new instance is asked, then this one: after one to three other questions, so that a hidden counter shows;
+    under other global seeds; and with the rows in the memory that held the rows of those questions, because a step
+    reuses its buffer. If the method has a state, both continue for further steps."""
     new, rows = dataclasses.replace(plugin), -2 * example.jacobian.flip(0)
     with generators_restored():
         first = ask(new, example)
@@ -157,7 +157,7 @@ def deterministic(plugin: Any, example: Example) -> float:
 
 
 def differences(first: dict[str, Any], again: dict[str, Any]) -> list[str]:
-    """What is not the same in two answers to one question, in words."""
+    """The differences between two answers to the same question, as text."""
     return [f"{n} is another one when asked again" for n in {**first, **again} if not same(first.get(n), again.get(n))]
 
 
@@ -173,7 +173,7 @@ def differences(first: dict[str, Any], again: dict[str, Any]) -> list[str]:
     within=anything,
 )
 def shape_dtype_device(plugin: Any, example: Example) -> float:
-    """Also for one task, more tasks than parameters, and float32. Along a run, if the method has a state."""
+    """Inputs include one task, more tasks than parameters, and float32; along a run, if the method has a state."""
     state = plugin.init(example.n_tasks)
     fault = _no_state("init", state)
     for number in range(0 if fault else length(state, example)):
@@ -198,7 +198,7 @@ def shape_dtype_device(plugin: Any, example: Example) -> float:
 
 
 def _no_state(source: str, found: Any) -> str:
-    """What is wrong with something that should be a state, or ""."""
+    """What is wrong with a state, or ""."""
     if isinstance(found, dict) and all(isinstance(v, Tensor) and isinstance(n, str) for n, v in found.items()):
         return ""
     return f"the state that {source} returns is not a dict of tensors"
@@ -229,7 +229,7 @@ def _state_faults(before: dict[str, Tensor], after: dict[str, Tensor], source: s
             faults.append(f"state[{name!r}] is in what init returns, but not in what {source} returns")
         elif name not in before:
             faults.append(f"state[{name!r}] is in what {source} returns, but not in what init returns")
-        # A tensor without numbers waits for the first step, which tells how long the rows are.
+        # An empty tensor gets its shape in the first step, in which the length of the rows is known.
         elif before[name].numel() and (before[name].shape, before[name].dtype) != (
             after[name].shape,
             after[name].dtype,
@@ -259,7 +259,7 @@ def _dtype(value: Tensor) -> str:
 
 
 def reseed(seed: int) -> None:
-    """All global generators, which no answer may depend on."""
+    """Seed all global generators; no answer may depend on them."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
@@ -267,7 +267,7 @@ def reseed(seed: int) -> None:
 
 @contextlib.contextmanager
 def generators_restored() -> Iterator[None]:
-    """Afterwards the global generators are as they were."""
+    """Restore the global generators afterwards."""
     saved = _global_generators()
     try:
         yield

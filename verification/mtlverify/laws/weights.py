@@ -13,7 +13,7 @@ from mtlverify.laws.runs import along, histories
 
 
 def returns_weights(plugin: Any) -> str | None:
-    """Asks the method once what it returns."""
+    """The law applies to methods that return weights; the method is asked once."""
     import torch
 
     rows = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
@@ -31,9 +31,9 @@ def returns_weights(plugin: Any) -> str | None:
     within=anything,
 )
 def conic_combination(plugin: Any, example: Example) -> float:
-    """Negative weights may still describe a direction inside the cone, if the gradients are dependent; and a method may
-    return no weights at all. Then the distance to the cone is found by non-negative least squares. Along a run, if the
-    method has a state: what turns a weight negative may be tied in the first step."""
+    """Negative weights may describe a direction inside the cone if the gradients are dependent, and a method may return
+    no weights. Then the distance to the cone is computed by non-negative least squares. If the method has a state, the
+    law is checked along a run, because weights may become negative after the first step only."""
     return along(plugin, example, _in_cone)
 
 
@@ -69,7 +69,7 @@ def _in_cone(answer: Answer) -> float:
     applies=returns_weights,
 )
 def simplex_weights(plugin: Any, example: Example) -> float:
-    """Judged on the weights themselves, which have no unit. Along a run, if the method has a state."""
+    """The weights themselves are checked; they have no unit. If the method has a state, it is checked along a run."""
     return along(plugin, example, _on_simplex)
 
 

@@ -2,7 +2,7 @@
 
 * :mod:`.strategy`: the plugin, ``lora``;
 * :mod:`.tangent`, :mod:`.penalty`: the two searches;
-* :mod:`.objectives`: what a search wants more of;
-* :mod:`.low_rank`: the factors;
-* :mod:`.field`: the losses around the starting point, on which all of these stand.
+* :mod:`.objectives`: what a search maximises;
+* :mod:`.low_rank`: the low-rank factors;
+* :mod:`.field`: the losses around the starting point, used by all of these.
 """

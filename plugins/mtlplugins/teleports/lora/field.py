@@ -1,9 +1,9 @@
 """The losses as a function of a displacement of the trunk's parameters.
 
-Adapters need not live inside the network to be searched: for a weight W + Delta(factors) the chain rule takes the
-gradient with respect to W, which autograd gives for any layer whatever, to the factors. So a search moves the weights
-in place and asks the user's own closure; nothing has to be injected or removed. (The transaction around a search puts
-the weights back, whatever happens.)
+A search does not need adapters inside the network. For a weight W + Delta(factors) the chain rule gives the gradient of
+the factors from that of W, which autograd computes for every kind of layer. So a search changes the weights in place
+and calls the user's closure; nothing is injected or removed. (The transaction around a search always restores the
+weights.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Field:
         start: their values.
         tasks: names of the tasks, K of them, in the order of every (K,) tensor.
         reference: (K,) losses at the start, float64.
-        unit: (K,) max(|L_i|, eps * largest |L|): what relative changes are relative to.
+        unit: (K,) max(|L_i|, eps * largest |L|), the unit of relative changes.
     """
 
     def __init__(self, problem: TeleportProblem) -> None:
@@ -51,8 +51,8 @@ class Field:
         return [p.detach().clone() for p in self._parameters.values()]
 
     def place(self, values: Sequence[Tensor], shift: Sequence[Tensor] | None = None) -> None:
-        """Go to ``values`` (+ ``shift``). What ``shift`` has beyond the trunk's parameters is for those of the heads,
-        in the order of :meth:`heads`; without it they are where they started."""
+        """Move to ``values`` (+ ``shift``). Entries of ``shift`` beyond the trunk's parameters are for those of the
+        heads, in the order of :meth:`heads`; without them the heads are at their starting values."""
         n = len(self.names)
         for i, parameter in enumerate(self._parameters.values()):
             parameter.data.copy_(values[i] if shift is None else values[i] + shift[i])
@@ -60,17 +60,17 @@ class Field:
             head.data.copy_(start if shift is None or len(shift) == n else start + shift[n + i])
 
     def heads(self) -> list[Tensor]:
-        """The trainable parameters of the heads, where they started; empty if nobody handed over heads."""
+        """The starting values of the heads' trainable parameters; empty without ``heads``."""
         if not self._heads and self._problem.heads is not None:
             self._heads = {p: p.detach().clone() for p in self._problem.heads.parameters() if p.requires_grad}
         return list(self._heads.values())
 
     def displace(self, displacement: Mapping[str, Tensor]) -> None:
-        """Go to start + displacement."""
+        """Move to start + displacement."""
         self.place([s + displacement[n] if n in displacement else s for n, s in zip(self.names, self.start)])
 
     def losses(self) -> Tensor:
-        """(K,) at the current point, without a graph; one is made and dropped, for a closure may differentiate."""
+        """(K,) at the current point, without a graph. One is made and dropped, because a closure may differentiate."""
         return _stacked(self._problem.evaluate()[0]).detach()
 
     def relative_change(self) -> Tensor:
@@ -112,8 +112,8 @@ class Field:
         return [_dense(p, g) for p, g in zip(parameters, raw)]
 
     def small_step(self, direction: Vector) -> float:
-        """A step along ``direction`` for finite differences: its size is sqrt(eps)-small beside the weights, where the
-        rounding of a gradient and the curvature of its change weigh about the same."""
+        """The step size along ``direction`` for finite differences: sqrt(eps) relative to the weights, where the
+        rounding error and the truncation error of the difference are about equal."""
         size = norm(self.start)
         length = norm(direction)
         eps = torch.finfo(direction[0].dtype).eps
@@ -122,7 +122,7 @@ class Field:
 
 @contextlib.contextmanager
 def _twice_differentiable() -> Iterator[None]:
-    """Fused attention and recurrent kernels have no second derivative; their plain forms have."""
+    """Switch off fused attention and recurrent kernels, which have no second derivative; the plain forms have one."""
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
         yield
 

@@ -1,8 +1,8 @@
 """Low-rank displacements: Delta = (alpha / r) B A for every weight, whatever layer it belongs to.
 
-A weight with two or more dimensions is read as the matrix (first dimension, all others): rows are outputs, as in
-Linear, Conv1d/2d/3d, the packed projections of nn.MultiheadAttention, GRU and LSTM weights; an Embedding's rows are its
-entries; a plain parameter is taken likewise. Biases and norm scales stay.
+A weight with two or more dimensions is treated as a matrix (first dimension times all others). Its rows are outputs in
+Linear, Conv1d/2d/3d, the packed projections of nn.MultiheadAttention, GRU and LSTM; in an Embedding they are the
+entries; a plain parameter is treated in the same way. Biases and scales of norms do not change.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mtlcore.errors import ConfigurationError, MissingExtraError
 
 
 class Adapter(Protocol):
-    """Factors, and the displacements they stand for."""
+    """Factors, and the displacements that they define."""
 
     factors: list[nn.Parameter]
 
     def deltas(self) -> dict[str, Tensor]:
-        """Parameter name -> displacement of its shape, with a graph down to the factors; zero at first."""
+        """Parameter name -> displacement of its shape, differentiable in the factors; zero at first."""
 
 
 def adapted(weights: dict[str, nn.Parameter], targets: Sequence[str]) -> dict[str, nn.Parameter]:
@@ -52,7 +52,7 @@ def make(kind: str, weights: dict[str, nn.Parameter], rank: int, alpha: int, gen
 
 
 class LowRank:
-    """LoRA [Hu et al. 2022]: A Kaiming-uniform, B zero: the search starts exactly where the network is. [code]"""
+    """LoRA [Hu et al. 2022]: A is Kaiming-uniform, B is zero, so the search starts exactly at the network. [code]"""
 
     def __init__(self, weights: dict[str, nn.Parameter], rank: int, alpha: int, generator: torch.Generator) -> None:
         self._shapes = {n: p.shape for n, p in weights.items()}
@@ -73,8 +73,8 @@ class LowRank:
 class PeftAdapter:
     """Factors made and composed by PEFT.
 
-    PEFT is given a stand-in with one Linear per adapted weight, not the user's network: its adapters for Linear then
-    serve every layer type alike, nothing is injected into the trunk, and nothing has to be taken out again.
+    PEFT gets a substitute network with one Linear layer per adapted weight, not the user's network. So its adapters for
+    Linear can be used for every kind of layer, and nothing is injected into the trunk.
 
     Raises:
         MissingExtraError: PEFT is not installed.
@@ -100,7 +100,7 @@ class PeftAdapter:
                 nn.Linear, p.numel() // p.shape[0], p.shape[0], bias=False, device=p.device, dtype=p.dtype
             )
             stand_in.add_module(f"w{i}", linear)
-        # PEFT draws the factors from the global stream: lend it one that starts from our generator.
+        # PEFT draws the factors from the global generator: for that time it is seeded from ours.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
             adapted = peft.inject_adapter_in_model(configs[kind](), stand_in)  # type: ignore[no-untyped-call]

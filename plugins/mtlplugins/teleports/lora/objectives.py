@@ -1,8 +1,8 @@
-"""What a LoRA teleport wants more of, and the gradient of it. [paper Eq. 8-10; the better estimators: seeds 1.6]
+"""The objectives of a LoRA teleport, and their gradients. [paper Eq. 8-10; the better estimators: seeds 1.6]
 
-Every objective is a function O of the displacement; :meth:`Objective.ascent` returns its value and its gradient with
-respect to the trunk's parameters at the network's current point, a gradient that flows through every loss it is made
-of. (In the authors' code the perturbed losses carry no graph: what is followed there is a random multiple of grad L_i.)
+Every objective is a function O of the displacement. :meth:`Objective.ascent` returns its value and its gradient with
+respect to the trunk's parameters at the current point. The gradient takes all losses in O into account. (In the
+authors' code the perturbed losses have no graph; the search there follows a random multiple of grad L_i.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mtlplugins.teleports.lora.field import Field, Vector, combine, inner, norm,
 
 
 class Objective(Protocol):
-    """Larger is better."""
+    """An objective to maximise."""
 
     def ascent(self, field: Field, generator: torch.Generator) -> tuple[float, Vector]:
         """O and its gradient at the current point."""
@@ -42,9 +42,9 @@ class Sharpness:
     """L_g = (1/K) sum_i R_i S_i / delta, S_i = max_s |L_i(theta + eps_s) - L_i(theta)|, s = 1..n. [paper]
 
     Args:
-        factor: (K,) R_i, divided by |g_i*| in the relative form, so that tasks of any scale count alike.
-        samples: n. delta: radius of the sphere. per_tensor: each tensor's noise has norm delta [code]; False: the whole
-            vector's [paper's wording]. heads: those of the task-specific networks take part, too [code].
+        factor: (K,) R_i; in the relative form divided by |g_i*|, so that the scales of the tasks do not matter.
+        samples: n. delta: radius of the sphere. per_tensor: the noise of each tensor has norm delta [code]; False: the
+            noise of the whole vector has [paper's wording]. heads: whether the heads are perturbed, too [code].
     """
 
     factor: Tensor
@@ -91,7 +91,7 @@ class Sharpness:
 
 @dataclass
 class GradientNorm:
-    """L_g = (1/K) sum_i R_i |g_i|: what sharpness samples, to first order. [seeds 1.6: choice]
+    """L_g = (1/K) sum_i R_i |g_i|: sharpness to first order, without sampling. [seeds 1.6: choice]
 
     Args:
         factor: (K,) as in :class:`Sharpness`.
@@ -126,14 +126,15 @@ class GradientNorm:
 
 @dataclass
 class Conflict:
-    """cos(g_w, g_0): g_0 the mean gradient, g_w = sum_i w_i g_i / |g_i| the unit gradients of those it serves worst.
+    """cos(g_w, g_0): g_0 is the mean gradient, and g_w = sum_i w_i g_i / |g_i| is dominated by the tasks with the
+    smallest cosines.
 
-    w = softmax(-cos(g_i, g_0) / temperature), taken as constant: a soft minimum of the cosines, of which any number of
-    tasks costs two curvature products. Scale-free. [choice; seeds 1.10]
+    w = softmax(-cos(g_i, g_0) / temperature) is held constant: this is a soft minimum of the cosines, and it costs two
+    curvature products for any number of tasks. It does not depend on scale. [choice; seeds 1.10]
 
     Args:
         exact: True: double backward. False: finite differences.
-        temperature: of the soft minimum.
+        temperature: temperature of the soft minimum.
     """
 
     exact: bool
@@ -166,7 +167,7 @@ class Conflict:
         )
 
     def weights(self, blocks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """(K,) coefficients on the raw task gradients of g_w and of g_0."""
+        """(K,) coefficients of the task gradients in g_w and in g_0."""
         gram = torch.stack([linalg.gramian(b) for b in blocks]).sum(dim=0)
         sizes = gram.diagonal().clamp_min(0.0).sqrt()
         k = sizes.shape[0]

@@ -1,4 +1,4 @@
-"""What a LoRA teleport may want more of: progress that the next steps promise, instead of agreement of gradients."""
+"""An objective of a LoRA teleport: the progress that the next steps promise, instead of agreement of gradients."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ class Progress:
     """O = sum_i w_i R_i, with R_i = (L_i(theta) - L_i(theta - s)) / |L_i*| and s = n D g_0: the relative decrease of
     each task's loss in n steps along the mean gradient g_0, in the optimizer's metric D. [ours]
 
-    w = softmax(-R_i / (temperature * r)) with r the mean |R_i|, taken as constant: a soft minimum, of the tasks that
-    are served worst. O is in units of r at the first call, so that ``reach`` means the same as for a cosine.
+    w = softmax(-R_i / (temperature * r)), with r the mean |R_i|, is held constant: a soft minimum, dominated by the
+    tasks with the smallest R_i. O is in units of r at the first call, so that ``reach`` has the same meaning as for a
+    cosine.
 
-    D is that of the start. Then, with theta' = theta - s,
+    D is that of the starting point. Then, with theta' = theta - s,
 
         grad O = sum_i w_i / |L_i*| [g_i(theta) - g_i(theta') + n H_0 D g_i(theta')],
 
-    where H_0 v is the curvature of the mean loss by one product. The losses at theta' have it to all orders.
+    where H_0 v is one curvature product of the mean loss. The losses at theta' contain all orders of the curvature.
 
     Args:
         pace: D of each parameter, (numel,).
         horizon: n.
-        temperature: of the soft minimum, in units of r. [choice]
+        temperature: temperature of the soft minimum, in units of r. [choice]
     """
 
     pace: Sequence[Tensor]
@@ -38,11 +39,11 @@ class Progress:
     unit: float = 0.0
 
     def ascent(self, field: Field, generator: torch.Generator) -> tuple[float, Vector]:
-        """One pass of task gradients, and what :meth:`ascent_from` costs."""
+        """Cost: one pass of task gradients, and that of :meth:`ascent_from`."""
         return self.ascent_from(field, field.rows()[1])
 
     def ascent_from(self, field: Field, blocks: list[Tensor]) -> tuple[float, Vector]:
-        """Where the task gradients at the current point are known: two forward passes and two gradients."""
+        """The same with known task gradients at the current point. Cost: two forward passes and two gradients."""
         here, k = field.current(), len(field.tasks)
         mean = torch.full((k,), 1.0 / k, dtype=torch.float64, device=field.reference.device)
         g_0 = weighted(mean, blocks, here)
@@ -70,7 +71,7 @@ class Progress:
         ]
 
     def _weights(self, decrease: Tensor) -> Tensor:
-        """(K,), of the tasks that are served worst."""
+        """w (K,), largest for the tasks with the smallest decrease."""
         size = float(decrease.abs().mean()) or 1.0
         self.unit = self.unit or size
         return torch.softmax(-decrease / (self.temperature * size), dim=0)

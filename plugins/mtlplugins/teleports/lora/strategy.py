@@ -1,4 +1,4 @@
-"""COST's teleport: a low-rank jump of the trunk that keeps the losses and eases the conflict."""
+"""COST's teleport: a low-rank displacement of the trunk that keeps the losses and reduces the conflict."""
 
 from __future__ import annotations
 
@@ -15,43 +15,45 @@ from mtlplugins.teleports.lora.field import Field
 
 @dataclass(frozen=True)
 class LoRA(TeleportStrategy):
-    """Displace the trunk by low-rank factors so that L_i(theta + Delta) = L_i(theta) for all i, and less conflict.
+    """Displace the trunk by low-rank factors so that L_i(theta + Delta) = L_i(theta) for all i, with less conflict.
 
-    The transaction around it decides whether the jump is kept.
+    The transaction around the strategy decides whether the displacement is kept.
 
     Args:
-        objective: what to have more of.
-            "conflict": the cosine with the mean gradient of the tasks that it serves worst. [choice; the default, as
-            gradient norms are most easily raised by making losses worse: see benchmarks/mtlbench/speed/teleports.py]
-            "progress": the relative decrease that the next ``horizon`` steps of the optimizer promise to the tasks that
-            they serve worst. Needs an optimizer whose steps are known (SGD, Adam, AdamW, RMSprop, Adagrad). To be
-            judged by the same, ``Teleporter(..., accept="progress")``. [ours]
-            "sharpness": max over perturbations of L_i(theta + Delta + eps) - L_i(theta + Delta), over delta. [paper]
+        objective: what is maximised.
+            "conflict": the cosines with the mean gradient, of the tasks with the smallest ones. [choice; the default,
+            because gradient norms are most easily increased by increasing the losses: see
+            benchmarks/mtlbench/speed/teleports.py]
+            "progress": the relative decrease of the losses in the next ``horizon`` steps of the optimizer, for the
+            tasks with the smallest decrease. It needs an optimizer whose steps are known (SGD, Adam, AdamW, RMSprop,
+            Adagrad). ``Teleporter(..., accept="progress")`` accepts by the same measure. [ours]
+            "sharpness": max over perturbations of L_i(theta + Delta + eps) - L_i(theta + Delta), divided by delta.
+            [paper]
             "gradient-norm": what sharpness estimates. [choice]
-        estimator: how its gradient is had. "sphere": n random perturbations [paper], sharpness only;
-            "finite-difference": one more gradient per curvature product (the only one for progress); "double-backward":
-            exact, for nets whose operations can be differentiated twice. [seeds 1.6]
+        estimator: how the gradient of the objective is computed. "sphere": n random perturbations [paper], for
+            sharpness only; "finite-difference": one more gradient per curvature product (the only one for progress);
+            "double-backward": exact, for networks whose operations can be differentiated twice. [seeds 1.6]
         search: "tangent": predictor-corrector on the surface of constant losses, a few steps [choice];
             "penalty": Adam on L_t - gamma L_g [paper].
-        rank: of every weight's displacement. [paper: 5]
-        gamma: weight of the objective in the penalty [paper: 0.1]. 0: nothing to gain, so the losses are kept by
-            staying (either search).
-        steps: of the search.
+        rank: rank of every weight's displacement. [paper: 5]
+        gamma: weight of the objective in the penalty [paper: 0.1]. With 0 there is nothing to gain, and nothing moves
+            (either search).
+        steps: number of steps of the search.
         drift: tangent only: largest relative change of a loss on the trigger batch.
-        reach: tangent only: gain of the objective that a step tries first.
-        lr: penalty only: Adam's. [code: the learning rate of the training]
+        reach: tangent only: gain of the objective that a step aims at first.
+        lr: penalty only: Adam's step size. [code: the learning rate of the training]
         alpha: penalty only: Delta = alpha / rank * B A. [code: 8]
-        adapter: penalty only: who makes the factors: "low-rank" (own), or PEFT: "peft-lora", "peft-loha", "peft-lokr".
-        relative: losses and gradient norms relative to their size before the jump, so that the unit of a loss does not
-            matter [choice]; False: absolute [paper].
-        samples: n of the sphere. [code: 5]
-        delta: its radius. [code: 1e-4]
-        per_tensor: every tensor's noise has norm delta [code], or the whole vector's [paper's wording].
-        perturb: sphere only: which parameters the noise moves. "trunk" [choice], for what the heads do is no business
-            of a teleport of the trunk; "all", the heads too [code], which must then be handed over
-            (``MultiTask(..., heads=...)``).
-        horizon: progress only: how many steps are looked ahead. [choice]
-        targets: patterns of weight names to adapt. Default: every weight of two or more dimensions.
+        adapter: penalty only: how the factors are made: "low-rank" (own), or by PEFT: "peft-lora", "peft-loha",
+            "peft-lokr".
+        relative: losses and gradient norms are relative to their values before the search, so that the unit of a loss
+            does not matter [choice]; False: absolute [paper].
+        samples: n, the number of perturbations on the sphere. [code: 5]
+        delta: radius of the sphere. [code: 1e-4]
+        per_tensor: the noise of every tensor has norm delta [code]; False: that of the whole vector [paper's wording].
+        perturb: sphere only: the parameters that are perturbed. "trunk" [choice], because a teleport moves the trunk
+            only; or "all", the heads, too [code], which must then be given (``MultiTask(..., heads=...)``).
+        horizon: progress only: number of future steps. [choice]
+        targets: patterns of the names of weights that move. Default: every weight of two or more dimensions.
     """
 
     exact = False
@@ -94,7 +96,7 @@ class LoRA(TeleportStrategy):
             )
 
     def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
-        """The jump; it stays if there is nothing to adapt, nothing to gain, or nothing found."""
+        """The displacement; an empty one if there is nothing to adapt, nothing to gain, or nothing is found."""
         weights = low_rank.adapted(problem.parameters(), self.targets)
         if not weights:
             return _stay("the trunk has no trainable weight of two or more dimensions")

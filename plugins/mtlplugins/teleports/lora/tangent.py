@@ -1,7 +1,7 @@
-"""A cheap search: walk along the surface on which every task keeps its loss.
+"""A cheap search: steps along the surface on which every task keeps its loss.
 
-Invariance is a constraint here, not a penalty. All displacements are B A with the rows of A fixed: the leading right
-singular vectors of the objective's own gradient, so that the best rank-r ascent direction is among them. In the
+Invariance is a constraint here, not a penalty. All displacements are B A with fixed rows of A: the leading right
+singular vectors of the gradient of the objective, so that the best ascent direction of rank r is among them. In the
 coordinates B, with the relative task gradients as rows of J (K, n):
 
     predict   x <- x + t (I - J^+ J) h        h the objective's gradient: no loss changes to first order
@@ -35,12 +35,12 @@ def search(
     reach: float,
     generator: torch.Generator,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The displacement, and what happened.
+    """The displacement, and diagnostics.
 
     Args:
         weights: names of the weights that move.
         drift: largest relative change of a task's loss on the trigger batch.
-        reach: predicted gain of the objective that a step tries first.
+        reach: predicted gain of the objective that a step aims at first.
     """
     chart: _Chart | None = None
     log = {"tangent_steps": 0.0, "objective_before": float("nan"), "objective": float("nan")}
@@ -95,7 +95,7 @@ def _line_search(
 
 
 class _Surface:
-    """The tangent space of {x : every loss as it was}, from the relative task gradients J (K, n)."""
+    """The tangent space of {x : no loss changes}, from the relative task gradients J (K, n)."""
 
     def __init__(self, jacobian: Tensor) -> None:
         self._jacobian = jacobian
@@ -110,7 +110,7 @@ class _Surface:
         return projected
 
     def back(self, change: Tensor) -> Tensor:
-        """J^+ c: the shortest step that undoes the relative changes c, to first order."""
+        """J^+ c: the shortest step that cancels the relative changes c, to first order."""
         step: Tensor = self._rows.T @ (self._inverse @ (change / self._norms[:, 0]))
         return step
 
@@ -131,7 +131,7 @@ class _Chart:
         self._rows = [field.start[i].shape[0] for _, i in self._weights]
         self.size = sum(n * len(a) for n, a in zip(self._rows, self._bases))
         self.farthest = 0.1 * sum(field.start[i].numel() for _, i in self._weights) ** 0.5
-        """A step moves the weights by a tenth of their size at most."""
+        """Largest step: a tenth of the size of the weights."""
 
     def pull(self, gradient: Vector) -> Tensor:
         """Gradient with respect to the weights -> with respect to x."""

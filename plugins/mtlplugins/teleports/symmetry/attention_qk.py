@@ -21,23 +21,23 @@ from mtlplugins.teleports.symmetry.scaling import Group, Member, rescale
 class AttentionQK(TeleportStrategy):
     """Per head: (W_Q, b_Q) <- M (W_Q, b_Q) and (W_K, b_K) <- M^{-T} (W_K, b_K), M invertible. [derived, seeds 2.3]
 
-    Scores are inner products <q, k>, so nothing changes on any input. Likewise (W_V, b_V) <- M (W_V, b_V) against the
-    head's columns of the output projection, W_O <- W_O M^{-1}. The Gramian is known for every M from one pass of task
-    gradients (``scaling.py``, ``general_maps.py``).
+    Scores are inner products <q, k>, so no output changes on any input. In the same way (W_V, b_V) <- M (W_V, b_V) with
+    W_O <- W_O M^{-1} for the head's columns of the output projection. One pass of task gradients gives the Gramian for
+    every M (``scaling.py``, ``general_maps.py``).
 
-    ``maps="diagonal"`` is the default because all of Adam's history then follows exactly. A full M mixes coordinates,
-    and the mean of (sum_j a_j g_j)^2 contains the mean products of different coordinates, which Adam does not keep: two
-    histories with the same second moment have different ones after M, so no exact transport exists. First moments
-    (momentum) follow exactly; second moments are re-estimated as if coordinates were uncorrelated. [choice; see
-    ``mtlcore.trajectory``] For SGD with momentum a full M is as exact as a diagonal one.
+    ``maps="diagonal"`` is the default because then all of Adam's history is transported exactly. A full M mixes
+    coordinates. The mean of (sum_j a_j g_j)^2 contains mean products of different coordinates, which Adam does not
+    store; two histories with the same second moment have different ones after M, so there is no exact transport. First
+    moments (momentum) are transported exactly; second moments are estimated as if coordinates were uncorrelated.
+    [choice; see ``mtlcore.trajectory``] For SGD with momentum a full M is as exact as a diagonal one.
 
-    Serves every ``nn.MultiheadAttention`` of the trunk, packed or with separate projections; one with ``add_bias_kv``
-    (for keys), hooks, parametrisations, frozen or tied parameters is left alone. Attention written out with plain
-    Linear layers cannot be told apart from other products and is left alone too.
+    It is applied to every ``nn.MultiheadAttention`` of the trunk, packed or with separate projections. It is not
+    applied to those with ``add_bias_kv`` (for keys), hooks, parametrisations, frozen or tied parameters, and not to
+    attention made of plain Linear layers, which cannot be distinguished from other products.
 
     Args:
         maps: "diagonal": M = diag(lambda), lambda > 0; "full": any invertible M per head.
-        values: also move values against the output projection.
+        values: also apply the symmetry between values and output projection.
         objective, bound, stiffness, steps: as in ``relu-rescaling``; for "full", of \\|log singular value\\|.
         directions: full only: dimension of the subspace of a head that M acts on. [choice]
     """

@@ -1,4 +1,4 @@
-"""The symmetry at the boundary between trunk and heads: any invertible map, undone by every head."""
+"""The symmetry at the boundary between trunk and heads: an invertible map, and its inverse in every head."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from mtlplugins.teleports.symmetry.tracing import traces
 class LinearBoundary(TeleportStrategy):
     """The trunk ends in z = A x + b, every head starts with U_k z: A <- M A, b <- M b, U_k <- U_k M^{-1}.
 
-    Exact for every invertible M and every input [derived, seeds 2.3]. The trunk's gradients transform as g' = M^{-T} g,
-    so the Gramian is known for every M from one pass of task gradients (see ``general_maps.py``). History: momentum by
-    M^{-T}, exactly; squared moments re-estimated (see ``mtlcore.trajectory``).
+    It is exact for every invertible M and every input [derived, seeds 2.3]. The trunk's gradients become
+    g' = M^{-T} g, so one pass of task gradients gives the Gramian for every M (see ``general_maps.py``). Momentum is
+    transported by M^{-T}, exactly; second moments are estimated (see ``mtlcore.trajectory``).
 
-    Needs ``MultiTask(..., heads=...)``: a module whose children are the heads (ModuleDict, ModuleList), or one head.
-    Each must receive the trunk's output itself and use it in Linear layers only; the trunk must end in a Linear.
-    Otherwise it stays, and says why.
+    It needs ``MultiTask(..., heads=...)``: a module whose children are the heads (ModuleDict, ModuleList), or one head.
+    Each head must get the trunk's output itself and use it in Linear layers only; the trunk must end in a Linear layer.
+    Otherwise nothing is proposed, and the diagnostics say why.
 
     Args:
         objective: "dominated" or "pairwise", as in ``relu-rescaling``.
         bound: largest \\|log singular value of M\\|. [choice]
         directions: dimension of the subspace that M acts on. [choice]
         stiffness: mu of the penalty mu mean(log^2) over the singular values of M in that subspace. [choice]
-        steps: of the optimisation on the small tables.
+        steps: number of steps of the optimisation on the K x K tables.
     """
 
     exact = True
@@ -99,12 +99,12 @@ class LinearBoundary(TeleportStrategy):
 
 
 class _NoBoundaryError(Exception):
-    """Why the symmetry is not there."""
+    """There is no such symmetry; the message says why."""
 
 
 @contextlib.contextmanager
 def _strangers(trunk: nn.Module, heads: nn.Module | None) -> Iterator[list[str]]:
-    """Names of the heads that are called, while open, with anything but a tensor that the trunk has returned."""
+    """Names of the heads that are called, inside the context, with anything but a tensor that the trunk returned."""
     made: list[object] = []
     found: list[str] = []
 

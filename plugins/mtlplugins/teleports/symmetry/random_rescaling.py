@@ -1,4 +1,4 @@
-"""The baseline for ablations: go somewhere on the same symmetry orbit, but not anywhere in particular."""
+"""The baseline for ablations: a random point on the same symmetry orbit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mtlplugins.teleports.symmetry.scaling import displacement, factors
 class RandomRescaling(TeleportStrategy):
     """``relu-rescaling`` with log-scales drawn uniformly from [-bound, bound] instead of optimised. [choice]
 
-    It does not look at the conflict, so it is accepted whenever it keeps the losses. What a method gains over this one
-    is what its search is worth.
+    It does not look at the conflict, so it is accepted whenever it keeps the losses. The gain of a strategy over this
+    baseline is the gain of its search.
 
     Args:
         bound: largest \\|log lambda\\|.

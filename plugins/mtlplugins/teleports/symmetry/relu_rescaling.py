@@ -22,23 +22,23 @@ class ReluRescaling(TeleportStrategy):
     """Multiply what produces unit j by lambda_j > 0, divide what consumes it: an exact symmetry. [derived, seeds 2.3]
 
     W1[j,:] *= lambda_j, b1[j] *= lambda_j, W2[:,j] /= lambda_j, for Linear and Conv chains, through batch norm (whose
-    affine part then is what produces), pooling, dropout and flatten, inside residual blocks and, all branches
-    together, along residual streams. Units are found in the trunk's graph (see ``channels.py``); what cannot be shown
-    to be safe is left alone. Every loss is kept on every input, to rounding.
+    affine part then is what produces), pooling, dropout and flatten, inside residual blocks and, for all branches
+    together, along residual streams. Units are found in the graph of the trunk (see ``channels.py``); units for which
+    the symmetry cannot be proved are not changed. Every loss is kept on every input, up to rounding.
 
-    The log-scales maximise the worst cosine by the closed form of ``scaling.py``: one pass of task gradients, no matter
-    how many steps. What changes is the metric in which gradients are compared, not the function: gains in the cosine
-    need not be gains in the loss. Weight decay breaks the symmetry of the training problem, not of the network.
+    The log-scales maximise the worst cosine by the closed form of ``scaling.py``, from one pass of task gradients for
+    any number of steps. The teleport changes the metric in which gradients are compared, not the function: a better
+    cosine need not give a lower loss. Weight decay breaks the symmetry of the training problem, not of the network.
 
     Args:
         objective: "dominated": the worst cos(g_i, g_0); "pairwise": the worst cos(g_i, g_j).
         bound: largest \\|log lambda\\|. [choice]
-        stiffness: mu of the penalty mu mean(log lambda^2) that keeps idle units where they are. [choice]
-        steps: of the optimisation on the K x K tables.
-        powers_of_two: round every lambda to a power of two, by which all floating-point types multiply without
-            rounding, short of overflow and underflow: losses are kept to the last bit. For bfloat16, half and autocast,
-            where other scales move the losses by more than rounding is allowed to and are mostly refused. Needs
-            bound >= log 2. [choice]
+        stiffness: mu of the penalty mu mean(log lambda^2), which keeps units without effect at lambda = 1. [choice]
+        steps: number of steps of the optimisation on the K x K tables.
+        powers_of_two: round every lambda to a power of two. A product with a power of two is exact in every
+            floating-point type, without overflow and underflow, so losses are kept to the last bit. It is for bfloat16,
+            half and autocast, where other scales change the losses by more than the tolerance and are mostly refused.
+            It needs bound >= log 2. [choice]
     """
 
     exact = True
