@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from mtlcore.hyperparameters import flag as flag
     from mtlcore.hyperparameters import integer as integer
     from mtlcore.hyperparameters import number as number
+    from mtlcore.hyperparameters import text as text
+    from mtlcore.hyperparameters import texts as texts
     from mtlcore.hyperparameters import vector as vector
     from mtlcore.merging import merge as merge
     from mtlcore.multitask import MultiTask as MultiTask
@@ -67,6 +69,8 @@ _HOME = {
     "flag": "hyperparameters",
     "integer": "hyperparameters",
     "number": "hyperparameters",
+    "text": "hyperparameters",
+    "texts": "hyperparameters",
     "vector": "hyperparameters",
     "merge": "merging",
     "MultiTask": "multitask",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def pack(
         "seed": progress.seed,
         "teleport_steps": list(progress.teleport_steps),
         "detections": [progress.looks, progress.fired],
-        "awaiting": progress.awaiting,
+        "awaiting": list(progress.awaited) or progress.awaiting,
         "gradient_sources": dict(planner.pins),
         "refresh": {} if keeper is None else keeper.state(),
         "teleporter": {} if teleporter is None else teleporter.state(),
@@ -83,6 +83,7 @@ def unpack(state: Any, now: Progress, plugins: Mapping[str, Any], keeper: Keeper
     if fired > looks:
         raise StateError(f"the checkpoint's entry 'detections' is damaged: fired {fired} times in {looks} looks.")
     kept = _kept(entries["refresh"], keeper, tasks)
+    awaited = _awaited(entries["awaiting"], tasks)
     if tasks is not None and now.tasks is not None and tasks != now.tasks:
         # Matched by name. Weights that were kept for some steps are not: the method is asked at once.
         if inner is not None:
@@ -96,7 +97,8 @@ def unpack(state: Any, now: Progress, plugins: Mapping[str, Any], keeper: Keeper
         teleport_steps=tuple(_list("teleport_steps", entries["teleport_steps"], None)),
         looks=looks,
         fired=fired,
-        awaiting=_flag("awaiting", entries["awaiting"]),
+        awaiting=bool(awaited),
+        awaited=() if awaited is True else awaited or (),
     )
     pins = _pins(entries["gradient_sources"])
     if changed:
@@ -165,12 +167,6 @@ def _count(entry: str, value: Any) -> int:
     return int(value)
 
 
-def _flag(entry: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong(entry, value, "True or False")
-    return value
-
-
 def _list(entry: str, value: Any, size: int | None) -> list[int]:
     if not isinstance(value, (list, tuple)) or (size is not None and len(value) != size):
         raise _wrong(entry, value, "a list of whole numbers" if size is None else f"a list of {size} whole numbers")
@@ -196,6 +192,17 @@ def _tasks(value: Any, now: Progress) -> tuple[str, ...] | None:
             f"none declared), and then call add_task(name) or remove_task(name)."
         )
     return tasks
+
+
+def _awaited(value: Any, tasks: tuple[str, ...] | None) -> bool | tuple[str, ...]:
+    """The tasks that a second look is about; True where a file says no more than that there is to be one."""
+    if isinstance(value, bool):
+        return value
+    names = value if isinstance(value, (list, tuple)) else ()
+    known = all(isinstance(n, Hashable) and (tasks is None or n in tasks) for n in names)
+    if not names or not known or len(set(names)) != len(names):
+        raise _wrong("awaiting", value, "True, False, or some of the tasks")
+    return tuple(names)
 
 
 def _method_state(

@@ -22,10 +22,11 @@ from mtlcore import configuration, simplex
 from mtlcore.contracts.aggregator import Aggregator
 from mtlcore.contracts.explorer import Explorer
 from mtlcore.contracts.view import Needs
-from mtlcore.errors import ConfigurationError, PluginError, StateError
+from mtlcore.errors import ConfigurationError, PluginError, StateError, listed
 from mtlcore.inputs import whole_number
 from mtlcore.multitask import MultiTask
 from mtlcore.registry import create
+from mtlcore.safety import blame, shown
 
 Losses: TypeAlias = Mapping[str, Tensor]
 LossFunction: TypeAlias = Callable[[Any, Any], Losses]
@@ -253,8 +254,11 @@ class Front:
         """
         wanted = simplex.preference(preference, self.tasks)
         made = {n: t.detach().clone() for n, t in self._model.state_dict().items()}
-        found = self.explorer.read(dict(self._learnt), wanted)
         who = f"explorer {type(self.explorer).__name__}"
+        try:
+            found = self.explorer.read(dict(self._learnt), wanted)
+        except BaseException as error:
+            raise PluginError(f"{who}: read raised {blame(error)}") from error
         if not isinstance(found, dict):
             raise PluginError(f"{who}: read returned a {type(found).__name__}, not a dict of tensors.")
         for name, value in found.items():
@@ -276,7 +280,8 @@ class Front:
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors: ``torch.load(..., weights_only=True)`` reads it."""
         learnt = {n: t.clone() for n, t in self._learnt.items()}
-        return {"explorer": _described(self.explorer), "tasks": list(self.tasks), "learnt": learnt}
+        tasks = list(self.tasks)
+        return {"explorer": _described(self.explorer), "tasks": tasks, "n_tasks": len(tasks), "learnt": learnt}
 
     @classmethod
     def load(cls, model: nn.Module, state: Mapping[str, Any], method: str | Explorer) -> Front:
@@ -290,14 +295,26 @@ class Front:
             raise StateError("this is not the state of a front: it needs the entries explorer, tasks and learnt.")
         if not isinstance(state["explorer"], Mapping) or "name" not in state["explorer"]:
             raise StateError("the entry explorer of this state does not describe an explorer: it is damaged.")
-        if not isinstance(state["tasks"], (list, tuple)) or not state["tasks"]:
-            raise StateError("the entry tasks of this state is not a list of names: it is damaged.")
+        tasks = state["tasks"]
+        if not isinstance(tasks, (list, tuple)) or not tasks or len(set(map(repr, tasks))) != len(tasks):
+            raise StateError("the entry tasks of this state is not a list of distinct names: it is damaged.")
+        if state.get("n_tasks", len(tasks)) != len(tasks):
+            raise StateError(
+                f"this state was learnt for {shown(state['n_tasks'])} tasks, and its entry tasks has {len(tasks)} "
+                f"names ({listed(tasks)}): it is damaged."
+            )
         then, now = ({"explorer": {**(d or {}), "distribution": ""}} for d in (state["explorer"], _described(explorer)))
         changed = configuration.differences(then, now)  # a newer version of the same method reads its old state
         if changed:
             raise StateError(f"the state is that of another explorer: {'; '.join(changed)}.")
-        front = cls(model, explorer, state["tasks"], _checked(explorer, state["learnt"]))
-        front.entries(torch.full((len(front.tasks),), 1.0 / len(front.tasks), dtype=torch.float64))
+        front = cls(model, explorer, tasks, _checked(explorer, state["learnt"]))
+        try:
+            front.entries(torch.full((len(tasks),), 1.0 / len(tasks), dtype=torch.float64))
+        except PluginError as error:
+            raise StateError(
+                f"what this state has learnt gives no model for a preference between {len(tasks)} tasks: it is "
+                f"damaged, or was learnt for another network. {error}"
+            ) from error
         return front
 
 

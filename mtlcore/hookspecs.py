@@ -96,7 +96,7 @@ def mtlcore_register_mergers(register: Register) -> None:
     """Add mergers, which make one model of several experts: subclasses of ``mtlcore.Merger``."""
 
 
-# --- during a training step ---------------------------------------------------------------------------------
+# --- during a training step: each plugin gets copies of its own, which it may keep and write to ----------------
 
 
 @hookspec

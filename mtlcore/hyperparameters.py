@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from mtlcore.errors import ConfigurationError
@@ -41,6 +41,10 @@ class Allowed:
             text = "one of " + ", ".join(repr(o) for o in self.options)
         elif self.kind == "flag":
             text = "True or False"
+        elif self.kind == "text":
+            text = "a string"
+        elif self.kind == "texts":
+            text = "a sequence of strings"
         else:
             low = "-inf" if self.low is None else f"{self.low:g}"
             high = "inf" if self.high is None else f"{self.high:g}"
@@ -56,7 +60,11 @@ class Allowed:
         if value is None:
             return self.optional or None in self.options
         if self.kind == "choice":
-            return value in self.options
+            return any(_alike(value, o) and value == o for o in self.options)
+        if self.kind == "text":
+            return isinstance(value, str)
+        if self.kind == "texts":
+            return isinstance(value, tuple) and all(isinstance(v, str) for v in value)
         if self.kind == "flag":
             return isinstance(value, bool)
         if self.kind == "vector":
@@ -71,6 +79,14 @@ class Allowed:
         if self.low is not None and (value < self.low or (self.open_low and value == self.low)):
             return False
         return not (self.high is not None and (value > self.high or (self.open_high and value == self.high)))
+
+
+def _alike(value: Any, option: Any) -> bool:
+    """Whether the two can be the same. True is equal to 1, and an array is compared number by number."""
+    if isinstance(value, bool) or isinstance(option, bool):
+        return type(value) is type(option)
+    numbers = isinstance(value, (int, float)) and isinstance(option, (int, float))
+    return numbers or isinstance(value, type(option))
 
 
 def _field(default: Any, allowed: Allowed) -> Any:
@@ -135,6 +151,18 @@ def flag(default: bool) -> bool:
     return made
 
 
+def text(default: str) -> str:
+    """A string."""
+    made: str = _field(default, Allowed("text"))
+    return made
+
+
+def texts(default: Sequence[str] = ()) -> tuple[str, ...]:
+    """A tuple of strings (a list is turned into one, a single string into a tuple of it)."""
+    made: tuple[str, ...] = _field(tuple(default), Allowed("texts"))
+    return made
+
+
 @overload
 def vector(
     default: Sequence[float], *, low: float | None = None, high: float | None = None, open_low: bool = False
@@ -163,14 +191,23 @@ def allowed(cls: type) -> dict[str, Allowed]:
     return {f.name: f.metadata[_KEY] for f in dataclasses.fields(cls) if _KEY in f.metadata}
 
 
+def check(owner: str, permitted: Mapping[str, Allowed], given: Mapping[str, Any]) -> None:
+    """Raises ConfigurationError for a value that is not permitted; names the option and its owner."""
+    for name, allowed_here in permitted.items():
+        if not allowed_here.contains(given[name]):
+            raise ConfigurationError(f"{owner}({name}={shown(given[name])}): {name} must be {allowed_here}.")
+
+
 class Validated:
     """Base of every plugin class: checks the declared ranges at construction."""
 
     def __post_init__(self) -> None:
-        for name, permitted in allowed(type(self)).items():
+        declared = allowed(type(self))
+        for name, permitted in declared.items():
             value = getattr(self, name)
-            if permitted.kind == "vector" and isinstance(value, list):
+            if permitted.kind in ("vector", "texts") and isinstance(value, list):
                 value = tuple(value)
-                object.__setattr__(self, name, value)
-            if not permitted.contains(value):
-                raise ConfigurationError(f"{type(self).__name__}({name}={shown(value)}): {name} must be {permitted}.")
+            if permitted.kind == "texts" and isinstance(value, str):
+                value = (value,)
+            object.__setattr__(self, name, value)
+        check(type(self).__name__, declared, {name: getattr(self, name) for name in declared})

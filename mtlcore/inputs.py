@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import math
 import operator
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mtlcore.errors import ConfigurationError, FeaturesError, LossError, NonFiniteError, PluginError, listed
 from mtlcore.presence import Presence
 from mtlcore.registry import create, registry
+from mtlcore.safety import shown
 from mtlcore.soundness import declared_fault
 from mtlcore.teleporting.brakes import Brakes
 
@@ -45,6 +47,8 @@ def plugin(kind: str, wish: Any, base: type) -> Any:
 def whole_number(name: str, value: Any) -> int:
     """As an int of Python's own, which every checkpoint can hold. Raises ConfigurationError if it is none."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except (TypeError, RuntimeError):
         raise ConfigurationError(f"{name} must be a whole number; found {value!r}.") from None
@@ -138,11 +142,35 @@ def parameter_names(trunk: nn.Module | None, parameters: Sequence[Tensor]) -> di
 
 
 def task_names(tasks: Sequence[str]) -> tuple[str, ...]:
-    """As a tuple. Raises ConfigurationError if there is none, or one twice."""
-    names = tuple(tasks) if isinstance(tasks, Iterable) and not isinstance(tasks, str) else ()
-    if not names or not all(isinstance(n, Hashable) for n in names) or len(set(names)) != len(names):
+    """As a tuple of plain values. Raises ConfigurationError if there is none, one twice, or none that can be kept."""
+    names = tuple(map(_plain, tasks)) if isinstance(tasks, Iterable) and not isinstance(tasks, str) else ()
+    if not names or len(set(names)) != len(names):
         raise ConfigurationError(f"tasks must be a list of distinct names, at least one; found {tasks!r}.")
+    texts: set[str] = set()
+    for name in map(str, names):
+        if name in texts:
+            raise ConfigurationError(
+                f"two tasks have names that reports show alike, as {name!r}: call one differently."
+            )
+        texts.add(name)
     return names
+
+
+def _plain(name: Any) -> Any:
+    """A task's name as a value that every checkpoint can hold: the string of a member of a ``str`` Enum, say."""
+    if isinstance(name, str):
+        return str.__str__(name)
+    if name is None or isinstance(name, (bool, bytes)) or (isinstance(name, float) and name == name):
+        return name
+    if isinstance(name, tuple):
+        return tuple(map(_plain, name))
+    if not isinstance(name, Tensor) and hasattr(name, "__index__"):
+        return operator.index(name)
+    way = ", for an Enum's member its .name or .value" if isinstance(name, enum.Enum) else ""
+    raise ConfigurationError(
+        f"a task cannot be called {shown(name)}, a {type(name).__name__}: checkpoints and reports hold strings and "
+        f"numbers. Use a string{way}."
+    )
 
 
 def present_losses(
@@ -159,7 +187,7 @@ def present_losses(
         LossError: none is present, or one is not usable; names the task.
     """
     named = by_name(losses, tasks)
-    names = tasks or tuple(named)
+    names = tasks or (task_names(list(named)) if isinstance(losses, Mapping) else tuple(named))
     where = tuple([i for i, n in enumerate(names) if named.get(n) is not None])
     if not where:
         raise LossError("no losses: every task is missing from this batch; skip the step instead.")

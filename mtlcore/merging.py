@@ -49,8 +49,10 @@ def merge(base: Any, experts: Any, method: str | Merger = "doge", *, seed: int =
     adapters are then added to the weights, in a copy.
 
     Args:
-        base: theta_0, a module or a state dict.
-        experts: at least one; modules, PEFT models or state dicts with the entries of the base, in any mixture.
+        base: theta_0, a module or a state dict. Of one that ``torch.compile`` or ``DistributedDataParallel`` wraps, the
+            network inside is meant.
+        experts: at least one; modules, PEFT models or state dicts with the entries of the base, in any mixture;
+            they may be wrapped like the base.
         method: name of a merger (``mtl list --kind merger``), or an instance with options of your own.
         seed: of the random numbers that a method may draw.
         objective: for a method that adapts itself to data (``adamerging``): ``objective(model, step)`` is a scalar that
@@ -84,6 +86,7 @@ def merge(base: Any, experts: Any, method: str | Merger = "doge", *, seed: int =
                 else "does not look at data; leave objective= out."
             )
         )
+    base = _bare(base)
     start = _entries(base, "the base", refuse_adapters=True)
     states = _experts(experts, start)
     wanted = None if objective is None else _objective(base, start, objective)
@@ -178,10 +181,33 @@ def _experts(experts: Any, start: Entries) -> list[Entries]:
     states = []
     for number, expert in enumerate(experts):
         who = f"experts[{number}]"
+        expert = _bare(expert)
         state = _unloaded(expert, start, who) if _has_adapters(expert) else _entries(expert, who)
+        state = _named_alike(state, start)
         _check_same_form(state, start, who)
         states.append(state)
     return states
+
+
+def _bare(model: Any) -> Any:
+    """The network inside a wrapper that shows its entries under other names."""
+    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
+    while isinstance(model, nn.Module):
+        inner = model.module if isinstance(model, wrappers) else getattr(model, _COMPILED[:-1], None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
+
+
+_COMPILED = "_orig_mod."
+"""What torch.compile puts before the names of what it has compiled."""
+
+
+def _named_alike(state: Entries, start: Entries) -> Entries:
+    """The same under the base's names, if parts of one of the two were compiled."""
+    own = {name.replace(_COMPILED, ""): name for name in start}
+    return {own.get(name.replace(_COMPILED, ""), name): value for name, value in state.items()}
 
 
 def _entries(model: Any, who: str, refuse_adapters: bool = False) -> Entries:

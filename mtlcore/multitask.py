@@ -310,19 +310,25 @@ class MultiTask:
     def follow(self, averaged_model: nn.Module, of: nn.Module | None = None) -> None:
         """Take an averaged copy of the network (``torch.optim.swa_utils.AveragedModel``) along in every exact teleport;
         what cannot be carried is said in a warning and in ``report.teleport.diagnostics["averaged_copy"]``. Not in a
-        checkpoint: call it again after loading one.
+        checkpoint: call it again after loading one. Without a teleport it only checks.
 
         Args:
             averaged_model: the copy, of the trunk or of a network that contains it.
             of: the module that it is a copy of, if names and shapes of parameters do not tell.
 
         Raises:
-            ConfigurationError: it cannot be told which of its parameters stand for the trunk's.
+            ConfigurationError: it cannot be told which of its parameters stand for the trunk's, or the trunk was handed
+                over as a list of parameters.
         """
         run = self._run
+        if run.trunk is None:
+            raise ConfigurationError(
+                "follow: a teleport moves a network, and the trunk of this MultiTask is a list of parameters: pass it "
+                "as an nn.Module."
+            )
+        follower = Follower(averaged_model, run.trunk, run.heads, of)
         if run.teleporter is not None:
-            assert run.trunk is not None
-            run.teleporter.followers.append(Follower(averaged_model, run.trunk, run.heads, of))
+            run.teleporter.followers.append(follower)
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 

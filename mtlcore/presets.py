@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from mtlcore import hyperparameters
 from mtlcore.contracts import Needs
 from mtlcore.errors import ConfigurationError
+from mtlcore.hyperparameters import Allowed
 from mtlcore.registry import create
 from mtlcore.teleporting import Brakes, Teleporter
 
@@ -48,6 +50,12 @@ PAPER_AGGREGATORS: dict[str, dict[str, Any]] = {
 }
 """Options of methods, given by name, as in the trainers on which the authors' code is built [code]: FairGrad's default
 and scripts, the trunk's direction times K "to match the sum of the losses", then clipped to 1; heads are left alone."""
+
+
+_EPOCHS = {
+    "start_epoch": Allowed("integer", low=0),
+    "steps_per_epoch": Allowed("integer", low=1, optional=True),
+}
 
 
 def cost(
@@ -105,6 +113,7 @@ def cost(
 
     if settings not in ("measured", "paper"):
         raise ConfigurationError(f"settings={settings!r}: must be one of 'measured', 'paper'.")
+    hyperparameters.check("cost", _EPOCHS, {"start_epoch": start_epoch, "steps_per_epoch": steps_per_epoch})
     if start_epoch and steps_per_epoch is None:
         raise ConfigurationError(f"start_epoch={start_epoch}: how long is an epoch? Pass steps_per_epoch=...")
     _refuse_unread(overrides, teleport_options, detector_options, accept, steps_per_epoch, start_epoch, detect_every)

@@ -21,6 +21,7 @@ class Progress:
         looks: how often the detector was asked.
         fired: how often it found a conflict.
         awaiting: whether the last step still waits for its second look.
+        awaited: the tasks whose losses that look needs, those of the step; () if it is not known.
     """
 
     tasks: tuple[str, ...] | None = None
@@ -31,6 +32,7 @@ class Progress:
     looks: int = 0
     fired: int = 0
     awaiting: bool = False
+    awaited: tuple[str, ...] = ()
 
     def counts(self, conflict: Conflict | None) -> tuple[int, int]:
         """How often the detector has looked and fired, this step's verdict included."""
@@ -38,8 +40,21 @@ class Progress:
             return self.looks, self.fired
         return self.looks + 1, self.fired + bool(conflict.conflicting)
 
-    def after(self, names: Sequence[str] | None, state: State, conflict: Conflict | None, awaiting: bool) -> Progress:
-        """One step further; ``names`` None for a batch of anonymous tasks."""
+    def after(
+        self,
+        names: Sequence[str] | None,
+        state: State,
+        conflict: Conflict | None,
+        awaited: Sequence[str] | None,
+    ) -> Progress:
+        """One step further.
+
+        Args:
+            names: of the run's tasks; None for a batch of anonymous ones.
+            state: the method's, after the step.
+            conflict: the detector's verdict.
+            awaited: the tasks present, for a method that looks at their losses again; None for others.
+        """
         looks, fired = self.counts(conflict)
         return dataclasses.replace(
             self,
@@ -48,5 +63,6 @@ class Progress:
             state=state,
             looks=looks,
             fired=fired,
-            awaiting=awaiting,
+            awaiting=awaited is not None,
+            awaited=tuple(awaited or ()),
         )

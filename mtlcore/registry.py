@@ -317,13 +317,16 @@ class Registry:
         return known
 
     def announce(self, hook: str, **arguments: Any) -> None:
-        """Call an event hook of every plugin. One that raises is reported once and not called again."""
+        """Call an event hook of every plugin, each with tensors and dicts of its own: what it writes there, nobody
+        reads. One that raises is reported once and not called again."""
         for impl in self._implementations(hook):
             if (hook, impl.plugin_name) in self._silenced:
                 continue
             tracing.hook(self._manager, hook, arguments)
+            from mtlcore.report import apart  # here, because it imports torch: whoever announces has it
+
             try:
-                impl.function(*[arguments[a] for a in impl.argnames])
+                impl.function(*[apart(arguments[a]) for a in impl.argnames])
             except BaseException as error:
                 self._silence(hook, impl.plugin_name, located(error))
 

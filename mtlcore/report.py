@@ -148,6 +148,19 @@ class StepReport:
         return "\n".join(lines)
 
 
+def apart(value: Any) -> Any:
+    """The same with tensors, dicts and lists of its own, as deep as they are in reports and verdicts."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, (StepReport, TeleportResult, Conflict, Taken)):
+        return type(value)(**{f.name: apart(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    if isinstance(value, Mapping):
+        return {name: apart(part) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(apart, value))
+    return value
+
+
 def _number(value: Any) -> float | None:
     if isinstance(value, Tensor):
         return float(value) if value.numel() == 1 and not value.is_complex() else None

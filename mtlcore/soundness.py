@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import ast
 import difflib
+import enum
 import functools
 import importlib.machinery
 import importlib.util
 import inspect
+import math
 import os
 import re
 import sys
 import traceback
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any
 
 import pluggy
@@ -110,20 +112,46 @@ def _parts_fault(kind: str, target: Any) -> str | None:
 
 
 def declared_fault(plugin: Any) -> str | None:
-    """What is wrong with ``needs`` or ``claims`` of a plugin, or of its class as far as they are not properties.
+    """What is wrong with what a plugin states about itself (``needs``, ``claims``, ``batches``, ...), or its class as
+    far as that is not a property.
 
     A string is a collection, too: ``claims = "non-conflicting"`` would go unnoticed until somebody subtracts sets.
     """
-    from mtlcore.contracts import Needs
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    contract = next((c for c in cls.__mro__ if c.__module__.startswith("mtlcore.contracts.")), None)
+    for name, (wanted, allows) in _DECLARED.items():
+        if hasattr(contract, name):
+            value: Any = getattr(plugin, name)
+            if not isinstance(value, property) and not allows(value):
+                return f"{plain(cls.__qualname__)}.{name} is {shown(value)}; it must be {wanted}"
+    return None
 
-    called = plain((plugin if isinstance(plugin, type) else type(plugin)).__qualname__)
-    needs: Any = getattr(plugin, "needs", Needs.GRAMIAN)
-    claims: Any = getattr(plugin, "claims", frozenset())
-    if not isinstance(needs, (Needs, property)):
-        return f"{called}.needs is {shown(needs)}; it must be {' or '.join(f'Needs.{n.name}' for n in Needs)}"
-    if isinstance(claims, property) or (isinstance(claims, Set) and all(isinstance(c, str) for c in claims)):
-        return None
-    return f"{called}.claims is {shown(claims)}; it must be a frozenset of law ids: frozenset({{'scale-free'}})"
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_DECLARED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "needs": (
+        "Needs.LOSSES or Needs.GRAMIAN or Needs.JACOBIAN",
+        lambda value: type(value).__name__ == "Needs" and isinstance(value, enum.Enum),
+    ),
+    "claims": (
+        "a frozenset of law ids: frozenset({'scale-free'})",
+        lambda value: isinstance(value, Set) and all(isinstance(c, str) for c in value),
+    ),
+    "handles_absent": ("True or False", _is_flag),
+    "degree": ("a finite number", _is_number),
+    "batches": ("a whole number, at least 1", lambda value: type(value) is int and value >= 1),
+    "exact": ("True or False", _is_flag),
+    "improves": ("True or False", _is_flag),
+    "reads_data": ("True or False", _is_flag),
+}
+"""By what a plugin's class states about it, what that must be. A property is looked at on an instance."""
 
 
 def _lazy_fault(target: str) -> str | None:

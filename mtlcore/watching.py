@@ -109,6 +109,8 @@ class Log:
     def _begin(self) -> None:
         self.runs: dict[str, Run] = {}
         self._read, self._torn, self._headed = 0, b"", False
+        self.unread = 0
+        """Lines that are not what they should be."""
 
     def refresh(self) -> None:
         """Read what has been written since. Half a line is kept until its rest is there."""
@@ -133,9 +135,9 @@ class Log:
     def _check_header(self, lines: list[bytes], torn: bytes) -> None:
         """Takes the first line, as soon as it is there."""
         header = ",".join(COLUMNS)
-        if lines:
-            self._headed = lines.pop(0).rstrip(b"\r") == header.encode()
-        if not self._headed and (lines or not header.encode().startswith(torn.rstrip(b"\r"))):
+        first = lines.pop(0).rstrip(b"\r") if lines else None
+        self._headed = first == header.encode()
+        if not self._headed and (first is not None or not header.encode().startswith(torn.rstrip(b"\r"))):
             raise ConfigurationError(
                 f"{str(self.path)!r} is not a log of steps: its first line is not {header!r}. Give a file that "
                 "mtlcore.integrations.csv.CSVLogger has written."
@@ -147,7 +149,7 @@ class Log:
                 ((run, method, step, name, value),) = csv.reader([line.decode("utf-8", "replace")])
                 self.runs.setdefault(run, Run(self.window)).add(method, int(step), name, float(value))
             except (ValueError, csv.Error):
-                continue  # a line that was cut off when its process was killed
+                self.unread += 1  # a line that was cut off when its process was killed, say
 
 
 def curve(values: list[float], width: int = CURVE) -> str:
@@ -207,7 +209,10 @@ def picture(log: Log) -> Group:
         parts += [output.cell(headline(name, run), "bold"), table, ""]
     parts.append(f"Over the last {log.window} logged steps. cosine: of the task's gradient with the direction; harmed:")
     parts.append("how often it was negative. -: not logged.")
-    return Group(*parts) if log.runs else Group("No step is logged yet.")  # type: ignore[arg-type]
+    parts = parts if log.runs else ["No step is logged yet."]
+    if log.unread:
+        parts.append(f"{log.unread} lines of the file could not be read.")
+    return Group(*parts)  # type: ignore[arg-type]
 
 
 def watch(path: Path, window: int, every: float, once: bool) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtlcore import linalg
 from mtlcore.errors import ConfigurationError, NonFiniteError
-from mtlcore.gradients import jacobian
+from mtlcore.gradients import graph, jacobian
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.jacobian import Stored
 from mtlcore.gradients.plan import PLANS, Plan
@@ -44,20 +44,24 @@ class MicroBatches:
         self._trunk: dict[str, Sums] = {}
         self._heads: dict[str, Sums] = {}
         self._shared: tuple[Tensor, ...] | None = None
+        self._versions: list[int] = []
+        """How often torch has seen each of them written to."""
 
     def add(self, batch: Batch, values: Sequence[float]) -> None:
         """One more micro-batch with its losses' values; tasks may be missing from it. Its graph is freed.
 
         Raises:
-            ConfigurationError: other parameters than in the micro-batches before require gradients.
+            ConfigurationError: other parameters than in the micro-batches before require gradients, or one of them was
+                changed in between.
         """
         if self._shared is None:
-            self._shared = batch.shared
+            self._shared, self._versions = batch.shared, [p._version for p in batch.shared]
         elif list(map(id, self._shared)) != list(map(id, batch.shared)):
             raise ConfigurationError(
                 "the trunk's parameters that require gradients changed between two micro-batches of one step: freeze "
                 "and unfreeze between steps only. The micro-batches so far are forgotten."
             )
+        self._check_unmoved(batch)
         found = jacobian.collect(self._plan, batch, self._storage)
         assert isinstance(found, Stored)
         with torch.no_grad():
@@ -66,6 +70,19 @@ class MicroBatches:
                 _add(self._trunk.setdefault(name, {}), found.of_task(i))
                 _add(self._heads.setdefault(name, {}), found.heads[i])
         self.count += 1
+
+    def _check_unmoved(self, batch: Batch) -> None:
+        """Rows of one step belong to one point. (A look-up with ``max_norm`` writes into its table.)"""
+        moved = [p for p, version in zip(batch.shared, self._versions) if p._version != version]
+        if moved:
+            uses = graph.uses(batch.losses)
+            if any({u.kind for u in uses.get(id(p)) or ()} != {"table"} for p in moved):
+                raise ConfigurationError(
+                    f"a parameter of the trunk (shape {tuple(moved[0].shape)}) was changed between two micro-batches "
+                    f"of one step, by an optimizer step or other code that writes into it: their gradients belong to "
+                    f"different points. Move the parameters after backward(losses) only. The micro-batches so far are "
+                    f"forgotten."
+                )
 
     def finish(self, names: Sequence[str], shared: Sequence[Tensor]) -> tuple[Presence, list[float], Stored, str]:
         """Which of the run's tasks ``names`` came, the sums of their losses and of their rows, and how they were made.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlcore.errors import ConfigurationError, FeaturesError, LossError, listed
+from mtlcore.errors import ConfigurationError, FeaturesError, listed
 from mtlcore.gradients import torch_internals
 from mtlcore.gradients.torch_internals import LEAF as _LEAF
 
@@ -288,7 +288,7 @@ def differentiate(
 
     Raises:
         ConfigurationError: reentrant checkpointing, which torch allows in a plain ``backward()`` only.
-        LossError: the graph is gone.
+        LossError: the graph is gone, or a tensor that it needs was written to.
     """
     if not inputs:
         return ()
@@ -303,9 +303,10 @@ def differentiate(
                 'one task alone: use checkpoint(..., use_reentrant=False). Only gradients="losses" (a method that '
                 "needs losses only) works with reentrant checkpoints."
             ) from error
-        if "second time" in str(error):
-            raise LossError(torch_internals.FREED) from error
-        raise
+        spoilt = torch_internals.explained(error)
+        if spoilt is None:
+            raise
+        raise spoilt from error
 
 
 def backward(outputs: Sequence[Tensor], seeds: Sequence[Tensor], inputs: Sequence[Tensor] = ()) -> None:
@@ -315,8 +316,17 @@ def backward(outputs: Sequence[Tensor], seeds: Sequence[Tensor], inputs: Sequenc
         outputs: what to differentiate.
         seeds: their cotangents.
         inputs: the leaves whose ``.grad`` to fill; () for all.
+
+    Raises:
+        LossError: as :func:`differentiate`.
     """
-    torch_internals.accumulate(tuple(outputs), tuple(seeds), tuple(inputs))
+    try:
+        torch_internals.accumulate(tuple(outputs), tuple(seeds), tuple(inputs))
+    except RuntimeError as error:
+        spoilt = torch_internals.explained(error)
+        if spoilt is None:
+            raise
+        raise spoilt from error
 
 
 def finite(tensors: Sequence[Tensor]) -> bool:

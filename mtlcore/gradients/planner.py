@@ -36,7 +36,7 @@ class Planner:
     """
 
     def __init__(self, wish: str = "auto", memory: int | None = None, check: bool = True) -> None:
-        if wish != "auto" and wish not in PLANS:
+        if not isinstance(wish, str) or (wish != "auto" and wish not in PLANS):
             raise ConfigurationError(f"gradients={wish!r}: choose one of auto, {', '.join(PLANS)}.")
         if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0):
             raise ConfigurationError(f"gradient_memory={memory!r}: give a positive whole number of bytes, or None.")

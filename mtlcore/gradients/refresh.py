@@ -41,11 +41,11 @@ class Refresh:
     drift: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.every, int) or self.every < 1:
+        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
             raise ConfigurationError(
                 f"refresh: every must be a whole number of steps, at least 1; found {self.every!r}."
             )
-        number = isinstance(self.drift, (int, float))
+        number = isinstance(self.drift, (int, float)) and not isinstance(self.drift, bool)
         if self.drift is not None and not (number and 0.0 <= self.drift <= 2.0):
             raise ConfigurationError(f"refresh: drift must lie between 0 and 2; found {self.drift!r}.")
 

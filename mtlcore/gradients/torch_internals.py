@@ -220,19 +220,36 @@ FREED = (
     "Hand over losses of a fresh forward pass."
 )
 
+MOVED = (
+    "a tensor that these losses were computed from was changed in place after their forward pass, so that their "
+    "gradients cannot be taken any more: did an optimizer step, a load_state_dict or other code write into the "
+    "parameters (between accumulate and backward, say)? Call backward before anything writes into them, or compute the "
+    "losses again."
+)
+
+
+def explained(error: RuntimeError) -> LossError | None:
+    """What torch says of a graph that is spoilt, with what to do; None for any other error."""
+    if "second time" in str(error):
+        return LossError(FREED)
+    if "modified by an inplace operation" in str(error):
+        return LossError(f"{MOVED} (torch: {str(error).partition('Hint')[0].strip()})")
+    return None
+
 
 def saved(node: Any, name: str) -> Any:
     """What the function saved under this name.
 
     Raises:
-        LossError: it was freed.
+        LossError: it was freed, or written to.
     """
     try:
         return getattr(node, f"_saved_{name}")
     except RuntimeError as error:
-        if "second time" in str(error):
-            raise LossError(FREED) from error
-        raise
+        spoilt = explained(error)
+        if spoilt is None:
+            raise
+        raise spoilt from error
 
 
 def others_listen(handle: Any) -> bool:

