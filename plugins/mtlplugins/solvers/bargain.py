@@ -1,8 +1,8 @@
-"""The agreement that FairGrad and Nash-MTL look for, or the certificate that there is none.
+"""The weights of FairGrad and Nash-MTL, or the answer that there are none.
 
-G w = w^(-1/alpha), w > 0 makes every task gain: a solution exists exactly where some direction has a positive inner
-product with every gradient [derived]. Where none has, a method that returns the weights of a ridged problem moves
-along rounding errors, and these may harm a task. Here it returns nothing instead.
+With a solution of G w = w^(-1/alpha), w > 0, every task gains. A solution exists if and only if some direction has a
+positive inner product with every gradient [derived]. Otherwise the weights of a regularised problem would give a
+direction of rounding errors, which may harm a task; here None is returned instead.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ _DOUBT = 0.1
 
 
 def agreeable(matrix: Array) -> bool:
-    """Whether some direction has a positive inner product with every unit row, cosines ``matrix`` (k, k), to within
-    their rounding.
+    """Whether some direction has a positive inner product with every unit row, up to rounding; cosines ``matrix``
+    (k, k).
 
-    Decided by the least norm x in the hull of the unit rows: the nearest point d to zero has <unit row i, d> >= x^2, so
-    d is such a direction if x^2 is above the rounding of that product, and there is none if x = 0. A Gramian holds x
-    down to about 1e-8. Nearer to zero it cannot tell: a gain that is positive by more than a tenth of the bound of its
-    rounding counts, for rows of opposite directions keep that much of the truth [choice].
+    The smallest norm x in the hull of the unit rows decides. The point d of that norm has <unit row i, d> >= x^2: it is
+    such a direction if x^2 is above the rounding error of the product, and there is none if x = 0. A Gramian resolves x
+    down to about 1e-8. Below that a gain counts as positive if it is more than a tenth of the bound of its rounding
+    error, because for opposite rows the actual error is that small [choice].
     """
     b, _, _ = min_norm(matrix, np.ones(len(matrix)))
     return float((matrix @ b).min()) > _DOUBT * noise(matrix, b)
 
 
 def bargain(matrix: Array, norms: Array, alpha: float) -> tuple[Array | None, dict[str, object]]:
-    """The weights b (k,) of the unit rows, for cosines ``matrix`` (k, k), ``norms`` (k,) > 0 and alpha > 0; None where
-    no direction is good for every task.
+    """The weights b (k,) of the unit rows, for cosines ``matrix`` (k, k), ``norms`` (k,) > 0 and alpha > 0; None if no
+    direction is good for every task.
 
-    The solution is its own proof that there is one where every gain is above its rounding; only elsewhere is
-    :func:`agreeable` asked.
+    If every gain of the solution is above its rounding error, the solution itself proves that there is such a
+    direction; otherwise :func:`agreeable` decides.
 
     Returns:
-        the weights or None, and diagnostics; without an agreement ``solver`` is "stationary", ``direction`` says why.
+        the weights or None, and diagnostics; with None ``solver`` is "stationary", and ``direction`` says why.
     """
     b, certificate = barrier(matrix, norms, alpha)
     diagnostics = certificate.diagnostics()

@@ -5,16 +5,16 @@ phi'(w) = -w^-p, p = 1/alpha; the solution is unique when G is regular. On unit 
 
     C b = s,    s_i = a_i b_i^-p,    a_i = |g_i|^(p-1) .
 
-For alpha = 1 no norm is left. Otherwise a, b and s can spread over a hundred decades, and a damped Newton method in b
-crawls: it multiplies a b_i that is too small by 1 + 1/p a step. Each index therefore has its own coordinate, whichever
-of b_i and s_i its equation determines: b_i where p s_i < b_i (the Hessian is mostly C), else s_i (mostly barrier); the
-other follows from s_i = a_i b_i^-p exactly. A Newton step is taken linearly in these coordinates and kept positive.
-Near the solution that is Newton's method, so it converges quadratically. From the start used here it takes 4 to 12
-systems on most rows. Far from alpha = 1 it may wander instead: for alpha = 10 on one in five sets of 40 Gaussian rows
-in 30 dimensions, for alpha = 0.1 on a few rows of very different length. Then the solution is followed from alpha = 1,
-where it is easy, in four steps of equal ratio, each starting from the last: 30 to 40 systems more as a rule, and on 900
-sets of rows, hostile ones among them, no failure [measured]. Neither way is proved to converge from everywhere, and
-the certificate says whether it did.
+For alpha = 1 the norms cancel. Otherwise a, b and s can differ by a hundred orders of magnitude, and a damped Newton
+method in b is slow: a step multiplies a b_i that is too small by 1 + 1/p only. Therefore each index has its own
+coordinate, the one of b_i and s_i that its equation determines: b_i if p s_i < b_i (the Hessian is mostly C), else s_i
+(mostly barrier). The other one follows from s_i = a_i b_i^-p exactly. A Newton step is made in these coordinates and
+kept positive. Near the solution it is Newton's method and converges quadratically. From the start used here it takes 4
+to 12 systems on most rows. Far from alpha = 1 it may not converge: for alpha = 10 on one in five sets of 40 Gaussian
+rows in 30 dimensions, for alpha = 0.1 on some rows of very different length. Then the solution is continued from
+alpha = 1, where it is easy, in four steps of equal ratio. This usually takes 30 to 40 systems more; on 900 sets of
+rows, ill-conditioned ones included, it never failed [measured]. Convergence is not proved for either way; the
+certificate says whether it was reached.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mtlplugins.solvers.cosines import Array
 from mtlplugins.solvers.nonnegative import ridged
 
 _LIMIT = 100
-"""Systems of one Newton iteration."""
+"""Largest number of systems in one Newton iteration."""
 _WAYPOINTS = 4
 """Steps from alpha = 1 to the alpha asked for."""
 _LOWEST, _HIGHEST = 0.01, 1e3
@@ -36,9 +36,8 @@ _TINY = 1e-150
 def barrier(matrix: Array, norms: Array, alpha: float) -> tuple[Array, Certificate]:
     """The weights b (k,) of the unit rows, for cosines ``matrix`` (k, k), ``norms`` (k,) > 0 and alpha > 0.
 
-    Where the rows have no common descent direction there is no finite solution; the ridge of rounding size that
-    stands in for it gives b of about eps^(-1/2) along the combination of rows that vanishes, so that d is zero to
-    within rounding.
+    If the rows have no common descent direction, there is no finite solution. By a ridge of the size of the rounding
+    error, b is then about eps^(-1/2) along the combination of rows that vanishes, and d is zero up to rounding.
     """
     k = len(norms)
     c = ridged(matrix)

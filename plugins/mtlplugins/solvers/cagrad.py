@@ -1,11 +1,11 @@
 """max_d min_i <g_i, d> subject to |d - g_0| <= c |g_0|: CAGrad, solved on its primal by one scalar equation.
 
 For a fixed level t the d nearest to g_0 with J d >= t is a projection onto a polyhedron:
-d = g_0 + J^T z, min 1/2 z'Gz + (J g_0 - t)'z over z >= 0. Its distance r(t) = |J^T z(t)| grows with t, is convex
-(distance to a set that shrinks linearly), and between changes of the active set r^2 is a quadratic. CAGrad's answer is
-the t with r(t) = c |g_0|. Each iteration takes the root of the current quadratic, which is exact once the active
-set is right; a bracket keeps it honest, and where the root leaves the bracket the tangent of the convex r at
-the right end takes its place, which cannot pass the solution. Finite: no active set is visited twice.
+d = g_0 + J^T z, min 1/2 z'Gz + (J g_0 - t)'z over z >= 0. Its distance r(t) = |J^T z(t)| increases with t and is
+convex (distance to a set that shrinks linearly); between changes of the active set r^2 is a quadratic. CAGrad's answer
+is the t with r(t) = c |g_0|. Each iteration takes the root of the current quadratic, which is exact if the active set
+is right. A bracket is kept; if the root is outside of it, the tangent of the convex r at the right end is used instead,
+whose root is not beyond the solution. The method is finite, because no active set occurs twice.
 
 Relation to the dual of the paper: min over the simplex of g_w'g_0 + c |g_0| |g_w| has the solution w = z / sum z.
 """
@@ -21,11 +21,11 @@ from mtlplugins.solvers.min_norm import min_norm
 
 _LIMIT = 50
 _SUSPICIOUS = 1e5
-"""A sum of multipliers above this is a reason to ask whether there is a common descent direction at all."""
+"""Sum of multipliers above which it is checked whether there is a common descent direction."""
 
 
 def cagrad(matrix: Array, inverse_norms: Array, b0: Array, c: float) -> tuple[Array, Certificate]:
-    """What to add to g_0.
+    """The weights of d - g_0.
 
     Args:
         matrix: (k, k) cosines.

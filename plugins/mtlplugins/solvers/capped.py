@@ -1,10 +1,11 @@
 """The point of least norm in the hull of the rows when no weight may exceed a cap: min |J^T a|^2, a >= 0, sum a = 1,
 a_i <= cap.
 
-On unit rows, b_i = a_i |g_i|: min 1/2 b'Cb over s'b = 1, 0 <= b <= h. A primal active-set method: on the free indices
-the problem is linear, C_F b_F = v s_F - C_FU h_U; the way there is stopped at the first bound, which is then fixed; at
-the solution the bound whose multiplier has the wrong sign most is released. Every stop lowers the objective of a
-strictly convex problem (the ridge of rounding size makes it one), so no set is met twice but by rounding.
+On unit rows, b_i = a_i |g_i|: min 1/2 b'Cb over s'b = 1, 0 <= b <= h. It is solved by a primal active-set method. For
+the free indices a linear system gives the minimum, C_F b_F = v s_F - C_FU h_U. The step towards it stops at the first
+bound, which is then fixed. At the minimum the bound with the most negative multiplier is released. Every step lowers
+the objective of a strictly convex problem (by a ridge of the size of the rounding error), so no set occurs twice,
+except by rounding.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _on_free(c: Array, s: Array, high: Array, b: Array, free: Mask) -> tuple[Arr
 
 
 def _wrong(c: Array, s: Array, high: Array, b: Array, free: Mask, level: float) -> Array:
-    """How far each multiplier of a bound has the wrong sign, beyond rounding, relative to its terms (k,)."""
+    """(k,) by how much each multiplier of a bound has the wrong sign, beyond rounding, relative to its terms."""
     slack = c @ b
     lower = ~free & (b <= 0.0)
     if level != level:

@@ -1,4 +1,4 @@
-"""What a solver says about its answer."""
+"""The certificate of a solver's answer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ EPS = 2.0**-52
 
 @dataclass(frozen=True)
 class Certificate:
-    """How good an answer is, measured on the answer itself, not on how it was found.
+    """The quality of an answer, measured on the answer itself.
 
     Args:
         status: "optimal", "trivial" (nothing to solve), "stationary" (the rows have no common descent direction to
             within rounding) or "inexact" (the residual is above what rounding explains).
         residual: largest violation of the optimality conditions of the row-normalised problem, relative to the size
-            of the terms in it; a few 1e-16 is what float64 allows.
-        iterations: linear systems solved.
+            of its terms; the limit of float64 is a few 1e-16.
+        iterations: number of linear systems solved.
     """
 
     status: str

@@ -22,8 +22,8 @@ class Cosines:
     Args:
         matrix: (k, k) cosines of the rows that are not zero; exact ones on the diagonal.
         norms: (k,) their Euclidean norms |g_i|.
-        live: positions of these rows among all K. A task with zero gradient moves nothing and constrains
-            nothing, so it is not part of any problem.
+        live: positions of these rows among all K; None if all are non-zero. A zero gradient contributes nothing and is
+            no constraint, so it is not part of any problem.
         n_tasks: K.
     """
 
@@ -46,8 +46,8 @@ class Cosines:
 
 
 def cosines(gramian: Array) -> Cosines:
-    """Normalise a (K, K) Gramian. Gradients below 1.5e-154 count as zero: their squared norms are below the normal
-    floats, where they have few digits or none."""
+    """Normalise a (K, K) Gramian. Gradients shorter than 1.5e-154 count as zero: their squared norms are below the
+    normal floats and have few digits."""
     n = gramian.shape[0]
     squares = gramian.diagonal()
     live = None
@@ -62,5 +62,5 @@ def cosines(gramian: Array) -> Cosines:
 
 
 def noise(matrix: Array, b: Array) -> float:
-    """Rounding error to expect in an entry of ``matrix @ b``: the cosines themselves are good to a few eps."""
+    """Rounding error of an entry of ``matrix @ b``; the cosines themselves have errors of a few eps."""
     return float(4.0 * EPS * len(b) ** 0.5 * np.abs(b).sum())

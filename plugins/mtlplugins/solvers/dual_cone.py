@@ -3,11 +3,11 @@
 The projection of J^T u is J^T v with v the solution of  min v'Gv over v >= u  (Quinton and Rey 2024, Proposition 1
 [paper*]). With v = u + y and unit rows: min 1/2 y'Cy + (C u)'y over y >= 0.
 
-Projecting the rows themselves (u = e_j, what UPGrad needs K times) has more structure. Row j's own multiplier is
-zero: <proj g_j, g_j> = |proj g_j|^2, which is positive unless the projection is zero, and then the others
-suffice. And a projection commutes with positive scaling of its argument, so unit rows serve every scale.
+The projection of the rows themselves (u = e_j, which UPGrad needs K times) has more structure. The multiplier of row j
+itself is zero: <proj g_j, g_j> = |proj g_j|^2, which is positive unless the projection is zero, and then the other rows
+suffice. A projection onto a cone commutes with positive scaling of its argument, so unit rows are enough.
 
-Resolution: :func:`resolution` says how far from zero a projection may be that is zero in exact arithmetic.
+Resolution: :func:`resolution` bounds the length of a projection that is zero in exact arithmetic.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def project_rows(matrix: Array) -> tuple[Array, Certificate]:
 
 
 def _of_many(matrix: Array) -> tuple[Array, int]:
-    """y (k, k) of hundreds of rows, and the number of systems. What is dear is a system per row: a sweep of them comes
-    only after one system for all rows that says whether they cancel, and an iteration for all that finds supports."""
+    """y (k, k) for hundreds of rows, and the number of systems. A system per row is expensive. So first one system for
+    all rows shows whether they cancel, and one iteration for all rows finds the supports."""
     k = len(matrix)
     y, rows, count = np.zeros((k, k)), np.arange(k), 0
     if not _independent(matrix):
@@ -109,10 +109,11 @@ def _independent(matrix: Array) -> bool:
 
 
 def _cancelled(matrix: Array, y: Array, rows: Index) -> tuple[Index, int]:
-    """Solves in y (k, k), in place, those of ``rows`` whose projection is zero because the rows cancel; what is left.
+    """Write into y (k, k) the solutions of those of ``rows`` whose projection is zero because the rows cancel; return
+    the other rows, and the number of systems.
 
     If sum_i w_i (unit row i) = 0 with w > 0, the cone has no interior and minus row j is in the cone of the others:
-    y = w / w_j, without its own entry. One w serves all rows, and the barrier's, the most even one, the best.
+    y = w / w_j, without its own entry. One w is enough for all rows; the most even one, the barrier's, is the best.
     """
     w, certificate = barrier(matrix, np.ones(len(matrix)), 1.0)
     guess = w / w[rows, None]

@@ -1,8 +1,8 @@
 """min 1/2 y'Cy + q'y over y >= 0 for hundreds of q whose supports differ in few indices: one factorisation for all.
 
-Where K rows have rank near K / 2, the cone {x: J x >= 0} is thin, and the projections of all rows lie on few of its
-faces. Each support then has nearly as many entries as the rank, two of them differ in a fifth of these, and a system
-of full size for every index that an active-set method exchanges takes seconds in all.
+If K rows have rank near K / 2, the cone {x: J x >= 0} is thin, and the projections of all rows lie on few of its faces.
+Each support then has nearly as many entries as the rank, and two supports differ in a fifth of these. An active-set
+method with a system of full size for every exchanged index would take seconds.
 
 The principal pivot transform of w = C y + q on a support S exchanges the roles of y and w there [textbook: Cottle,
 Pang and Stone 1992, section 2.3, memory]. With A = inverse of C_SS and N the other indices, u = (w_S, y_N) and
@@ -125,7 +125,7 @@ def _nearer(inverse: Any, linear: Any, near: Any, dual: Any) -> tuple[Any, Any]:
 
 
 def _central(c: Array, linear: Array, near: Any) -> tuple[Basis, int]:
-    """A basis on the support of the row whose guess has most in common with those of the others; and the number of
+    """A basis on the guessed support that has most entries in common with those of the other rows; and the number of
     systems."""
     guesses = (near > 0.0).astype(np.float32)
     sizes, common = guesses.sum(axis=1), guesses @ guesses.sum(axis=0)
@@ -135,7 +135,7 @@ def _central(c: Array, linear: Array, near: Any) -> tuple[Basis, int]:
 
 
 def _pivoted(basis: Basis, linear: Array, t: Array, free: Mask) -> tuple[Array, Index, int]:
-    """Block principal pivoting from ``free``, while it gets better: y (m, k), the rows that are not solved, and the
+    """Block principal pivoting from ``free`` as long as it improves: y (m, k), the rows that are not solved, and the
     number of sweeps."""
     rows, out = np.arange(len(free)), np.zeros_like(t)
     least, count = t.size + 1, 0
@@ -163,7 +163,8 @@ def _alone(c: Array, basis: Basis, q: Array, t: Array, start: Array) -> tuple[Ar
 
 
 def _refined(c: Array, basis: Basis, linear: Array, y: Array) -> Array:
-    """One step of iterative refinement: the digits that the transform cost, where C_SS is ill-conditioned."""
+    """One step of iterative refinement, which restores the digits that the transform lost if C_SS is
+    ill-conditioned."""
     free = y > 0.0
     left = np.where(free, y @ c + linear, 0.0)
     return np.asarray(np.maximum(y + np.where(free, basis.values(free, basis.transformed(left)), 0.0), 0.0))

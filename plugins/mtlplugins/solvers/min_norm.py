@@ -1,14 +1,14 @@
 """The point of least norm in the convex hull of the rows: min |J^T a|^2 over a >= 0, sum a = 1.
 
-Write a_i |g_i| = b_i and s_i = 1/|g_i|. The hull is the cone of the unit rows cut by s'b = 1, and on a cone
-the optimality conditions differ from those of
+Let a_i |g_i| = b_i and s_i = 1/|g_i|. The hull is the intersection of the cone of the unit rows with s'b = 1, and the
+optimality conditions differ from those of
 
     min 1/2 y'Cy - s'y   over y >= 0
 
-only by a positive factor: b = y / s'y, |d|^2 = 1 / s'y. So the simplex problem is solved by the nonnegative solver,
-with unit rows whatever the spread of the norms. Where the rows have no common descent direction the second
-problem is unbounded and the solver's ridge bounds it: y is then about 1/eps along the combination that
-vanishes, and dividing by s'y gives exactly that combination.
+only by a positive factor: b = y / s'y, |d|^2 = 1 / s'y. So the nonnegative solver solves the simplex problem, with unit
+rows for any lengths of the gradients. If the rows have no common descent direction, the second problem is unbounded,
+and the solver's ridge bounds it: y is then about 1/eps along the combination that vanishes, and the division by s'y
+gives that combination.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""min 1/2 y'Cy + q'y over y >= 0: the problem that min-norm, dual-cone and CAGrad share.
+"""min 1/2 y'Cy + q'y over y >= 0: the common problem of min-norm, dual-cone and CAGrad.
 
 Optimality: with mu = Cy + q, y >= 0, mu >= 0, y_i mu_i = 0. C is a cosine matrix: positive semi-definite with ones
 on the diagonal. A ridge of 4 sqrt(K) eps, the size of the rounding error already in C, makes the problem strictly
-convex, so that rank-deficient rows need no special case; what it changes is below the resolution of the Gramian.
+convex, so rank-deficient rows need no special case; its effect is below the resolution of the Gramian.
 
-Two methods. Block principal pivoting (Judice and Pires 1994; Kim and Park 2011 [memory]) exchanges every index with
-a wrong sign at once and usually ends after two to five linear systems, for many q together. It may cycle, and does
-so where rows are many and dependent; what it leaves unsolved goes to the active-set method of Lawson and Hanson (1974),
-which is finite because the objective falls with each accepted set. From zero that takes about as many systems as
-the support has entries, for every q. So many unknowns get a start first, by alternating directions, an iteration that
-converges slowly but shares one inverse between all q and has nearly all supports right after a hundred steps: one to
-three systems are left for each q [measured].
+There are two methods. Block principal pivoting (Judice and Pires 1994; Kim and Park 2011 [memory]) exchanges all
+indices with a wrong sign together, and usually ends after two to five linear systems, for many q at once. It may cycle,
+typically for many dependent rows. Unsolved problems go to the active-set method of Lawson and Hanson (1974), which is
+finite because the objective decreases with each accepted set. From zero it takes about one system per entry of the
+support, for every q. Therefore large problems first get a starting point by alternating directions. That iteration
+converges slowly, but it has one inverse for all q and finds nearly all supports in a hundred steps; then one to three
+systems are needed for each q [measured].
 
-What rounding may do to mu_i is judged by the terms of its own row, |q_i| + sum y: in CAGrad the q_i of rows of very
-different length differ by as much, and the largest of them would hide what the others violate.
+The tolerance for mu_i is relative to the terms of its own row, |q_i| + sum y. In CAGrad the q_i differ as much as the
+lengths of the rows; a tolerance relative to the largest would hide violations in the others.
 """
 
 from __future__ import annotations

@@ -5,15 +5,16 @@ row j), and its squared length, the squared sine of the angle between row i and 
 inversion serves all K rows, instead of K Gram-Schmidt runs of O(K^2 P). Where C is singular or close to it, one
 eigendecomposition serves all K rows. With N the null vectors, a row is of one of three kinds:
 
-- It has a part in N. Then it depends on the others: the combination of least norm that has its coefficient 1 and
-  vanishes is N N' e_i / |N' e_i|^2.
+- It has a component in N. Then it depends on the others: the shortest vanishing combination in which its coefficient is
+  1 is N N' e_i / |N' e_i|^2.
 - It has none. Then the remainder is as before, with P = C^+.
-- Rounding does not tell: its part is not above the error of N, eps over the gap below the other eigenvalues. Then
-  P = (C + ridge)^-1 decides, which is the first where the part is large, the second where it is small.
+- Rounding does not allow to decide: the component is not above the error of N, which is eps divided by the gap to the
+  other eigenvalues. Then P = (C + ridge)^-1 is used; it agrees with the first case for large components and with the
+  second for small ones.
 
-In every case the combination found is at least as long as the remainder. Resolution: the error of C, of about
-4 sqrt(K) eps in norm, makes a remainder with coefficients c uncertain by (4 sqrt(K) eps)^(1/2) sum |c|; one that is not
-longer than that, or than 1e-6, is zero.
+In every case the combination found is at least as long as the remainder. Resolution: C has an error of about
+4 sqrt(K) eps in norm, so a remainder with coefficients c has an error of (4 sqrt(K) eps)^(1/2) sum |c|; a remainder
+that is not longer than that, or than 1e-6, counts as zero.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The last look at a direction that was promised to conflict with no task.
+"""The final check of a direction that must not conflict with any task.
 
-The test is the scale-free cosine min_i <g_i, d> / (|g_i| |d|), computed from the cosine matrix, against the rounding
-error of that very product. Comparing norms instead would hide a violation eps behind eps^2.
+The test compares the smallest cosine <g_i, d> / (|g_i| |d|), computed from the cosine matrix, with the rounding error
+of that product. In a comparison of norms a violation of size eps would have size eps^2 only.
 
-Where weights are much larger than a direction needs (gradients that nearly cancel), that rounding error is larger than
-what a method may harm a task by, and the sign of an inner product is not known. Two ways out, and no third:
+If the gradients nearly cancel, the weights may be much larger than d. Then that rounding error is larger than the
+allowed harm to a task, and the sign of an inner product is unknown. There are two cases:
 
-- The rows have a common descent direction that the Gramian resolves, their minimum-norm point m: a small multiple of it
-  makes every inner product positive beyond its rounding error. It is shorter than what the Gramian resolves of d.
-- They have none: then nothing is resolved of d where it is shorter than sqrt(eps) of its summands, and it is zero. A
-  direction that is resolved stays; it improves some task and harms none as far as can be known.
+- The rows have a common descent direction that the Gramian resolves, their min-norm point m. Then a small multiple of m
+  is added, which makes every inner product positive beyond its rounding error. It is shorter than the resolution of d.
+- They have none. If d is shorter than sqrt(eps) of its summands, it is not resolved, and the answer is zero. Otherwise
+  d is kept; within the resolution it improves some task and harms none.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from mtlplugins.solvers.min_norm import min_norm
 
 _ROUNDS = 3
 _HARMLESS = 2.0**11 * EPS
-"""What a task may lose, relative to the size of the gradients: an eighth of what the law non-conflicting allows."""
+"""Allowed harm to a task, relative to the size of the gradients: an eighth of the tolerance of the law
+non-conflicting."""
 
 
 def without_conflict(matrix: Array, b: Array, size: float | None = None) -> tuple[Array, dict[str, object]]:
-    """Weights b (k,) of the unit rows -> the same if d conflicts with no row, else the nearest that does not.
+    """Weights b (k,) of the unit rows: unchanged if d conflicts with no row, else the nearest ones without conflict.
 
     Args:
         matrix: (k, k) cosines.
         b: (k,) weights of the unit rows.
-        size: the sum of the weights that d would have if nothing were repaired, sum_i |g_i| or a share of it. With it,
-            a loss that hides in the rounding error of larger weights is not tolerated.
+        size: the sum of the weights before any repair, sum_i |g_i| or a share of it. If it is given, harm that is
+            within the rounding error of larger weights only is not allowed.
 
     Returns:
         the weights, and diagnostics: ``min_cosine`` of the answer, ``polished`` (the violation found, as a cosine) if

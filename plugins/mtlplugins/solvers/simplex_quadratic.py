@@ -1,12 +1,13 @@
 """min 1/2 x'Hx + f'x over the simplex, H positive semi-definite, H and f of any sizes relative to each other.
 
-A primal active-set method: from the middle, go to the minimum on the face of the positive entries, or as far as the
-simplex reaches; at a minimum, let the entries in whose direction the objective falls most become positive. The
-objective falls with every set, so none is met twice. On a face the minimum is found in the eigenvectors of H there;
-along those without curvature the objective is linear, and the way ends at the border of the simplex.
+It is solved by a primal active-set method. From the centre it goes to the minimum on the face of the positive entries,
+or to the boundary of the simplex on the way. At a minimum the entries along which the objective decreases most become
+positive. The objective decreases with every set, so no set occurs twice. On a face the minimum is found with the
+eigenvectors of H there; along eigenvectors without curvature the objective is linear, and the step ends at the boundary
+of the simplex.
 
-Where the minimum is not unique, entries that are alike must get alike numbers: a small ridge prefers the shortest x,
-and entries that are tied leave and enter together.
+If the minimum is not unique, equal entries must get equal numbers: a small ridge selects the shortest x, and entries
+that are tied leave and enter together.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mtlplugins.solvers.cosines import Array, Index
 
 _RIDGE, _TIE = 1e-9, 1e-9
 _CURVED = 1e-11
-"""Below, a curvature is rounding, relative to the largest entry of H and f: an eigenvector would be noise."""
+"""A smaller curvature, relative to the largest entry of H and f, is rounding error, and its eigenvector is noise."""
 
 
 def minimise(h: Array, f: Array) -> Array:

@@ -8,8 +8,8 @@ from mtlplugins.solvers.certificate import EPS
 from mtlplugins.solvers.cosines import Array
 
 CUTS = {"float64": 8.0 * EPS, "float32": 2.0**-23}
-"""Eigenvalues of G = J J^T below this times K, relative to the largest, count as zero. "float64" is the rounding of G
-in which it is kept here; "float32" the eps of the dtype that published code keeps it in."""
+"""Eigenvalues of G = J J^T below this number times K, relative to the largest, count as zero. "float64" is the rounding
+error of G here; "float32" is the eps of the dtype of G in published code."""
 
 
 def singular(matrix: Array, norms: Array, cut: str = "float64") -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""What the single- and the double-loop form share: TOTAL = g + lambda f, its coefficients, and the router's step.
+"""The common part of the single- and the double-loop form: TOTAL = g + lambda f, its coefficients, the router's step.
 
 With router parameters W, network parameters x, normalised losses l~_i(x) and router outputs sigma_i(W):
 
@@ -11,8 +11,8 @@ and, with k = df/dv (for adjacent differences k_i = s_i - s_{i-1}, s_i = sign(v_
     dTOTAL/dl~_i     = c_i = sigma_i / S + lambda tau_i k_i
     dTOTAL/dsigma_i  = dg/dsigma_i + lambda l~_i k_i  (tau = sigma; without the second term for tau = 1)
 
-c_i l~_i'(l_i) is the weight of loss i in the one backward pass; the second line, pulled back through the router,
-trains W. No task gradient is ever formed.
+c_i l~_i'(l_i) is the weight of loss i in the single backward pass. The second line, differentiated through the router,
+is the gradient of W. No task gradient is computed.
 """
 
 from __future__ import annotations
@@ -53,35 +53,36 @@ class Balancer(Aggregator):
     """Abstract: hyper-parameters and mathematics of both forms.
 
     Args:
-        preset: "cityscapes", "nyuv2", "celeba" or "qm9": the published settings of that data set, over which every
-            option given beside it wins. None: the defaults below, which are our [choice].
+        preset: "cityscapes", "nyuv2", "celeba" or "qm9": the published settings of that data set; other options that
+            are given have precedence. None: the defaults below, which are our [choice].
         normalisation: "identical", "rescaled" or "log".
-        log_reference_every: steps between two references of "log" (an epoch in the published code); None: once.
+        log_reference_every: steps between two references of "log" (an epoch in the published code [code]); None: one
+            reference for the whole run.
         tau: "one" or "sigma", the factors in the discrepancy.
         divide_by: S in g: "one", "sum" (of sigma) or "detached-sum" (the same number, but a constant for W).
         discrepancy: "adjacent" (paper), "all-pairs" or "sorted-adjacent".
         lamb: lambda, multiplies the discrepancy (as in the published code; 1/lambda of the penalty form).
         router: "free", "linear" or "mlp"; the last two read the step's features.
         hidden: width of the "mlp".
-        squash: "softmax", "sigmoid" or "relu-sigmoid" (sigma >= 1/2; a score below 0 gets no gradient any more).
+        squash: "softmax", "sigmoid" or "relu-sigmoid" (sigma >= 1/2; a score below 0 has no gradient).
         clamp_low: lower bound of sigma after the squash, or None.
         clamp_high: upper bound, or None.
-        init_low: lowest first score of a free router.
-        init_high: highest; equal to init_low: no randomness.
+        init_low: lower bound of the first scores of a free router.
+        init_high: upper bound; if it is equal to init_low, there is no randomness.
         channel_dim: dimension of the features that is not averaged.
         detach_features: False adds the router's derivative with respect to the features to the backward pass.
         router_optimizer: "adam" or "sgd".
-        router_lr: its step size.
-        lr_schedule: how ``router_lr`` changes: "constant" (default [choice], also of the presets, as the training
-            loop's schedule is not visible here), "step" or "cosine" (see mtlplugins.schedule). The published code has
-            one optimizer and one schedule for network and router [code]: give the same schedule here.
-        lr_steps: its length in steps.
-        lr_factor: of "step".
-        beta1: Adam's.
-        beta2: Adam's.
-        eps: Adam's, relative to the terms of dTOTAL/dsigma, max_i |l~_i| / S + max_i |lambda l~_i k_i|: the losses'
-            common unit does not matter, and what is left where these terms cancel, rounding, moves nothing. [choice]
-        pareto_safe: keep the coefficients non-negative by clipping at 0. [choice]
+        router_lr: the router's step size.
+        lr_schedule: how ``router_lr`` changes: "constant" (default [choice], also of the presets, because a method does
+            not see the schedule of the training loop), "step" or "cosine" (see mtlplugins.schedule). The published code
+            has one optimizer and one schedule for network and router [code]: give the same schedule here.
+        lr_steps: length of the schedule in steps.
+        lr_factor: factor of the schedule "step".
+        beta1: Adam's decay of the first moment.
+        beta2: Adam's decay of the second moment.
+        eps: Adam's eps, relative to the size of the terms of dTOTAL/dsigma, max_i |l~_i| / S + max_i |lambda l~_i k_i|.
+            So the losses' common unit does not matter, and rounding errors of terms that cancel make no step. [choice]
+        pareto_safe: clip the coefficients at 0, so that they are non-negative. [choice]
 
     Raises:
         ConfigurationError: an option out of its range, or options that contradict each other.
@@ -139,7 +140,7 @@ class Balancer(Aggregator):
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """What is promised depends on the options."""
+        """What is promised; it depends on the options."""
         promised = {"resume-equivalent"}
         if self.pareto_safe:
             promised.add("conic-combination")
@@ -152,8 +153,8 @@ class Balancer(Aggregator):
         return frozenset(promised)
 
     def init(self, n_tasks: int) -> State:
-        """References and router. A router whose first values are random, or whose size depends on the features, is
-        drawn in the first step; until then it is NaN, or empty."""
+        """References and router. A router with random first values, or with a size that depends on the features, is
+        initialised in the first step; until then it is NaN, or empty."""
         rows = 4 if self.router_optimizer == "adam" else 1
         router = torch.zeros(rows, n_tasks if self.router == "free" else 0, dtype=torch.float64, device="cpu")
         router[0] = self.init_low if self.init_low == self.init_high else math.nan
@@ -197,7 +198,7 @@ class Balancer(Aggregator):
         )
 
     def _upper(self, here: _Point) -> _Upper:
-        """The upper level's share in the coefficients of the losses and in the router's gradient."""
+        """The upper level's part of the coefficients of the losses and of the router's gradient."""
         values = here.normalised if self.tau == "one" else list(map(operator.mul, here.sigma, here.normalised))
         gap, pull = discrepancies.discrepancy(self.discrepancy, values)
         by_sigma, size = here.by_sigma, here.size
@@ -215,7 +216,7 @@ class Balancer(Aggregator):
         return _Upper(coefficients, by_sigma, size, {**tensors(**notes), "lower": lower, "discrepancy": gap})
 
     def _rule(self, view: StepView, size: float, references: normalisations.References) -> routers.Rule:
-        """How the router moves in this step: its gradient's size sets the unit in which Adam's eps is meant."""
+        """The router's optimizer in this step; the size of the gradient is the unit of Adam's eps."""
         unit = normalisations.unit(self.normalisation, references)
         if size and not _LOWEST <= size / unit <= adam.LARGEST:
             unit = size / min(max(size / unit, _LOWEST), adam.LARGEST)
@@ -223,7 +224,7 @@ class Balancer(Aggregator):
         return routers.Rule(lr, self.beta1, self.beta2, self.eps * size / unit, unit)
 
     def _router(self, view: StepView, state: State) -> routers.Router:
-        """The router of this step; drawn now if it is the first."""
+        """The router of this step; in the first step it is initialised."""
         if self.router == "free":
             free = FreeRouter.read(view, state)
             fresh = math.isnan(free.all_rows[0][0])
@@ -235,14 +236,14 @@ class Balancer(Aggregator):
 
 
 class _Point(NamedTuple):
-    """g(W, x) at one x, differentiated; every vector (K,), for the tasks present."""
+    """g(W, x) and its derivatives at one x; every vector is (K,), for the tasks present."""
 
     view: StepView
     losses: Vector
     normalised: Vector
     slope: Vector
     seen: Any
-    """What the router saw."""
+    """The router's input."""
     scores: Vector
     raw: Vector
     sigma: Vector
@@ -251,11 +252,11 @@ class _Point(NamedTuple):
     by_sigma: Vector
     """dg/dsigma"""
     size: float
-    """Of the terms of by_sigma, before they cancel."""
+    """Size of the terms of by_sigma, before they cancel."""
 
 
 class _Upper(NamedTuple):
-    """What the upper level adds to a point."""
+    """The upper level's part at a point."""
 
     coefficients: Vector
     by_sigma: Vector
@@ -264,7 +265,7 @@ class _Upper(NamedTuple):
 
 
 def _at_minimiser(view: StepView, solve: Solve, level: _LowerLevel, here: _Point) -> tuple[Any, float, dict[str, Any]]:
-    """grad_W g(W, z_N), the term that the single loop drops; its size, and what to report of it."""
+    """grad_W g(W, z_N), the term that the single loop leaves out; its size, and diagnostics."""
     there = level.inside(solve(view, level.weights))
     kept, dropped = (level.to_router(point, point.by_sigma)[0] for point in (here, there))
     sizes = float(np.linalg.norm(kept)), float(np.linalg.norm(dropped))
@@ -301,8 +302,8 @@ class _LowerLevel(NamedTuple):
         return _Point(view, losses, normalised, slope, seen, scores, raw, sigma, coefficients, by_sigma, size)
 
     def inside(self, view: StepView) -> _Point:
-        """At a point of the inner loop, whose steps may take a loss to where it has no logarithm. One that is exactly
-        zero gets weight 0 there and counts as l~ = 0. [choice]"""
+        """g at a point of the inner loop, where a loss may have no logarithm. A loss of exactly zero gets weight 0
+        there, and its l~ is 0. [choice]"""
         losses, kind = losses_of(view), self.options.normalisation
         keep = normalisations.usable(kind, view, self.references, inner=True)
         if keep is None:

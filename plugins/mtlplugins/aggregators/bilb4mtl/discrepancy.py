@@ -1,7 +1,7 @@
-"""The upper level's objective: how far apart the tasks' values v_i = tau_i l~_i are.
+"""The upper level's objective: a sum of absolute differences of the values v_i = tau_i l~_i.
 
-Each kind is a sum of absolute differences, so its (sub)gradient is a vector of pulls, df/dv = k, that depends on
-signs only. ``adjacent`` is the paper's; the others do not depend on the order of the tasks [choice].
+Its (sub)gradient df/dv = k depends on the signs of the differences only. ``adjacent`` is the paper's [paper]; the
+others do not depend on the order of the tasks [choice].
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ KINDS = ("adjacent", "all-pairs", "sorted-adjacent")
 
 
 def discrepancy(kind: str, values: Vector) -> tuple[float, Vector]:
-    """f(v) and one of its subgradients k = df/dv, (K,); sum k = 0 and |k_i| <= 2. Ties pull nobody.
+    """f(v) and one of its subgradients k = df/dv, (K,); sum k = 0 and |k_i| <= 2. Equal values contribute nothing to k.
 
     - ``adjacent``: f = sum_i |v_i - v_{i+1}|, k_i = s_i - s_{i-1} with s_i = sign(v_i - v_{i+1}). [paper]
-    - ``all-pairs``: f = (2/K) sum_{i<j} |v_i - v_j|. The factor makes the total weight K - 1, as many as there are
-      adjacent differences, so that lambda keeps its meaning; for K = 2 it is ``adjacent``. [choice]
-    - ``sorted-adjacent``: adjacent differences after sorting, which telescope to max v - min v. [choice]
+    - ``all-pairs``: f = (2/K) sum_{i<j} |v_i - v_j|. By the factor the total weight is K - 1, the number of adjacent
+      differences, so lambda has the same meaning; for K = 2 it is ``adjacent``. [choice]
+    - ``sorted-adjacent``: adjacent differences after sorting; their sum is max v - min v. [choice]
     """
     if kind == "adjacent":
         gaps = list(map(operator.sub, values, values[1:]))

@@ -1,4 +1,4 @@
-"""``bilb4mtl-double-loop``: the penalty form with its inner loop, to measure what ``bilb4mtl`` drops."""
+"""``bilb4mtl-double-loop``: the penalty form with its inner loop, to measure the term that ``bilb4mtl`` leaves out."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class BiLB4MTLDoubleLoop(Balancer):
     The last term is the one that ``bilb4mtl`` leaves out. Diagnostics: ``dropped_norm`` = ||grad_W g(W, z_N)||,
     ``kept_norm`` = ||grad_W g(W, x)||, their quotient ``dropped_ratio``, and the losses at z_N, ``inner_losses``.
 
-    Costs N + 1 further forward and N further backward passes a step, and one copy of the network. The inner steps
-    are taken by ``view.inner``, which only ``MultiTask.step(closure)`` can offer. In a view without it (``backward``,
-    or a single call for study) the step is that of ``bilb4mtl``, and the diagnostic ``inner`` says so.
+    Cost: N + 1 more forward and N more backward passes per step, and one copy of the network. The inner steps are made
+    by ``view.inner``, which only ``MultiTask.step(closure)`` offers. In a view without it (``backward``, or
+    ``mtlcore.aggregate``) the step is that of ``bilb4mtl``, and the diagnostic ``inner`` says so.
 
     Args:
-        inner_steps: N.
-        inner_lr: beta.
+        inner_steps: N, the number of inner steps.
+        inner_lr: beta, their step size.
 
     Raises:
         LossError: as ``bilb4mtl``; also where an inner step makes a loss negative that "log" cannot take.
@@ -37,7 +37,7 @@ class BiLB4MTLDoubleLoop(Balancer):
     inner_lr: float = number(1e-2, low=0.0, open_low=True, log=True)
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
-        """Weights dTOTAL/dl_i; the next state has the router one step further."""
+        """Weights dTOTAL/dl_i; the next state has the router after its step."""
         if view.inner is None:
             answer = self._step(view, state)
             note = {"inner": "not available: grad_W g(W, z_N) was dropped; use MultiTask.step(closure)"}

@@ -1,4 +1,4 @@
-"""What a router reads of the step's features: every channel's mean, and the way back."""
+"""The input of a router: the mean of every channel of the step's features; and the gradient of these means."""
 
 from __future__ import annotations
 

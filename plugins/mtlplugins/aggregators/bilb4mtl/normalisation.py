@@ -1,11 +1,11 @@
-"""The lower level's losses l~_i(l_i): as they are, rescaled by the first ones, or logarithmic.
+"""The lower level's losses l~_i(l_i): unchanged, rescaled by the first losses, or logarithmic.
 
 - ``identical``: l~ = l.
-- ``rescaled``: l~_i = l_i / c_i, c_i = l_i(0) / min_j l_j(0): every task starts at the smallest first loss. [code]
-- ``log``: l~_i = log(l_i / l_i_ref). The reference is the first loss, or the first of every period of
-  ``log_reference_every`` steps: the published code takes it anew from the first batch of every epoch. [code]
+- ``rescaled``: l~_i = l_i / c_i, c_i = l_i(0) / min_j l_j(0): all l~_i start at the smallest first loss. [code]
+- ``log``: l~_i = log(l_i / l_i_ref). The reference is the first loss, or the first one in every period of
+  ``log_reference_every`` steps; in the published code it is the first loss in every epoch. [code]
 
-References are state, a matrix of two rows: losses, and the periods in which they were taken (-1: not yet).
+The references are state, a matrix of two rows: losses, and the periods in which they were taken (-1: not yet).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ KINDS = ("identical", "rescaled", "log")
 
 
 class References(NamedTuple):
-    """Of all n tasks; empty for ``identical``."""
+    """The references of all n tasks; empty for ``identical``."""
 
     losses: Vector
     periods: Vector
 
     def state(self) -> State:
-        """As the entries of a state."""
+        """The references as entries of a state."""
         return {"reference": matrix([self.losses, self.periods])} if self.losses else {}
 
 
@@ -45,8 +45,8 @@ def read(kind: str, state: State) -> References:
 
 
 def usable(kind: str, view: StepView, references: References, inner: bool = False) -> list[bool] | None:
-    """None if all losses of this step, or of its ``inner`` steps, can be normalised, else K truth values: which can
-    (see mtlplugins.positive)."""
+    """Which losses of this step, or of its ``inner`` steps, can be normalised, K truth values; None if all can (see
+    mtlplugins.positive)."""
     if kind == "identical":
         return None
     new = None
@@ -62,7 +62,7 @@ def usable(kind: str, view: StepView, references: References, inner: bool = Fals
 
 
 def updated(kind: str, every: int | None, view: StepView, losses: Vector, old: References) -> References:
-    """References of this step, taken anew where a task starts its run or its period; else ``old`` itself."""
+    """References of this step; new ones for tasks in the first step of the run or of a period; else ``old`` itself."""
     if kind == "identical":
         return old
     period = view.step // every if kind == "log" and every is not None else 0
@@ -89,7 +89,7 @@ def normalise(kind: str, view: StepView, losses: Vector, references: References)
 
 
 def unit(kind: str, references: References) -> float:
-    """The common factor of all l~ that says nothing about the tasks: min_j l_j(0) for ``rescaled``, else 1."""
+    """A common factor of all l~, which does not depend on single tasks: min_j l_j(0) for ``rescaled``, else 1."""
     if kind != "rescaled":
         return 1.0
     if -1 in references.periods:
@@ -98,6 +98,6 @@ def unit(kind: str, references: References) -> float:
 
 
 def _log(loss: float, reference: float) -> float:
-    """log(loss / reference), also where the quotient is not a float any more."""
+    """log(loss / reference), also where the quotient would overflow or underflow."""
     quotient = loss / reference
     return math.log(quotient) if 0.0 < quotient < math.inf else math.log(loss) - math.log(reference)

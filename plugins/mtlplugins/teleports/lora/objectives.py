@@ -1,4 +1,4 @@
-"""The objectives of a LoRA teleport, and their gradients. [paper Eq. 8-10; the better estimators: seeds 1.6]
+"""The objectives of a LoRA teleport, and their gradients. [paper Eq. 8-10; the other estimators: choice]
 
 Every objective is a function O of the displacement. :meth:`Objective.ascent` returns its value and its gradient with
 respect to the trunk's parameters at the current point. The gradient takes all losses in O into account. (In the
@@ -91,7 +91,7 @@ class Sharpness:
 
 @dataclass
 class GradientNorm:
-    """L_g = (1/K) sum_i R_i |g_i|: sharpness to first order, without sampling. [seeds 1.6: choice]
+    """L_g = (1/K) sum_i R_i |g_i|: sharpness to first order, without sampling. [choice]
 
     Args:
         factor: (K,) as in :class:`Sharpness`.
@@ -130,7 +130,7 @@ class Conflict:
     smallest cosines.
 
     w = softmax(-cos(g_i, g_0) / temperature) is held constant: this is a soft minimum of the cosines, and it costs two
-    curvature products for any number of tasks. It does not depend on scale. [choice; seeds 1.10]
+    curvature products for any number of tasks. It does not depend on scale. [choice]
 
     Args:
         exact: True: double backward. False: finite differences.

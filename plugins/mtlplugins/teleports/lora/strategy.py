@@ -32,7 +32,7 @@ class LoRA(TeleportStrategy):
             "gradient-norm": what sharpness estimates. [choice]
         estimator: how the gradient of the objective is computed. "sphere": n random perturbations [paper], for
             sharpness only; "finite-difference": one more gradient per curvature product (the only one for progress);
-            "double-backward": exact, for networks whose operations can be differentiated twice. [seeds 1.6]
+            "double-backward": exact, for networks whose operations can be differentiated twice. [choice]
         search: "tangent": predictor-corrector on the surface of constant losses, a few steps [choice];
             "penalty": Adam on L_t - gamma L_g [paper].
         rank: rank of every weight's displacement. [paper: 5]

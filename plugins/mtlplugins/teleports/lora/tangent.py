@@ -9,7 +9,7 @@ coordinates B, with the relative task gradients as rows of J (K, n):
 
 t starts at a predicted gain of ``reach`` and shrinks like sqrt(drift / measured drift), because the drift of a tangent
 step is of second order. A step costs one pass of task gradients, what the objective needs, and a few forward passes.
-[choice; seeds 1.10 asks for exactly these levers]
+[choice]
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from mtlplugins.teleports.symmetry.scaling import Group, Member, rescale
 
 @dataclass(frozen=True)
 class AttentionQK(TeleportStrategy):
-    """Per head: (W_Q, b_Q) <- M (W_Q, b_Q) and (W_K, b_K) <- M^{-T} (W_K, b_K), M invertible. [derived, seeds 2.3]
+    """Per head: (W_Q, b_Q) <- M (W_Q, b_Q) and (W_K, b_K) <- M^{-T} (W_K, b_K), M invertible. [derived]
 
     Scores are inner products <q, k>, so no output changes on any input. In the same way (W_V, b_V) <- M (W_V, b_V) with
     W_O <- W_O M^{-1} for the head's columns of the output projection. One pass of task gradients gives the Gramian for
@@ -85,8 +85,8 @@ class AttentionQK(TeleportStrategy):
         )
 
     def _full(self, problem: TeleportProblem, groups: Sequence[Group], widths: Mapping[str, int]) -> Displacement:
-        """One matrix per group and head. A group that is free under diagonal maps is free under all: it is the two
-        sides of one sum over a head's channels."""
+        """One matrix per group and head. A group whose rescaling is a symmetry has the symmetry of all invertible maps,
+        too: it consists of the two factors of one sum over a head's channels."""
         losses, gradients = problem.rows()
         if len(losses) < 2:
             return Displacement({}, diagnostics={"reason": "one task only: nothing can conflict"})
@@ -155,7 +155,7 @@ def _projection(attention: nn.MultiheadAttention, path: str, which: int) -> list
 
 
 def _beside(rows: dict[str, Tensor], group: Group, units: slice, produces: bool) -> Tensor:
-    """(K, d, m) task gradients of one side of some units of a group."""
+    """(K, d, m) task gradients of some units of a group: of the elements that produce them, or that consume them."""
     side = [m for m in group.members if m.produces is produces]
     return torch.cat([rows[m.parameter][:, m.elements[units].to(rows[m.parameter].device)] for m in side], dim=2)
 
@@ -180,6 +180,6 @@ def _dim(member: Member) -> int:
 
 
 def _position(member: Member, parameter: Tensor, unit: int) -> int:
-    """Where a unit lies in that dimension."""
+    """The index of a unit in that dimension."""
     element = int(member.elements[unit, 0])
     return element if _dim(member) == 1 else element // (parameter.numel() // parameter.shape[0])

@@ -1,22 +1,23 @@
-"""Find, in the graph of a network, the units whose rescaling changes nothing.
+"""Finds the units in the graph of a network whose rescaling changes no output.
 
 torch.fx traces the trunk; each value that flows through it is given a *space* of units, and every operation either
 
-* produces a new space: the outputs of Linear, Conv, Embedding, and of norms with an affine part (whose input, being
-  normalised, is pinned: a rescaling in front of a norm would meet its epsilon);
-* hands a space on: positively homogeneous, unit by unit (ReLU, LeakyReLU, PReLU, max and average pooling, dropout,
-  flatten, upsampling, products with a number);
-* merges spaces: a sum, e.g. an identity shortcut, whose terms can only be rescaled together;
+* produces a new space: the outputs of Linear, Conv, Embedding, and of norms with an affine part (their input is
+  pinned, because a rescaling before a norm would change the effect of its epsilon);
+* passes a space on: operations that are positively homogeneous, unit by unit (ReLU, LeakyReLU, PReLU, max and average
+  pooling, dropout, flatten, upsampling, products with a number);
+* merges spaces: a sum, for example an identity shortcut, whose terms can only be rescaled together;
 * consumes a space: the inputs of Linear and Conv;
-* or pins it: everything else, the trunk's output and what its forward keeps in attributes, modules with hooks,
-  parametrisations, frozen or tied parameters, and modules whose parameters are read beside their calls.
+* or pins it, so that its units cannot be rescaled: every other operation, the trunk's output, values that its forward
+  keeps in attributes, modules with hooks, parametrisations, frozen or tied parameters, and modules whose parameters are
+  read outside of their calls.
 
-What is left, in training and in evaluation mode alike, is a set of groups (:class:`.scaling.Group`). The
-rule is one-sided: an operation that is not known to be safe pins what it touches. A trunk that cannot be traced as a
-whole, or whose forward draws random numbers, is searched child by child; that its own forward does not reach into a
-child is then no longer proved, only seen on the trigger batch (``sound``; by the transaction also in training) and on
-the probe. Layers that a closure calls beside the trunk's forward are found there too. Hooks on the trunk itself are in
-no graph: then nothing is searched.
+The result is a set of groups (:class:`.scaling.Group`), valid in training and in evaluation mode. An operation that is
+not known to be safe always pins its inputs. If a trunk cannot be traced as a whole, or its forward draws random
+numbers, its children are searched one by one. That the trunk's forward uses a child only by calling it is then not
+proved. It is checked on the trigger batch (``sound``; in the transaction also in training mode) and on the probe; this
+check also finds layers that a closure calls outside of the trunk's forward. Hooks on the trunk itself are in no graph:
+then nothing is searched.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from mtlplugins.teleports.symmetry.walk import Walk
 
 @dataclass(frozen=True)
 class Found:
-    """Groups, in words what was searched, and whether it was the whole forward of the trunk."""
+    """Groups, a text about what was searched, and whether that was the whole forward of the trunk."""
 
     groups: tuple[Group, ...]
     note: str
@@ -45,7 +46,8 @@ class Found:
 
 
 def find_groups(trunk: nn.Module) -> Found:
-    """Every group of the trunk that can be shown to be free; a small trunk is searched anew only when it changed."""
+    """All groups of the trunk whose rescaling is proved to be a symmetry; a small trunk is searched again only after a
+    change."""
     if sum(p.numel() for p in trunk.parameters()) > _SMALL:
         return _search(trunk)
     now = fingerprint(trunk)
@@ -56,12 +58,12 @@ def find_groups(trunk: nn.Module) -> Found:
 
 
 _SMALL = 1 << 20
-"""Parameters up to which groups are kept. A larger network's step takes longer than its trace, and the indices in its
-groups, two of eight bytes for a weight of four, would be too much to hold."""
+"""Largest number of parameters for which groups are kept. In a larger network a step takes longer than tracing, and the
+indices in its groups (16 bytes for a weight of 4 bytes) would need too much memory."""
 
 
 _SEEN: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, Found]] = weakref.WeakKeyDictionary()
-"""Tracing takes as long as a training step of a small network, and says the same every time."""
+"""Kept, because tracing a small network takes as long as a training step, and its result does not change."""
 
 
 def _search(trunk: nn.Module) -> Found:
@@ -102,7 +104,7 @@ def _children(module: nn.Module, prefix: str, unsafe: set[nn.Module]) -> tuple[l
 
 
 def _free(module: nn.Module, prefix: str, unsafe: set[nn.Module]) -> tuple[Group, ...]:
-    """The groups of one module that are free in every mode."""
+    """The groups of one module that are symmetries in every mode."""
     first, *others = (Walk(module, prefix, unsafe, graph).groups() for graph in traces(module))
     return tuple(g for g in first if all(any(_same(g, o) for o in other) for other in others))
 

@@ -1,12 +1,12 @@
 """Symmetries by any invertible matrix M: what produces d units is multiplied by M, what consumes them by M^{-T}.
 
-The task gradients then become M^{-T} g and M g, so with S = (M^T M)^{-1} [derived, as seeds 2.4 for diagonal M]
+The task gradients then become M^{-T} g and M g, so with S = (M^T M)^{-1} [derived]
 
     Gram(S) = C + sum_b [ tr(S_b p_k p_i^T) + tr(S_b^{-1} c_k c_i^T) ]_{ki}
 
-for blocks b with gradients p (K, d, m) of what produces and c (K, d, m') of what consumes: one pass of task gradients,
-no more however long the search. M is symmetric, for a rotation from the left changes no inner product, and acts on the
-leading left singular subspace of a block's gradients: log M = -bound tanh(R) there, R symmetric, and M = I elsewhere.
+for blocks b with gradients p (K, d, m) of what produces and c (K, d, m') of what consumes. So a search of any length
+needs one pass of task gradients. M is symmetric, because a rotation from the left changes no inner product. It acts on
+the leading left singular subspace of a block's gradients, where log M = -bound tanh(R), R symmetric; elsewhere M = I.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def optimise(
     stiffness: float,
     steps: int,
 ) -> list[Tensor] | None:
-    """M (d, d) of every block, float64; None if nothing is better than staying.
+    """M (d, d) of every block, float64; None if nothing is better than the identity.
 
     Args:
         rest: (K, numel) gradients of everything else.

@@ -20,7 +20,7 @@ from mtlplugins.teleports.symmetry.tracing import traces
 class LinearBoundary(TeleportStrategy):
     """The trunk ends in z = A x + b, every head starts with U_k z: A <- M A, b <- M b, U_k <- U_k M^{-1}.
 
-    It is exact for every invertible M and every input [derived, seeds 2.3]. The trunk's gradients become
+    It is exact for every invertible M and every input [derived]. The trunk's gradients become
     g' = M^{-T} g, so one pass of task gradients gives the Gramian for every M (see ``general_maps.py``). Momentum is
     transported by M^{-T}, exactly; second moments are estimated (see ``mtlcore.trajectory``).
 

@@ -1,4 +1,4 @@
-"""Which modules do no more than their class says: without hooks, parametrisations, and parameters that others share."""
+"""Plain modules: those without hooks, parametrisations and shared parameters, which behave as their class says."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ _TABLES = frozenset({"_parameters", "_buffers", "_modules", "training"})
 
 
 def uncompiled(module: nn.Module) -> tuple[nn.Module, str]:
-    """The network inside a ``torch.compile(network)``, which cannot be traced itself, and the prefix of its names."""
+    """The network inside of a ``torch.compile(network)``, which cannot be traced itself; and its prefix of names."""
     inner = module._modules.get("_orig_mod") if type(module).__name__ == "OptimizedModule" else None
     return (module, "") if inner is None else (inner, "_orig_mod.")
 
 
 def altered(*modules: nn.Module) -> bool:
-    """Whether calling one of these runs code that is not in the forward of its class, which is all that is traced."""
+    """Whether a call of one of these runs code outside of the forward of its class; only that forward is traced."""
     return any(
         m._forward_hooks or m._forward_pre_hooks or ("forward" in m.__dict__ and uncompiled(m)[0] is m) for m in modules
     )
 
 
 def _watched() -> bool:
-    """Whether hooks on the calls of every module are set, but for the one by which a transaction meets modules."""
+    """Whether there are global hooks on module calls, except for that of a transaction."""
     hooks = (*_calls._global_forward_hooks.values(), *_calls._global_forward_pre_hooks.values())
     return any(getattr(hook, "__module__", None) != transaction.__name__ for hook in hooks)
 
 
 def shared_modules(trunk: nn.Module) -> set[nn.Module]:
-    """Modules that are not plain: with hooks, parametrisations, parameters that are frozen or owned twice, or with
-    parameters and two names, of which a part that is traced alone knows one. If hooks watch every call, all of them."""
+    """Modules that are not plain: with hooks, parametrisations, parameters that are frozen or have two owners; those
+    with parameters and two names, because a part that is traced alone knows one of them; with global hooks, all."""
     if _watched():
         return set(trunk.modules())
     owners = Counter(p for m in trunk.modules() for p in m._parameters.values() if p is not None)
@@ -58,9 +58,10 @@ def shared_modules(trunk: nn.Module) -> set[nn.Module]:
 
 
 def fingerprint(trunk: nn.Module) -> Hashable:
-    """What the graph and the safety of its parts depend on: classes, attributes, hooks, and who owns which parameter.
+    """Everything on which the graph and its symmetries depend: classes, attributes, hooks, and owners of parameters.
 
-    A forward that looks at something else (a global, the inside of a list) can change unseen: ``sound`` would notice.
+    If a forward depends on something else (a global variable, the contents of a list), a change is not noticed here;
+    ``sound`` finds it.
     """
     parts: list[Hashable] = [_watched()]
     for name, module in trunk.named_modules(remove_duplicate=False):

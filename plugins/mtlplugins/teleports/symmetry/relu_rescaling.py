@@ -19,7 +19,7 @@ from mtlplugins.teleports.symmetry.scaling import Group, factors, rescale
 
 @dataclass(frozen=True)
 class ReluRescaling(TeleportStrategy):
-    """Multiply what produces unit j by lambda_j > 0, divide what consumes it: an exact symmetry. [derived, seeds 2.3]
+    """Multiply what produces unit j by lambda_j > 0, divide what consumes it: an exact symmetry. [derived]
 
     W1[j,:] *= lambda_j, b1[j] *= lambda_j, W2[:,j] /= lambda_j, for Linear and Conv chains, through batch norm (whose
     affine part then is what produces), pooling, dropout and flatten, inside residual blocks and, for all branches
@@ -86,7 +86,7 @@ class ReluRescaling(TeleportStrategy):
 
 
 def stay(found: Found) -> Displacement:
-    """No displacement, and why: nothing was found, or what was found is none (see :func:`sound`)."""
+    """No displacement, with the reason: no group was found, or none passed :func:`sound`."""
     reason = f"no unit of the trunk can be rescaled: {found.note}"
     if found.groups:
         names = ", ".join(g.name for g in found.groups)
@@ -100,14 +100,14 @@ def stay(found: Found) -> Displacement:
 def sound(
     problem: TeleportProblem, groups: tuple[Group, ...], generator: torch.Generator, *, whole: bool = False
 ) -> tuple[Group, ...]:
-    """The groups that keep the trigger batch's losses under random scales: a second, independent look.
+    """The groups that keep the trigger batch's losses under random scales: a second, independent check.
 
-    The graph search is a proof only as far as the trunk is called through its own ``forward``: a closure that reaches
-    into it, or a part that was traced alone, is caught here. Costs two evaluations.
+    The graph search is a proof only if the trunk is called through its own ``forward``. Here it shows if a closure
+    calls parts of the trunk, or if a part that was traced alone is used differently. Cost: two evaluations.
 
     Args:
-        whole: the groups are those of the trunk's whole forward; those with a layer that is also called beside it are
-            left out, whatever this batch's losses say.
+        whole: the groups are those of the trunk's whole forward. Groups with a layer that is also called outside of it
+            are then left out, also if this batch's losses do not change.
     """
     if not groups:
         return groups
@@ -124,7 +124,7 @@ def _layers(group: Group) -> set[str]:
 
 @contextlib.contextmanager
 def _calls_beside(trunk: nn.Module, groups: tuple[Group, ...]) -> Iterator[set[str]]:
-    """Names of the layers of these groups that are called, while open, when the trunk's own forward is not running."""
+    """Names of the layers of these groups that are called, inside the context, outside of the trunk's forward."""
     beside: set[str] = set()
     running = [0]
 

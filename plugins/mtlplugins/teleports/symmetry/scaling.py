@@ -3,17 +3,17 @@
 A :class:`Group` is a set of U units (channels, features) such that multiplying, for every unit u, the elements that
 *produce* it by lambda_u > 0 and dividing the elements that *consume* it by lambda_u changes no output of the network.
 
-Effect on the Gramian [derived, seeds 2.4]. Under theta' = D theta a gradient becomes g' = g / D, so with
+Effect on the Gramian [derived]. Under theta' = D theta a gradient becomes g' = g / D, so with
 A_u[i, k] = the part of <g_i, g_k> over the elements that produce unit u, B_u over those that consume it, C the rest,
 
     Gram(lambda) = C + sum_u ( lambda_u^{-2} A_u + lambda_u^{2} B_u ).
 
-A, B, C come from one pass of task gradients; after that, any conflict measure can be optimised over log lambda without
-touching the network again. The formula needs elements to be touched by one group only, but a weight between two
-groups is produced by one and consumed by the other; so groups are optimised in rounds of disjoint ones, and between
-rounds the gradients are carried along, g <- g / D, which is exact. A weight from a group to itself, where a residual
-branch is a single layer, is lambda_j^2 / lambda_i^2 in truth and lambda_j^2 + lambda_i^{-2} in the tables: the slope at
-the identity is right, the value is not, and there the form only guides the search. [choice]
+A, B, C come from one pass of task gradients; after that, any measure of conflict can be optimised over log lambda
+without the network. The formula holds if every element is in one group only. But a weight between two groups is in
+both: one produces it, the other consumes it. So groups are optimised in rounds of disjoint groups, and between rounds
+the gradients are transformed, g <- g / D, which is exact. A weight from a group to itself (a residual branch of a
+single layer) has the factor lambda_j^2 / lambda_i^2, but lambda_j^2 + lambda_i^{-2} in the tables: the slope at the
+identity is right, the value is not, and the formula only guides the search. [choice]
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Tables:
 
 
 def rounds(groups: Sequence[Group], sizes: Mapping[str, int]) -> list[list[Group]]:
-    """Split groups into rounds within which no element is touched twice; greedy, in the given order."""
+    """Divide groups into rounds in which no element is in two groups; greedy, in the given order."""
     waiting, out = list(groups), []
     while waiting:
         taken = {name: torch.zeros(n, dtype=torch.bool, device="cpu") for name, n in sizes.items()}
@@ -158,8 +158,8 @@ def rescale(
     steps: int,
     powers_of_two: bool = False,
 ) -> Displacement:
-    """The displacement that optimises the worst cosine over all groups, from one pass of task gradients; with
-    ``powers_of_two``, each lambda is the nearest one within the bound, to the last bit."""
+    """The displacement that optimises the worst cosine over all groups, from one pass of task gradients. With
+    ``powers_of_two``, each lambda is rounded to the nearest power of two within the bound."""
     parameters = dict(problem.trunk.named_parameters())
     losses, blocks = problem.rows()
     rows = dict(zip(problem.parameters(), blocks))

@@ -12,13 +12,13 @@ from mtlcore.snapshot import Noise, Structure, copied_buffers, interrupts_held
 
 
 def traces(module: nn.Module) -> list[fx.Graph]:
-    """The graphs in training and in evaluation mode, as a forward may ask ``self.training``; one if they are equal.
+    """The graphs in training and in evaluation mode, as a forward may read ``self.training``; one if they are equal.
 
-    Tracing runs the user's forward: what it leaves in the modules, and what it draws, is taken back.
+    Tracing runs the user's forward; changes of modules and of random generators are undone.
 
     Raises:
-        DrawsError: the forward drew random numbers, and may take another way next time.
-        Exception: whatever tracing raises.
+        DrawsError: the forward drew random numbers, so its graph may be another one next time.
+        Exception: tracing failed.
     """
     before = Structure(module.modules())
     noise = Noise()
@@ -39,13 +39,13 @@ def traces(module: nn.Module) -> list[fx.Graph]:
 
 
 class DrawsError(Exception):
-    """A forward whose way depends on random numbers: a graph would show one of its ways."""
+    """The graph of a forward depends on random numbers; a trace would show only one of the possible graphs."""
 
 
 def trace(module: nn.Module) -> fx.Graph:
-    """The graph; optional arguments of forward are taken at their defaults, as nobody can know better.
+    """The graph; optional arguments of forward have their default values.
 
-    Values that the forward keeps in attributes of the modules are outputs, too: whoever calls it can read them.
+    Values that the forward keeps in attributes of modules are outputs, too, because the caller can read them.
     """
     defaults = {
         name: p.default
@@ -62,7 +62,7 @@ def trace(module: nn.Module) -> fx.Graph:
 
 
 def _proxies(value: Any) -> list[fx.Proxy]:
-    """Every value of a graph in a nest of containers."""
+    """Every value of a graph in nested containers."""
     if isinstance(value, fx.Proxy):
         return [value]
     if isinstance(value, (dict, list, tuple, set, deque)):

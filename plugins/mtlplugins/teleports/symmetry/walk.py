@@ -1,4 +1,4 @@
-"""One pass over the graph of a module, which gives every value a space of units."""
+"""One pass over the graph of a module; it assigns a space of units to every value."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor in flight: its space, the dimension of the units (1 or -1), and its number of dimensions if known."""
+    """A value in the graph: its space, the dimension of the units (1 or -1), and its number of dimensions if known."""
 
     space: Space
     dim: int
@@ -62,7 +62,7 @@ class Walk:
         self._extra: dict[str, Group] = {}
 
     def groups(self) -> tuple[Group, ...]:
-        """What is produced, consumed and nowhere pinned."""
+        """The groups of spaces that are produced, consumed and never pinned."""
         for node in self._graph.nodes:
             self._values[node] = self._visit(node)
         # Whatever such a call does with the module's weights, its other calls must find them as they were.
@@ -103,7 +103,7 @@ class Walk:
             value.space.root().pinned = True
 
     def _only_input(self, node: fx.Node) -> Value | None:
-        """The value handed on by a unitwise call: its first argument, if that is its only tensor."""
+        """The value that a unitwise call passes on: its first argument, if that is its only tensor."""
         if len(node.all_input_nodes) == 1 and node.args and node.args[0] is node.all_input_nodes[0]:
             return self._values[node.all_input_nodes[0]]
         return None

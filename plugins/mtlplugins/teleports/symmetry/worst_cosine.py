@@ -1,6 +1,6 @@
-"""How good is a Gramian? The worst cosine, softened, with its slope; and a search over what the Gramian depends on.
+"""The soft minimum of the cosines in a Gramian, with its slope; and a search for parameters that maximise it.
 
-In numpy: everything here has the size of a K x K table, and a step of the search would otherwise be all call overhead.
+It is written in numpy, because everything here has the size of a K x K table, for which torch calls are slow.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 TEMPERATURE = 0.05
-"""Of the soft minimum -T log sum_i exp(-c_i / T): a smooth lower estimate, exact as T goes to 0."""
+"""T of the soft minimum -T log sum_i exp(-c_i / T): a smooth lower bound of the minimum, exact for T -> 0."""
 
 
 def worst_cosine(gram: Array, measure: str) -> tuple[float, Array]:
@@ -59,13 +59,13 @@ def worst_cosine(gram: Array, measure: str) -> tuple[float, Array]:
 
 
 def has_angles(gram: Array) -> bool:
-    """Whether there is something to improve: two gradients, and a mean that is more than what rounding leaves."""
+    """Whether cosines are defined: there are two non-zero gradients, and the mean is larger than its rounding error."""
     square = gram.diagonal()
     return int((square > 0.0).sum()) >= 2 and bool(gram.mean() > 1e-14 * square.max())
 
 
 def ascend(gain: Callable[[Array], tuple[float, Array]], start: Array, steps: int, *, lr: float = 0.2) -> Array:
-    """Adam from ``start``; the best point seen, so never worse than staying. Ends early when ten steps brought nothing.
+    """Adam from ``start``; returns the best point found, which may be ``start``. It stops after ten steps without gain.
 
     Args:
         gain: point -> (value, slope).
