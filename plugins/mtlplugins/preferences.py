@@ -1,4 +1,4 @@
-"""Preference vectors: one positive number per task, given once or drawn in every step."""
+"""Preference vectors: one non-negative number per task, given once or drawn in every step."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ from mtlplugins.solvers.cosines import Array, Index, Mask
 
 _SWEEPS = 10
 _COMPRESSED = 48
-"""Variables from which on gathering the free ones costs less than solving systems of full size."""
+"""From so many variables on, gathering the free ones costs less than solving systems of full size."""
 
 LARGE = 128
-"""Variables from which on a start is worth its price for every problem, and each is solved by a Cholesky of its own."""
+"""From so many variables on, every problem gets a starting point, and each system its own Cholesky factorisation."""
 _MANY = 150
-"""Unknowns from which on looking for a start of the active-set method costs less than what it saves."""
+"""From so many unknowns on, a starting point for the active-set method costs less than it saves."""
 _ITERATIONS, _PENALTY, _RELAXED = 100, 0.1, 1.7
 _ROUNDS, _BETWEEN, _LARGE_PENALTY = 16, 5, 0.3
 """The same for a start that only has to have most of the supports right: so many times so many iterations at most."""

@@ -69,7 +69,7 @@ def without_conflict(matrix: Array, b: Array, size: float | None = None) -> tupl
 
 
 def _beyond_rounding(matrix: Array, b: Array, floor: float, length: float) -> tuple[Array, str]:
-    """Weights whose inner products are not below zero, whatever rounding of size ``floor`` did to them; and what was
+    """Weights with non-negative inner products in spite of rounding errors of size ``floor``; and a text about what was
     done."""
     toward, square, certificate = min_norm(matrix, np.ones(len(b)))
     if certificate.status != "stationary":

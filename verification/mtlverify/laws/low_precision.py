@@ -28,8 +28,8 @@ def promises_no_conflict(plugin: Aggregator) -> str | None:
 
 
 def in_range(rows: Tensor) -> Tensor:
-    """The rows as far as bfloat16 can hold them: the longest has entries below 2, and each is as it was relative to it,
-    down to 1e-15."""
+    """The rows in the range of bfloat16: multiplied by a power of two, so that all entries are below 1; entries below
+    1e-15 are then set to zero."""
     data = rows.double()
     largest = float(data.abs().max())
     power = 0.0 if largest == 0 else -float(torch.frexp(torch.tensor(largest, dtype=torch.float64))[1])

@@ -23,8 +23,7 @@ SAFE = ("unit", "common scale", "extreme")
 
 
 def is_zero(answer: Answer, resolution: float = 1.0) -> float:
-    """Margin of d = 0, relative to the gradients: the largest would be a step, the tolerance is half of the digits,
-    divided by the resolution."""
+    """Margin of d = 0, relative to the gradients; the tolerance is half of the digits, divided by ``resolution``."""
     norms = answer.jacobian.double().norm(dim=1)
     allowed = tolerance.equality(answer) + tolerance.HALF_DIGITS * float(norms.max())
     return agreement(answer.length, allowed / resolution, f"the direction is {shown(answer.direction)}")

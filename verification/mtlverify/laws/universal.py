@@ -26,12 +26,12 @@ VERDICT = "1 if obeyed, -1 if not"
 
 
 def verdict(obeyed: bool, reason: str = "") -> Margin:
-    """The margin of a law that holds or does not."""
+    """The margin of a law that is either obeyed or not."""
     return Margin(1.0) if obeyed else Margin(-1.0, reason)
 
 
 def unless(faults: Sequence[str]) -> Margin:
-    """The margin of a law that holds unless something was found against it."""
+    """The margin of a law that holds if there are no faults."""
     return verdict(not faults, "; ".join(faults))
 
 

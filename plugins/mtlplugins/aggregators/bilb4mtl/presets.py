@@ -1,7 +1,7 @@
-"""The published settings, one row per data set. [code] for every value; see docs/explanation/bilb4mtl.md.
+"""The published settings, one row per data set [code]; see docs/explanation/bilb4mtl.md.
 
-The learning rate is the router's; the published code puts model and router into one Adam with this rate. Schedules,
-epochs and batch sizes belong to the training loop and are not here.
+The learning rate is that of the router; in the published code model and router are in one Adam with this rate.
+Schedules, epochs and batch sizes belong to the training loop and are not part of a preset.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From scores to sigma, and back: softmax, sigmoid, or sigmoid after relu; then a clamp."""
+"""sigma from scores, and its gradient: softmax, sigmoid, or sigmoid after relu; then a clamp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Low-rank displacements: Delta = (alpha / r) B A for every weight, whatever layer it belongs to.
+"""Low-rank displacements: Delta = (alpha / r) B A for every weight, in layers of every kind.
 
 A weight with two or more dimensions is treated as a matrix (first dimension times all others). Its rows are outputs in
 Linear, Conv1d/2d/3d, the packed projections of nn.MultiheadAttention, GRU and LSTM; in an Embedding they are the

@@ -1,4 +1,4 @@
-"""The units inside a transformer layer, whose forward torch.fx does not enter."""
+"""The units inside a transformer layer, whose forward torch.fx does not trace."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mtlplugins.teleports.symmetry.scaling import Group, Member
 
 
 def feed_forward(layer: nn.TransformerEncoderLayer, path: str, unsafe: set[nn.Module]) -> list[Group]:
-    """linear1 -> ReLU -> dropout -> linear2, if nothing in between is unsafe."""
+    """The units of linear1 -> ReLU -> dropout -> linear2, if all of these are safe."""
     parts = (layer.linear1, layer.activation, layer.dropout, layer.linear2)
     relu = layer.activation is F.relu or type(layer.activation) is nn.ReLU
     kinds = [type(part) for part in parts if part is not layer.activation]

@@ -1,4 +1,4 @@
-"""Which operations hand units on, and which elements of a weight belong to a unit."""
+"""The operations that pass units on, and the elements of a weight that belong to a unit."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ POOL_CALLS: dict[Any, int] = {
 SUMS: frozenset[Any] = frozenset({operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub})
 PRODUCTS: frozenset[Any] = frozenset({operator.mul, operator.truediv, torch.mul, torch.div})
 LOOKS = frozenset({"shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda"})
-"""Attributes that say nothing of the values; of others, ``h.T`` or ``h.data``, nobody knows where they go."""
+"""Attributes that do not depend on the values. Others, such as ``h.T`` or ``h.data``, may pass the values on."""
 
 
 def indices(parameter: Tensor) -> Tensor:
-    """Flat indices in the parameter's shape."""
+    """The flat index of every element, in the parameter's shape."""
     return torch.arange(parameter.numel(), device="cpu").view(parameter.shape)
 
 
 def rows(parameter: Tensor) -> Tensor:
-    """(first dimension, all others) of them."""
+    """The flat indices as a matrix (first dimension, all others)."""
     return indices(parameter).reshape(parameter.shape[0], -1)
 
 

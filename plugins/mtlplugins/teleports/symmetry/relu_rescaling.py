@@ -1,4 +1,4 @@
-"""The positive rescaling symmetry of networks with ReLU-like activations, used to lower conflict."""
+"""The positive rescaling symmetry of networks with ReLU-like activations, used to reduce conflict."""
 
 from __future__ import annotations
 
