@@ -74,6 +74,11 @@ def trunk_parameters(trunk: nn.Module | Iterable[nn.Parameter]) -> list[nn.Param
             raise ConfigurationError(
                 f"trunk parameter {name} is a {type(p).__name__}: pass the shared nn.Module, or trunk.parameters()."
             )
+        if p.is_inference():
+            raise ConfigurationError(
+                f"trunk parameter {name} (shape {tuple(p.shape)}) was made inside torch.inference_mode(), and can "
+                f"never be trained: make the network outside of it."
+            )
         if not p.is_leaf:
             raise ConfigurationError(
                 f"trunk parameter {name} (shape {tuple(p.shape)}) is computed from other tensors: pass the parameters "

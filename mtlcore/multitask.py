@@ -24,6 +24,7 @@ from mtlcore.inputs import Closure, Features, Losses
 from mtlcore.registry import registry
 from mtlcore.report import StepReport
 from mtlcore.step import answer, conflict, micro, second_look, tasks, tell, whole
+from mtlcore.step.alone import alone
 from mtlcore.step.assembly import assembled
 from mtlcore.step.prepare import prepare
 from mtlcore.step.run import Pending
@@ -161,6 +162,7 @@ class MultiTask:
     # --- one step -----------------------------------------------------------------------------------------
 
     @told
+    @alone
     def backward(self, losses: Losses, features: Features = None, scaler: Any = None) -> StepReport:
         """Fill ``.grad`` of trunk and heads; replaces ``sum(losses).backward()`` and accumulates like it.
 
@@ -198,6 +200,7 @@ class MultiTask:
         return report
 
     @told
+    @alone
     def observe(self, losses: Losses) -> None:
         """The second look of a method that looks twice (FAMO), after the user's own optimizer step: the losses of the
         same batch where the optimizer arrived. Other methods need no call; it does nothing for them.
@@ -214,6 +217,7 @@ class MultiTask:
         second_look.take(self._run, losses)
 
     @told
+    @alone
     def accumulate(self, losses: Losses, features: Features = None, scaler: Any = None) -> None:
         """One micro-batch of a larger batch: the next :meth:`backward`, on the last micro-batch, asks the method once
         about all of them. Nothing reaches ``.grad`` before that. Scale the losses as for any gradient accumulation (for
@@ -229,6 +233,7 @@ class MultiTask:
         micro.add(self._run, losses, features, self._run.scale(scaler))
 
     @told
+    @alone
     def step(self, closure: Closure | Sequence[Closure], scaler: Any = None) -> StepReport:
         """One whole training step: zero the gradients, forward, (teleport,) backward, optimizer, (second look).
 

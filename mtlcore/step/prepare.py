@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mtlcore import audit, configuration, inputs, reading, scaling
@@ -104,6 +105,11 @@ def other_view(run: Run, losses: Losses, features: Features, scale: float | None
 
 def make_batch(run: Run, losses: Losses, features: Features, scale: float | None = None) -> Batch:
     """What the user handed over, checked."""
+    if torch.is_inference_mode_enabled():
+        raise ConfigurationError(
+            "a step cannot be taken inside torch.inference_mode(): nothing made there has gradients, nor can be "
+            "written to outside of it. Leave that block."
+        )
     presence, scalars = inputs.present_losses(losses, run.progress.tasks)
     if run.trunk is not None and not run.sharded:
         audit.check_unchanged(run.trunk, run.parameters)

@@ -21,6 +21,7 @@ from mtlcore.gradients.refresh import Keeper
 from mtlcore.inputs import Closure, Features, Losses
 from mtlcore.progress import Progress
 from mtlcore.registry import registry
+from mtlcore.step.alone import Calls
 from mtlcore.teleporting import Brakes, Teleporter
 from mtlcore.trajectory import Optimizers
 
@@ -52,6 +53,7 @@ class Run:
         reach: the watch over parameters that no task, or one task alone, reaches.
         pending: micro-batches that wait for the last one of their step.
         promise: about the optimizer's next step, with ``metric="step"``.
+        calls: of this run that have not returned.
         audited: the parameters of the trunk that trained when it was looked whether the optimizer holds them, by
             identity; None: look at the next step.
     """
@@ -76,6 +78,7 @@ class Run:
     reach: audit.Reach = dataclasses.field(default_factory=audit.Reach)
     pending: Pending = Pending()
     promise: Promise = dataclasses.field(default_factory=Promise)
+    calls: Calls = dataclasses.field(default_factory=Calls)
     audited: frozenset[int] | None = None
 
     def __post_init__(self) -> None:

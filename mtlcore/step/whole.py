@@ -76,6 +76,8 @@ class WholeStep:
         """The other independent batches."""
         self.last: Losses = ()
         """The losses that were evaluated last, for a step that is skipped."""
+        self.emptied = False
+        """Whether no parameter has a gradient after the optimizers' ``zero_grad``."""
         self.moved = False
         """Whether an optimizer may have moved."""
         self.arrived = False
@@ -125,6 +127,7 @@ class WholeStep:
         run = self.run
         for optimizer in trajectory.each(run.optimizer):
             optimizer.zero_grad()
+        self.emptied = all(p.grad is None for p in run.held())
         watch: Watch | None = None
         try:
             prepared, verdict, jump, noise = self._looked()
@@ -168,7 +171,19 @@ class WholeStep:
             self.last, features = inputs.evaluated(closure)
             micro.add(run, self.last, features, self.scale)
         self.last, features = inputs.evaluated(last)
+        self._check_unwritten()
         return prepare(run, self.last, features, self.scale, others, self._inner()), noise
+
+    def _check_unwritten(self) -> None:
+        """
+        Raises:
+            ConfigurationError: a closure has written gradients, which those of the step would be added to.
+        """
+        if self.emptied and any(p.grad is not None for p in self.run.held()):
+            raise ConfigurationError(
+                "the closure wrote into .grad of parameters that the optimizer holds: it calls backward itself. A step "
+                "takes the gradients of the losses that the closure returns: leave that call out."
+            )
 
     def _inner(self) -> Callable[..., StepView]:
         """The service behind ``view.inner``: inner gradient steps on this step's batch, undone afterwards."""

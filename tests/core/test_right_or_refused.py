@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import enum
 import io
+import sys
+import threading
 import warnings
 
 import numpy as np
@@ -701,3 +703,81 @@ def test_what_a_method_states_of_itself_is_checked(attribute, value, why, comput
     method = dataclasses.dataclass(frozen=True)(type("Odd", (Fixed,), {attribute: stated}))
     with pytest.raises(PluginError, match=rf"Odd\.{attribute} is .*; it must be .*{why}"):
         MultiTask(network()[0], method((1.0, 1.0)))
+
+
+# --- one call at a time, where gradients can be written -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["uw", "upgrad", "graddrop"])
+def test_inference_mode_is_named(method):
+    """It was an error of torch's, one that blamed the method, or gradients that no optimizer can use."""
+    trunk, heads, x, y = network()
+    mt = MultiTask(trunk, method, torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1))
+    losses, _ = losses_of(trunk, heads, x, y)
+    for call in (lambda: mt.backward(losses), lambda: mt.accumulate(losses),
+                 lambda: mt.step(lambda: losses_of(trunk, heads, x, y))):  # fmt: skip
+        with torch.inference_mode(), pytest.raises(ConfigurationError, match=r"inside torch\.inference_mode"):
+            call()
+    mt.backward(losses)
+    with torch.inference_mode():
+        frozen = nn.Linear(2, 2)
+    with pytest.raises(ConfigurationError, match=r"trunk parameter weight .* was made inside torch\.inference_mode"):
+        MultiTask(frozen, method)
+
+
+@pytest.mark.parametrize("method", ["uw", "upgrad", "graddrop"])
+def test_two_threads_in_one_run_are_refused(method):
+    """They overwrote each other's rows, and the method was blamed."""
+    trunk, heads, x, y = network()
+    mt = MultiTask(trunk, method, torch.optim.SGD(trunk.parameters(), lr=0.1))
+    inside, go = threading.Event(), threading.Event()
+
+    def waits():
+        inside.set()
+        assert go.wait(60)
+        return losses_of(trunk, heads, x, y)
+
+    thread = threading.Thread(target=mt.step, args=(waits,))
+    thread.start()
+    try:
+        assert inside.wait(60)
+        with pytest.raises(ConfigurationError, match="another thread is inside a call"):
+            mt.backward(losses_of(trunk, heads, x, y)[0])
+    finally:
+        go.set()
+        thread.join()
+    assert mt.step(lambda: losses_of(trunk, heads, x, y)).step == 1
+
+
+def test_a_step_inside_a_step_is_refused():
+    """The inner one had moved the parameters when the outer one failed."""
+    trunk, heads, x, y = network()
+    before = copy.deepcopy(trunk.state_dict())
+    mt = MultiTask(trunk, "upgrad", torch.optim.SGD(trunk.parameters(), lr=0.1))
+    with pytest.raises(ConfigurationError, match=r"step of a MultiTask was called inside another call of it"):
+        mt.step(lambda: mt.step(lambda: losses_of(trunk, heads, x, y)))
+    assert all(torch.equal(v, before[n]) for n, v in trunk.state_dict().items())
+    mt._run.calls.running.add((threading.get_ident(), dead_frame()))  # as an interrupt may leave it
+    assert copy.deepcopy(mt)._run.calls.running == set()
+    assert mt.step(lambda: losses_of(trunk, heads, x, y)).step == 0
+
+
+def dead_frame():
+    return sys._getframe()
+
+
+@pytest.mark.parametrize("method", ["uw", "upgrad", "graddrop"])
+def test_a_closure_that_calls_backward_is_refused(method):
+    """Its gradients were added to the step's."""
+    trunk, heads, x, y = network()
+    mt = MultiTask(trunk, method, torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1))
+
+    def closure():
+        sum(losses_of(trunk, heads, x, y)[0].values()).backward()
+        return losses_of(trunk, heads, x, y)
+
+    with pytest.raises(ConfigurationError, match="it calls backward itself"):
+        mt.step(closure)
+    assert all(p.grad is None for p in (*trunk.parameters(), *heads.parameters()))
+    mt.backward(*losses_of(trunk, heads, x, y))
+    mt.step(lambda: losses_of(trunk, heads, x, y))  # what was there before does not matter
