@@ -33,9 +33,12 @@ def aggregate(aggregator: str | Aggregator, jacobian: Tensor, losses: Tensor | N
         PluginError: the method broke its contract.
     """
     method: Aggregator = inputs.plugin("aggregator", aggregator, Aggregator)
-    if not isinstance(jacobian, Tensor) or jacobian.ndim != 2 or not jacobian.is_floating_point():
-        found = f"{tuple(jacobian.shape)} {jacobian.dtype}" if isinstance(jacobian, Tensor) else type(jacobian).__name__
-        raise ConfigurationError(f"jacobian must be a floating-point tensor of shape (K, P), found {found}.")
+    is_tensor = isinstance(jacobian, Tensor)
+    if not is_tensor or jacobian.ndim != 2 or not jacobian.is_floating_point() or jacobian.layout != torch.strided:
+        found = type(jacobian).__name__
+        if is_tensor:
+            found = f"{tuple(jacobian.shape)} {jacobian.dtype} {jacobian.layout}"
+        raise ConfigurationError(f"jacobian must be a dense floating-point tensor of shape (K, P), found {found}.")
     if method.batches > 1:
         raise ConfigurationError(
             f"aggregator {aggregator!r} compares {method.batches} independent batches in a step, and a Jacobian is one "

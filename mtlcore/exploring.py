@@ -296,8 +296,8 @@ class Front:
         if not isinstance(state["explorer"], Mapping) or "name" not in state["explorer"]:
             raise StateError("the entry explorer of this state does not describe an explorer: it is damaged.")
         tasks = state["tasks"]
-        if not isinstance(tasks, (list, tuple)) or not tasks or len(set(map(repr, tasks))) != len(tasks):
-            raise StateError("the entry tasks of this state is not a list of distinct names: it is damaged.")
+        if not isinstance(tasks, (list, tuple)) or len(tasks) < 2 or len(set(map(repr, tasks))) != len(tasks):
+            raise StateError("the entry tasks of this state has no two or more distinct names: it is damaged.")
         if state.get("n_tasks", len(tasks)) != len(tasks):
             raise StateError(
                 f"this state was learnt for {shown(state['n_tasks'])} tasks, and its entry tasks has {len(tasks)} "

@@ -267,6 +267,10 @@ class MultiTask:
             closure: evaluates one batch of the usual size, as for :meth:`step`.
             repeats: how often each source is timed; the median counts.
 
+        Raises:
+            ConfigurationError: not a function, or not a number of repeats.
+            What the closure raises; LossError for what it returns.
+
         Returns:
             One row per source: seconds, ratio to the fastest, or why it cannot serve this network. Prints as a table.
         """

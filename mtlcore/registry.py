@@ -120,6 +120,11 @@ class Registry:
         """Register the hooks of a module or object for this process, in place of what was added before under its name:
         a cell of a notebook that is run again means its new classes."""
         cls = type(module)
+        if module is None or (cls.__module__ == "builtins" and not isinstance(module, (type, ModuleType))):
+            raise ConfigurationError(
+                f"add_plugin takes a module or an object with hooks (functions marked @mtlcore.hookimpl), found "
+                f"{shown(module)}."
+            )
         own = module.__name__ if isinstance(module, ModuleType) else f"{cls.__module__}.{cls.__qualname__}"
         known_as = name or one_line(own)
         for plugin, known in list(self._sources):

@@ -18,7 +18,7 @@ from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.plan import Plan
 from mtlcore.gradients.planner import Planner
 from mtlcore.inputs import Closure
-from mtlcore.safety import described
+from mtlcore.safety import described, shown
 from mtlcore.snapshot import Snapshot
 from mtlcore.step.prepare import make_batch
 from mtlcore.step.run import Run
@@ -77,9 +77,10 @@ def measure(planner: Planner, needs: Needs, evaluate: Callable[[], Batch], repea
     """Every exact source that provides ``needs``, on fresh forward passes of ``evaluate``; their turns alternate.
 
     Raises:
-        ConfigurationError: fewer than one repeat.
+        ConfigurationError: fewer than one repeat, or not a number of them.
+        What ``evaluate`` raises: no source is to blame for that.
     """
-    if repeats < 1:
+    if inputs.whole_number("repeats", repeats) < 1:
         raise ConfigurationError(f"repeats={repeats!r}: measure at least once.")
     plans = planner.candidates(needs)
     times: dict[str, list[float]] = {p.name: [] for p in plans}
@@ -88,8 +89,9 @@ def measure(planner: Planner, needs: Needs, evaluate: Callable[[], Batch], repea
         for plan in plans:
             if plan.name in refused:
                 continue
+            batch = evaluate()
             try:
-                seconds = _one(planner, plan, evaluate(), needs, compare=turn == 0)
+                seconds = _one(planner, plan, batch, needs, compare=turn == 0)
             except Exception as error:  # the network's own, of any kind
                 refused[plan.name] = described(error)[:200]
                 continue
@@ -103,6 +105,9 @@ def measure(planner: Planner, needs: Needs, evaluate: Callable[[], Batch], repea
 
 def tune(run: Run, closure: Closure, repeats: int) -> Table:
     """Measure on a batch of the run, and pin the winner; ``MultiTask.tune`` says what holds."""
+
+    if not callable(closure):
+        raise ConfigurationError(f"tune takes a function that evaluates a batch, as step does; found {shown(closure)}.")
 
     def evaluate() -> Batch:
         return make_batch(run, *inputs.evaluated(closure)).without_unread()

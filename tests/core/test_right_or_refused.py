@@ -781,3 +781,26 @@ def test_a_closure_that_calls_backward_is_refused(method):
     assert all(p.grad is None for p in (*trunk.parameters(), *heads.parameters()))
     mt.backward(*losses_of(trunk, heads, x, y))
     mt.step(lambda: losses_of(trunk, heads, x, y))  # what was there before does not matter
+
+
+def test_tuning_blames_no_source_for_what_the_closure_does():
+    """Each source was refused in a table, and nothing was raised."""
+    trunk, heads, x, y = network()
+    mt = MultiTask(trunk, "upgrad")
+    for repeats in ("x", None, 1.5, True, 0):
+        with pytest.raises(ConfigurationError, match="repeats"):
+            mt.tune(lambda: losses_of(trunk, heads, x, y), repeats)
+    with pytest.raises(ConfigurationError, match="takes a function that evaluates a batch"):
+        mt.tune(losses_of(trunk, heads, x, y))
+    with pytest.raises(LossError, match="found a int"):
+        mt.tune(lambda: 3)
+    with pytest.raises(ZeroDivisionError):
+        mt.tune(lambda: 1 / 0)
+
+
+def test_what_cannot_be_a_plugin_or_a_jacobian_is_refused():
+    for plugin in (None, 3, "name", {}, object()):
+        with pytest.raises(ConfigurationError, match="takes a module or an object with hooks"):
+            mtlcore.add_plugin(plugin)
+    with pytest.raises(ConfigurationError, match=r"must be a dense floating-point tensor .* torch\.sparse_coo"):
+        aggregate("upgrad", torch.eye(3).to_sparse())
