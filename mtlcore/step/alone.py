@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 from mtlcore.errors import ConfigurationError
@@ -15,26 +13,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Calls:
-    """The calls of one run that have not returned. A copy begins without."""
+class Turn:
+    """Whose turn it is. A copy begins with nobody's."""
 
     def __init__(self) -> None:
-        self.running: set[tuple[int, FrameType]] = set()
-        """Thread and frame of each."""
+        self.taken = threading.Lock()
+        self.thread = 0
 
-    def __reduce__(self) -> tuple[type[Calls], tuple[()]]:
-        return Calls, ()
-
-    def others(self, mine: tuple[int, FrameType]) -> list[int]:
-        """The threads of those that are still on their stack: an interrupt may have kept one from being taken out."""
-        return [thread for thread, frame in list(self.running - {mine}) if _is_on_stack(thread, frame)]
-
-
-def _is_on_stack(thread: int, frame: FrameType) -> bool:
-    now: FrameType | None = sys._current_frames().get(thread)
-    while now is not None and now is not frame:
-        now = now.f_back
-    return now is frame
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
 
 
 def alone(method: Callable[P, T]) -> Callable[P, T]:
@@ -46,20 +33,18 @@ def alone(method: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(method)
     def single(*args: P.args, **options: P.kwargs) -> T:
-        calls: Any = args[0]._run.calls  # type: ignore[attr-defined]
-        mine = (threading.get_ident(), sys._getframe())
-        try:
-            calls.running.add(mine)
-            if len(calls.running) > 1 and (others := calls.others(mine)):
-                where = "inside another call of it (in a closure or a hook)"
-                if mine[0] not in others:
-                    where = "while another thread is inside a call of it"
-                raise ConfigurationError(
-                    f"{method.__name__} of a MultiTask was called {where}: a step is one call at a time. Take one step "
-                    f"after the other, or give each thread a MultiTask and a network of its own."
-                )
+        turn: Any = args[0]._run.turn  # type: ignore[attr-defined]
+        if turn.taken.locked():
+            mine = turn.thread == threading.get_ident()
+            where = "inside another call of it (in a closure or a hook)"
+            where = where if mine else "while another thread is inside a call of it"
+            raise ConfigurationError(
+                f"{method.__name__} of a MultiTask was called {where}: a step is one call at a time. Take one step "
+                f"after the other, or give each thread a MultiTask and a network of its own."
+            )
+        # Two threads that come here at once take turns. An interrupt cannot come between taking a lock and the block.
+        with turn.taken:
+            turn.thread = threading.get_ident()
             return method(*args, **options)
-        finally:
-            calls.running.discard(mine)
 
     return single

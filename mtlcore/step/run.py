@@ -21,7 +21,7 @@ from mtlcore.gradients.refresh import Keeper
 from mtlcore.inputs import Closure, Features, Losses
 from mtlcore.progress import Progress
 from mtlcore.registry import registry
-from mtlcore.step.alone import Calls
+from mtlcore.step.alone import Turn
 from mtlcore.teleporting import Brakes, Teleporter
 from mtlcore.trajectory import Optimizers
 
@@ -53,7 +53,7 @@ class Run:
         reach: the watch over parameters that no task, or one task alone, reaches.
         pending: micro-batches that wait for the last one of their step.
         promise: about the optimizer's next step, with ``metric="step"``.
-        calls: of this run that have not returned.
+        turn: which call of this run is under way.
         audited: the parameters of the trunk that trained when it was looked whether the optimizer holds them, by
             identity; None: look at the next step.
     """
@@ -78,7 +78,7 @@ class Run:
     reach: audit.Reach = dataclasses.field(default_factory=audit.Reach)
     pending: Pending = Pending()
     promise: Promise = dataclasses.field(default_factory=Promise)
-    calls: Calls = dataclasses.field(default_factory=Calls)
+    turn: Turn = dataclasses.field(default_factory=Turn)
     audited: frozenset[int] | None = None
 
     def __post_init__(self) -> None:

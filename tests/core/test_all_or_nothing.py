@@ -15,6 +15,7 @@ from torch import nn
 from mtlcore import MultiTask
 from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.snapshot import interrupts
+from mtlcore.step import alone
 
 INTERRUPTS = 25
 
@@ -139,7 +140,7 @@ def test_timed_interrupts_leave_one_of_two_pictures(case):
 def interrupted_at(trial, event):
     """One step with an interrupt at the given line of those that enter and leave contexts, where a timed one seldom
     arrives. False if the step has fewer such lines."""
-    places, seen = {contextlib.__file__, interrupts.__file__}, 0
+    places, seen = {contextlib.__file__, interrupts.__file__, alone.__file__}, 0
 
     def watch(frame, what, _):
         nonlocal seen
@@ -187,6 +188,7 @@ def test_interrupts_between_two_contexts_leave_one_of_two_pictures(case, stride)
             torch.set_rng_state(noise)
             arrived = interrupted_at(trial, event)
             assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)], event
+            assert not trial.mt._run.turn.taken.locked(), event
             if not arrived:
                 break
             if trial.picture() not in (before, after):

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import enum
 import io
-import sys
 import threading
 import warnings
 
@@ -757,13 +756,7 @@ def test_a_step_inside_a_step_is_refused():
     with pytest.raises(ConfigurationError, match=r"step of a MultiTask was called inside another call of it"):
         mt.step(lambda: mt.step(lambda: losses_of(trunk, heads, x, y)))
     assert all(torch.equal(v, before[n]) for n, v in trunk.state_dict().items())
-    mt._run.calls.running.add((threading.get_ident(), dead_frame()))  # as an interrupt may leave it
-    assert copy.deepcopy(mt)._run.calls.running == set()
     assert mt.step(lambda: losses_of(trunk, heads, x, y)).step == 0
-
-
-def dead_frame():
-    return sys._getframe()
 
 
 @pytest.mark.parametrize("method", ["uw", "upgrad", "graddrop"])
