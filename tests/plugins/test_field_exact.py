@@ -231,6 +231,7 @@ def test_krum_takes_the_gradients_nearest_to_the_others():
             expected[scores.topk(2, largest=False).indices] = 0.5
             _, answer = ask("krum", j, broken=1, selected=2, distance=distance)
             torch.testing.assert_close(answer.weights, expected)
+            torch.testing.assert_close(answer.diagnostics["scores"], scores)
 
 
 def test_krum_shares_a_tie():

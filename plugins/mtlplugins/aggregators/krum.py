@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -64,7 +65,7 @@ class Krum(Aggregator):
             neighbours = min(max(k - self.broken - 2, 1), k - 1)
             scores = np.sort(apart, axis=1)[:, :neighbours].sum(axis=1)
         weights = _smallest(scores, min(self.selected, k))
-        notes = {"scores": _numpy.tensor(scores * size)}
+        notes = {"scores": _numpy.tensor(scores * (size if self.distance == "squared" else math.sqrt(size)))}
         return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=notes)
 
 
