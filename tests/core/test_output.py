@@ -62,7 +62,7 @@ def test_a_list_says_in_words_what_a_plugin_is():
     said = {
         e.name: glance.description(e) for kind in ("aggregator", "teleport", "task") for e in registry().entries(kind)
     }
-    assert said["upgrad"] == "Every gradient projected onto the dual cone, then averaged"
+    assert said["upgrad"] == "Every gradient is projected onto the dual cone; the projections are averaged"
     assert said["relu-rescaling"].startswith("The positive rescaling symmetry")
     assert said["multimnist"] == "MultiMNIST: two overlapping digits, two 10-class tasks"
     unfinished = {name: text for name, text in said.items() if text.endswith((",", ":", "=")) or len(text) < 15}
