@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 from mtlcore.asking import aggregator as asking
 from mtlcore.contracts import Aggregation, Conflict, Needs
@@ -25,6 +26,18 @@ def finish(run: Run, prepared: Prepared, conflict: Conflict | None, teleport: Te
     """Ask the method, write the gradients, and only then commit the new state.
 
     Raises:
+        As :func:`decided`, and what it returns.
+    """
+    return decided(run, prepared, conflict, teleport)()
+
+
+def decided(
+    run: Run, prepared: Prepared, conflict: Conflict | None, teleport: TeleportResult | None
+) -> Callable[[], StepReport]:
+    """Ask the method. What is returned writes the gradients and commits; in between a Ctrl-C or a time limit still
+    stops a method that hangs.
+
+    Raises:
         ConfigurationError: feature gradients where they cannot be used.
         PluginError: the method broke its contract.
         NonFiniteError: under a ``GradScaler`` what was written overflowed, so that it will skip the optimizer.
@@ -37,19 +50,23 @@ def finish(run: Run, prepared: Prepared, conflict: Conflict | None, teleport: Te
         answer, written, target = _settled(run, prepared, answer, written)
     # Before the backward pass, which turns all caches over: written then, a report costs half.
     report = tell.report(run, prepared, answer, conflict, teleport)
-    with interrupts_held():
-        target.write(written)
-        _check_scaled(run, prepared)
-        if whole:
-            run.promise.end()
-            run.promise = Promise(run.optimizer, prepared.batch.shared, prepared.batch.scale)
-        if run.keeper is not None:
-            run.keeper.commit()
-        presence = prepared.view.presence
-        names = None if prepared.batch.vector is not None else presence.names
-        awaited = presence.present if run.aggregator.looks_twice() else None
-        run.progress = run.progress.after(names, answer.state, conflict, awaited)
-    return report
+
+    def write() -> StepReport:
+        with interrupts_held():
+            target.write(written)
+            _check_scaled(run, prepared)
+            if whole:
+                run.promise.end()
+                run.promise = Promise(run.optimizer, prepared.batch.shared, prepared.batch.scale)
+            if run.keeper is not None:
+                run.keeper.commit()
+            presence = prepared.view.presence
+            names = None if prepared.batch.vector is not None else presence.names
+            awaited = presence.present if run.aggregator.looks_twice() else None
+            run.progress = run.progress.after(names, answer.state, conflict, awaited)
+        return report
+
+    return write
 
 
 def _check_scaled(run: Run, prepared: Prepared) -> None:

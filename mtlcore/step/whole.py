@@ -134,7 +134,7 @@ class WholeStep:
             self._note_outside(prepared)
             if run.taken and prepared.batch.shared:
                 watch = Watch(run.optimizer, prepared.batch.shared)
-            report = self._move(lambda: answer.finish(run, prepared, verdict, jump))
+            report = self._move(answer.decided(run, prepared, verdict, jump))
         except NonFiniteError:
             if self.scale is None or self.moved:
                 raise

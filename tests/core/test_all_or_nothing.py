@@ -326,3 +326,28 @@ def test_a_second_look_at_nan_changes_nothing():
         w.mt.observe({**losses, "t1": losses["t1"] * float("nan")})
     assert w.picture()[4] == before[4]
     w.mt.observe(losses)
+
+
+@pytest.mark.parametrize("how", ["step", "backward"])
+def test_a_method_that_hangs_can_be_stopped(how, monkeypatch):
+    """A step held signals back while it asked the method: no Ctrl-C and no time limit reached one that hung."""
+    w = world("upgrad")
+    before, stopped = w.picture(), [True]
+
+    def hangs(*_):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        time.sleep(5)
+        stopped.append(False)
+        raise AssertionError("nobody stopped it")
+
+    monkeypatch.setattr(type(w.mt.aggregator), "aggregate", hangs)
+    old = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            w.step() if how == "step" else w.mt.backward(*w.closure())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert stopped == [True]
+    if how == "step":
+        assert w.picture() == before
