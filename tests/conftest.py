@@ -27,11 +27,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where tests/devices puts its networks, e.g. cuda")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if getattr(config.option, "dist", "no") == "load":
-        config.option.dist = "loadgroup"  # tests that share processes stay on one worker
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     unwanted = set() if config.getoption("--slow") else {"slow"}
     if config.getoption("--device") == "cpu":

@@ -182,11 +182,6 @@ class Factors(_Used):
         cotangents = stored.view(len(stored), -1, self._out)
         return linalg.Factored(cotangents, self._inputs, bias=self.bias is not None)
 
-    def met(self, vector: Tensor) -> Tensor:
-        """What stored numbers are multiplied with in an inner product with ``vector`` (parameter.numel(),), for a part
-        that is not factored."""
-        return vector
-
     def gradients(self, stored: Tensor) -> list[tuple[Tensor, Tensor]]:
         """See :class:`Part`."""
         weight = super().gradients(stored)

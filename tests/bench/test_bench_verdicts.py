@@ -25,17 +25,30 @@ from mtlbench.verdicts import page as pages
 from mtlbench.verdicts.claims import Claim, judged
 from mtlbench.verdicts.page import _named, page
 from mtlcore.errors import ConfigurationError
+from mtlcore.registry import registry
+from support import bench_tiny
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 SUITES = sorted(p.parent for p in RESULTS.glob("*/suite.json"))
 PAGES = Path(__file__).parents[2] / "docs" / "results"
 
 
-@pytest.fixture
-def finished(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
     """A folder in which a tuned suite has run, and the suite."""
-    suite = tiny.suite(tuning={"trials": 3}, reference="tiny-equal")
-    runner.run(suite, tmp_path / "full", console=tiny.quiet(), certify=False)
+    folder, plugin = tmp_path_factory.mktemp("trained"), bench_tiny.Plugin()
+    registry().add(plugin, "tiny")
+    suite = bench_tiny.suite(tuning={"trials": 3}, reference="tiny-equal")
+    runner.run(suite, folder, console=bench_tiny.quiet(), certify=False)
+    registry().remove(plugin)
+    return folder, suite
+
+
+@pytest.fixture
+def finished(trained, tiny, tmp_path):
+    """A copy of it, while the tiny task is registered."""
+    folder, suite = trained
+    shutil.copytree(folder, tmp_path / "full")
     return tmp_path / "full", suite
 
 

@@ -8,8 +8,6 @@ import pytest
 
 from mtlbench.speed import distributed, processes, wire
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):

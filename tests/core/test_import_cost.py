@@ -1,4 +1,4 @@
-"""`import mtlcore` is nearly free, and `mtl list` answers within a second."""
+"""`import mtlcore` is nearly free beside `import torch`, and `mtl list` is quicker than that."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ def compiled(tmp_path_factory):
     return env
 
 
+ADDED, LISTED = 0.2, 0.85
+"""As shares of what `import torch` takes in the same run: seconds would tell machines apart, not versions."""
+
+
 def least(measure, bound: float, runs: int = 3) -> float:
     """The least of at most so many measurements; the first that keeps the bound is enough: noise only ever adds."""
     found = math.inf
@@ -31,25 +35,31 @@ def least(measure, bound: float, runs: int = 3) -> float:
 
 def test_mtlcore_adds_little_to_torch(compiled):
     program = (
-        "import time, torch; t = time.perf_counter()\n"
+        "import time; start = time.process_time(); import torch; t = time.process_time()\n"
         "import mtlcore; mtlcore.MultiTask, mtlcore.aggregate\n"
-        "print(time.perf_counter() - t)"
+        "print((time.process_time() - t) / (t - start))"
     )
 
     def added():
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=compiled)
         return float(done.stdout)
 
-    seconds = least(added, 0.3)  # the first one may also compile
-    assert seconds < 0.3, f"import mtlcore and its classes adds {seconds:.2f} s to import torch"
+    share = least(added, ADDED)  # the first one may also compile
+    assert share < ADDED, f"import mtlcore and its classes adds {share:.0%} to import torch"
+
+
+def spent(env, *arguments):
+    """Seconds of the processor: the tests run two at a time."""
+    start = os.times()
+    subprocess.run([sys.executable, *arguments], capture_output=True, check=True, env=env)
+    end = os.times()
+    return end.children_user - start.children_user + end.children_system - start.children_system
 
 
 def test_mtl_list_is_quick(compiled):
-    def spent():
-        start = os.times()
-        subprocess.run([sys.executable, "-m", "mtlcore", "list"], capture_output=True, check=True, env=compiled)
-        end = os.times()
-        return end.children_user - start.children_user + end.children_system - start.children_system
+    """It imports no torch, nor anything as large. The target is a second on a fast machine, where torch takes 1.5."""
 
-    # The target is 1 s. Of the processor, for the tests run two at a time; and with slack for slow machines.
-    assert least(spent, 2.0) < 2.0
+    def share():
+        return spent(compiled, "-m", "mtlcore", "list") / spent(compiled, "-c", "import torch")
+
+    assert least(share, LISTED) < LISTED

@@ -225,12 +225,18 @@ def test_an_optimizer_that_comes_later_is_held_to_the_same(how):
         mt.step(lambda: losses_of(trunk, heads, x, y))
 
 
-def test_a_layer_that_is_unfrozen_later_and_not_in_the_optimizer_is_named_once():
+def first_layer_frozen():
+    """A network whose optimizer lacks the first layer, and its run after a step."""
     trunk, heads, x, y = network()
     trunk[0].requires_grad_(False)
     learning = [p for p in (*trunk.parameters(), *heads.parameters()) if p.requires_grad]
     mt = MultiTask(trunk, "upgrad", torch.optim.SGD(learning, lr=0.1))
     mt.step(lambda: losses_of(trunk, heads, x, y))
+    return mt, trunk, heads, x, y
+
+
+def test_a_layer_that_is_unfrozen_later_and_not_in_the_optimizer_is_named_once():
+    mt, trunk, heads, x, y = first_layer_frozen()
     trunk[0].requires_grad_(True)
     with pytest.warns(TrainingWarning, match=r"lacks 2 of the trunk's 4 trainable parameters \(0.weight, 0.bias\)"):
         mt.step(lambda: losses_of(trunk, heads, x, y))
@@ -241,11 +247,7 @@ def test_a_layer_that_is_unfrozen_later_and_not_in_the_optimizer_is_named_once()
 
 def test_as_many_parameters_that_train_are_not_the_same_ones():
     """The number of those that train was compared: a layer frozen for another was not noticed."""
-    trunk, heads, x, y = network()
-    trunk[0].requires_grad_(False)
-    learning = [p for p in (*trunk.parameters(), *heads.parameters()) if p.requires_grad]
-    mt = MultiTask(trunk, "upgrad", torch.optim.SGD(learning, lr=0.1))
-    mt.step(lambda: losses_of(trunk, heads, x, y))
+    mt, trunk, heads, x, y = first_layer_frozen()
     trunk[0].requires_grad_(True)
     trunk[2].requires_grad_(False)
     with pytest.raises(ConfigurationError, match="the optimizer has none of the trunk's parameters"):

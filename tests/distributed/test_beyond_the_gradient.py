@@ -9,8 +9,6 @@ from distributed import cases
 from distributed.pool import Pool
 from distributed.test_global_batch import SINGLE, assert_close, assert_same_bits
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 @pytest.fixture(scope="module")
 def two():

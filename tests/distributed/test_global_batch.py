@@ -11,8 +11,6 @@ from distributed.pool import Pool
 EXACT = 1e-12
 SINGLE = 1e-6
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 @pytest.fixture(scope="module")
 def two():

@@ -10,7 +10,7 @@ from distributed import cases
 from distributed.pool import Pool
 from distributed.test_global_batch import assert_close, assert_same_bits
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 
 METHODS = [n for n in mtlcore.available("aggregator") if mtlcore.create("aggregator", n).batches == 1]
 KINDS = ["mlp", "cnn", "transformer", "tied"]

@@ -9,12 +9,9 @@ from distributed import cases
 from distributed.pool import Pool
 from distributed.test_global_batch import assert_close, assert_same_bits
 
-pytestmark = [
-    pytest.mark.xdist_group("processes"),
-    pytest.mark.skipif(
-        not hasattr(torch.cpu.Stream(), "record_event"), reason="this torch has no fully_shard on processors (2.6)"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream(), "record_event"), reason="this torch has no fully_shard on processors (2.6)"
+)
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 AT_EXIT = "terminate called without an active exception"
@@ -18,15 +18,20 @@ PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "torchrun.md"
 def test_two_processes_print_the_same_weights(tmp_path):
     (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "train.py").write_text(program)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
-    whole_lines = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}  # else they mix
+    # A file for each process: what two print into one pipe mixes.
+    options = ["--standalone", "--nproc-per-node", "2", "--redirects", "1", "--log-dir", "logs"]
+    command = ["-m", "torch.distributed.run", *options, "train.py"]
     for _ in range(5):
+        shutil.rmtree(tmp_path / "logs", ignore_errors=True)
         done = subprocess.run(
             [sys.executable, "-W", "ignore", *command],
-            cwd=tmp_path, env=whole_lines, capture_output=True, text=True, check=False,
+            cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if AT_EXIT not in done.stderr:
             break
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = Counter(line for line in done.stdout.splitlines() if re.match(r"\d+ \[", line))
-    assert sorted(lines.values()) == [2, 2], done.stdout  # two steps of 2 x 16 samples, told by both
+    told = [file.read_text() for file in (tmp_path / "logs").rglob("stdout.log")]
+    steps = [[line for line in text.splitlines() if re.match(r"\d+ \[", line)] for text in told]
+    assert len(steps) == 2, told
+    assert steps[0] == steps[1]
+    assert len(steps[0]) == 2, "two steps of 2 x 16 samples, told by both"

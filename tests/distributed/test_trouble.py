@@ -9,8 +9,6 @@ import pytest
 from distributed import cases
 from distributed.pool import Pool
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 @pytest.fixture(scope="module")
 def pool():

@@ -7,8 +7,6 @@ import pytest
 from support.launcher import launched
 from support.trainer_nets import apart, batches, by_hand
 
-pytestmark = pytest.mark.xdist_group("accelerate")
-
 M = "support.accelerate_cases"
 CASES = [
     ("plain", 1, M, "train", ("upgrad", 12)),

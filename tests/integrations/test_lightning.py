@@ -7,8 +7,6 @@ import pytest
 from support.launcher import launched
 from support.trainer_nets import apart, batches, by_hand, whole_batches
 
-pytestmark = pytest.mark.xdist_group("lightning")
-
 M = "support.lightning_cases"
 CASES = [
     ("automatic", 1, M, "fit", (12,)),
