@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from mtlcore.safety import interrupted_by_user
+
 GRACE = 10.0
 """Seconds after which a worker that does not react (it hangs in native code) is ended."""
 
@@ -38,13 +40,21 @@ def _alarm(seconds: float) -> Iterator[None]:
         yield
         return
 
+    rung = False
+
     def ring(number: int, frame: Any) -> None:
+        nonlocal rung
+        rung = True
         raise Overtime
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again every second: a bare `except:` may swallow the first
     try:
         yield
+    except BaseException as error:
+        if rung and not interrupted_by_user(error):
+            raise Overtime from error  # whatever the code that it met has made of it
+        raise
     finally:
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.0)

@@ -30,6 +30,22 @@ def test_a_loop_is_ended_and_the_alarm_is_off(handler):
     assert signal.getsignal(signal.SIGALRM) == handler
 
 
+def test_what_others_make_of_it_is_still_overtime(handler):
+    """A step blames what is raised in a method on the method: the record said that the plugin had raised Overtime."""
+
+    def blames():
+        try:
+            while True:
+                time.sleep(0.01)
+        except BaseException as error:
+            raise ValueError("a plugin's fault") from error
+
+    with pytest.raises(Overtime), within(0.05, in_worker=False):
+        blames()
+    with pytest.raises(ValueError, match="its own"), within(30.0, in_worker=False):
+        raise ValueError("its own")
+
+
 def test_an_alarm_that_rings_while_it_is_put_off_does_not_ring_on(monkeypatch, handler):
     """It rings again every second: left on, it would end whatever runs next."""
     off, rings = signal.setitimer, []
