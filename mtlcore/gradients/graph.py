@@ -21,6 +21,8 @@ from mtlcore.gradients import torch_internals
 from mtlcore.gradients.torch_internals import LEAF as _LEAF
 
 Edge = tuple[Any, int]
+_SMALL = 4096
+"""Up to so many numbers of a tensor, copying them takes less time than an operation on them alone."""
 
 
 def edge(tensor: Tensor) -> Edge | None:
@@ -334,7 +336,7 @@ def finite(tensors: Sequence[Tensor]) -> bool:
     do; a finite sum that overflows is looked at again."""
     if not tensors:
         return True
-    tensors = [t._values() if t.is_sparse else t for t in tensors]  # torch.isfinite knows no sparse ones
+    tensors = joined(tensors)
     if tensors[0].device.type == "cpu":
         found = 0.0
         for t in tensors:
@@ -342,6 +344,20 @@ def finite(tensors: Sequence[Tensor]) -> bool:
     else:
         found = total([t.sum() for t in tensors]).item()  # there every number that is read is a wait
     return math.isfinite(found) or all(bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def joined(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same numbers in fewer tensors: the small ones on each device in one, for an operation each takes longer than
+    to copy them. Of sparse tensors the numbers that are there, which torch.isfinite asks for."""
+    out: list[Tensor] = []
+    small: dict[torch.device, list[Tensor]] = {}
+    for t in tensors:
+        t = t._values() if t.is_sparse else t
+        if t.numel() > _SMALL:
+            out.append(t)
+        else:
+            small.setdefault(t.device, []).append(t.flatten())
+    return [*out, *map(torch.cat, small.values())]
 
 
 def total(numbers: Sequence[Tensor]) -> Tensor:

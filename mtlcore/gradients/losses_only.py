@@ -38,7 +38,7 @@ class Weighted(TaskGradients):
             graph.backward(roots, seeds)
             if batch.shared and all(p.grad is None for p in batch.shared):
                 raise batch.unreached()
-            if not graph.finite([t.grad for t in leaves if t.grad is not None]):
+            if not graph.finite([g for t in leaves if (g := t.grad) is not None]):
                 self._blame({id(t): t.grad for t in leaves})
 
     def pull(self, weights: Tensor) -> list[Pair]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mtlcore import Aggregation, MultiTask, Needs
 from mtlcore.errors import ConfigurationError, NonFiniteError
+from mtlcore.gradients import graph
 from mtlcore.gradients.plan import PLANS
 from support.methods import Fixed, FixedOnLosses, FixedOnRows
 
@@ -435,3 +436,13 @@ def test_the_report_is_safe_to_write_into():
     mt.backward(squares(h(trunk(torch.ones(3, 6))) for h in hs)).weights.zero_()
     assert torch.equal(mt.state_dict()["state"]["w"], torch.ones(3, dtype=torch.float64))
     assert RemembersWeights.needs == Needs.LOSSES
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_bad_number_is_found_wherever_it_is(bad):
+    rows = torch.sparse_coo_tensor([[1, 3]], torch.ones(2, 4), (6, 4), check_invariants=True)
+    gradients = [torch.ones(5000), torch.ones(3).half(), torch.ones(2, 6).T, torch.ones(()), rows, torch.empty(0)]
+    assert graph.finite(gradients)
+    assert graph.finite([torch.full((4,), 3e38), torch.full((5000,), 3e38)])  # only their sums overflow
+    for i, gradient in enumerate(gradients[:-1]):
+        assert not graph.finite([*gradients[:i], gradient * bad, *gradients[i + 1 :]])
