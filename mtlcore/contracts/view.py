@@ -106,8 +106,7 @@ class StepView:
         put(self, "_losses", tuple(map(float, losses)))
         put(self, "_gramian", gramian)
         put(self, "_jacobian", jacobian)
-        names = tuple(f"task{i}" for i in range(n)) if task_names is None else tuple(task_names)
-        put(self, "presence", _presence(names, present))
+        put(self, "presence", _presence(n, task_names, present))
         put(self, "_seed", generator)
         put(self, "_generator", None)
         put(self, "_needs", needs)
@@ -261,9 +260,10 @@ class StepView:
         return StepView(**{**fields, **changes})
 
 
-def _presence(names: tuple[str, ...], present: Tensor | Presence | None) -> Presence:
+def _presence(n: int, task_names: Sequence[str] | None, present: Tensor | Presence | None) -> Presence:
     if isinstance(present, Presence):
         return present
+    names = tuple(f"task{i}" for i in range(n)) if task_names is None else tuple(task_names)
     if present is None:
         return Presence(names)
     return Presence.of(names, [n for n, there in zip(names, present.tolist()) if there])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtlcore import inputs, scaling
+from mtlcore import inputs, linalg, scaling
 from mtlcore.contracts import Aggregation, Conflict
 from mtlcore.inputs import Losses
 from mtlcore.registry import registry
@@ -23,7 +23,7 @@ def report(
 ) -> StepReport:
     """The report of a step; before the method has answered, without weights."""
     # Copies: a method may keep what it answered.
-    weights = None if answer is None or answer.weights is None else answer.weights.to(torch.float64, copy=True)
+    weights = None if answer is None or answer.weights is None else linalg.vector(answer.weights.tolist())
     notes = {} if answer is None else answer.diagnostics
     diagnostics = {k: v.clone() if isinstance(v, Tensor) else v for k, v in notes.items()}
     looks, fired = run.progress.counts(conflict)
