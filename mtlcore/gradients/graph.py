@@ -22,7 +22,9 @@ from mtlcore.gradients.torch_internals import LEAF as _LEAF
 
 Edge = tuple[Any, int]
 _SMALL = 4096
-"""Up to so many numbers of a tensor, copying them takes less time than an operation on them alone."""
+"""Up to so many numbers of a tensor, copying them takes less time than an operation on them alone ..."""
+_MANY = 16
+"""... but only from so many tensors on does that make up for one operation more."""
 
 
 def edge(tensor: Tensor) -> Edge | None:
@@ -337,7 +339,7 @@ def finite(tensors: Sequence[Tensor]) -> bool:
     if not tensors:
         return True
     tensors = joined(tensors)
-    if tensors[0].device.type == "cpu":
+    if tensors[0].is_cpu:
         found = 0.0
         for t in tensors:
             found += t.sum().item()
@@ -347,17 +349,16 @@ def finite(tensors: Sequence[Tensor]) -> bool:
 
 
 def joined(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The same numbers in fewer tensors: the small ones on each device in one, for an operation each takes longer than
-    to copy them. Of sparse tensors the numbers that are there, which torch.isfinite asks for."""
-    out: list[Tensor] = []
+    """The same numbers, of many tensors in fewer: the small ones on each device in one, for an operation each takes
+    longer than to copy them. Of sparse tensors the numbers that are there, which torch.isfinite asks for."""
+    tensors = [t._values() if t.is_sparse else t for t in tensors]
+    if len(tensors) < _MANY:
+        return tensors
     small: dict[torch.device, list[Tensor]] = {}
     for t in tensors:
-        t = t._values() if t.is_sparse else t
-        if t.numel() > _SMALL:
-            out.append(t)
-        else:
+        if t.numel() <= _SMALL:
             small.setdefault(t.device, []).append(t.flatten())
-    return [*out, *map(torch.cat, small.values())]
+    return [*(t for t in tensors if t.numel() > _SMALL), *map(torch.cat, small.values())]
 
 
 def total(numbers: Sequence[Tensor]) -> Tensor:
