@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from mtlcore.contracts import Conflict, State
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """Everything that one step hands to the next.
 
     Args:
@@ -56,8 +55,7 @@ class Progress:
             awaited: the tasks present, for a method that looks at their losses again; None for others.
         """
         looks, fired = self.counts(conflict)
-        return dataclasses.replace(
-            self,
+        return self._replace(
             tasks=self.tasks if self.tasks is not None or names is None else tuple(names),
             step=self.step + 1,
             state=state,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from mtlcore import inputs
@@ -61,6 +59,6 @@ def teleport(run: Run, closure: Closure, prepared: Prepared, conflict: Conflict 
         generator=torch.Generator().manual_seed(step_seed(progress.seed + 1, progress.step)),
         together=together,
     )
-    run.progress = dataclasses.replace(progress, teleport_steps=(*progress.teleport_steps, progress.step))
+    run.progress = progress._replace(teleport_steps=(*progress.teleport_steps, progress.step))
     registry().announce("mtlcore_teleported", result=result)
     return result

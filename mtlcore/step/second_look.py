@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from mtlcore import inputs
 from mtlcore.asking import aggregator as asking
 from mtlcore.asking.seeds import step_seed
@@ -57,7 +55,7 @@ def take(run: Run, losses: Losses) -> None:
         needs=Needs.LOSSES,
     )
     state = asking.observe(run.aggregator, view, progress.state)
-    run.progress = dataclasses.replace(progress, state=state, awaiting=False, awaited=())
+    run.progress = progress._replace(state=state, awaiting=False, awaited=())
 
 
 def take_again(run: Run, closure: Closure, noise: Noise) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from mtlcore import inputs, roster
 from mtlcore.asking import aggregator as asking
 from mtlcore.errors import ConfigurationError, did_you_mean
@@ -42,7 +40,7 @@ def _change(run: Run, names: tuple[str, ...], positions: roster.Positions) -> No
     asking.start(run.aggregator, len(names))
     state, old = run.progress.state, len(run.progress.tasks or ())
     state = None if state is None else roster.moved(run.aggregator, state, positions, old)
-    run.progress = dataclasses.replace(run.progress, tasks=names, state=state)
+    run.progress = run.progress._replace(tasks=names, state=state)
     run.watch_anew()
     if run.keeper is not None:
         run.keeper.restore({})  # weights for other tasks
