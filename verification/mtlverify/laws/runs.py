@@ -110,7 +110,15 @@ def rows_at(example: Example, number: int) -> Tensor:
 def views(
     plugin: Aggregator, example: Example, number: int, order: Sequence[int] | None = None
 ) -> tuple[Tensor, StepView, StepView]:
-    """The rows of step ``number``, and the views before and after the step.
+    """The rows of step ``number``, and the views before and after the step; see :func:`moment`."""
+    rows, view = moment(plugin, example, number, order)
+    return rows, view(number), view(number + 1)
+
+
+def moment(
+    plugin: Aggregator, example: Example, number: int, order: Sequence[int] | None = None
+) -> tuple[Tensor, Callable[[int], StepView]]:
+    """The rows of step ``number``, and the view of them as a function of the number of steps that are done.
 
     With ``order`` it is the same run with the tasks in another order, or with some of them, or with some twice. As in a
     real step, an absent task (``example.extra["away"]``) has rows of zeros and losses of NaN.
@@ -128,7 +136,7 @@ def views(
         seed = example.seed + number
         return view_of(plugin, rows, losses, seed=seed, step=late + number, present=shown, tasks=listed)
 
-    return rows, view(number), view(number + 1)
+    return rows, view
 
 
 def observed(plugin: Aggregator, seen: StepView, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -150,10 +158,13 @@ def step(
     order: Sequence[int] | None = None,
 ) -> tuple[Answer, dict[str, Tensor]]:
     """The answer in step ``number`` of the run, and the state after it."""
-    rows, before, after = views(plugin, example, number, order)
+    rows, view = moment(plugin, example, number, order)
+    before = view(number)
     aggregation = stepped(plugin, before, state, rows)
     answer = answered(aggregation, rows, before.losses, before.present, degree_of(plugin))
-    return answer, observed(plugin, after, dict(aggregation.state))
+    later = dict(aggregation.state)
+    # A view costs as much as many a method: the one after the step is made for who looks at it.
+    return answer, observed(plugin, view(number + 1), later) if plugin.looks_twice() else later
 
 
 def length(state: dict[str, Tensor], example: Example) -> int:
