@@ -59,9 +59,13 @@ def verify(
 
     Exit code: 1 if a claimed or universal law is refuted or any law could not be checked (error), 2 on bad usage.
     """
-    from mtlverify.campaign import Depth
+    from mtlverify import processes
 
     _check_kind(kind)
+    if jobs != 1 and replay is None and kind != PROBLEM:
+        processes.warm_up()
+    from mtlverify.campaign import Depth
+
     file = None if json_file is None or str(json_file) == "-" else json_file
     to_stdout = json_file is not None and file is None
     if file is not None:

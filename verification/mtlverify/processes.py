@@ -9,9 +9,11 @@ import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from multiprocessing import forkserver
 from typing import Any
 
 from mtlcore.patience import PATIENCE
@@ -19,16 +21,36 @@ from mtlcore.safety import described
 
 
 def workers(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
-    """``jobs`` processes of one thread each, started afresh: a fork would inherit the locks of torch's and rich's
-    threads."""
-    spawn = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(jobs, spawn, initializer=_prepare)
+    """``jobs`` processes of one thread each; see :func:`_context`."""
+    return concurrent.futures.ProcessPoolExecutor(jobs, _context(), initializer=_prepare, initargs=(dict(os.environ),))
 
 
-def _prepare() -> None:
-    """K x K problems gain nothing from more threads, and a killed command must not leave its workers searching."""
+def warm_up() -> None:
+    """Begin with the imports of the processes that will be asked for. It returns at once: meanwhile this process can
+    do its own."""
+    context = _context()
+    if context.get_start_method() == "forkserver":
+        forkserver.ensure_running()
+
+
+def _context() -> Any:
+    """Processes that begin with what all of them import, which takes longer than most laws: on Linux they are forks of
+    a server that has imported it once. They are no forks of this process, whose threads (torch's, rich's) may hold
+    locks. Elsewhere libraries of the system do not survive a fork, and each process imports for itself."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mtlverify.preload"])
+    return context
+
+
+def _prepare(environment: Mapping[str, str]) -> None:
+    """The environment of the parent as it is now: the server may be older. K x K problems gain nothing from more
+    threads, and a killed command must not leave its workers searching."""
     import torch
 
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
 
@@ -114,9 +136,9 @@ class _Worker:
     """A process that does one task after the other."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, other = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(function, other), daemon=True)
+        context = _context()
+        self.pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(function, other, dict(os.environ)), daemon=True)
         self._process.start()
         other.close()
         self.alive, self.late = True, False
@@ -160,8 +182,8 @@ class _Worker:
         self.pipe.close()
 
 
-def _serve(function: Callable[[Any], Any], pipe: Any) -> None:
-    _prepare()
+def _serve(function: Callable[[Any], Any], pipe: Any, environment: Mapping[str, str]) -> None:
+    _prepare(environment)
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):  # Ctrl-C is the parent's business
         while True:
             argument = pipe.recv()

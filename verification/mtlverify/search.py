@@ -29,7 +29,8 @@ PATIENCE = 8
 """Draws per wanted input before a stratum is given up whose draws do not satisfy the preconditions ..."""
 LEAST_DRAWS = 64
 """... and so many at least, of a law with an expensive check its share: with few wanted inputs, a run of unlucky draws
-must not pass for a law without inputs."""
+must not pass for a law without inputs. A stratum of inputs that are alike is given up after ``PATIENCE`` draws none of
+which counts."""
 FEW = 4
 """Hypothesis starts every stratum with its simplest input. A stratum with fewer inputs than this would see little else:
 there the first comes last, and only if nothing else is left."""
@@ -153,9 +154,10 @@ class Search:
         return self._drawn_by_hypothesis(strategy, count, seed)
 
     def _sampled(self, stratum: Stratum, count: int, seed: int, draws: int) -> None:
-        rng, wanted = random.Random(seed), self.tried + count
-        for _ in range(max(PATIENCE * count, draws)):
-            if self.tried >= wanted:
+        rng, before = random.Random(seed), self.tried
+        for number in range(max(PATIENCE * count, draws)):
+            hopeless = stratum.alike and number >= PATIENCE and self.tried == before
+            if self.tried >= before + count or hopeless:
                 return
             with contextlib.suppress(Rejected, OutsideLaw):
                 self.measure(stratum.sample(rng))

@@ -12,7 +12,7 @@ from mtlcore import Displacement
 from mtlverify import tolerance
 from mtlverify.law import Margin, given, law, worst
 from mtlverify.laws.compare import agreement
-from mtlverify.laws.teleports import FEW, MOVES, apply, ask, moves, trainable
+from mtlverify.laws.proposals import FEW, MOVES, apply, ask, moves, trainable
 from mtlverify.laws.universal import verdict
 from mtlverify.strategies.networks import Network, NetworkExample, networks
 

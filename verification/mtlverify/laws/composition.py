@@ -12,7 +12,7 @@ from mtlcore.contracts import Map
 from mtlverify import tolerance
 from mtlverify.law import Margin, given, law, worst
 from mtlverify.laws.compare import agreement
-from mtlverify.laws.teleports import (
+from mtlverify.laws.proposals import (
     FEW,
     MOVES,
     apply,
@@ -52,11 +52,11 @@ def composes(plugin: Any, example: NetworkExample) -> float:
     before = {name: loss for look in looks for name, loss in look(made, seeds).items()}
     for number in range(MANY):
         displacement = ask(plugin, made, example.seed + number)
+        given(number > 0 or moves(displacement), MOVES)
         if moves(displacement):
             apply(displacement, made)
             maps = {("trunk", n): m for n, m in displacement.maps.items()}
             path.append({**maps, **{("heads", n): m for n, m in displacement.head_maps.items()}})
-    given(bool(path), MOVES)
     after = {name: loss for look in looks for name, loss in look(made, seeds).items()}
     change = tolerance.largest(abs(after[k] - before[k]) / abs(before[k]) for k in before)
     kept = agreement(change, len(path) * tolerance.HALF_DIGITS, f"after {len(path)} teleports a task's loss changes")

@@ -26,8 +26,8 @@ from mtlverify.laws.universal import (
 from mtlverify.strategies.experts import ExpertsExample, experts
 
 HOUSE = "contract of mtlcore.Merger"
-SOME = 0.5
-"""A merger may run an optimisation, so half of the usual inputs are tried."""
+FEW = 0.25
+"""A merger may run an optimisation, so a quarter of the usual inputs are tried."""
 
 Vectors = list[dict[str, Tensor]]
 
@@ -74,7 +74,7 @@ def sizes(*many: dict[str, Tensor]) -> dict[str, float]:
 
 
 @law("finite", kind="merger", statement="Finite task vectors give finite numbers.", source=HOUSE, universal=True,
-     margin=VERDICT, examples=experts, effort=SOME, decode=ExpertsExample.from_json)  # fmt: skip
+     margin=VERDICT, examples=experts, effort=FEW, decode=ExpertsExample.from_json)  # fmt: skip
 def finite(plugin: Any, example: ExpertsExample) -> float:
     """Inputs include experts that are equal to the base."""
     found = ask(plugin, *example.build(), example.seed)
@@ -82,7 +82,7 @@ def finite(plugin: Any, example: ExpertsExample) -> float:
 
 
 @law("pure", kind="merger", statement="A merger writes to nothing: its inputs stay bit for bit as they were.",
-     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=SOME,
+     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=FEW,
      decode=ExpertsExample.from_json)  # fmt: skip
 def pure(plugin: Any, example: ExpertsExample) -> float:
     """Base, task vectors, the merger and the global generators are compared before and after."""
@@ -95,7 +95,7 @@ def pure(plugin: Any, example: ExpertsExample) -> float:
 
 
 @law("deterministic", kind="merger", statement="The same experts and seed give the same answer bit for bit.",
-     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=SOME,
+     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=FEW,
      decode=ExpertsExample.from_json)  # fmt: skip
 def deterministic(plugin: Any, example: ExpertsExample) -> float:
     """The question is repeated after one about other experts, and under other global seeds."""
@@ -107,7 +107,7 @@ def deterministic(plugin: Any, example: ExpertsExample) -> float:
 
 
 @law("shape-dtype-device", kind="merger", statement="The answer is a dict of float64 tensors of the entries' shapes.",
-     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=SOME,
+     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=FEW,
      decode=ExpertsExample.from_json)  # fmt: skip
 def shape_dtype_device(plugin: Any, example: ExpertsExample) -> float:
     """Entries have no autograd graph; some may be left out."""
@@ -126,7 +126,7 @@ def shape_dtype_device(plugin: Any, example: ExpertsExample) -> float:
 
 
 @law("zero-vectors", kind="merger", statement="Experts that have not moved return the base exactly.",
-     source="there is nothing to merge", universal=True, margin=VERDICT, examples=experts, effort=SOME,
+     source="there is nothing to merge", universal=True, margin=VERDICT, examples=experts, effort=FEW,
      decode=ExpertsExample.from_json)  # fmt: skip
 def zero_vectors(plugin: Any, example: ExpertsExample) -> float:
     """The equality is exact, not up to rounding."""
@@ -137,7 +137,7 @@ def zero_vectors(plugin: Any, example: ExpertsExample) -> float:
 
 
 @law("one-expert", kind="merger", statement="One expert comes back.", source="it is the only compromise with itself",
-     examples=experts, effort=SOME, decode=ExpertsExample.from_json)  # fmt: skip
+     examples=experts, effort=FEW, decode=ExpertsExample.from_json)  # fmt: skip
 def one_expert(plugin: Any, example: ExpertsExample) -> float:
     """The equality is to half of the digits."""
     base, vectors = example.build()
@@ -146,7 +146,7 @@ def one_expert(plugin: Any, example: ExpertsExample) -> float:
 
 
 @law("identical-experts", kind="merger", statement="Equal experts come back.", source="they agree on everything",
-     examples=experts, effort=SOME, decode=ExpertsExample.from_json)  # fmt: skip
+     examples=experts, effort=FEW, decode=ExpertsExample.from_json)  # fmt: skip
 def identical_experts(plugin: Any, example: ExpertsExample) -> float:
     """There are two or more experts."""
     base, vectors = example.build()
@@ -156,7 +156,7 @@ def identical_experts(plugin: Any, example: ExpertsExample) -> float:
 
 
 @law("order-free", kind="merger", statement="The order of the experts does not matter.",
-     source="no task is special by its position", examples=experts, effort=SOME,
+     source="no task is special by its position", examples=experts, effort=FEW,
      decode=ExpertsExample.from_json)  # fmt: skip
 def order_free(plugin: Any, example: ExpertsExample) -> float:
     """The order is reversed; the equality is to half of the digits of the largest task vector."""
@@ -172,7 +172,7 @@ def adapts(plugin: Any) -> str | None:
 
 @law("lowers-objective", kind="merger", statement="What a merger adapts to is no worse at its answer than at the base, "
      "and than at its answer without a step.", source="it is what the steps are for", margin=VERDICT, examples=experts,
-     effort=SOME, decode=ExpertsExample.from_json, applies=adapts)  # fmt: skip
+     effort=FEW, decode=ExpertsExample.from_json, applies=adapts)  # fmt: skip
 def lowers_objective(plugin: Any, example: ExpertsExample) -> float:
     """The objective is convex, and its minimum is the mean expert."""
     base, vectors = example.build()
@@ -200,7 +200,7 @@ def searches(plugin: Any) -> str | None:
     statement="Without steps and without trimming the answer is sum_t eta tau_t / |tau_t|, entry by entry.",
     source="Delta = 0 in the objective of adaptive projective gradient descent",
     examples=experts,
-    effort=SOME,
+    effort=FEW,
     decode=ExpertsExample.from_json,
     applies=searches,
 )

@@ -5,6 +5,7 @@ An example is a recipe (architecture, width, tasks, seed), so it shrinks to the 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
@@ -155,6 +156,13 @@ class Network:
         self.trunk, self.heads, self.shape, self.dtype = trunk, heads, shape, torch.float64
         self.optimizer = torch.optim.Adam([*trunk.parameters(), *heads.parameters()], lr=1e-2)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        """A copy of the modules, for forward passes. Its optimizer has no history: to copy one takes longer."""
+        trunk, heads = copy.deepcopy((self.trunk, self.heads), memo)
+        made = Network(trunk, heads, self.shape)
+        made.dtype = self.dtype
+        return made
+
     def to(self, dtype: torch.dtype) -> Network:
         """Parameters, buffers and the optimizer's moments in another dtype."""
         self.trunk, self.heads = self.trunk.to(dtype), self.heads.to(dtype)
@@ -204,6 +212,6 @@ def networks() -> Strata:
                 name, draw(st.sampled_from([2, 3, 6])), draw(st.integers(2, 4)), draw(st.integers(0, 50))
             )
 
-        return Stratum(recipe, name)
+        return Stratum(recipe, name, alike=True)
 
     return Strata(tuple(recipes(name) for name in architectures()))

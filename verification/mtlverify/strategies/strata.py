@@ -19,10 +19,18 @@ class NeedsHypothesis(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Stratum:
-    """A recipe, and the two ways of following it."""
+    """A recipe, and the two ways of following it.
+
+    Args:
+        recipe: what draws an input.
+        name: of the family.
+        alike: whether a law's preconditions mostly hold for all inputs of the family or for none, as a teleport moves
+            in all networks of an architecture or in none. It is then given up sooner.
+    """
 
     recipe: Recipe
     name: str = ""
+    alike: bool = False
 
     def sample(self, rng: random.Random) -> Any:
         """One input, by the search's own sampler.
