@@ -9,7 +9,11 @@ import os
 import pickle
 import re
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -352,6 +356,54 @@ def test_a_process_that_hangs_or_dies_is_replaced():
     assert found[2] == Lost("not checked, because b took longer than 0.5 s")
     ((_, died),) = side_by_side(os._exit, [Task(3, "f", 5)], 1)
     assert "its process died (exit code 3)" in died.why
+
+
+def test_a_process_has_the_environment_of_now_and_not_that_of_an_earlier_one(monkeypatch):
+    from mtlverify.processes import Task, side_by_side
+
+    for value in ("first", "second"):
+        monkeypatch.setenv("MTLCORE_OF_NOW", value)
+        assert list(side_by_side(os.getenv, [Task("MTLCORE_OF_NOW", "a", 1)], 1)) == [(0, value)]
+
+
+def test_no_process_outlives_a_command_that_is_killed(tmp_path):
+    file = tmp_path / "pid"
+    program = (
+        "import os, sys\n"
+        "from mtlverify.processes import Task, side_by_side, warm_up\n"
+        "if __name__ == '__main__':\n"
+        "    warm_up()\n"
+        "    list(side_by_side(os.system, [Task(sys.argv[1], 'a', 1)], 1))\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    order = f"echo $PPID > {file}.new; mv {file}.new {file}; sleep 20"
+    command = subprocess.Popen([sys.executable, str(tmp_path / "program.py"), order])
+    try:
+        until(file.exists)
+        worker = int(file.read_text())
+        assert alive(worker)
+    finally:
+        command.kill()
+        command.wait()
+    until(lambda: not alive(worker))
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
 
 
 def test_the_declarations_of_a_problem_are_attacked(tmp_path):
