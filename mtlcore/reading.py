@@ -60,7 +60,7 @@ def _sum(heads: Sequence[list[Pair]]) -> Tensor | None:
     found = [g for pairs in heads for _, g in pairs]
     if not found:
         return None
-    return graph.total([t.sum() for t in graph.joined(found)])
+    return graph.total([(g._values() if g.is_sparse else g).sum() for g in found])
 
 
 def check_heads(heads: Sequence[list[Pair]], names: Sequence[str]) -> None:

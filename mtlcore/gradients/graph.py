@@ -21,10 +21,6 @@ from mtlcore.gradients import torch_internals
 from mtlcore.gradients.torch_internals import LEAF as _LEAF
 
 Edge = tuple[Any, int]
-_SMALL = 4096
-"""Up to so many numbers of a tensor, copying them takes less time than an operation on them alone ..."""
-_MANY = 16
-"""... but only from so many tensors on does that make up for one operation more."""
 
 
 def edge(tensor: Tensor) -> Edge | None:
@@ -338,7 +334,7 @@ def finite(tensors: Sequence[Tensor]) -> bool:
     do; a finite sum that overflows is looked at again."""
     if not tensors:
         return True
-    tensors = joined(tensors)
+    tensors = [t._values() if t.is_sparse else t for t in tensors]  # torch.isfinite knows no sparse ones
     if tensors[0].is_cpu:
         found = 0.0
         for t in tensors:
@@ -346,19 +342,6 @@ def finite(tensors: Sequence[Tensor]) -> bool:
     else:
         found = total([t.sum() for t in tensors]).item()  # there every number that is read is a wait
     return math.isfinite(found) or all(bool(torch.isfinite(t).all()) for t in tensors)
-
-
-def joined(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The same numbers, of many tensors in fewer: the small ones on each device in one, for an operation each takes
-    longer than to copy them. Of sparse tensors the numbers that are there, which torch.isfinite asks for."""
-    tensors = [t._values() if t.is_sparse else t for t in tensors]
-    if len(tensors) < _MANY:
-        return tensors
-    small: dict[torch.device, list[Tensor]] = {}
-    for t in tensors:
-        if t.numel() <= _SMALL:
-            small.setdefault(t.device, []).append(t.flatten())
-    return [*(t for t in tensors if t.numel() > _SMALL), *map(torch.cat, small.values())]
 
 
 def total(numbers: Sequence[Tensor]) -> Tensor:

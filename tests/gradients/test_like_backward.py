@@ -438,12 +438,11 @@ def test_the_report_is_safe_to_write_into():
     assert RemembersWeights.needs == Needs.LOSSES
 
 
-@pytest.mark.parametrize("more", [0, 20])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_bad_number_is_found_wherever_it_is(bad, more):
+def test_a_bad_number_is_found_wherever_it_is(bad):
     rows = torch.sparse_coo_tensor([[1, 3]], torch.ones(2, 4), (6, 4), check_invariants=True)
     gradients = [torch.ones(5000), torch.ones(3).half(), torch.ones(2, 6).T, torch.ones(()), rows]
-    others = [torch.empty(0), *(torch.full((4,), 1e38) for _ in range(more))]  # the sum of twenty overflows
+    others = [torch.empty(0), torch.full((4,), 1e38)]  # the sum of these four overflows
     assert graph.finite([*gradients, *others])
     for i, gradient in enumerate(gradients):
         assert not graph.finite([*gradients[:i], gradient * bad, *gradients[i + 1 :], *others])
