@@ -300,6 +300,18 @@ NOISY = {
 HANGING = {"hanging_mtl.py": "import time\ntime.sleep(600)\n"}
 
 
+def test_nothing_that_a_plugin_prints_in_another_process_breaks_json(tmp_path):
+    talks = dict(third_party.GOOD)
+    talks["good_mtl/method.py"] = talks["good_mtl/method.py"].replace(
+        "k = view", "import os; os.write(1, b'not json'); k = view"
+    )
+    third_party.install(tmp_path, "good-mtl", "good = good_mtl", talks)
+    arguments = ("third-party-mean", "--claimed", "--max-examples", "2", "--jobs", "2", "--json", "-")
+    done = mtl("verify", *arguments, site=tmp_path)
+    assert {row["name"] for row in json.loads(done.stdout)} == {"third-party-mean"}
+    assert "not json" in done.stderr
+
+
 def test_nothing_that_a_plugin_prints_breaks_json_and_one_that_hangs_is_a_row(tmp_path):
     third_party.install(tmp_path, "noisy-mtl", "noisy = noisy_mtl", NOISY)
     third_party.install(tmp_path, "hanging-mtl", "hanging = hanging_mtl", HANGING)

@@ -62,15 +62,15 @@ def verify(
     from mtlverify import processes
 
     _check_kind(kind)
-    if jobs != 1 and replay is None and kind != PROBLEM:
-        processes.warm_up()
-    from mtlverify.campaign import Depth
-
     file = None if json_file is None or str(json_file) == "-" else json_file
     to_stdout = json_file is not None and file is None
     if file is not None:
         _open(file)
     with own_stdout() as stdout:
+        if jobs != 1 and replay is None and kind != PROBLEM:
+            processes.warm_up()  # here, because the server keeps the standard output that it finds
+        from mtlverify.campaign import Depth  # with torch
+
         try:
             options = _options(option or [])
             if replay is not None:
