@@ -90,11 +90,11 @@ def _of_many(matrix: Array) -> tuple[Array, int]:
         rows, count = _cancelled(matrix, y, rows)
     if len(rows):
         linear = matrix[rows]
-        supports = nonnegative.likely_supports(matrix, linear)
-        if supports is None:
-            found, left, sweeps = exchange.solve(matrix, linear)
+        guess = nonnegative.guess(matrix, linear)
+        if guess.settled:
+            found, left, sweeps = nonnegative.pivot(matrix, linear, guess.near > 0.0)
         else:
-            found, left, sweeps = nonnegative.pivot(matrix, linear, supports)
+            found, left, sweeps = exchange.solve(matrix, linear, guess)
         y[rows] = found
         rows, count = rows[left], count + sweeps
     return y, count + nonnegative.finish(matrix, matrix, y, rows)

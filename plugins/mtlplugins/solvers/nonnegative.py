@@ -19,7 +19,7 @@ lengths of the rows; a tolerance relative to the largest would hide violations i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,8 +35,9 @@ LARGE = 128
 _MANY = 150
 """From so many unknowns on, a starting point for the active-set method costs less than it saves."""
 _ITERATIONS, _PENALTY, _RELAXED = 100, 0.1, 1.7
-_ROUNDS, _BETWEEN, _LARGE_PENALTY = 16, 5, 0.3
-"""The same for a start that only has to have most of the supports right: so many times so many iterations at most."""
+ROUGH, _ROUNDS, _BETWEEN = 0.3, 16, 5
+"""The same for a start that only has to have most of the supports right: the penalty, and so many times so many
+iterations at most."""
 
 
 def pair(c: float, p: float, q: float) -> tuple[float, float]:
@@ -115,37 +116,51 @@ def finish(matrix: Array, linear: Array, y: Array, rows: Index) -> int:
         return 0
     c, k, count = ridged(matrix), len(matrix), 0
     many = len(rows) * k >= _MANY
-    starts = _near(matrix, linear[rows]) if many else np.zeros((len(rows), k))
+    starts = near(matrix, linear[rows]) if many else np.zeros((len(rows), k))
     for row, start in zip(rows, starts):
         y[row], more = active_set(c, linear[row], start)
         count += more
     return count
 
 
-def likely_supports(matrix: Array, linear: Array) -> Mask | None:
-    """(m, k): a guess of the supports of the solutions for ``linear`` (m, k), right but for one entry in a thousand or
-    fewer [measured on 500 Gaussian rows in 300 to 1000 dimensions]; None where it would take too long, because the
-    systems are ill-conditioned. In float32, as a guess needs no more."""
-    penalty = np.float32(_LARGE_PENALTY)
-    inverse = np.linalg.inv(matrix + _LARGE_PENALTY * np.eye(len(matrix))).astype(np.float32)
-    single: Any = linear.astype(np.float32)
-    y, dual = np.zeros_like(single), np.zeros_like(single)
-    support: Mask = y > 0.0
+class Guess(NamedTuple):
+    """Solutions after some iterations of alternating directions, in float32, as a guess needs no more.
+
+    Args:
+        near: y >= 0 (m, k).
+        dual: of the iteration, (m, k).
+        settled: False where it would take too long, because the systems are ill-conditioned; otherwise the supports are
+            right but for one entry in a thousand or fewer [measured on 500 Gaussian rows in 400 to 1000 dimensions].
+    """
+
+    near: Any
+    dual: Any
+    settled: bool
+
+
+def guess(matrix: Array, linear: Array) -> Guess:
+    """For ``linear`` (m, k), by the penalty ``ROUGH``, which suits well-conditioned systems."""
+    inverse, single = shifted_inverse(matrix, ROUGH), linear.astype(np.float32)
+    near, dual = np.zeros_like(single), np.zeros_like(single)
     changed = 0
     for done in range(_ROUNDS):
-        if done == _ROUNDS // 2 and changed > 2 * len(linear):
-            return None
-        before = support
-        y, dual = alternated(inverse, single, penalty, y, dual, _BETWEEN)
-        support = np.asarray(y > 0.0)
+        if done == _ROUNDS // 4 and changed > 2 * len(linear):
+            return Guess(near, dual, False)
+        before = near > 0.0
+        near, dual = alternated(inverse, single, np.float32(ROUGH), near, dual, _BETWEEN)
         # What still changes comes right in a sweep over few rows, which costs as much as some more iterations.
-        changed = int(np.count_nonzero(support != before))
+        changed = int(np.count_nonzero((near > 0.0) != before))
         if changed <= len(matrix) // 4:
             break
-    return support
+    return Guess(near, dual, True)
 
 
-def _near(matrix: Array, linear: Array) -> Array:
+def shifted_inverse(matrix: Array, penalty: float) -> Any:
+    """Of C + penalty, in float32."""
+    return np.linalg.inv(matrix + penalty * np.eye(len(matrix))).astype(np.float32)
+
+
+def near(matrix: Array, linear: Array) -> Array:
     """y >= 0 (m, k) near the solutions, good enough to have most of their supports."""
     inverse = np.linalg.inv(matrix + _PENALTY * np.eye(len(matrix)))
     y, dual = np.zeros_like(linear), np.zeros_like(linear)
@@ -179,7 +194,7 @@ def _on_free(c: Array, free: Mask, linear: Array) -> Array:
         system.reshape(m, -1)[:, :: k + 1] = np.where(free, c.flat[0], 1.0)
         return np.linalg.solve(system, np.where(free, -linear, 0.0)[:, :, None])[:, :, 0]
     if k >= LARGE:
-        return _on_free_alone(c, free, linear)
+        return on_free_alone(c, free, linear)
     # The same, on as many rows and columns as the largest free set has.
     out, size = np.zeros((m, k)), int(free.sum(axis=1).max())
     if size:
@@ -193,7 +208,7 @@ def _on_free(c: Array, free: Mask, linear: Array) -> Array:
     return out
 
 
-def _on_free_alone(c: Array, free: Mask, linear: Array) -> Array:
+def on_free_alone(c: Array, free: Mask, linear: Array) -> Array:
     """One by one: half of the operations of a general solve, and nothing padded."""
     from scipy.linalg.lapack import dposv  # takes time to import, and is needed for many rows only
 
