@@ -29,6 +29,7 @@ import mtlcore
 from mtlcore import cli
 from mtlcore.hyperparameters import allowed
 from mtlcore.registry import registry
+from mtlcore.showing import slug
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Made by docs/generate.py from the code. Do not edit. -->\n\n"
@@ -120,12 +121,6 @@ def needs_of(kind: str, name: str) -> str | None:
     """What an instance with default options reads; None for what reads parameters (teleports)."""
     needs = getattr(mtlcore.create(kind, name), "needs", None)
     return needs.name if needs is not None else None
-
-
-def slug(kind: str, name: str) -> str:
-    """The name of its page. Names are unique within a kind only, so a teleport may share one with an aggregator."""
-    taken = kind != "aggregator" and name in mtlcore.available("aggregator")
-    return f"{name}-{kind}" if taken else name
 
 
 def namesakes(kind: str, name: str) -> dict[str, str]:

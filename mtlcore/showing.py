@@ -86,8 +86,18 @@ def _facts(entry: Entry, target: Any) -> dict[str, str]:
         facts["certificate"] = f"none yet: mtl verify {entry.name}" if known is None else in_short(known)
     facts["source"] = _source(target)
     if entry.distribution == BUILT_IN and claims is not None:
-        facts["more"] = f"docs/reference/methods.md#{entry.name} (also the meaning of tags), docs/reference/ledger.md"
+        page = f"docs/reference/methods/{slug(entry.kind, entry.name)}.md"
+        facts["more"] = f"{page}, docs/reference/methods.md (the meaning of tags), docs/reference/ledger.md"
     return facts
+
+
+def slug(kind: str, name: str) -> str:
+    """What the page of a built-in method is called. Names are unique within a kind only: what has the name of an
+    aggregator carries its kind."""
+    taken = kind != "aggregator" and any(
+        e.name == name and e.distribution == BUILT_IN for e in registry().entries("aggregator")
+    )
+    return f"{name}-{kind}" if taken else name
 
 
 def _source(target: Any) -> str:

@@ -17,7 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from mtlcore.discovery import BUILT_IN
 from mtlcore.hookspecs import KINDS
+from mtlcore.registry import registry
+from mtlcore.showing import show
 from support import command, third_party
 
 CACHE = tempfile.TemporaryDirectory()
@@ -334,6 +337,18 @@ def test_misspelt_commands_and_show():
     law = mtl("show", "--law", "non-conflicting").stdout
     assert "No task gradient has a negative inner product" in law
     assert "Did you mean 'cagrad'" in mtl("show", "cagrd").stderr
+
+
+@pytest.mark.parametrize("kind", ["aggregator", "detector", "teleport", "explorer", "merger"])
+def test_show_names_pages_that_exist(kind, capsys):
+    checkout = Path(__file__).parents[2]
+    own = [e.name for e in registry().entries(kind) if e.distribution == BUILT_IN and e.status == "ok"]
+    assert own
+    for name in own:
+        show(name, kind)
+        pages = re.findall(r"docs/[^\s,()]+", capsys.readouterr().out.partition("more: ")[2])
+        heads = [(checkout / page).read_text(encoding="utf-8") for page in pages]
+        assert any(re.search(rf"^# {name}( \({kind}\))?$", text, re.MULTILINE) for text in heads), (name, pages)
 
 
 @pytest.mark.parametrize(
