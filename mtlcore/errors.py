@@ -75,16 +75,22 @@ class TrainingWarning(UserWarning):
     """The training goes on, but part of the network is not trained as its owner may think; names the parameters."""
 
 
-def did_you_mean(word: object, known: Iterable[str], otherwise: str = "Available", n: int = 3) -> str:
-    """The end of a message about an unknown word: the nearest known ones, or all of them after ``otherwise``.
+def nearest(word: object, known: Iterable[str], n: int = 1) -> list[str]:
+    """At most n known words, the nearest first; none if all are far from it.
 
     Papers write PCGrad and Nash-MTL, and Python writes nash_mtl: case and underscores do not count.
     """
-    names = list(known)
-    plain = {name.lower().replace("_", "-"): name for name in names}
+    plain = {name.lower().replace("_", "-"): name for name in known}
     near = difflib.get_close_matches(str(word).lower().replace("_", "-"), plain, n=n, cutoff=0.5)
+    return [plain[name] for name in near]
+
+
+def did_you_mean(word: object, known: Iterable[str], otherwise: str = "Available", n: int = 3) -> str:
+    """The end of a message about an unknown word: the nearest known ones, or all of them after ``otherwise``."""
+    names = list(known)
+    near = nearest(word, names, n)
     if near:
-        return f"Did you mean {' or '.join(repr(plain[name]) for name in near)}?"
+        return f"Did you mean {' or '.join(map(repr, near))}?"
     return f"{otherwise}: {', '.join(names) or 'none'}."
 
 

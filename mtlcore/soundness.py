@@ -6,7 +6,6 @@ Nothing here imports torch, or the plugin: "module:Class" is looked at as source
 from __future__ import annotations
 
 import ast
-import difflib
 import enum
 import functools
 import importlib.machinery
@@ -23,6 +22,7 @@ from typing import Any
 import pluggy
 
 from mtlcore import hookspecs
+from mtlcore.errors import nearest
 from mtlcore.hookspecs import PROJECT, SHAPES
 from mtlcore.safety import blame, described, one_line, plain, shown, type_name
 
@@ -269,7 +269,7 @@ def _hook_problem(error: pluggy.PluginValidationError) -> str:
             if not allowed.keys() >= set(required):
                 return f"{name}({', '.join(required)}): the hook takes only: {', '.join(allowed)}"
         elif not options.get("optionalhook"):
-            near = difflib.get_close_matches(hook, HOOKS, n=1)
+            near = nearest(hook, HOOKS)
             return f"unknown hook {shown(hook)}" + (f"; did you mean {near[0]!r}?" if near else "")
     return one_line(error)
 

@@ -4,7 +4,6 @@ the defaults; anything misspelt is refused with the place and the allowed names.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import sys
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mtlcore.errors import ConfigurationError, did_you_mean
+from mtlcore.errors import ConfigurationError, did_you_mean, nearest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -279,7 +278,7 @@ def _mistakes(error: ValidationError) -> list[str]:
     """One sentence per mistake, with its place. What is only a consequence of another mistake is left out."""
     mistakes = error.errors()
     unknown = [e["loc"] for e in mistakes if e["type"] == "extra_forbidden"]
-    meant = {(*loc[:-1], *difflib.get_close_matches(str(loc[-1]), _allowed_at(loc[:-1]), n=1)) for loc in unknown}
+    meant = {(*loc[:-1], *nearest(loc[-1], _allowed_at(loc[:-1]))) for loc in unknown}
     lines = []
     for e in mistakes:
         loc, text = e["loc"], e["msg"]

@@ -45,6 +45,7 @@ def test_any_optimizer_of_torch_with_its_options_and_two_rates(tiny):
         ({"optimizer": "Optimizer"}, "no optimizer 'Optimizer'"),
         ({"optimizer": "LBFGS"}, "several times a step"),
         ({"optimizer_options": {"beta": 1}}, "Adam cannot be made with"),
+        ({"optimizer": "adamw"}, "no optimizer 'adamw' in torch. Did you mean 'AdamW'"),
         ({"schedule": "cosin"}, "no schedule 'cosin' in torch. Did you mean 'cosine'"),
         ({"schedule": "StepLR"}, "StepLR cannot be made with"),
     ],

@@ -39,6 +39,7 @@ def test_a_suite_holds_only_differences(tmp_path):
         (("seeds", "seed"), r"valid: seed: there is no such key. Did you mean 'seeds'\?$"),
         (("seeds", "xyz"), "xyz: there is no such key. Allowed: name, title, about, tasks, methods, seeds, budget"),
         (("title", "titel"), r"valid: titel: there is no such key. Did you mean 'title'\?$"),
+        (("title", "TITLE"), r"valid: TITLE: there is no such key. Did you mean 'title'\?$"),
         (("[[methods]]", "[[method]]"), r"valid: method: there is no such key. Did you mean 'methods'\?$"),
         (("brakes", "zzz"), r"valid: methods.0.zzz: there is no such key. Allowed: name, aggregator, [^;]*, front\.?$"),
         (("seeds = 2", "budget = {stepz = 1}"), r"valid: budget.stepz: there is no such key. Did you mean 'steps'\?$"),

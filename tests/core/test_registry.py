@@ -74,6 +74,16 @@ def wrong_signature():
     return module
 
 
+def hook_in_capitals():
+    module = types.ModuleType("capitals")
+
+    def register(register):
+        pass
+
+    module.MTLCORE_REGISTER_AGGREGATORS = hookimpl(register)
+    return module
+
+
 def unmarked_hook():
     module = types.ModuleType("unmarked")
 
@@ -111,6 +121,10 @@ BROKEN = {
     "unknown-hook": (
         unknown_hook,
         "unknown hook 'mtlcore_register_agregators'; did you mean 'mtlcore_register_aggregators'",
+    ),
+    "hook-in-capitals": (
+        hook_in_capitals,
+        "unknown hook 'MTLCORE_REGISTER_AGGREGATORS'; did you mean 'mtlcore_register_aggregators'",
     ),
     "unmarked-hook": (unmarked_hook, "mtlcore_register_aggregators is not marked with @mtlcore.hookimpl"),
     "wrong-signature": (wrong_signature, r"aggregators\(registrar\): the hook takes only: register$"),

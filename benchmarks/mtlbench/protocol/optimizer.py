@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from mtlbench.tasks.base import Budget, Network
-from mtlcore.errors import ConfigurationError
+from mtlcore.errors import ConfigurationError, did_you_mean
 
 _NEEDS_A_CLOSURE = ("LBFGS",)
 
@@ -74,8 +73,7 @@ def _class(module: Any, base: type, what: str, name: str, besides: tuple[str, ..
         return found
     known = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, base) and v is not base]
     known = sorted({*besides, *known} - set(_NEEDS_A_CLOSURE))
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(known)}."
+    hint = did_you_mean(name, known, "Allowed", n=1)
     raise ConfigurationError(f"budget: there is no {what} {name!r} in torch. {hint}")
 
 
