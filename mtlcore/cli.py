@@ -154,7 +154,7 @@ def _top(
 
 def _kind(value: str | None) -> str | None:
     if value is not None and value not in KINDS:
-        raise typer.BadParameter(f"{value!r} is not one of {', '.join(KINDS)}. {did_you_mean(value, KINDS, 'Kinds')}")
+        raise typer.BadParameter(f"there is no kind {value!r}. {did_you_mean(value, KINDS, 'Kinds')}")
     return value
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+_FEW = 12
+"""Names that a message may list."""
+
 
 class MtlError(Exception):
     """Base of all errors raised on purpose by mtlcore and its wings."""
@@ -92,6 +95,14 @@ def did_you_mean(word: object, known: Iterable[str], otherwise: str = "Available
     if near:
         return f"Did you mean {' or '.join(map(repr, near))}?"
     return f"{otherwise}: {', '.join(names) or 'none'}."
+
+
+def like_plugin(word: object, known: Iterable[str]) -> str:
+    """The same about an unknown plugin. Dozens of names would bury the message: then it says where they are listed."""
+    names = list(known)
+    if len(names) > _FEW and not nearest(word, names):
+        return "`mtl list` shows them."
+    return f"{did_you_mean(word, names)} `mtl list` shows all."
 
 
 def listed(names: Sequence[object], shown: int = 6, joint: str = ", ") -> str:

@@ -31,6 +31,7 @@ from mtlcore.errors import (
     PluginWarning,
     UnknownPluginError,
     did_you_mean,
+    like_plugin,
 )  # fmt: skip
 from mtlcore.hookspecs import KINDS
 from mtlcore.patience import waiting
@@ -231,9 +232,9 @@ class Registry:
         for entry in entries:
             if entry.name == name:
                 raise PluginError(f"{_who(entry)} is broken: {entry.problem}")
-        hint = did_you_mean(plain(name), [e.name for e in entries if e.status == "ok"])
+        hint = like_plugin(plain(name), [e.name for e in entries if e.status == "ok"])
         broken = "".join(f" (Plugin {p.name!r} of {p.provenance!r} is broken: {p.problem})" for p in self.problems())
-        raise UnknownPluginError(f"there is no {kind} called {shown(name)}. {hint} `mtl list` shows all.{broken}")
+        raise UnknownPluginError(f"there is no {kind} called {shown(name)}. {hint}{broken}")
 
     def load(self, kind: str, name: str) -> Any:
         """The class (or object) behind a name; a lazy one is imported now and checked."""

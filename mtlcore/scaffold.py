@@ -100,8 +100,8 @@ def _refuse(name: str, kind: str) -> None:
     if not is_name(name):
         raise ConfigurationError(f"{shown(name)} is not a lower-case kebab name such as 'my-method'.")
     if kind not in RECIPES:
-        hint = did_you_mean(kind, RECIPES, "Kinds")
-        raise ConfigurationError(f"kind {shown(kind)}: choose one of {', '.join(RECIPES)}. {hint}")
+        hint = did_you_mean(kind, RECIPES, "Please choose one of")
+        raise ConfigurationError(f"there is no kind {shown(kind)}. {hint}")
     if keyword.iskeyword(name) or keyword.iskeyword(name.capitalize()):
         raise ConfigurationError(f"{name!r} is a word of Python; choose another name.")
     # A name that two kinds share would have to be explained with every command.

@@ -8,7 +8,7 @@ import inspect
 from typing import Any
 
 from mtlcore.discovery import BUILT_IN
-from mtlcore.errors import ConfigurationError, UnknownPluginError, did_you_mean
+from mtlcore.errors import ConfigurationError, UnknownPluginError, did_you_mean, like_plugin
 from mtlcore.hookspecs import KINDS
 from mtlcore.hyperparameters import allowed
 from mtlcore.listing import certificate, in_short
@@ -31,8 +31,7 @@ def find(name: str, kind: str | None) -> Entry:
     if kinds:
         return registry().find(kinds[0], name)
     known = sorted({e.name for k in KINDS for e in registry().entries(k) if e.status == "ok" and "." not in e.name})
-    hint = did_you_mean(name, known)
-    raise UnknownPluginError(f"there is no plugin called {shown(name)}. {hint} `mtl list` shows all.")
+    raise UnknownPluginError(f"there is no plugin called {shown(name)}. {like_plugin(name, known)}")
 
 
 def show(name: str, kind: str | None) -> None:

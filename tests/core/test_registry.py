@@ -312,6 +312,9 @@ def test_unknown_name_suggests_the_nearest():
         registry.create("aggregator", 3)
     with pytest.raises(UnknownPluginError, match="Available: gradient-vaccine, other"):
         registry.create("aggregator", "zzzzzz")
+    many = Registry([plugin("aaa", registers(*((f"method-{i}", Fixed) for i in range(20))))])
+    with pytest.raises(UnknownPluginError, match="there is no aggregator called 'zzzzzz'. `mtl list` shows them.$"):
+        many.create("aggregator", "zzzzzz")
     with pytest.raises(ConfigurationError, match="has no hyper-parameter 'valeus'. Did you mean 'values'"):
         registry.create("aggregator", "other", valeus=1)
     with pytest.raises(ConfigurationError, match="unknown kind"):

@@ -431,6 +431,19 @@ def test_more_bad_usage(arguments, message):
     assert message in done.output
 
 
+def test_an_unknown_kind_lists_the_kinds_once():
+    done = verify("--kind", "nope")
+    assert done.exit_code == 2
+    assert done.output.count("merger") == 1, done.output
+
+
+def test_an_unknown_name_without_a_near_one_is_told_in_one_sentence_and_where_the_names_are():
+    done = verify("zzzzzz")
+    assert done.exit_code == 2
+    said = "no aggregator, detector, teleport, explorer or merger called 'zzzzzz'. `mtl list` shows them."
+    assert " ".join(done.output.split()).endswith(said)
+
+
 class _Terminal(io.StringIO):
     def isatty(self):
         return True

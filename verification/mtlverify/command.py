@@ -99,7 +99,7 @@ def _check_kind(kind: str | None) -> None:
     known = (*KINDS, PROBLEM)
     if kind is not None and kind not in known:
         hint = did_you_mean(kind, known, "Kinds")
-        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(known)}. {hint}", param_hint="--kind")
+        raise typer.BadParameter(f"there is no kind {kind!r}. {hint}", param_hint="--kind")
 
 
 def _options(given: list[str]) -> dict[str, Any]:

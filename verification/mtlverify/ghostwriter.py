@@ -145,7 +145,7 @@ def main(
     """Write a pytest file with one test for each law that the plugin promises."""
     if kind is not None and kind not in KINDS:
         hint = did_you_mean(kind, KINDS, "Kinds")
-        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}. {hint}", param_hint="--kind")
+        raise typer.BadParameter(f"there is no kind {kind!r}. {hint}", param_hint="--kind")
     try:
         text = write_tests(name, kind)
     except MtlError as error:

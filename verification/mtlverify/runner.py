@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mtlcore.errors import ConfigurationError, PluginError, PluginWarning, UnknownPluginError, did_you_mean
+from mtlcore.errors import ConfigurationError, PluginError, PluginWarning, UnknownPluginError, did_you_mean, like_plugin
 from mtlcore.registry import registry
 from mtlcore.safety import described
 from mtlcore.soundness import declared_fault
@@ -199,7 +199,7 @@ def replay(plugin: Any, counterexample: Mapping[str, Any]) -> Result:
 
 
 def kind_of(plugin: Any) -> str:
-    """ "aggregator", "detector" or "teleport"."""
+    """One of ``KINDS``."""
     import mtlcore
 
     for kind, base in BASES.items():
@@ -219,10 +219,8 @@ def kind_of_name(name: str) -> str:
     if kinds:
         return kinds[0]
     known = sorted({e.name for k in KINDS for e in registry().entries(k) if e.status == "ok"})
-    hint = did_you_mean(name, known)
-    raise UnknownPluginError(
-        f"there is no aggregator, detector or teleport called {name!r}. {hint} `mtl list` shows all."
-    )
+    kinds_there = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
+    raise UnknownPluginError(f"there is no {kinds_there} called {name!r}. {like_plugin(name, known)}")
 
 
 # --- pieces -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from mtlcore.errors import did_you_mean
+from mtlcore.errors import like_plugin
 from mtlcore.registry import available, create
 from mtlverify.convergence.suite import CASES, STEPS
 from mtlverify.convergence.verdict import Verdict, judge
@@ -34,8 +34,7 @@ def main(
     known = available("aggregator")
     unknown = [m for m in methods or [] if m not in known]
     for name in unknown:
-        hint = did_you_mean(name, known)
-        typer.secho(f"there is no aggregator called {name!r}. {hint} `mtl list` shows all.", fg="red", err=True)
+        typer.secho(f"there is no aggregator called {name!r}. {like_plugin(name, known)}", fg="red", err=True)
     if unknown:
         raise typer.Exit(2)
     chosen = methods or known
