@@ -12,6 +12,7 @@ from mtlcore.contracts import Aggregator, ConflictDetector, Needs, TeleportStrat
 from mtlcore.distributed.processes import Processes
 from mtlcore.errors import ConfigurationError
 from mtlcore.geometry.metric import EUCLIDEAN, METRICS
+from mtlcore.gradients.plan import PLANS
 from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper, Refresh
 from mtlcore.hyperparameters import Allowed
@@ -107,6 +108,12 @@ def _keeper(run: Run, refresh: int | Refresh) -> Keeper | None:
     return Keeper(policy)
 
 
+_NO_ROWS = {
+    "features": "takes them at the shared representation only",
+    "losses": "takes none: it is one backward pass of the weighted losses",
+}
+
+
 def _check_geometry(run: Run, gradients: str) -> None:
     if run.metric not in METRICS:
         raise ConfigurationError(f"metric={run.metric!r}: choose one of {', '.join(METRICS)}.")
@@ -116,8 +123,14 @@ def _check_geometry(run: Run, gradients: str) -> None:
     what = "taken=True" if euclidean else f'metric="{run.metric}"'
     if run.optimizer is None:
         raise ConfigurationError(f"{what} looks at the optimizer: pass optimizer=... to MultiTask.")
-    if run.keeper is not None or gradients in ("features", "losses"):
-        raise ConfigurationError(f"{what} needs the task gradients of every step: leave refresh and gradients= out.")
+    if run.keeper is not None:
+        raise ConfigurationError(f"{what} needs the task gradients of every step: leave refresh out.")
+    if gradients in _NO_ROWS:
+        rows = " or ".join(f'"{p.name}"' for p in PLANS.values() if p.provides == Needs.JACOBIAN)
+        raise ConfigurationError(
+            f'{what} needs whole task gradients, one row each, and gradients="{gradients}" {_NO_ROWS[gradients]}. '
+            f"Choose {rows}, or leave gradients= out."
+        )
     if not euclidean and run.teleporter is not None:
         raise ConfigurationError(f"{what} shows a teleport gradients that are not the network's: leave one out.")
     if run.metric == "optimizer" and run.aggregator.needs == Needs.LOSSES:

@@ -327,6 +327,18 @@ def test_what_cannot_be_served_is_refused_by_name():
             work.multitask(**options)
 
 
+@pytest.mark.parametrize("options", [{"metric": "optimizer"}, {"metric": "step"}, {"taken": True}])
+@pytest.mark.parametrize(("source", "why"), [("features", "shared representation only"), ("losses", "takes none")])
+def test_a_refused_source_says_why_and_which_ones_serve(options, source, why):
+    work = Work()
+    with pytest.raises(ConfigurationError, match=f'gradients="{source}" .*{why}') as refused:
+        work.multitask(**options, gradients=source)
+    assert "refresh" not in str(refused.value)
+    assert 'Choose "sequential" or "batched"' in str(refused.value)
+    for serves in ("sequential", "batched"):
+        work.multitask(**options, gradients=serves).step(work.evaluate)
+
+
 def test_the_source_says_that_factors_do_not_serve():
     work = Work()
     report = work.multitask(metric="optimizer", gradients="streaming").step(work.evaluate)
