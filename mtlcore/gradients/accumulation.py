@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtlcore import linalg
 from mtlcore.errors import ConfigurationError, NonFiniteError
-from mtlcore.gradients import graph, jacobian
+from mtlcore.gradients import graph, jacobian, torch_internals
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.jacobian import Stored
 from mtlcore.gradients.plan import PLANS, Plan
@@ -113,7 +113,7 @@ def _add(sums: Sums, pairs: Sequence[Pair]) -> None:
             totals.append(before)
             more.append(gradient)
     if totals:
-        torch._foreach_add_(totals, more)  # one call for many small parameters
+        torch_internals.add_in_place(totals, more)
 
 
 @torch.no_grad()

@@ -209,7 +209,7 @@ def _store(
             place, mine = place.unsqueeze(0), [None if g is None else g.unsqueeze(0) for g in mine]
         piece.store(place, mine)
     if into:
-        torch._foreach_copy_(into, gradients)  # one call for many small parameters
+        torch_internals.copy_in_place(into, gradients)
 
 
 class Stored(TaskGradients):

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from mtlcore.errors import FeaturesError
-from mtlcore.gradients import graph
+from mtlcore.gradients import graph, torch_internals
 from mtlcore.gradients.batch import Batch
 
 _COPIES = {"ToCopyBackward0", "CloneBackward0", "AliasBackward0", "ViewBackward0", "UnsafeViewBackward0"}
@@ -53,12 +53,7 @@ def _kept(edge: graph.Edge, functions: Iterable[Any]) -> Tensor | None:
     for function in functions:
         if edge not in function.next_functions:
             continue
-        for name in dir(function):
-            if name.startswith("_saved_"):
-                try:
-                    value = getattr(function, name)
-                except RuntimeError:  # freed already
-                    continue
-                if isinstance(value, Tensor) and (value.grad_fn, value.output_nr) == edge:
-                    return value
+        for value in torch_internals.saved_tensors(function):
+            if (value.grad_fn, value.output_nr) == edge:
+                return value
     return None

@@ -2,7 +2,8 @@
 
 Why at all: the argument checks of ``torch.autograd.grad`` take longer than a small head's whole backward pass, and the
 search of ``torch.vmap`` through nested arguments longer than a pass through a small trunk. And a layer's inputs are
-saved in the graph: reading them there is what lets a source keep factors instead of weight gradients.
+saved in the graph: reading them there is what lets a source keep factors instead of weight gradients. And one call per
+small parameter takes longer than its sum.
 
 Tests switch a piece off by the ``available`` table and expect the same gradients.
 """
@@ -114,17 +115,34 @@ def _try_tables() -> bool:
     return found == [id(first.weight), id(first.bias), id(inner.weight)]
 
 
+def _try_lists() -> bool:
+    """Whether one call copies and adds whole lists, into views and across dtypes, too."""
+    stored = torch.zeros(4, device="cpu")
+    places, numbers = list(stored.split(2)), [torch.ones(2, device="cpu"), torch.full((2,), 2.0, device="cpu").half()]
+    with torch.no_grad():
+        torch._foreach_copy_(places, numbers)
+        torch._foreach_add_(places, numbers)
+    return stored.tolist() == [2.0, 2.0, 4.0, 4.0]
+
+
 available: dict[str, bool] = {}
-"""By piece ("engine", "vmap", "saved", "hooks", "tables") whether it works in this torch."""
+"""By piece ("engine", "vmap", "saved", "hooks", "tables", "lists") whether it works in this torch."""
+
+_TRIALS: dict[str, Callable[[], bool]] = {
+    "engine": _try_engine,
+    "vmap": _try_vmap,
+    "saved": _try_saved,
+    "hooks": _try_hooks,
+    "tables": _try_tables,
+    "lists": _try_lists,
+}
 
 
 def _has(piece: str) -> bool:
     known = available.get(piece)
     if known is None:
-        trials = {"engine": _try_engine, "vmap": _try_vmap, "saved": _try_saved, "hooks": _try_hooks}
-        trial = {**trials, "tables": _try_tables}[piece]
         with torch.enable_grad():
-            known = available[piece] = _works(trial)
+            known = available[piece] = _works(_TRIALS[piece])
     return known
 
 
@@ -143,6 +161,27 @@ def _from_tables(module: nn.Module) -> list[Tensor]:
     for part in module.modules():
         found += [p for p in part._parameters.values() if p is not None]
     return found
+
+
+# --- lists of tensors ---------------------------------------------------------------------------------------
+
+
+def copy_in_place(into: list[Tensor], numbers: list[Tensor]) -> None:
+    """Each of ``numbers`` into its place."""
+    if _has("lists"):
+        torch._foreach_copy_(into, numbers)  # one call for many small parameters
+    else:
+        for place, number in zip(into, numbers, strict=True):
+            place.copy_(number)
+
+
+def add_in_place(into: list[Tensor], numbers: list[Tensor]) -> None:
+    """Each of ``numbers`` to its total."""
+    if _has("lists"):
+        torch._foreach_add_(into, numbers)
+    else:
+        for total, number in zip(into, numbers, strict=True):
+            total.add_(number)
 
 
 # --- the engine ---------------------------------------------------------------------------------------------
@@ -250,6 +289,18 @@ def saved(node: Any, name: str) -> Any:
         if spoilt is None:
             raise
         raise spoilt from error
+
+
+def saved_tensors(node: Any) -> Iterable[Tensor]:
+    """All tensors that a function saved, under whatever names; none where that cannot be seen, or they were freed."""
+    for name in dir(node) if _has("saved") else ():
+        if name.startswith("_saved_"):
+            try:
+                value = getattr(node, name)
+            except RuntimeError:  # freed already
+                continue
+            if isinstance(value, Tensor):
+                yield value
 
 
 def others_listen(handle: Any) -> bool:
