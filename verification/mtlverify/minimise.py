@@ -28,7 +28,7 @@ then only made smaller as long as half of it remains."""
 BUDGET = 600
 """Measurements spent."""
 
-BY_TASK = ("factors", "left", "right", "present", "permutation")
+BY_TASK = ("factors", "left", "right", "present", "permutation", "preferences")
 KNOWN = frozenset({*BY_TASK, "plane", "factor", "away"})
 """What laws of this wing draw besides; an input with anything else keeps its number of tasks."""
 
@@ -153,9 +153,9 @@ def _steps(example: Example) -> Iterator[Example]:
     if set(extra) <= KNOWN and k > 1:
         for gone in _groups(k):
             yield _without_tasks(example, gone)
-    if "plane" not in extra and p > 1:
-        for gone in _groups(p):
-            yield example.with_(jacobian=rows[:, [c for c in range(p) if c not in gone]])
+    for gone in _groups(p) if p > 1 else ():
+        if not gone & set(extra.get("plane", ())):
+            yield _without_columns(example, gone)
     if rows.dtype != torch.float64:
         yield example.with_(jacobian=rows.double())
     if bool((example.losses != 1).any()):
@@ -202,6 +202,14 @@ def _groups(n: int) -> Iterator[set[int]]:
         yield from (set(range(first, min(first + part, n))) for first in range(0, n, part))
         part //= 2
     yield from ({i} for i in range(n))
+
+
+def _without_columns(example: Example, gone: set[int]) -> Example:
+    kept = [c for c in range(example.jacobian.shape[1]) if c not in gone]
+    extra = dict(example.extra)
+    if "plane" in extra:
+        extra["plane"] = [kept.index(c) for c in extra["plane"]]
+    return example.with_(jacobian=example.jacobian[:, kept], extra=extra)
 
 
 def _without_tasks(example: Example, gone: set[int]) -> Example:
