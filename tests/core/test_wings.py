@@ -17,7 +17,8 @@ BESIDES = {
     "verification/mtlverify": {
         "mtlcore.asking.aggregator", "mtlcore.asking.seeds", "mtlcore.cli", "mtlcore.geometry",
         "mtlcore.geometry.metric", "mtlcore.gradients.task_gradients", "mtlcore.output",
-        "mtlcore.patience", "mtlcore.registry", "mtlcore.safety", "mtlcore.soundness", "mtlcore.step", "mtlcore.teleporting",
+        "mtlcore.patience", "mtlcore.registry", "mtlcore.safety", "mtlcore.soundness", "mtlcore.step",
+        "mtlcore.teleporting",
     },
     "benchmarks/mtlbench": {
         "mtlcore.discovery", "mtlcore.distributed.hook", "mtlcore.gradients.batch",

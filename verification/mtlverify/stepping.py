@@ -97,6 +97,14 @@ class Stepper:
         report = self.run.step(closures if self._batches > 1 else self._closure)
         return self.place() - before, report
 
+    def alone(self, task: int) -> Tensor:
+        """(P,) the change of x that the optimizer makes of one task's gradient, without any method."""
+        before = self.place()
+        for q, s, g in zip(self.parameters, self._units, self._rows[task].split([q.numel() for q in self.parameters])):
+            q.grad = s * g
+        self.optimizer.step()
+        return self.place() - before
+
     def _closure(self) -> list[Tensor]:
         x = torch.cat([s * q for q, s in zip(self.parameters, self._units)])
         first = self._rows @ x

@@ -45,7 +45,8 @@ def pulls() -> Any:
 )
 def step_non_conflicting(plugin: Any, example: Example) -> float:
     """The step is computed from the parameters, not from the report. The cosines of a very short step are rounding
-    errors, so they are judged relative to the length of the step without ``metric``."""
+    errors, so they are judged relative to the length of the step without ``metric``, and to the rounding of the step
+    that the longest gradient alone would make: this rounding is all that is left of gradients that cancel."""
     kind = example.extra["optimizer"]
     run = Stepper(plugin, example, "step", kind)
     margins = []
@@ -68,7 +69,8 @@ def _harm(plugin: Any, example: Example, kind: str, step: Tensor, place: float) 
     lowest, length = float(gains.min()) if len(gains) else 0.0, float(step.norm())
     if lowest < -tolerance.STEP * length:
         own, _ = Stepper(plugin, example, "optimizer", kind).step()
-        rounding = tolerance.ROUNDINGS * tolerance.EPS64 * (float(own.norm()) + place)
+        alone = Stepper(plugin, example, "optimizer", kind).alone(int(norms.argmax()))
+        rounding = tolerance.ROUNDINGS * tolerance.EPS64 * (float(own.norm()) + float(alone.norm()) + place)
         length = max(length, rounding / tolerance.STEP, tolerance.LITTLE * float(own.norm()))
     margin = lowest / length if length else 0.0
     return Margin(
@@ -152,8 +154,8 @@ def step_unit_free(plugin: Any, example: Example) -> float:
 
 @law(
     "step-descent",
-    statement='Where task i has a gradient that is L_i-Lipschitz, a safe step s of metric="step" raises its loss by at '
-    "most L_i |s|^2 / 2, and lowers it as soon as |s| < 2 c |g_i| / L_i, c the cosine of g_i with -s.",
+    statement='Where task i has a gradient that is L_i-Lipschitz, a safe step s of metric="step" under SGD raises its loss by '
+    "at most L_i |s|^2 / 2, and lowers it as soon as |s| < 2 c |g_i| / L_i, c the cosine of g_i with -s.",
     source="the descent lemma, f(x + s) <= f(x) + <g, s> + L |s|^2 / 2",
     margin="what is left of the bound, in units of |g_i| |s| + L_i |s|^2 / 2, plus tolerance.STEP",
     examples=pulls,
