@@ -154,8 +154,8 @@ def step_unit_free(plugin: Any, example: Example) -> float:
 
 @law(
     "step-descent",
-    statement='Where task i has a gradient that is L_i-Lipschitz, a safe step s of metric="step" under SGD raises its loss by '
-    "at most L_i |s|^2 / 2, and lowers it as soon as |s| < 2 c |g_i| / L_i, c the cosine of g_i with -s.",
+    statement='Where task i has a gradient that is L_i-Lipschitz, a safe step s of metric="step" under SGD raises its '
+    "loss by at most L_i |s|^2 / 2, and lowers it as soon as |s| < 2 c |g_i| / L_i, c the cosine of g_i with -s.",
     source="the descent lemma, f(x + s) <= f(x) + <g, s> + L |s|^2 / 2",
     margin="what is left of the bound, in units of |g_i| |s| + L_i |s|^2 / 2, plus tolerance.STEP",
     examples=pulls,
