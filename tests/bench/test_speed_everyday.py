@@ -45,6 +45,15 @@ def test_the_table_stays_sparse(name, monkeypatch):
     assert isinstance(optimizers[0], torch.optim.SparseAdam)
 
 
+def test_a_step_that_looks_at_the_optimizer_says_what_it_did():
+    work = build(lambda: mlp(2, width=16, batch=8))
+    assert everyday.looking(work)() is None
+    assert everyday.looking(work, **everyday.LOOKS["taken=True"])() is not None
+    rows = everyday.metrics(0.0, lambda: mlp(2, width=16, batch=8))
+    assert [row.what.partition(", ")[2] for row in rows] == list(everyday.LOOKS)
+    assert all(row.value > 0 for row in rows)
+
+
 def test_gradients_have_the_rank_that_is_said():
     assert torch.linalg.matrix_rank(everyday.gradients_of_rank(30, 7)) == 7
 

@@ -303,6 +303,44 @@ NOISY = {
 HANGING = {"hanging_mtl.py": "import time\ntime.sleep(600)\n"}
 
 
+CORE_ONLY = """
+import importlib.machinery, sys
+
+HIDDEN = {
+    "hypothesis", "cvxpy", "clarabel", "cmaes", "pandas", "matplotlib", "joblib", "jinja2", "moocore", "peft",
+    "tensorboard", "wandb", "lightning", "transformers", "accelerate", "distributed",
+}
+
+
+class Hiding(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else super().find_spec(name, path, target)
+
+
+sys.meta_path[:] = [Hiding if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+"""
+
+
+def test_without_extras_list_is_quiet_and_whole_and_what_needs_one_names_it(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(CORE_ONLY)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "mtlcore", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+
+    listed = run("list")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert {"nash-mtl", "relu-rescaling", "lora", "doge"} <= set(listed.stdout.split())
+    assert "pip install 'mtlcore[verify]' (hypothesis not installed)" in listed.stdout
+    assert "pip install 'mtlcore[bench]'" in listed.stdout
+    for arguments, extra in ((("verify", "upgrad"), "verify"), (("bench", "list"), "bench")):
+        refused = run(*arguments)
+        assert refused.returncode == 2
+        assert f"pip install 'mtlcore[{extra}]'" in refused.stderr
+
+
 def test_nothing_that_a_plugin_prints_in_another_process_breaks_json(tmp_path):
     talks = dict(third_party.GOOD)
     talks["good_mtl/method.py"] = talks["good_mtl/method.py"].replace(

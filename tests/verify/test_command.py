@@ -346,6 +346,15 @@ def test_a_plugin_that_hangs_is_a_row_and_the_rest_goes_on(tmp_path):
     assert {r["status"] for r in rows if r["name"] == "honest" and r["claimed"]} == {"verified"}
 
 
+def test_a_counterexample_is_printed_for_a_person():
+    """Also to a law that nobody promised, if it is asked for by name; what is as usual is not said."""
+    arguments = ("cagrad", "--law", "non-conflicting", "--max-examples", "40", "--jobs", "1")
+    shown = verify(*arguments).stdout
+    (line,) = [text.strip() for text in shown.splitlines() if "counterexample: " in text]
+    assert line.startswith("counterexample: jacobian = [[")
+    assert not {"seed", "dtype", "away", ".0"} & set(re.findall(r"seed|dtype|away|\.0", line))
+
+
 def test_a_process_that_hangs_or_dies_is_replaced():
     from mtlverify.processes import Lost, Task, side_by_side
 

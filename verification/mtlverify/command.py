@@ -90,7 +90,7 @@ def verify(
     if file is not None:
         file.write_text(as_json([r.to_json() for r in results]), encoding="utf-8")
     if not to_stdout:
-        show(results, all_rows or replay is not None or kind == PROBLEM)
+        show(results, all_rows or replay is not None or kind == PROBLEM, asked_for=bool(law))
     if any(r.failed for r in results):
         raise typer.Exit(1)
 

@@ -19,8 +19,9 @@ MARGIN = (
 )
 
 
-def show(results: list[Result], all_rows: bool) -> None:
-    """Print one line per plugin and law worth reading, the counts, and every broken promise in full."""
+def show(results: list[Result], all_rows: bool, asked_for: bool = False) -> None:
+    """Print one line per plugin and law worth reading, the counts, and every broken promise in full; if the laws were
+    asked for by name, also what refutes those that nobody promised."""
     out = console()
     groups = [[r] for r in results] if all_rows else _alike(results)
     out.print(_table([g for g in groups if all_rows or g[0].claimed or g[0].status == "refuted" or g[0].failed]))
@@ -28,8 +29,11 @@ def show(results: list[Result], all_rows: bool) -> None:
     counts = ", ".join(f"{sum(r.status == s for r in results)} {s}" for s in STYLES)
     out.print(f"\n{sum(r.examples for r in results):,} examples tried: {counts}.")
     broken = [r for r in results if r.failed]
-    if any(r.status == "refuted" and not r.failed for r in results):
+    others = [r for r in results if r.status == "refuted" and not r.failed]
+    if others:
         out.print("A law that is refuted and not claimed is no failure; --json FILE keeps its counterexample.")
+    for r in others if asked_for else ():
+        out.print(cell("\n" + _in_full([r]), "yellow"), soft_wrap=not sys.stdout.isatty())
     for group in _alike(broken):
         out.print(cell("\n" + _in_full(group), "red"), soft_wrap=not sys.stdout.isatty())
     if broken:
@@ -91,8 +95,22 @@ def _statement(result: Result) -> str:
     return next((law.statement for law in laws(result.kind) if law.id == result.law), "")
 
 
+USUAL = {"seed": 0, "dtype": "float64"}
+"""Not worth a word."""
+
+
 def _input(counterexample: dict[str, Any]) -> str:
-    """A counterexample in one line."""
-    example = counterexample["example"]
-    shown = [f"{k}={v}" for k, v in example.items() if k not in ("shape", "family") and v not in ({}, None)]
+    """A counterexample in one line: what is not as usual."""
+    example = {k: v for k, v in counterexample["example"].items() if k not in ("shape", "family", "extra")}
+    example |= {k: v for k, v in (counterexample["example"].get("extra") or {}).items() if v != []}
+    if set(example.get("losses", ())) == {1.0}:
+        del example["losses"]
+    shown = [f"{k} = {_plain(v)}" for k, v in example.items() if v is not None and USUAL.get(k) != v]
     return "counterexample: " + ", ".join(shown)
+
+
+def _plain(value: Any) -> str:
+    """Nested lists of numbers with 2 for 2.0."""
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return str(int(value)) if isinstance(value, float) and abs(value) < 1e6 and value == int(value) else repr(value)

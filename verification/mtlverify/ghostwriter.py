@@ -139,7 +139,7 @@ def _broken(text: str, width: int) -> list[str]:
 @app.command()
 def main(
     name: Annotated[str, typer.Argument(help="A registered plugin.")],
-    kind: Annotated[Optional[str], typer.Option(help="aggregator, detector or teleport.")] = None,  # noqa: UP045
+    kind: Annotated[Optional[str], typer.Option(help=f"{', '.join(KINDS)}.")] = None,  # noqa: UP045
     write: Annotated[Optional[Path], typer.Option(help="File to write; default: standard output.")] = None,  # noqa: UP045
 ) -> None:
     """Write a pytest file with one test for each law that the plugin promises."""

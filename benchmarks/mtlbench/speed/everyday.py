@@ -1,6 +1,6 @@
 """What everyday training costs: many objectives, micro-batches, sparse tables, hundreds of dependent gradients.
 
-    mtl speed everyday [--out build/speed] [--seconds 10] [--only samples micro-batches sparse dependent]
+    mtl speed everyday [--out build/speed] [--seconds 10] [--only samples micro-batches sparse metrics dependent]
 
 * samples: one loss for each of 256 samples, all of them objectives, of an MLP, a CNN and a physics-informed network.
   Against a plain backward pass of their sum, and against what a careful user writes: ``vmap(grad)``, a Gramian, and a
@@ -8,6 +8,8 @@
 * micro-batches: a step of four, K = 3, by what the method reads. Against a plain loop that calls backward four times.
 * sparse: a table of 400,000 x 16 with ``sparse=True``, three tasks, SparseAdam. Against a plain step; a dense table
   beside it.
+* metrics: a step of ``upgrad`` under Adam, K = 3, that looks at what the optimizer did (``taken=True``), and one in
+  each metric. Against the same step without.
 * dependent: seconds of a call of gradops and upgrad on 500 gradients of rank 150, and of other ranks.
 
 Ratios are medians over interleaved rounds, in processor time of one thread. Prints a table and writes everyday.json.
@@ -314,6 +316,30 @@ def sparse(seconds: float, rows: int = 400_000) -> list[Row]:
     return [*out, Row("sparse", dense, PLAIN, measure.ratio(times, dense, PLAIN), None)]
 
 
+# --- the step that the optimizer makes ----------------------------------------------------------------------------
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "taken=True": {"taken": True},
+    'metric="optimizer"': {"metric": "optimizer"},
+    'metric="step"': {"metric": "step"},
+}
+
+
+def looking(work: Workload, **options: Any) -> Step:
+    """A whole step under Adam, and the report of what the optimizer did where it is asked for."""
+    optimizer = torch.optim.Adam([*work.trunk.parameters(), *work.heads.parameters()], lr=1e-6)
+    mt = mtlcore.MultiTask(work.trunk, "upgrad", optimizer, **options)
+    return lambda: mt.step(work.forward).taken
+
+
+def metrics(seconds: float, make: Callable[[], Workload] = lambda: mlp(3)) -> list[Row]:
+    """What it costs to look at the optimizer's step, and to answer in its metric."""
+    work, without = build(make), "step without"
+    steps = {without: looking(work), **{name: looking(work, **options) for name, options in LOOKS.items()}}
+    times = timed(steps, seconds)
+    return [Row("metrics", f"upgrad, {name}", without, measure.ratio(times, name, without), None) for name in LOOKS]
+
+
 # --- hundreds of dependent gradients ------------------------------------------------------------------------------
 
 
@@ -347,6 +373,7 @@ SECTIONS: dict[str, Callable[[float], list[Row]]] = {
     "samples": samples,
     "micro-batches": micro_batches,
     "sparse": sparse,
+    "metrics": metrics,
     "dependent": dependent,
 }
 
