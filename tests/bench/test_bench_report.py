@@ -86,12 +86,13 @@ def test_numbers(folder):
 
 def test_the_page_shows_what_the_steps_did_beside_what_the_gradients_do(tmp_path):
     point = {"min_cosine": -0.2, "mean_cosine": 0.1, "norm_ratio": 2.0, "min_cosine_minibatch": -0.3}
-    taken = {**point, "steps_in_conflict": 0.375, "step_cosine": -0.125}
+    taken = {**point, "steps_in_conflict": 0.375, "step_cosine": -0.125, "step_share_momentum": 0.625}
     rows = [("single-task", {}), ("sum", point), ("mgda", taken)]
     found = _folder_of(tmp_path, [_record(m, s, 0.5 * s, conflict=c) for s in range(2) for m, c in rows])
     table = _page(found).split("steps in<br>conflict")[1].split("</table>")[0]
     rows = {m: next(r for r in table.split("<tr>") if f">{m}<" in r) for m in ("sum", "mgda")}
     assert "38 %" in rows["mgda"]
+    assert "62 %" in rows["mgda"]
     assert "38 %" not in rows["sum"]
 
 

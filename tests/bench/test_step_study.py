@@ -39,8 +39,12 @@ def test_a_record_says_how_many_steps_harmed_a_task():
         found[metric] = train("tiny", Tiny(), entry, 0, budget, {}).conflict
     assert found["step"]["steps_in_conflict"] == 0.0
     assert found["step"]["step_cosine"] >= found["euclidean"]["step_cosine"] - 1e-3
+    shares = [found["euclidean"][f"step_share_{part}"] for part in ("gradient", "momentum", "decay")]
+    assert math.isclose(sum(shares), 1.0, abs_tol=1e-3)
+    assert shares[1] > 0.5  # of 0.95
+    assert found["euclidean"]["step_preconditioner"] > 0.999  # SGD only scales
     plain = train("tiny", Tiny(), MethodEntry.model_validate("upgrad"), 0, budget, {}).conflict
-    assert "steps_in_conflict" not in plain
+    assert not [name for name in plain if name.startswith("step")]
 
 
 def test_steps_in_conflict_are_counted_beyond_the_rounding_of_parameters():

@@ -28,6 +28,7 @@ class Log:
         self._fired = 0
         self._tried: list[tuple[int, TeleportResult]] = []
         self._steps: list[float] = []
+        self._made_of: dict[str, list[float]] = {}
 
     def note(self, report: StepReport) -> None:
         """One step."""
@@ -39,6 +40,10 @@ class Log:
             self._tried.append((report.step, report.teleport))
         if report.taken is not None and not math.isnan(report.taken.min_cosine):
             self._steps.append(report.taken.min_cosine)
+            parts = {f"step_share_{part}": share for part, share in report.taken.shares.items()}
+            for name, value in {**parts, "step_preconditioner": report.taken.preconditioner}.items():
+                if not math.isnan(value):
+                    self._made_of.setdefault(name, []).append(value)
         for name, value in report.diagnostics.items():  # plain numbers and flags; a record keeps their means
             if isinstance(value, Tensor) and value.numel() == 1:
                 value = value.item()
@@ -47,11 +52,15 @@ class Log:
 
     def steps(self) -> dict[str, float | None]:
         """What the optimizer's steps did to the tasks, where that was measured: the share of steps that conflict with
-        a task, and the mean of the smallest cosines of a task's gradient with the step."""
+        a task, and means: of the smallest cosines of a task's gradient with the step, of the shares that gradient,
+        momentum and decay have in it, and of the cosine between the direction and what the preconditioner makes of it.
+        """
         if not self._steps:
             return {}
         conflicts = sum(cosine < -CLEAR for cosine in self._steps)
-        return {"steps_in_conflict": conflicts / len(self._steps), "step_cosine": statistics.fmean(self._steps)}
+        made_of = {name: statistics.fmean(values) for name, values in self._made_of.items()}
+        means = {"step_cosine": statistics.fmean(self._steps), **made_of}
+        return {"steps_in_conflict": conflicts / len(self._steps), **means}
 
     def teleports(self, total_seconds: float) -> dict[str, Any]:
         """Attempts and what came of them."""
