@@ -335,7 +335,7 @@ def test_without_extras_list_is_quiet_and_whole_and_what_needs_one_names_it(tmp_
     assert {"nash-mtl", "relu-rescaling", "lora", "doge"} <= set(listed.stdout.split())
     assert "pip install 'mtlcore[verify]' (hypothesis not installed)" in listed.stdout
     assert "pip install 'mtlcore[bench]'" in listed.stdout
-    for arguments, extra in ((("verify", "upgrad"), "verify"), (("bench", "list"), "bench")):
+    for arguments, extra in ((("verify", "upgrad", "--fresh"), "verify"), (("bench", "list"), "bench")):
         refused = run(*arguments)
         assert refused.returncode == 2
         assert f"pip install 'mtlcore[{extra}]'" in refused.stderr
