@@ -385,7 +385,7 @@ def test_no_process_outlives_a_command_that_is_killed(tmp_path):
         "    list(side_by_side(os.system, [Task(sys.argv[1], 'a', 1)], 1))\n"
     )
     (tmp_path / "program.py").write_text(program)
-    order = f"echo $PPID > {file}.new; mv {file}.new {file}; sleep 20"
+    order = f"echo $PPID > {file}.new; mv {file}.new {file}; sleep 60"
     command = subprocess.Popen([sys.executable, str(tmp_path / "program.py"), order])
     try:
         until(file.exists)
@@ -394,7 +394,7 @@ def test_no_process_outlives_a_command_that_is_killed(tmp_path):
     finally:
         command.kill()
         command.wait()
-    until(lambda: not alive(worker))
+    until(lambda: not alive(worker), seconds=20)  # long before it would have ended by itself
 
 
 def alive(pid: int) -> bool:

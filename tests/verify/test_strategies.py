@@ -10,12 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from mtlverify import strategies
+import mtlcore
+from mtlcore.registry import registry
+from mtlverify import search, strategies
+from mtlverify.example import Example
 from mtlverify.laws.symmetry import interchangeable
 from mtlverify.predicates import aligned, exactly_strongly_stationary, independent, not_stationary
 from mtlverify.references.min_norm import min_norm
 from mtlverify.references.rows import unit_rows
-from mtlverify.strategies import degenerate, edge, generic, jacobians, pick, scales, stationary
+from mtlverify.strategies import degenerate, edge, generic, jacobians, pick, scales, stationary, strata
 
 FEW = settings(max_examples=settings.default.max_examples // 2)  # 25, nightly 1000
 
@@ -250,3 +253,29 @@ def test_rows_are_brought_into_range_without_turning():
     assert float(kept[1, 1] / kept[1, 0]) == 2.0
     assert 1e-151 < float(kept[1, 0]) < 1e-149
     assert 1e149 < -float(kept[3, 0]) < 1e151
+
+
+@pytest.mark.parametrize(("alike", "draws"), [(True, search.PATIENCE), (False, search.LEAST_DRAWS)])
+def test_inputs_that_are_alike_are_given_up_sooner_if_none_counts(alike, draws):
+    """And not once one of them has counted."""
+    drawn = []
+
+    def recipe(draw):
+        drawn.append(draw(pick.integers(0, 9)))
+        raise pick.Rejected
+
+    law = registry().load("law", "finite")
+    search.Search(law, None).through(strata.Stratum(recipe, alike=alike), 2, 0)
+    assert len(drawn) == draws
+    counted = search.Search(law, mtlcore.create("aggregator", "ls"))
+    example = Example(torch.ones(2, 2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+
+    def first_only(draw):
+        drawn.append(0)
+        if len(drawn) > draws + 1:
+            raise pick.Rejected
+        return example
+
+    counted.through(strata.Stratum(first_only, alike=alike), 2, 0)
+    assert counted.tried == 1
+    assert len(drawn) == draws + search.LEAST_DRAWS
