@@ -109,13 +109,13 @@ def combine(rows: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def applied(rows: Tensor, vector: Tensor) -> Tensor:
-    """J v, (K, P) and (P,) -> (K,) float64, summed in float64."""
-    out = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
+def across(rows: Tensor, vectors: Tensor) -> Tensor:
+    """J V^T, (K, P) and (m, P) -> (K, m) float64, summed in float64."""
+    out = torch.zeros(len(rows), len(vectors), dtype=torch.float64, device=rows.device)
     start = 0
     for block in _doubles(rows):
         stop = start + block.shape[1]
-        out += block.to(torch.float64) @ vector[start:stop].to(torch.float64)
+        out += block.to(torch.float64) @ vectors[:, start:stop].to(torch.float64).T
         start = stop
     return out
 

@@ -69,8 +69,8 @@ class MultiTask:
             order (``report.diagnostics["step_safe"]`` says whether it does; change ``.grad`` no more after that).
             Gramian and rows are those of that metric everywhere: for method, detector and report. It takes K x P
             numbers twice.
-        taken: whether :meth:`step` measures what the optimizer's step did to every task (``report.taken``). Takes whole
-            rows (of a sparse table those looked up), a copy of the trunk's parameters, and two products.
+        taken: whether :meth:`step` measures what the optimizer's step did to every task (``report.taken``). Takes a
+            copy of the trunk's parameters and two products of the task gradients; nothing is cut into blocks.
 
     Raises:
         UnknownPluginError, PluginError: from looking up the plugins.

@@ -55,9 +55,9 @@ class Scaled(TaskGradients):
         """(k, P), true."""
         return self._inner.rows() / self._scale
 
-    def applied(self, vector: Tensor) -> Tensor:
-        """J v of the true J."""
-        return self._inner.applied(vector) / self._scale
+    def across(self, vectors: Tensor) -> Tensor:
+        """J V^T of the true J."""
+        return self._inner.across(vectors) / self._scale
 
     def write(self, answer: Answer) -> None:
         """``.grad`` gets s times what it would get without a scaler."""

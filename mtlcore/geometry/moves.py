@@ -64,9 +64,32 @@ class Move:
     def known(self, parameter: Tensor) -> Tensor | None:
         """The root of the mean square plus eps, by which the optimizer divides; from its present state. 0 where nothing
         is known of a coordinate: its past gradients are all zero. None where the optimizer does not divide."""
+        root = self._root(parameter)
+        if root is None:
+            return None
+        return torch.where(root > 0.0, root + float(self.group["eps"]), torch.zeros_like(root))
+
+    def parts(self, parameter: Tensor, before: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of the move that was made, the part of the gradient and that of weight decay, None without.
+
+        Args:
+            parameter: whose state is read, as it is now.
+            before: its values before the move.
+            gradient: as the optimizer had it, of the same dtype as ``before``.
+        """
+        root = self._root(parameter)
+        if root is None:
+            return gradient * -self.factor, self.decay(before, 1.0)
+        divisor = root.to(gradient.dtype) + float(self.group["eps"])
+        if not self.group["eps"]:  # 0 / 0 where no gradient ever came
+            divisor = torch.where(divisor > 0.0, divisor, torch.ones_like(divisor))
+        return (gradient / divisor).mul_(-self.factor), self.decay(before, divisor)
+
+    def _root(self, parameter: Tensor) -> Tensor | None:
+        """Of the mean square; None where the optimizer does not divide."""
         if isinstance(self.optimizer, torch.optim.SGD):
             return None
-        state, eps = self.optimizer.state.get(parameter, {}), float(self.group["eps"])
+        state = self.optimizer.state.get(parameter, {})
         if isinstance(self.optimizer, ADAM):
             square = state.get("max_exp_avg_sq" if self.group["amsgrad"] else "exp_avg_sq")
             steps = float(state.get("step", 0.0))
@@ -78,10 +101,7 @@ class Move:
                 square = square - state["grad_avg"].square()
         else:
             square = state.get("sum")
-        if square is None:
-            return torch.zeros_like(parameter)
-        root = square.clamp_min(0.0).sqrt()
-        return torch.where(square > 0.0, root + eps, torch.zeros_like(root))
+        return torch.zeros_like(parameter) if square is None else square.clamp_min(0.0).sqrt_()
 
     def decay(self, parameter: Tensor, divided: Tensor | float) -> Tensor | None:
         """The part of the move, with its sign, that weight decay has; None without."""

@@ -79,39 +79,47 @@ class Watch:
             found: the gradients of the tasks present, where the step began.
             presence: of the tasks.
         """
-        step = _flat([p.double() - b.double() for p, b in zip(self._parameters, self._before)])
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in self._parameters]
-        direction = _flat(grads)
-        norms, along = found.gramian().diagonal().sqrt().to(step.device), found.applied(step)
-        shares, turned = self._parts(step, direction)
+        moved = self._moved()
+        products = linalg.gramian(moved).cpu()
+        along, against = found.across(moved[:2]).cpu().unbind(1)
+        gradients, (step, direction) = found.gramian().diagonal().sqrt().cpu(), products.diagonal()[:2].sqrt()
+
+        def spread(numbers: Tensor) -> Tensor:
+            return linalg.vector(presence.spread_numbers(numbers.tolist()))
+
         return Taken(
-            linalg.vector(presence.spread_numbers(along.tolist())),
-            linalg.vector(presence.spread_numbers((-along / (norms * step.norm())).tolist())),
-            linalg.vector(presence.spread_numbers((found.applied(direction) / (norms * direction.norm())).tolist())),
-            shares,
-            turned,
+            spread(along),
+            spread(-along / (gradients * step)),
+            spread(against / (gradients * direction)),
+            *_parts(products),
         )
 
-    def _parts(self, step: Tensor, direction: Tensor) -> tuple[dict[str, float], float]:
-        size = float(step @ step)
-        if not self._moves or size == 0.0:
-            return {}, math.nan
-        moved, decay = [], []
-        pieces = direction.split([p.numel() for p in self._parameters])
-        for move, p, before, piece in zip(self._moves, self._parameters, self._before, pieces):
-            root = move.known(p)
-            divisor = torch.ones((), dtype=torch.float64, device=p.device) if root is None else root.double()
-            # A parameter without gradient does not move, nor decay; 0 / 0 where no gradient ever came.
-            eps = float(move.group.get("eps", 1.0)) or 1.0
-            divisor = torch.where(divisor > 0.0, divisor, torch.full_like(divisor, eps))
-            moved.append(-move.factor * piece.view(p.shape) / divisor)
-            part = None if p.grad is None else move.decay(before.double(), divisor)
-            decay.append(torch.zeros_like(moved[-1]) if part is None else part)
-        fresh, decayed = _flat(moved), _flat(decay)
-        gradient, shrunk = float(fresh @ step) / size, float(decayed @ step) / size
-        turned = -float(fresh @ direction) / float(fresh.norm() * direction.norm()) if bool(fresh.any()) else math.nan
-        return {"gradient": gradient, "momentum": 1.0 - gradient - shrunk, "decay": shrunk}, turned
+    def _moved(self) -> Tensor:
+        """(2 to 4, P): the step, the direction, and what the optimizer made of it; what decay did. The last two as far
+        as they are known and not zero."""
+        decays = any(m.group["weight_decay"] for m in self._moves)
+        n_rows = 2 + bool(self._moves) + decays
+        sizes = [p.numel() for p in self._parameters]
+        first = self._parameters[0]
+        moved = torch.zeros(n_rows, sum(sizes), dtype=linalg.row_dtype(self._parameters), device=first.device)
+        for i, (p, before, out) in enumerate(zip(self._parameters, self._before, moved.split(sizes, 1))):
+            step, direction, *others = [row.view(p.shape) for row in out]
+            torch.sub(p.to(moved.dtype), before.to(moved.dtype), out=step)
+            if p.grad is None:  # such a parameter does not move, nor decay
+                continue
+            direction.copy_(p.grad.to_dense())
+            parts = self._moves[i].parts(p, before.to(moved.dtype), direction) if others else ()
+            for row, part in zip(others, parts):
+                row.copy_(0.0 if part is None else part)
+        return moved
 
 
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t.double().flatten() for t in tensors])
+def _parts(products: Tensor) -> tuple[dict[str, float], float]:
+    """Shares and preconditioner, from the inner products of what :meth:`Watch._moved` returns."""
+    square = float(products[0, 0])
+    if len(products) < 3 or square == 0.0:
+        return {}, math.nan
+    gradient, decay = float(products[2, 0]) / square, float(products[3:, 0].sum()) / square
+    sizes = float(products[2, 2].sqrt() * products[1, 1].sqrt())
+    turned = -float(products[2, 1]) / sizes if sizes > 0.0 else math.nan
+    return {"gradient": gradient, "momentum": 1.0 - gradient - decay, "decay": decay}, turned

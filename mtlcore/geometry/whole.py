@@ -96,7 +96,7 @@ def settled(
     def trial(added: Tensor) -> _Trial:
         direction = first if not bool(added.any()) else first + linalg.combine(rows, added).to(first)
         moved, diagonal, slope = ahead(found_moves, parameters, waiting + direction)
-        return _Trial(added, direction, moved, diagonal, slope, linalg.applied(rows, moved).cpu())
+        return _Trial(added, direction, moved, diagonal, slope, linalg.across(rows, moved[None]).squeeze(1).cpu())
 
     here = start = trial(torch.zeros(len(rows), dtype=torch.float64))
     if not math.isfinite(float(start.gains.sum())):

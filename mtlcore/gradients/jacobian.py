@@ -266,13 +266,12 @@ class Stored(TaskGradients):
                     place[id(parameter)][i].copy_(dense.flatten())
         return out
 
-    def applied(self, vector: Tensor) -> Tensor:
-        """J v, (k,) float64. Of a table the rows that were looked up are enough."""
-        if any(p.factored for p in self._parts):
-            return super().applied(vector)
-        pieces = dict(zip(map(id, self._shared), vector.split([p.numel() for p in self._shared])))
-        met = [p.met(pieces[id(p.parameter)]) for p in self._parts]
-        return linalg.applied(self._stored, torch.cat(met))
+    @torch.no_grad()
+    def across(self, vectors: Tensor) -> Tensor:
+        """J V^T, (k, m) float64, without forming rows: what each part stores meets its share of the vectors."""
+        shares = dict(zip(map(id, self._shared), vectors.split([p.numel() for p in self._shared], 1)))
+        met = [piece.met([shares[id(p)] for p in piece.parameters]) for piece in self._parts]
+        return linalg.across(self._stored, met[0] if len(met) == 1 else torch.cat(met, 1))
 
     def write(self, answer: Answer) -> None:
         """As :meth:`TaskGradients.write`; the graph is not needed any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 
@@ -30,12 +31,14 @@ class Planner:
         wish: "auto", or the name of a plan to force.
         memory: bytes that task gradients may take, or None. "auto" leaves out the plans that would need more.
         check: whether the first step with a new graph compares the plan with plain autograd.
+        across: whether the task gradients meet other vectors after the step (:meth:`TaskGradients.across`), so that a
+            Gramian which forgets them will not do: streaming keeps all its factors then, at most K x P numbers.
 
     Raises:
         ConfigurationError: an unknown plan, or a budget that is not a positive number of bytes.
     """
 
-    def __init__(self, wish: str = "auto", memory: int | None = None, check: bool = True) -> None:
+    def __init__(self, wish: str = "auto", memory: int | None = None, check: bool = True, across: bool = False) -> None:
         if not isinstance(wish, str) or (wish != "auto" and wish not in PLANS):
             raise ConfigurationError(f"gradients={wish!r}: choose one of auto, {', '.join(PLANS)}.")
         if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0):
@@ -43,6 +46,7 @@ class Planner:
         self._wish = wish
         self._memory = memory
         self._check = check
+        self._across = across
         self.storage = Storage()
         self.pins: dict[str, str] = {}
         """By what is asked ("GRAMIAN", "JACOBIAN"), the name of the plan that ``MultiTask.tune`` found fastest."""
@@ -60,6 +64,8 @@ class Planner:
         Raises:
             ConfigurationError: the forced plan does not provide what the method needs, or cannot serve this network.
         """
+        # With a budget, factors that are all kept may be too many: then rows are counted.
+        rows = rows or (self._across and self._memory is not None)
         if rows and needs == Needs.GRAMIAN and self._wish != "features":
             needs = Needs.JACOBIAN
             if self._wish.startswith("streaming"):
@@ -75,7 +81,7 @@ class Planner:
             return self.run(plan, batch), f"{plan.name}: forced"
         if needs == Needs.LOSSES:
             return Weighted(batch), "losses: the method needs no task gradients, one backward pass"
-        alone = samples.collect(batch) if needs == Needs.GRAMIAN else None
+        alone = samples.collect(batch) if needs == Needs.GRAMIAN and not self._across else None
         if alone is not None:
             return alone, samples.REASON
         found, reason = self._chosen(needs, batch)
@@ -95,7 +101,7 @@ class Planner:
 
     def forced(self, plan: Plan) -> Planner:
         """A planner for this plan alone, in the same memory."""
-        out = Planner(plan.name, self._memory)
+        out = Planner(plan.name, self._memory, across=self._across)
         out.storage = self.storage
         return out
 
@@ -175,6 +181,8 @@ class Planner:
             return Weighted(batch)
         if plan.name == "features":
             return features_only.collect(batch, keep_graph=keep_graph)
+        if self._across:
+            plan = dataclasses.replace(plan, capped=False)
         item = torch.finfo(linalg.row_dtype(batch.shared)).bits // 8
         most = None if self._memory is None else self._memory // item
         return jacobian.collect(plan, batch, self.storage, keep_graph=keep_graph, most=most)

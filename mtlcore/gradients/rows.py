@@ -66,10 +66,13 @@ class Part(abc.ABC):
         """What inner products of the gradients are made of, for a factored part."""
         raise NotImplementedError
 
-    def met(self, vector: Tensor) -> Tensor:
-        """What stored numbers are multiplied with in an inner product with ``vector`` (parameter.numel(),), for a part
-        that is not factored."""
-        return vector
+    def met(self, vectors: Sequence[Tensor]) -> Tensor:
+        """(m, width) by which stored numbers are multiplied in the inner products of the gradient with m vectors.
+
+        Args:
+            vectors: (m, numel) for each of ``parameters``.
+        """
+        return vectors[0]
 
     def gradients(self, stored: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Stored numbers (width,) as (parameter, gradient of its shape) pairs."""
@@ -187,6 +190,14 @@ class Factors(_Used):
         weight = super().gradients(stored)
         return weight if self.bias is None else [*weight, (self.bias, stored.view(-1, self._out).sum(0))]
 
+    def met(self, vectors: Sequence[Tensor]) -> Tensor:
+        """<D^T A, V> = <D, A V^T>: (N, out) numbers for each V. A bias has the input 1."""
+        weights = vectors[0].unflatten(1, (-1, self._out) if self._kind == "matmul" else (self._out, -1))
+        met: Tensor = self._inputs @ (weights if self._kind == "matmul" else weights.mT)
+        if self.bias is not None:
+            met += vectors[1].unsqueeze(1)
+        return met.flatten(1)
+
     def gradient(self, stored: Tensor) -> Tensor:
         """See :class:`Part`."""
         cotangent = stored.view(-1, self._out)
@@ -219,9 +230,11 @@ class SomeRows(_Used):
         where = torch.searchsorted(self._rows, gradient.indices()[0])
         out.view(len(self._rows), *self.parameter.shape[1:])[where] = gradient.values().to(out)
 
-    def met(self, vector: Tensor) -> Tensor:
+    def met(self, vectors: Sequence[Tensor]) -> Tensor:
         """See :class:`Part`."""
-        return vector.view(len(self.parameter), -1)[self._rows].flatten()
+        (tables,) = vectors
+        met: Tensor = tables.unflatten(1, (len(self.parameter), -1))[:, self._rows]
+        return met.flatten(1)
 
     def gradient(self, stored: Tensor) -> Tensor:
         """See :class:`Part`."""

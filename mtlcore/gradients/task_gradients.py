@@ -50,9 +50,9 @@ class TaskGradients(abc.ABC):
     def rows(self) -> Tensor:
         """(k, P) task gradients; a buffer that the next step overwrites."""
 
-    def applied(self, vector: Tensor) -> Tensor:
-        """J v, (k,) float64, of a vector v (P,)."""
-        return linalg.applied(self.rows(), vector)
+    def across(self, vectors: Tensor) -> Tensor:
+        """J V^T, (k, m) float64, of m vectors (m, P); also after :meth:`write`."""
+        return linalg.across(self.rows(), vectors)
 
     @abc.abstractmethod
     def write(self, answer: Answer) -> None:

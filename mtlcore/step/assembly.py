@@ -67,7 +67,7 @@ def assembled(
         brakes=inputs.brakes(brakes),
         heads=heads,
         probe=probe,
-        planner=Planner(gradients, gradient_memory, check_source),
+        planner=Planner(gradients, gradient_memory, check_source, across=taken),
         metric=metric,
         taken=taken,
         processes=Processes(process_group),
@@ -117,7 +117,7 @@ _NO_ROWS = {
 def _check_geometry(run: Run, gradients: str) -> None:
     if run.metric not in METRICS:
         raise ConfigurationError(f"metric={run.metric!r}: choose one of {', '.join(METRICS)}.")
-    if not run.whole_rows:
+    if not (run.whole_rows or run.taken):
         return
     euclidean = run.metric == EUCLIDEAN
     what = "taken=True" if euclidean else f'metric="{run.metric}"'

@@ -152,7 +152,7 @@ def _everywhere(run: Run, losses: Losses, features: Features, scale: float | Non
     progress = run.progress
     scaled = "" if scale is None else f"; gradients scaled by {scale:g}"
     tag = f"step {progress.step}; seed {progress.seed}{scaled}"  # the same on all processes
-    needs = Needs.JACOBIAN if run.whole_rows else run.needs()
+    needs = Needs.JACOBIAN if run.whole_rows or run.taken else run.needs()
     return run.processes.merged(work, functools.partial(members, run, losses), tag, needs)
 
 
@@ -199,7 +199,7 @@ def _sharded(run: Run, batch: Batch, needs: Needs, pending: Pending) -> Local:
     """
     frozen = not batch.shared
     what = "a method or detector that reads whole rows" if needs == Needs.JACOBIAN and not frozen else ""
-    what = f"metric={run.metric!r} or taken" if run.whole_rows else what
+    what = f"metric={run.metric!r} or taken" if run.whole_rows or run.taken else what
     what = "accumulate(...)" if pending.added is not None else "refresh" if run.keeper is not None else what
     if not run.processes.several():
         what = "process_group=None, or one process alone,"

@@ -140,14 +140,14 @@ class Run:
     @property
     def whole_rows(self) -> bool:
         """Whether the step reads rows, whatever the method does."""
-        return self.taken or self.metric != EUCLIDEAN
+        return self.metric != EUCLIDEAN
 
     def needs(self) -> Needs:
         """The most that somebody reads in this step."""
         needs = self.aggregator.needs
         if self.detector is not None and self.looks_for_conflict():
             needs = max(needs, self.detector.needs)
-        return max(needs, Needs.GRAMIAN) if self.whole_rows else needs
+        return max(needs, Needs.GRAMIAN) if self.whole_rows or self.taken else needs
 
     def looks_for_conflict(self) -> bool:
         """Whether the detector is asked in this step. Where that costs task gradients which the method does not need,

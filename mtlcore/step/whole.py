@@ -139,11 +139,11 @@ class WholeStep:
             if self.scale is None or self.moved:
                 raise
             report = self._move(lambda: tell.skipped(run, self.last))
+        if watch is not None and not report.skipped:
+            report = dataclasses.replace(report, taken=watch.taken(prepared.plain, prepared.view.presence))
         if not report.skipped and noise is not None:
             second_look.take_again(run, self.whole, noise)
         self.arrived = True
-        if watch is not None and not report.skipped:
-            report = dataclasses.replace(report, taken=watch.taken(prepared.plain, prepared.view.presence))
         return report
 
     def _looked(self) -> tuple[Prepared, Any, Any, Noise | None]:

@@ -68,6 +68,18 @@ def test_streaming_takes_a_quarter_of_the_rows(factory):
     assert extra(factory, "streaming") < 0.25
 
 
+def test_a_look_at_the_step_keeps_no_rows():
+    """It used to take all of them, and everything in float64 besides."""
+    peaks = []
+    for taken in (False, True):
+        work = make(mlp, torch.float32)
+        optimizer = torch.optim.Adam(work.trunk.parameters())
+        mt = MultiTask(work.trunk, Fixed((0.5,) * K), optimizer, taken=taken, gradients="streaming-together")
+        peaks.append(peak(lambda mt=mt, work=work: mt.step(work.evaluate)))
+    rows = 4 * K * sum(p.numel() for p in work.trunk.parameters())
+    assert peaks[1] - peaks[0] < 0.25 * rows
+
+
 @pytest.mark.parametrize("factory", [mlp, cnn])
 def test_rows_take_little_more_than_themselves(factory):
     used = extra(factory, "sequential")

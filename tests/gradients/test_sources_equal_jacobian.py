@@ -16,6 +16,7 @@ from mtlcore.gradients.jacobian import Stored, collect
 from mtlcore.gradients.plan import PLANS
 from mtlcore.gradients.rows import Factors, Matrix, Table, Whole
 from mtlcore.gradients.storage import Storage
+from mtlcore.gradients.task_gradients import Answer
 from mtlcore.presence import Presence
 from support.architectures import ARCHITECTURES
 from support.jacobians import explicit, make, shared_gradient
@@ -137,6 +138,22 @@ def test_rows_equal_the_explicit_jacobian(name, source):
         return
     found = found_by(source, problem_of(work))
     torch.testing.assert_close(found.rows(), jacobian, rtol=1e-10, atol=1e-13 * float(jacobian.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("source", ["sequential", "batched", "streaming together", "streaming in twos"])
+@pytest.mark.parametrize("name", EVERY)
+def test_products_with_vectors_equal_those_of_the_explicit_jacobian(name, source):
+    """Also of parts that are stored as factors, and after the gradients were written."""
+    jacobian, _ = explicit(make(EVERY[name]))
+    work = make(EVERY[name])
+    if "sequential" not in source and not allows_together(make(EVERY[name]), True):
+        return
+    found = found_by(source, problem_of(work))
+    vectors = torch.randn(2, jacobian.shape[1], dtype=torch.float64)
+    found.write(Answer(torch.ones(len(jacobian), dtype=torch.float64)))
+    scale = jacobian.norm(dim=1, keepdim=True) * vectors.norm(dim=1)
+    assert float(((found.across(vectors) - jacobian @ vectors.T).abs() / scale).max()) < 1e-12
 
 
 @pytest.mark.parametrize("source", SOURCES)
