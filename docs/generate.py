@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 
 import mtlcore
 from mtlcore import cli
+from mtlcore.card import card
 from mtlcore.hyperparameters import allowed
 from mtlcore.registry import registry
 from mtlcore.showing import slug
@@ -276,7 +277,8 @@ the cheaper step, then to the lower delta-m. FairGrad is tied with it. Those are
 
 Otherwise start from what a step may cost. A method that needs `LOSSES` costs one backward pass. `GRAMIAN` costs up to
 one pass per task, without keeping the gradients where a [source](../explanation/gradients.md) can avoid it.
-`JACOBIAN` keeps the gradients of all tasks. A method with several batches multiplies the forward passes, too.
+`JACOBIAN` keeps the gradients of all tasks. Several batches multiply forward and backward passes. An inner step is a
+forward and a backward pass. `mtl show NAME` prints the line of one method.
 
 - **No reason to think that tasks harm each other**: `ls`, tuned. It is the baseline that others must beat.
 - **Losses of different units, many tasks**: a method on log losses (`si`, `famo`, `db-mtl`).
@@ -298,7 +300,6 @@ Every row is about default options. A wrapper (`clipped`, `cr-mogm`, `ema`, `lay
 - *absent tasks*: "left out": it is asked about the tasks present, and keeps the state of the others. "Sees them": it
   is asked about all tasks, and decides itself.
 """
-DRAWS = "equivariant-in-distribution"  # only a method that draws in its steps promises symmetry in distribution alone
 
 
 def choosing() -> str:
@@ -308,7 +309,7 @@ def choosing() -> str:
     heads = (
         "method",
         "needs",
-        "batches",
+        "cost of a step",
         "no conflict",
         "scale-free",
         "cone",
@@ -320,21 +321,39 @@ def choosing() -> str:
     out = [CHOOSING, "| " + " | ".join(heads) + " |", len(heads) * "|---" + "|"]
     for name in mtlcore.available("aggregator"):
         plugin = mtlcore.create("aggregator", name)
+        known_of = card(plugin)
         laws = ("non-conflicting", "scale-free", "conic-combination")
         verdicts = [known.get((name, law)) or ("promised" if law in plugin.claims else "–") for law in laws]
         papers = getattr(FACTS.get(name), "papers", ())
         cells = [
             f"[`{name}`](methods/{name}.md)",
             f"`{plugin.needs.name}`",
-            str(plugin.batches),
+            known_of["cost of a step"],
             *verdicts,
             ", ".join(f"`{key}`" for key in plugin.init(2)) or "none",
-            "yes" if DRAWS in plugin.claims else "no",
-            "sees them" if plugin.handles_absent else "left out",
+            known_of["random"],
+            known_of["absent tasks"],
             f"[{papers[0][0]}]({papers[0][1]})" if papers else "–",
         ]
         out.append("| " + " | ".join(cells) + " |")
-    return "\n".join(out)
+    return "\n".join([*out, FAILS, *_fails(rows)])
+
+
+FAILS = """
+## Where each fails
+
+The laws that the ledger refutes for a method with its default options. The page of the method has a counterexample for
+each. None of them is promised: a method need not obey a law to be good, but whoever counts on the law must know.
+
+| method | refuted |
+|---|---|"""
+
+
+def _fails(rows: list[dict[str, Any]]) -> Iterator[str]:
+    for name in mtlcore.available("aggregator"):
+        mine = (r for r in rows if (r["kind"], r["name"], r["options"]) == ("aggregator", name, {}))
+        refuted = sorted(f"`{r['law']}`" for r in mine if r["status"] == "refuted")
+        yield f"| [`{name}`](methods/{name}.md) | {', '.join(refuted) or 'nothing'} |"
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

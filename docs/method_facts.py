@@ -96,6 +96,12 @@ FACTS: dict[str, Facts] = {
     "nash-mtl": Facts(
         r"d = J^\top a, \qquad a > 0 \ \text{solving} \quad G a = 1/a \ \text{ (entry by entry)}", (NASH,)
     ),
+    "pcd": Facts(
+        r"d' = \operatorname{argmin}_{d}\; \lVert d - h_p \rVert^2 \quad \text{subject to} \quad "
+        r"\langle h_j, d \rangle \ge \tau_j \lVert h_j \rVert^2 \;\; (j \ne p), \qquad "
+        r"d = \lVert g_p \rVert \frac{d'}{\lVert d' \rVert}, \qquad h_i = g_i / \sqrt{v_i}",
+        (arxiv("Not all objectives are born equal: priority-constrained descent", "2606.29521"),),
+    ),
     "pcgrad": Facts(
         r"g_i' \leftarrow g_i' - \frac{\langle g_i', g_j \rangle}{\lVert g_j \rVert^2}\, g_j "
         r"\ \text{ whenever } \langle g_i', g_j \rangle < 0, \qquad d = \sum_i g_i'",

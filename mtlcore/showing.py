@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 from typing import Any
 
+from mtlcore.card import card
 from mtlcore.discovery import BUILT_IN
 from mtlcore.errors import ConfigurationError, UnknownPluginError, did_you_mean, like_plugin
 from mtlcore.hookspecs import KINDS
@@ -71,9 +72,7 @@ def _options(out: Any, cls: type) -> None:
 
 def _facts(entry: Entry, target: Any) -> dict[str, str]:
     facts: dict[str, str] = {}
-    needs = getattr(getattr(target, "needs", None), "name", None)
-    if needs is not None:
-        facts["needs"] = str(needs).lower()
+    facts |= _card(entry, target)
     claims = getattr(target, "claims", None)
     if isinstance(claims, property):
         claims = registry().create(entry.kind, entry.name).claims
@@ -83,11 +82,25 @@ def _facts(entry: Entry, target: Any) -> dict[str, str]:
     if claims is not None:
         known = certificate(entry)
         facts["certificate"] = f"none yet: mtl verify {entry.name}" if known is None else in_short(known)
+    paper = getattr(target, "paper", "")
+    if isinstance(paper, str) and paper:
+        facts["paper"] = one_line(paper)
     facts["source"] = _source(target)
     if entry.distribution == BUILT_IN and claims is not None:
         page = f"docs/reference/methods/{slug(entry.kind, entry.name)}.md"
         facts["more"] = f"{page}, docs/reference/methods.md (the meaning of tags), docs/reference/ledger.md"
     return facts
+
+
+def _card(entry: Entry, target: Any) -> dict[str, str]:
+    """Of an instance where one can be made: for a wrapper, say, what is read depends on the options."""
+    if entry.kind == "aggregator":
+        try:
+            return card(registry().create(entry.kind, entry.name))
+        except Exception:  # an option without a default, or a fault of the plugin that `mtl verify` names
+            pass
+    needs = getattr(getattr(target, "needs", None), "name", None)
+    return {} if needs is None else {"needs": str(needs).lower()}
 
 
 def slug(kind: str, name: str) -> str:

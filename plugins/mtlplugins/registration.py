@@ -46,6 +46,7 @@ AGGREGATORS: dict[str, str] = {
     "moml": "mtlplugins.aggregators.moml:MOML",
     "nash-mtl": "mtlplugins.aggregators.nash_mtl:NashMTL",
     "pbi": "mtlplugins.aggregators.pbi:PBI",
+    "pcd": "mtlplugins.aggregators.pcd:PCD",
     "pcgrad": "mtlplugins.aggregators.pcgrad:PCGrad",
     "pivrg": "mtlplugins.aggregators.pivrg:PIVRG",
     "random": "mtlplugins.aggregators.random_weights:RandomWeights",

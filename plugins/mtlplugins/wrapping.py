@@ -9,7 +9,9 @@ wrapped method, with keys that begin with ``method.``, and the wrapper's own.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -113,11 +115,22 @@ def within(state: State) -> State:
     return {_PREFIX + name: value for name, value in state.items()}
 
 
+Inner = Callable[[StepView, Callable[[StepView], Tensor], int, float], StepView]
+
+
 def changed(
-    view: StepView, *, losses: Tensor | None = None, gramian: Tensor | None = None, jacobian: Tensor | None = None
+    view: StepView,
+    *,
+    losses: Tensor | None = None,
+    gramian: Tensor | None = None,
+    jacobian: Tensor | None = None,
+    others: Sequence[StepView] | None = None,
+    inner: Inner | None = None,
 ) -> StepView:
     """The same view with other losses or gradients. Given a Gramian alone, there are no rows."""
-    inner = view.inner
+    same = view.inner
+    if inner is None and same is not None:
+        inner = functools.partial(_past, same)
     return StepView(
         losses=view.losses if losses is None else losses,
         gramian=gramian,
@@ -128,20 +141,56 @@ def changed(
         step=view.step,
         generator=view.generator,
         features=view.features,
-        others=view.others,
-        inner=None if inner is None else lambda _, weigh, steps, lr: inner(weigh, steps, lr),
+        others=view.others if others is None else others,
+        inner=inner,
     )
 
 
-def scaled(view: StepView, factors: Tensor, needs: Needs, *, losses: Tensor | None = None) -> StepView:
-    """The view with task i's gradient multiplied by factor i (K,), as much of it as ``needs`` asks for."""
+def _past(inner: Callable[..., StepView], _: StepView, *arguments: Any) -> StepView:
+    """The service of the view that was changed, for the changed one."""
+    return inner(*arguments)
+
+
+def scaled(view: StepView, factors: Tensor, needs: Needs, *, losses: bool = False) -> StepView:
+    """The view with task i's gradient multiplied by factor i (K,), as much of it as ``needs`` asks for, and with
+    ``losses`` its loss, too. In the further batches of the step and along inner steps the factors are the same."""
     gramian = jacobian = None
     if needs >= Needs.GRAMIAN:
         gramian = view.gramian * factors[:, None] * factors[None, :]
     if needs == Needs.JACOBIAN:
-        rows = view.jacobian
-        jacobian = (rows.double() * factors.to(rows.device)[:, None]).to(rows.dtype)
-    return changed(view, losses=losses, gramian=gramian, jacobian=jacobian)
+        jacobian = _scaled_rows(view.jacobian, factors)
+    by_task = dict(zip(view.task_index, factors.tolist()))
+    out = changed(
+        view,
+        losses=view.losses * factors if losses else None,
+        gramian=gramian,
+        jacobian=jacobian,
+        others=[_other(batch, by_task, losses) for batch in view.others],
+    )
+    inner = view.inner
+    if inner is None:
+        return out
+
+    def descend(_: StepView, weigh: Callable[[StepView], Tensor], steps: int, lr: float) -> StepView:
+        """The steps on the scaled gradients, and the view there."""
+
+        def at(point: StepView) -> StepView:
+            return scaled(point, factors, Needs.LOSSES, losses=losses)
+
+        return at(inner(lambda point: weigh(at(point)).cpu().double() * factors, steps, lr))
+
+    return changed(out, gramian=gramian, jacobian=jacobian, inner=descend)
+
+
+def _other(batch: StepView, by_task: dict[int, float], losses: bool) -> StepView:
+    """A further batch, scaled. Its tasks may be others; a method reads only those that the first batch has, too."""
+    factors = torch.tensor([by_task.get(i, 1.0) for i in batch.task_index], dtype=torch.float64, device="cpu")
+    rows = batch.jacobian
+    return changed(batch, losses=batch.losses * factors if losses else None, jacobian=_scaled_rows(rows, factors))
+
+
+def _scaled_rows(rows: Tensor, factors: Tensor) -> Tensor:
+    return (rows.double() * factors.to(rows.device)[:, None]).to(rows.dtype)
 
 
 def finite(factors: Tensor) -> Tensor:

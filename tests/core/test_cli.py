@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import mtlcore
 from mtlcore.discovery import BUILT_IN
 from mtlcore.hookspecs import KINDS
 from mtlcore.registry import registry
@@ -375,6 +376,19 @@ def test_misspelt_commands_and_show():
     law = mtl("show", "--law", "non-conflicting").stdout
     assert "No task gradient has a negative inner product" in law
     assert "Did you mean 'cagrad'" in mtl("show", "cagrd").stderr
+
+
+def test_show_says_of_every_aggregator_what_the_table_of_the_docs_says(capsys):
+    """Of wrappers and of ``sdmgrad`` it did not even say what they need, because that depends on their options."""
+    table = (Path(__file__).parents[2] / "docs" / "reference" / "choosing.md").read_text(encoding="utf-8")
+    for name in mtlcore.available("aggregator"):
+        show(name, "aggregator")
+        facts = dict(re.findall(r"^([a-z ]+): (.+)$", capsys.readouterr().out.replace("\n  ", " "), re.MULTILINE))
+        line = next(row for row in table.splitlines() if row.startswith(f"| [`{name}`]"))
+        cells = [cell.strip().replace("`", "") for cell in line.split("|")[1:-1]]
+        assert facts["needs"] == cells[1].lower()
+        assert [facts[k] for k in ("cost of a step", "random", "absent tasks")] == [cells[2], cells[7], cells[8]], name
+        assert set(facts["state"].split(", ")) == set(cells[6].split(", ")), name
 
 
 @pytest.mark.parametrize("kind", ["aggregator", "detector", "teleport", "explorer", "merger"])

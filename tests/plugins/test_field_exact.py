@@ -47,6 +47,8 @@ def ask(name: str, j: Tensor, losses: Tensor | None = None, state: Any = None, s
         ("capped-mgda", {"share": 0.3}),
         ("sdmgrad", {"double_sampling": False}),
         ("pivrg", {}),
+        ("pcd", {"beta": 0.0}),
+        ("pcd", {"beta": 0.0, "primary": 1, "tau": 0.5}),
     ],
 )
 def test_200_random_jacobians_against_a_convex_program(name, options):
@@ -77,6 +79,21 @@ def test_capped_mgda_is_mgda_at_one_end_and_the_mean_at_the_other():
         assert float(weights.max()) <= 0.5 + 1e-12
 
 
+@pytest.mark.parametrize(("seed", "k", "p", "share"), [(584, 6, 5, 0.5), (849, 12, 4, 0.75), (1846, 12, 4, 0.75)])
+def test_capped_mgda_leaves_a_corner_at_which_every_weight_is_at_a_bound(seed, k, p, share):
+    """One index alone cannot be released there: the sum of the weights holds it. It was fixed and released again and
+    again."""
+    rng = np.random.default_rng(seed)
+    assert (rng.integers(4, 13), rng.integers(1, 6)) == (k, p)
+    j = rng.standard_normal((k, p))
+    if seed % 2:
+        j[-1] = j[0]
+    weights = ask("capped-mgda", torch.from_numpy(j), share=share)[1].weights.numpy()
+    cap, gains = 1.0 / (share * k), j @ (j.T @ weights)
+    can_fall, can_rise = weights > 1e-9, weights < cap - 1e-9
+    assert gains[can_fall].max() <= gains[can_rise].min() + 1e-9 * np.abs(gains).max()
+
+
 def test_capped_mgda_maximises_the_mean_gain_of_the_worst_half():
     """The conditional value at risk: no other unit direction, among many tried, has a larger one."""
     for seed in range(10):
@@ -99,6 +116,20 @@ def test_sdmgrad_is_mgda_without_the_mean_and_the_mean_with_much_of_it():
     torch.testing.assert_close(
         ask("sdmgrad", j, double_sampling=False, lambda_=1e9)[0], j.mean(0), rtol=1e-6, atol=1e-9
     )
+
+
+@pytest.mark.parametrize(("seed", "lambda_"), [(83, 1.0), (436, 1.0), (552, 0.3), (1219, 1.0), (2446, 1.0)])
+def test_sdmgrad_of_more_tasks_than_parameters_has_an_answer(seed, lambda_):
+    """What the shift leaves of a row may be rounding; the system of its cosines was then singular."""
+    rng = np.random.default_rng(seed)
+    k, p = int(rng.integers(3, 13)), int(rng.integers(1, 4))
+    j = rng.standard_normal((k, p))
+    if seed % 2:
+        j[-1] = j[0]
+    d, answer = ask("sdmgrad", torch.from_numpy(j), double_sampling=False, lambda_=lambda_)
+    shifted, point = j + lambda_ * j.mean(0), d.numpy() * (1.0 + lambda_)
+    assert answer.diagnostics["solver"] in ("optimal", "stationary")
+    assert (shifted @ point).min() >= point @ point - 1e-7 * np.abs(shifted).max() ** 2
 
 
 def test_conicgrad_keeps_its_angle_and_its_length_and_harms_nobody():
@@ -219,6 +250,22 @@ def test_wpcgrad_draws_the_protected_task_in_proportion_to_its_priority():
 
 
 # --- robust means -----------------------------------------------------------------------------------------------------
+
+
+def test_pcd_gives_every_other_task_its_share_or_drops_what_cannot_be_had():
+    for seed in range(20):
+        j = rows(seed)
+        d, answer = ask("pcd", j, tau=0.2, primary=1)
+        torch.testing.assert_close(d.norm(), j[1].norm())
+        shares = j @ d / j.norm(dim=1) / d.norm()  # of |h_j| |d'|, and |d'| >= 0.2 where the constraints hold
+        assert answer.diagnostics["solver"] in ("optimal", "trivial")
+        assert float(shares[[0, 2, 3]].min()) > 0.0
+    opposed = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
+    d, answer = ask("pcd", opposed)
+    assert d.tolist() == [1.0, 0.0]
+    assert "infeasible" in answer.diagnostics["solver"]
+    assert not ask("pcd", opposed, taus=(0.0, 0.0, 0.0))[1].diagnostics["solver"].startswith("infeasible")
+    assert not ask("pcd", torch.stack([0.0 * opposed[0], opposed[1]]))[0].any()
 
 
 def test_krum_takes_the_gradients_nearest_to_the_others():

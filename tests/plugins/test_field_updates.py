@@ -34,6 +34,10 @@ CASES = [
     ("imtl", {}),
     ("wpcgrad", {}),
     ("wpcgrad", {"mode": "protect-one", "scheme": "fixed", "priorities": (1.0, 5.0, 2.0, 0.2)}),
+    ("auto-lambda", {"lr": 0.01}),
+    ("moml", {"lr": 0.01}),
+    ("pcd", {"beta": 0.9}),
+    ("pcd", {"primary": 2, "tau": 0.3, "beta": 0.5}),
     ("graddrop", {}),
     ("graddrop", {"leak": (0.0, 0.5, 1.0, 0.2), "reduction": "mean"}),
 ]

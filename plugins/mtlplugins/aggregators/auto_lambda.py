@@ -15,6 +15,10 @@ from mtlplugins.arrays import Array, arrays, put, take, tensors, touched
 from mtlplugins.solvers.certificate import EPS
 from mtlplugins.solvers.cosines import Mask
 
+_LARGEST = 1e140
+"""Growth of an inner product since the first step beyond which it is cut, so that the sum of K is one that Adam can
+take."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AutoLambda(Aggregator):
@@ -31,7 +35,7 @@ class AutoLambda(Aggregator):
     With "min-norm", m are the min-norm weights of the hypergradients, as in MOML (Ye et al. 2021 [paper*]): to first
     order, the step on w then raises no F_j. Weights are kept >= ``floor`` and are not normalised [paper*].
     Adam's step does not depend on the scale of its gradient, so neither eta nor the common scale of the gradients
-    matters (Adam's eps is 0 [choice]).
+    matters (Adam's eps is 0 [choice]). The unit of a is the largest inner product of the first step, in the whole run.
 
     Proved: weights are >= 0 and start at ``start``; a task whose gradient has positive inner products with all
     validation gradients gains weight. Not promised: no conflict. A task that is missing from the second batch has
@@ -63,16 +67,19 @@ class AutoLambda(Aggregator):
     upper: str = choice("sum", ("sum", "min-norm"))
 
     def init(self, n_tasks: int) -> State:
-        """w (K,) and Adam's moments."""
-        return tensors({"weights": np.full(n_tasks, max(self.start, self.floor)), **adam.fresh(n_tasks)})
+        """w (K,), the unit of the inner products (0: none yet) and Adam's moments."""
+        start = np.full(n_tasks, max(self.start, self.floor))
+        return tensors({"weights": start, "unit": np.zeros(()), **adam.fresh(n_tasks)})
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """The weights before their step."""
         old = arrays(state)
         validation, there = rows.other(view, 0)
         cross = rows.cross(view.jacobian, validation)
-        size = float(np.abs(cross).max())
-        hyper = -cross / size if size > 0.0 else cross  # hyper[i, j] = dF_j / dw_i up to a common factor
+        unit = float(old["unit"]) or float(np.abs(cross).max())
+        # hyper[i, j] = dF_j / dw_i, up to a factor that is the same in all steps, as Adam compares them.
+        with np.errstate(over="ignore"):
+            hyper = -np.clip(cross / unit, -_LARGEST, _LARGEST) if unit > 0.0 else cross
         mixture = there.astype(float)
         if self.upper == "min-norm" and there.any():
             mixture = _mixture(hyper, there)
@@ -88,7 +95,7 @@ class AutoLambda(Aggregator):
         moved, moments = adam.step(
             old["weights"], full, old[adam.KEY], lr=self.lr, eps=0.0, touched=touched(old["weights"], view)
         )
-        new = tensors({"weights": np.maximum(moved, self.floor), adam.KEY: moments})
+        new = tensors({"weights": np.maximum(moved, self.floor), "unit": np.array(unit), adam.KEY: moments})
         weights = torch.from_numpy(take(old["weights"], view).copy())
         notes = {"mixture": torch.from_numpy(mixture), "hypergradient": torch.from_numpy(gradient)}
         return Aggregation(weights=weights, state=new, diagnostics=notes, head_weights=weights)

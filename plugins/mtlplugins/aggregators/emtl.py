@@ -27,7 +27,8 @@ class EMTL(Aggregator):
 
     The weights are clipped at 0 and normalised to sum K. (To differentiate |g_i|, too, a Hessian-vector product per
     task would be needed, which a view does not offer; both agree if the losses are linear.) A task with zero gradient
-    has no r_i and gets weight 1 before the normalisation. Whole losses are weighted, heads included.
+    has no r_i, is left out of K, r and S above, and gets weight 1 before the normalisation. Whole losses are weighted,
+    heads included.
 
     Proved: equal r_i, or lambda = 0, give the plain sum; r_i does not change when L_i is measured in another unit; of
     two tasks with equal |g_i| the one with the larger r_i has the larger weight; weights are >= 0 and sum to K. Not

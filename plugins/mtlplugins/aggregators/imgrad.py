@@ -30,7 +30,7 @@ class IMGrad(Aggregator):
 
     Proved: q >= 0, because <g_0, g_m> >= |g_m|^2; weights are >= 0. Not promised: no conflict, for any c, because w is
     not the minimiser for the c that is used in d. If the hull contains 0, q is not defined: q = 0 is taken, and d is
-    g_0, divided as above.
+    g_0, divided as above. A zero gradient is no part of the hull, but counts in the mean [choice, as in ``cagrad``].
     Cost: the Gramian, then a few K x K systems.
 
     Args:

@@ -33,7 +33,7 @@ class MOML(Aggregator):
     start: float = number(1.0, low=0.0)
 
     def init(self, n_tasks: int) -> State:
-        """w (K,) and Adam's moments."""
+        """As ``auto-lambda``."""
         return self._core().init(n_tasks)
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:

@@ -12,6 +12,7 @@ from mtlcore import flag, integer, number
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins import rows as batches_of
 from mtlplugins.aggregators import _numpy
+from mtlplugins.solvers.certificate import EPS
 from mtlplugins.solvers.cosines import Array, cosines
 from mtlplugins.solvers.min_norm import min_norm
 from mtlplugins.solvers.simplex import project_simplex
@@ -110,6 +111,11 @@ class SDMGrad(Aggregator):
             w = np.ones(k)
             w[found.live] = 0.0
             return w / w.sum(), {"solver": "stationary: zero row"}
+        if self.lambda_ > 0.0:
+            # Rounding of the longest row is in every entry; it may be all there is of a row that the shift cancels. A
+            # ridge of its size keeps the matrix that of some rows.
+            shifted.flat[:: k + 1] += 4.0 * k * EPS * float(np.abs(gram).max()) * (1.0 + self.lambda_) ** 2
+            found = cosines(shifted)
         b, square, certificate = min_norm(found.matrix, 1.0 / found.norms)
         w = b / found.norms
         return w / w.sum(), {**certificate.diagnostics(), "squared_norm": square}

@@ -48,7 +48,12 @@ def capped_min_norm(matrix: Array, inverse_norms: Array, cap: float) -> tuple[Ar
         wrong = _wrong(c, s, high, b, free, level)
         if wrong.max() <= 0.0:
             break
-        free[int(wrong.argmax())] = True
+        if free.any():
+            free[int(wrong.argmax())] = True
+        else:  # s'b = 1 leaves a single free index where it is: one must fall and another rise
+            lower = b <= 0.0
+            free[int(np.where(lower, wrong, -np.inf).argmax())] = True
+            free[int(np.where(lower, -np.inf, wrong).argmax())] = True
     error = float(np.maximum(_wrong(c, s, high, b, free, level), 0.0).max())
     square = float(b @ matrix @ b)
     status = "optimal" if error <= 256.0 * k * EPS else "inexact"

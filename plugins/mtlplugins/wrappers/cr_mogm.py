@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from mtlcore import Aggregation, StepView, number
+from mtlcore import Aggregation, Needs, StepView, number
 from mtlcore.contracts import State
 from mtlcore.errors import ConfigurationError
 from mtlplugins.wrapping import Wrapper
@@ -75,7 +75,8 @@ class CRMOGM(Wrapper):
         return dataclasses.replace(
             answer,
             weights=new["average"][listed],
-            head_weights=None if heads is None else new["heads"][listed],
+            # A method that reads losses only weights whole losses, heads included.
+            head_weights=None if heads is None or self.needs == Needs.LOSSES else new["heads"][listed],
             state=new,
             diagnostics=notes,
         )

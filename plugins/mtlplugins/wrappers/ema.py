@@ -9,6 +9,7 @@ import torch
 
 from mtlcore import Aggregation, Needs, StepView, linalg, number
 from mtlcore.contracts import State
+from mtlcore.errors import ConfigurationError
 from mtlplugins import rows
 from mtlplugins.wrapping import Wrapper, changed
 
@@ -25,8 +26,11 @@ class EMA(Wrapper):
     Cost: the rows, and K P numbers of state.
 
     Args:
-        method: any aggregator.
+        method: any aggregator with one batch a step.
         beta: weight of earlier gradients [choice: 0.9].
+
+    Raises:
+        ConfigurationError: the method wants several batches.
     """
 
     paper: ClassVar[str] = ""
@@ -46,6 +50,11 @@ class EMA(Wrapper):
 
     def init(self, n_tasks: int) -> State:
         """m (K, P), the number of steps of each task, and the method's state."""
+        if self.wrapped.batches > 1:
+            raise ConfigurationError(
+                f"ema averages the gradients of one batch over steps, and {type(self.wrapped).__name__} compares those "
+                f"of {self.wrapped.batches}; choose a method that needs one batch."
+            )
         count = torch.zeros(n_tasks, dtype=torch.float64, device="cpu")
         return {"mean": rows.empty(), "count": count, **super().init(n_tasks)}
 

@@ -12,6 +12,18 @@ from mtlcore.contracts import State
 from mtlcore.errors import ConfigurationError
 from mtlplugins.wrapping import Wrapper, changed
 
+_GROUP = "group"
+
+
+def _key(group: int, name: str) -> str:
+    return f"{_GROUP}{group}.{name}"
+
+
+def _part(state: State, group: int) -> State:
+    """The method's state for one group."""
+    prefix = _key(group, "")
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Layerwise(Wrapper):
@@ -29,11 +41,11 @@ class Layerwise(Wrapper):
     numbers.
 
     Args:
-        method: any aggregator without a state and with one batch a step.
+        method: any aggregator with one batch a step. What it remembers it remembers for each group.
         sizes: numbers of parameters per group, in order; what they leave over is a last group. None: one group.
 
     Raises:
-        ConfigurationError: the method has a state or wants several batches; sizes are not whole or more than there are.
+        ConfigurationError: the method wants several batches; sizes are not whole or more than there are.
     """
 
     paper: ClassVar[str] = ""
@@ -59,34 +71,44 @@ class Layerwise(Wrapper):
         return super().claims
 
     def init(self, n_tasks: int) -> State:
-        """No state."""
-        if self.wrapped.init(n_tasks) or self.wrapped.batches > 1:
+        """The method's state for each group, the one that ``sizes`` leave over included."""
+        if self.wrapped.batches > 1:
             raise ConfigurationError(
-                f"layerwise asks its method once per group in every step: {type(self.wrapped).__name__} keeps a "
-                f"state or needs several batches; choose one that does neither."
+                f"layerwise divides the gradients of one batch, and {type(self.wrapped).__name__} compares those of "
+                f"{self.wrapped.batches}; choose a method that needs one batch."
             )
-        return {}
+        groups = 1 if self.sizes is None else len(self.sizes) + 1
+        return {_key(g, name): value for g in range(groups) for name, value in self.wrapped.init(n_tasks).items()}
+
+    def observe(self, view: StepView, state: State) -> State:
+        """The method's second look, for each group."""
+        groups = sorted({int(name.partition(".")[0].removeprefix(_GROUP)) for name in state})
+        looked = {g: self.wrapped.observe(view, _part(state, g)) for g in groups}
+        return {_key(g, name): value for g in groups for name, value in looked[g].items()}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """A direction (P,)."""
-        rows, parts, answers = view.jacobian, [], []
+        rows, parts, answers, new = view.jacobian, [], [], dict(state)
         groups = self._groups(rows.shape[1])
-        if len(groups) == 1:
-            answer, _ = self.asked(changed(view, jacobian=rows), {})
-            notes = {**answer.diagnostics, "groups": 1}
-            return dataclasses.replace(answer, state=state, diagnostics=notes, head_weights=self.heads(answer))
-        for columns in groups:
-            block = rows[:, columns].contiguous()
-            answer, _ = self.asked(changed(view, jacobian=block), {})
+        for number, columns in enumerate(groups):
+            whole = len(groups) == 1
+            block = rows if whole else rows[:, columns].contiguous()
+            seen = changed(view, jacobian=block).limited_to(self.wrapped.needs)
+            answer = self.wrapped.aggregate(seen, _part(state, number))
+            new.update({_key(number, name): value for name, value in answer.state.items()})
+            if whole:
+                notes = {**answer.diagnostics, "groups": 1}
+                return dataclasses.replace(answer, state=new, diagnostics=notes, head_weights=self.heads(answer))
             direction = answer.direction
             if direction is None:
                 assert answer.weights is not None
                 direction = linalg.combine(block, answer.weights)
             parts.append(direction.to(rows.dtype))
             answers.append(answer)
-        notes = {"groups": len(parts)}
         heads = self.heads(answers[0])
-        return Aggregation(direction=torch.cat(parts), state=state, diagnostics=notes, head_weights=heads)
+        return Aggregation(
+            direction=torch.cat(parts), state=new, diagnostics={"groups": len(parts)}, head_weights=heads
+        )
 
     def _groups(self, n: int) -> list[slice]:
         sizes = [] if self.sizes is None else [int(s) for s in self.sizes]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from mtlcore import Aggregation, StepView, vector
+from mtlcore import Aggregation, Needs, StepView, vector
 from mtlcore.contracts import State
 from mtlplugins.per_task import check_length
 from mtlplugins.wrapping import Wrapper, scaled
@@ -67,7 +67,7 @@ class TaskWeighted(Wrapper):
             answer, new = self.asked(view, state)
             return dataclasses.replace(answer, state=new)
         u = torch.tensor([self.weights[i] for i in view.task_index], dtype=torch.float64, device="cpu")
-        answer, new = self.asked(scaled(view, u, self.wrapped.needs, losses=view.losses * u), state)
+        answer, new = self.asked(scaled(view, u, self.wrapped.needs, losses=True), state)
         heads, weights = answer.head_weights, answer.weights
         if weights is not None:
             weights = weights.cpu().double() * u
@@ -81,4 +81,4 @@ class TaskWeighted(Wrapper):
         if self.weights is None:
             return super().observe(view, state)
         u = torch.tensor([self.weights[i] for i in view.task_index], dtype=torch.float64, device="cpu")
-        return super().observe(scaled(view, u, self.wrapped.needs.LOSSES, losses=view.losses * u), state)
+        return super().observe(scaled(view, u, Needs.LOSSES, losses=True), state)

@@ -9,6 +9,7 @@ is given the numbers that it drew. Divisions by zero are not guarded: the inputs
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -16,6 +17,9 @@ import numpy as np
 import torch
 from scipy.optimize import brentq
 from torch import Tensor
+
+from mtlverify.references import NoUniqueAnswer
+from mtlverify.references.least_distance import multipliers
 
 
 class Update:
@@ -205,6 +209,75 @@ class Impartial(Update):
         return torch.cat([1.0 - rest.sum()[None], rest]) @ h
 
 
+class AutoLambda(Update):
+    """Adam on the hypergradients of one gradient step, weights not below zero. [Liu et al. 2021: Auto-Lambda; Ye et al.
+    2021: MOML, for the mixture]"""
+
+    def prepare(self) -> None:
+        start = torch.full((self.k,), self.plugin.start, dtype=torch.float64)
+        self.w = start.requires_grad_()
+        self.adam = torch.optim.Adam([self.w], lr=self.plugin.lr, eps=0.0)
+
+    def step(self, rows: list[Tensor], losses: Tensor, draws: Tensor) -> Tensor:
+        used = self.w.detach().clone()
+        hyper = torch.stack([torch.stack([-g @ f for f in rows[1]]) for g in rows[0]])
+        self.w.grad = hyper @ self.mixture(hyper)
+        self.adam.step()
+        self.w.data.clamp_(min=0.0)
+        return used @ rows[0]
+
+    def mixture(self, hyper: Tensor) -> Tensor:
+        """(K,) weights of the upper losses."""
+        return torch.ones(self.k, dtype=torch.float64)
+
+
+class MOML(AutoLambda):
+    """The same with the mixture of least norm: the best of all supports. [Ye et al. 2021]"""
+
+    def mixture(self, hyper: Tensor) -> Tensor:
+        tried = [w for w in map(functools.partial(_even_pull, hyper), _supports(self.k)) if bool((w >= 0.0).all())]
+        return min(tried, key=lambda w: float((hyper @ w).norm()))
+
+
+def _supports(k: int) -> list[list[int]]:
+    return [list(c) for n in range(1, k + 1) for c in itertools.combinations(range(k), n)]
+
+
+def _even_pull(columns: Tensor, support: list[int]) -> Tensor:
+    """Weights with sum 1 on the support (K,) whose combination is shortest, by its Lagrange system."""
+    n, part = len(support), columns[:, support]
+    system = torch.ones(n + 1, n + 1, dtype=torch.float64)
+    system[:n, :n], system[n, n] = part.T @ part, 0.0
+    right = torch.zeros(n + 1, dtype=torch.float64)
+    right[n] = 1.0
+    out = torch.zeros(columns.shape[1], dtype=torch.float64)
+    out[support] = torch.linalg.solve(system, right)[:n]
+    return out
+
+
+class PCD(Update):
+    """The primary gradient, with a share of its own progress for every other task. [TMLR 2026; TorchJD]"""
+
+    def prepare(self) -> None:
+        self.square = torch.zeros(self.k, dtype=torch.float64)
+
+    def step(self, rows: list[Tensor], losses: Tensor, draws: Tensor) -> Tensor:
+        self.t += 1
+        beta, p = self.plugin.beta, self.plugin.primary
+        self.square = beta * self.square + (1 - beta) * rows[0].square().sum(1)
+        h = rows[0] / (self.square / (1 - beta**self.t)).sqrt()[:, None]
+        others = [i for i in range(self.k) if i != p]
+        least = torch.tensor(
+            [self.plugin.tau * float(h[i] @ h[i]) - float(h[i] @ h[p]) for i in others], dtype=torch.float64
+        )
+        try:
+            y = torch.from_numpy(multipliers(h[others].numpy(), least.numpy()))
+        except NoUniqueAnswer:
+            y = torch.zeros(self.k - 1, dtype=torch.float64)
+        d = h[p] + y @ h[others]
+        return d / d.norm() * rows[0][p].norm()
+
+
 class WPCGrad(Update):
     """PCGrad in which the tasks drawn first are not touched. [Bohn et al. 2024: abstract; the rest as in the method]
 
@@ -255,6 +328,9 @@ TABLE: dict[str, type[Update]] = {
     "db-mtl": DBMTL,
     "go4align": GO4Align,
     "imtl": Impartial,
+    "auto-lambda": AutoLambda,
+    "moml": MOML,
+    "pcd": PCD,
     "wpcgrad": WPCGrad,
     "graddrop": GradDrop,
 }
