@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mtlcore import linalg
 from mtlcore.gradients import torch_internals
@@ -250,20 +251,28 @@ class Table(SomeRows):
 
     def __init__(self, parameter: Tensor, uses: Sequence[Use]) -> None:
         self._lookups = [Lookup.of(u.node) for u in uses]
-        rows, where = torch.unique(torch.cat([look.rows for look in self._lookups]), return_inverse=True)
-        self._places = where.split([len(look.rows) for look in self._lookups])
+        read, self._order = torch.cat([look.rows for look in self._lookups]).sort(stable=True)
+        rows, times = torch.unique_consecutive(read, return_counts=True)
+        self._starts = times.cumsum(0) - times
         super().__init__(parameter, rows, any(saved(u.node, "sparse") for u in uses), uses)
 
     def store(self, out: Tensor, found: Sequence[Tensor | None]) -> None:
         """See :class:`Part`."""
-        place = out.view(len(out), len(self._rows), self.parameter.shape[1]).zero_()
-        for lookup, where, cotangent in zip(self._lookups, self._places, found):
-            if cotangent is not None:
-                place.index_add_(1, where, lookup.spread(cotangent).to(place))
+        columns = self.parameter.shape[1]
+        read = [
+            out.new_zeros(len(out), len(look.rows), columns) if g is None else look.spread(g).to(out)
+            for look, g in zip(self._lookups, found)
+        ]
+        # What was read several times is added up: a bag of rows for each row of the table, one call for all tasks.
+        numbers = _joined(read, 1)
+        task = torch.arange(len(out), device=out.device)[:, None]
+        order, starts = self._order + task * numbers.shape[1], self._starts + task * numbers.shape[1]
+        bags = functional.embedding_bag(order.flatten(), numbers.flatten(0, 1), starts.flatten(), mode="sum")
+        out.copy_(bags.view(out.shape))
 
 
-def _joined(pieces: Sequence[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+def _joined(pieces: Sequence[Tensor], dimension: int = 0) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dimension)
 
 
 def _stack(found: Sequence[Tensor | None], shapes: Sequence[tuple[int, int]]) -> Tensor:
