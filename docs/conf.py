@@ -13,9 +13,10 @@ os.environ["MTLCORE_PLUGINS"] = "off"  # the site describes this distribution, w
 import mtlbench  # noqa: E402 - after the switch above
 import mtlcore  # noqa: E402
 import mtlverify  # noqa: E402
+from mtlcore import hosting  # noqa: E402
 
 # Public names are imported on first use; autodoc documents those that a module has.
-for package in (mtlcore, mtlverify, mtlbench):
+for package in (mtlcore, hosting, mtlverify, mtlbench):
     for name in getattr(package, "__all__", ()):
         getattr(package, name)
 

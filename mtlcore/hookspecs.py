@@ -23,6 +23,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 Register = Callable[[str, Any], None]
+"""What a hook receives: name, and a class or the "module:Class" to import it from on first use."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,7 @@ from mtlbench.formats import Answer, mistakes
 from mtlbench.jobs import one_thread
 from mtlbench.suite import MethodEntry, digest
 from mtlbench.workers import parallel
-from mtlcore.patience import waiting
-from mtlcore.registry import registry
-from mtlcore.safety import blame, one_line, shown
+from mtlcore.hosting import blame, one_line, registry, shown, waiting
 
 
 def certificates(methods: list[MethodEntry], folder: Path, jobs: int, console: Console) -> dict[str, dict[str, Any]]:

@@ -29,7 +29,7 @@ def list_(
     from mtlbench.costs import costs
     from mtlbench.data import sources
     from mtlbench.suite import TaskEntry, read, shipped
-    from mtlcore.registry import registry
+    from mtlcore.hosting import registry
 
     suites = [{"name": n, "title": read(n).title, "costs": costs(read(n))} for n in shipped()]
     tasks = []

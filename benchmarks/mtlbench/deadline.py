@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from mtlcore.safety import interrupted_by_user
+from mtlcore.hosting import interrupted_by_user
 
 GRACE = 10.0
 """Seconds after which a worker that does not react (it hangs in native code) is ended."""

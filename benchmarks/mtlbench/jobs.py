@@ -22,10 +22,8 @@ from mtlbench.devices import Device
 from mtlbench.formats import Key, Record, Short
 from mtlbench.suite import NOT_TRAINED_WITH, SINGLE_TASK, MethodEntry, TaskEntry
 from mtlbench.tasks.base import BenchmarkTask, Budget
-from mtlcore.discovery import BUILT_IN
 from mtlcore.errors import PluginError
-from mtlcore.registry import registry
-from mtlcore.safety import blame, plain
+from mtlcore.hosting import BUILT_IN, blame, plain, registry
 
 
 @dataclasses.dataclass(frozen=True)

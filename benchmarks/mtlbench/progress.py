@@ -20,7 +20,7 @@ from mtlbench.formats import Record
 from mtlbench.jobs import Job, do_job, failed
 from mtlbench.suite import SINGLE_TASK
 from mtlbench.workers import end_if_orphaned, parallel
-from mtlcore.patience import PATIENCE, allowed
+from mtlcore.hosting import PATIENCE, allowed
 
 
 class Bar:

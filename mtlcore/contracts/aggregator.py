@@ -14,6 +14,7 @@ from mtlcore.errors import PluginError
 from mtlcore.hyperparameters import Validated
 
 State = dict[str, Tensor]
+"""What a method keeps from step to step: names of its own choice -> tensors."""
 
 
 @final

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from mtlcore import Aggregation, Aggregator, Needs, StepView
-from mtlcore.asking.aggregator import call
 from mtlcore.errors import PluginError
+from mtlcore.hosting import ask as call
+from mtlcore.hosting import registry
 from mtlcore.linalg import combine
-from mtlcore.registry import registry
 from mtlverify.example import Example
 
 STEEPEST = 2.0

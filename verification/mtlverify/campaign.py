@@ -11,9 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtlcore.errors import MissingExtraError, MtlError
-from mtlcore.patience import TookTooLong, limited, waiting
-from mtlcore.registry import Entry, registry
-from mtlcore.safety import blame
+from mtlcore.hosting import Entry, TookTooLong, blame, limited, registry, waiting
 from mtlverify import certificates
 from mtlverify.processes import Lost, Task, side_by_side
 from mtlverify.runner import Result, chosen, claims_of_nothing, examine, promised

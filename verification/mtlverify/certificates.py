@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtlcore.registry import registry
+from mtlcore.hosting import registry
 from mtlverify import sources
 from mtlverify.law import DEPTH, KINDS
 

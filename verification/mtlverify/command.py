@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from mtlcore.cli import complete_laws, complete_names
 from mtlcore.errors import ConfigurationError, MtlError, did_you_mean
-from mtlcore.output import as_json, own_stdout
-from mtlcore.registry import Entry, registry
-from mtlcore.safety import plain
+from mtlcore.hosting import Entry, as_json, complete_laws, complete_names, own_stdout, plain, registry
 from mtlverify.display import show
 from mtlverify.law import DEPTH, KINDS
 
@@ -183,7 +180,7 @@ def _replayed(file: Path, names: list[str], kind: str | None, options: dict[str,
 
 def _problems(names: list[str], options: dict[str, Any], points: int, seed: int) -> Iterator[Result]:
     """Every declaration of synthetic problems, attacked; a row each."""
-    from mtlcore.safety import blame
+    from mtlcore.hosting import blame
     from mtlverify.problems import check_declarations
     from mtlverify.runner import Result
 

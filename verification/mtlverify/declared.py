@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtlcore.soundness import spec_without_import
+from mtlcore.hosting import spec_without_import
 
 
 def declared(package: str, decorator: str) -> Iterator[tuple[str, dict[str, str], str]]:

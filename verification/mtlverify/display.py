@@ -6,7 +6,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mtlcore.output import cell, console, table
+from mtlcore.hosting import cell, console, table
 
 if TYPE_CHECKING:
     from mtlverify.runner import Result

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
-from mtlcore.registry import registry
+from mtlcore.hosting import registry
 
 Vector = list[Fraction]
 Rows = Sequence[Vector]

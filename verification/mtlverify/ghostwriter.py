@@ -11,8 +11,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from mtlcore import create
 from mtlcore.errors import MtlError, did_you_mean
-from mtlcore.registry import create
 from mtlverify.law import KINDS, Law
 from mtlverify.runner import kind_of_name, laws
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlcore.patience import TookTooLong
-from mtlcore.safety import interrupted_by_user
+from mtlcore.hosting import TookTooLong, interrupted_by_user
 from mtlverify import references
 from mtlverify.answer import ask
 from mtlverify.example import Example

@@ -16,8 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from multiprocessing import forkserver
 from typing import Any
 
-from mtlcore.patience import PATIENCE
-from mtlcore.safety import described
+from mtlcore.hosting import PATIENCE, described
 
 
 def workers(jobs: int) -> concurrent.futures.ProcessPoolExecutor:

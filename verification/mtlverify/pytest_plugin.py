@@ -73,7 +73,7 @@ class _Plugin(pytest.Collector):
     def collect(self) -> Iterator[Any]:
         """Node ids read ``mtl:NAME::LAW``."""
         from mtlcore.errors import MtlError
-        from mtlcore.registry import registry
+        from mtlcore.hosting import registry
         from mtlverify.runner import kind_of_name, laws
         from mtlverify.search import require_hypothesis
 

@@ -9,9 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mtlcore.errors import ConfigurationError, PluginError, PluginWarning, UnknownPluginError, did_you_mean, like_plugin
-from mtlcore.registry import registry
-from mtlcore.safety import described
-from mtlcore.soundness import declared_fault
+from mtlcore.hosting import declared_fault, described, registry
 from mtlverify.example import Example
 from mtlverify.law import BASES, DEPTH, KINDS, Law, OutsideLaw
 from mtlverify.search import SHRINKS, Outcome, refused, require_hypothesis, search

@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtlcore.errors import FeaturesError, LossError, MissingExtraError
-from mtlcore.patience import TookTooLong
-from mtlcore.safety import interrupted_by_user
+from mtlcore.hosting import TookTooLong, interrupted_by_user
 from mtlverify.climb import climb
 from mtlverify.law import Law, OutsideLaw
 from mtlverify.strategies.pick import Rejected

@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
-from mtlcore.soundness import spec_without_import
+from mtlcore.hosting import spec_without_import
 
 NOT_ITS_OWN = ("builtins", "abc", "mtlcore")
 """Packages of base classes that are no part of a plugin; the core is in :func:`harness`."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mtlbench.report.model import MetricFacts
 from mtlbench.suite import Suite, TaskEntry
 from mtlcore.errors import MtlError
-from mtlcore.registry import registry
+from mtlcore.hosting import registry
 
 
 @dataclasses.dataclass(frozen=True)

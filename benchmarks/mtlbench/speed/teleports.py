@@ -34,8 +34,8 @@ from torch import Tensor, nn
 import mtlcore
 from mtlbench.speed import measure
 from mtlbench.tasks.base import BenchmarkTask, Split
+from mtlcore import Teleporter
 from mtlcore.presets import PAPER_TELEPORT
-from mtlcore.teleporting import Teleporter
 
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora (default)": ("lora", {}),

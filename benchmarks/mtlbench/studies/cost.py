@@ -31,7 +31,7 @@ from mtlbench.studies.cost_problem import task_of
 from mtlbench.studies.cost_trace import Trace
 from mtlbench.studies.equivalence import equivalence
 from mtlbench.tasks.base import BenchmarkTask, Network, Split, closure, evaluate
-from mtlcore.snapshot import Snapshot
+from mtlcore.hosting import Snapshot
 
 BASES = ("ls", "cagrad", "fairgrad", "nash-mtl", "gradops")
 TASKS = ("grid-fashion", "qm9")

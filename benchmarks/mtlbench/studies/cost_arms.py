@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 import mtlcore
-from mtlcore import Conflict, ConflictDetector, Needs, StepView
+from mtlcore import Conflict, ConflictDetector, Needs, StepView, Teleporter
 from mtlcore.presets import PAPER_HISTORY, PAPER_TELEPORT
-from mtlcore.teleporting import Teleporter
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from mtlcore import available, create
 from mtlcore.errors import like_plugin
-from mtlcore.registry import available, create
 from mtlverify.convergence.suite import CASES, STEPS
 from mtlverify.convergence.verdict import Verdict, judge
 from mtlverify.processes import workers

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mtlcore import Aggregation, Aggregator, StepView
-from mtlcore.asking.aggregator import call
-from mtlcore.asking.seeds import step_seed
+from mtlcore.hosting import ask as call
+from mtlcore.hosting import step_seed
 from mtlcore.linalg import combine
 from mtlverify.problems import Problem
 from mtlverify.references.min_norm import min_norm

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mtlcore.registry import create
+from mtlcore import create
 from mtlverify.problems import Problem
 
 STEPS = 150

@@ -7,8 +7,7 @@ import time
 from typing import Any
 
 from mtlcore import Aggregator
-from mtlcore.registry import registry
-from mtlcore.safety import blame
+from mtlcore.hosting import blame, registry
 from mtlverify.convergence.claims import claimed
 from mtlverify.convergence.rates import Rate, fitted
 from mtlverify.convergence.run import run

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import Conflict, StepView
-from mtlcore.registry import registry
+from mtlcore.hosting import registry
 from mtlverify.answer import view_of
 from mtlverify.example import Example
 from mtlverify.law import anything, given, law

@@ -111,7 +111,7 @@ def bargains(plugin: Any) -> str | None:
 
 
 def _name(plugin: Any) -> str:
-    from mtlcore.registry import registry
+    from mtlcore.hosting import registry
 
     return registry().name_of(plugin)
 

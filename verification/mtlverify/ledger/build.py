@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mtlcore.registry import registry
+from mtlcore.hosting import registry
 from mtlverify import sources
 from mtlverify.example import Example
 from mtlverify.hunt import not_hunted

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mtlcore.registry import registry
+from mtlcore.hosting import registry
 from mtlverify.example import Example
 from mtlverify.ledger.subjects import Subject
 from mtlverify.runner import Result, replay

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from mtlcore.registry import available, create
+from mtlcore import available, create
 from mtlverify.law import KINDS
 
 VARIANTS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {

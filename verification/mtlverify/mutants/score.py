@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from mtlcore.registry import registry
+from mtlcore.hosting import registry
 from mtlverify.mutants import aggregators, detectors, explorers, mergers, preferences, quiet, steps, subtle, teleports
 from mtlverify.mutants.twins import instances
 from mtlverify.processes import workers

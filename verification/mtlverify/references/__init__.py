@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from mtlcore import Aggregation, Aggregator, Needs, StepView
-from mtlcore.registry import registry
+from mtlcore.hosting import registry
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

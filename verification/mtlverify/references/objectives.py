@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mtlcore.registry import registry
+from mtlcore.hosting import registry
 
 _KNOWN: dict[str, type[Objective]] = {}
 ObjectiveClass = TypeVar("ObjectiveClass", bound="type[Objective]")

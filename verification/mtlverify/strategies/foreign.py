@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mtlcore.errors import PluginError
-from mtlcore.registry import registry
+from mtlcore.hosting import registry
 
 
 def network(*shape: int) -> Callable[[Callable[[int], Any]], Callable[[int], Any]]:

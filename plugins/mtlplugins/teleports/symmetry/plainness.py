@@ -8,8 +8,6 @@ from collections.abc import Hashable
 from torch import nn
 from torch.nn.modules import module as _calls
 
-from mtlcore.teleporting import transaction
-
 _TABLES = frozenset({"_parameters", "_buffers", "_modules", "training"})
 
 
@@ -27,9 +25,9 @@ def altered(*modules: nn.Module) -> bool:
 
 
 def _watched() -> bool:
-    """Whether there are global hooks on module calls, except for that of a transaction."""
+    """Whether there are global hooks on module calls, except for the core's own."""
     hooks = (*_calls._global_forward_hooks.values(), *_calls._global_forward_pre_hooks.values())
-    return any(getattr(hook, "__module__", None) != transaction.__name__ for hook in hooks)
+    return any(not str(getattr(hook, "__module__", "")).startswith("mtlcore.") for hook in hooks)
 
 
 def shared_modules(trunk: nn.Module) -> set[nn.Module]:

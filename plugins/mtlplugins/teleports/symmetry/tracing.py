@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from mtlcore.snapshot import Noise, Structure, copied_buffers, interrupts_held
+from mtlcore.hosting import Noise, Structure, copied_buffers, interrupts_held
 
 
 def traces(module: nn.Module) -> list[fx.Graph]:
