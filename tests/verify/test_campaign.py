@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mtlverify import runner
 from mtlverify.campaign import Depth, campaign
 from mtlverify.laws.runs import Reaction
 from mtlverify.mutants import teleports, twins
+from mtlverify.processes import Task, _next
 
 FEW = ("finite", "positively-homogeneous", "non-conflicting", "simplex-weights")
 
@@ -65,32 +68,19 @@ def test_few_inputs_are_few_questions():
     asked = [0]
 
     @dataclasses.dataclass(frozen=True)
-    class Counted(twins.Remembering):
-        def aggregate(self, view, state):
-            asked[0] += 1
-            return super().aggregate(view, state)
-
-    done = [runner.examine(Counted(), law, 3, 0) for law in runner.laws("aggregator")]
-    assert len(done) >= 33
-    assert asked[0] < 900
+    def test_a_process_stays_with_its_group_then_takes_a_new_one_then_helps():
+    tasks = [Task(i, str(i), group) for i, group in enumerate("aabbc")]
+    assert _next([1, 2, 3, 4], tasks, "b", {"a"}) == 2
+    assert _next([1, 4], tasks, "b", {"a"}) == 4
+    assert _next([1], tasks, "b", {"a"}) == 1
 
 
-def test_a_run_on_moved_gradients_is_made_once_and_no_further_than_asked():
-    made = []
-
-    def run(rows):
-        for number in range(100):
-            made.append(number)
-            yield rows[0] + number
-
-    react = Reaction(run)
-    rows = torch.ones(2, 3)
-    assert [float(react.at(n)(rows)[0]) for n in (0, 2, 1, 2)] == [1.0, 3.0, 2.0, 3.0]
-    assert made == [0, 1, 2]
-
-
-def test_three_inputs_are_found_where_few_families_have_any():
-    """Most networks give this teleport nothing to do."""
-    (law,) = runner.chosen("teleport", ["history-in-new-coordinates"])
-    for seed in range(4):
-        assert runner.examine(teleports.Rescaling(), law, 3, seed).status == "verified"
+def test_a_process_is_forked_with_what_every_process_needs():
+    program = (
+        "import sys, mtlverify.preload\n"
+        "from mtlverify.declared import declared_laws\n"
+        "wanted = {target.partition(':')[0] for _, target in declared_laws('mtlverify.laws')} | {'hypothesis'}\n"
+        "sys.exit(', '.join(sorted(wanted - set(sys.modules))) or 0)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

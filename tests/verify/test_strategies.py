@@ -12,10 +12,11 @@ from hypothesis import given, settings
 
 import mtlcore
 from mtlcore.registry import registry
-from mtlverify import search, strategies
+from mtlverify import predicates, search, strategies
 from mtlverify.example import Example
 from mtlverify.laws.symmetry import interchangeable
 from mtlverify.predicates import aligned, exactly_strongly_stationary, independent, not_stationary
+from mtlverify.references import min_norm as min_norm_module
 from mtlverify.references.min_norm import min_norm
 from mtlverify.references.rows import unit_rows
 from mtlverify.strategies import degenerate, edge, generic, jacobians, pick, scales, stationary, strata
@@ -279,3 +280,21 @@ def test_inputs_that_are_alike_are_given_up_sooner_if_none_counts(alike, draws):
     counted.through(strata.Stratum(first_only, alike=alike), 2, 0)
     assert counted.tried == 1
     assert len(drawn) == draws + search.LEAST_DRAWS
+
+
+def test_stationarity_is_decided_as_by_the_exact_reference_and_hardly_ever_asks_it(monkeypatch):
+    asked = []
+    exact = min_norm_module.min_norm
+    monkeypatch.setattr(min_norm_module, "min_norm", lambda rows: asked.append(rows) or exact(rows))
+    seen = []
+    for stratum in jacobians().strata:
+        rng = random.Random(3)
+        for _ in range(4):
+            with contextlib.suppress(pick.Rejected):
+                rows = stratum.sample(rng).jacobian
+                length = np.linalg.norm(exact(rows.double().numpy()).direction)
+                found = predicates.stationary(rows)
+                assert found == (length <= 1e-13 * float(rows.double().norm(dim=1).max()))
+                seen.append(found)
+    assert 10 < sum(seen) < len(seen) - 10
+    assert len(asked) <= len(seen) // 20

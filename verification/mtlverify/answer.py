@@ -52,7 +52,7 @@ class Answer:
     @property
     def length(self) -> float:
         """|d|, computed without overflow."""
-        return float(self.direction.double().norm())
+        return float(torch.linalg.vector_norm(self.direction.double()))
 
     @functools.cached_property
     def size(self) -> float:
@@ -64,7 +64,7 @@ class Answer:
         that adds a multiple of a null vector to its weights does not thereby buy a tolerance. For a method that returns
         no weights it is |g_1| + ... + |g_K|.
         """
-        norms = self.jacobian.double().norm(dim=1)
+        norms = torch.linalg.vector_norm(self.jacobian.double(), dim=1)
         own = norms if self.degree == 1.0 else norms[norms > 0] ** max(-STEEPEST, min(STEEPEST, self.degree))
         total = float(own.sum())
         if self.weights is None:
@@ -79,7 +79,7 @@ class Answer:
         """Whether the weights are far larger than this direction needs: they cancel, and are hardly determined."""
         if self.weights is None:
             return False
-        made_of = float((self.weights.abs() * self.jacobian.double().norm(dim=1)).sum())
+        made_of = float((self.weights.abs() * torch.linalg.vector_norm(self.jacobian.double(), dim=1)).sum())
         return made_of > 2.0 * NATURAL * self.size
 
     def _necessary(self, norms: Tensor) -> float:
@@ -113,13 +113,16 @@ def view_of(
     names = range(len(losses)) if tasks is None else tasks
 
     def view(batch: int, others: tuple[StepView, ...] = ()) -> StepView:
-        factors = torch.tensor([2.0 ** ((i + batch) % 3 - 1) if batch else 1.0 for i in names], dtype=torch.float64)
+        if not batch:
+            return StepView(
+                losses=losses, jacobian=jacobian, present=present, generator=seed, step=step, others=others, needs=limit
+            )
+        factors = torch.tensor([2.0 ** ((i + batch) % 3 - 1) for i in names], dtype=torch.float64)
         made = StepView(
-            losses=losses * factors, jacobian=jacobian * factors.to(jacobian)[:, None] if batch else jacobian,
+            losses=losses * factors, jacobian=jacobian * factors.to(jacobian)[:, None],
             present=present, generator=seed, step=step, others=others, needs=limit,
         )  # fmt: skip
-        partial = batch and present is not None and not plugin.handles_absent
-        return made.restricted(present) if partial and present is not None else made
+        return made if present is None or plugin.handles_absent else made.restricted(present)
 
     return view(0, tuple(view(batch) for batch in range(1, getattr(plugin, "batches", 1))))
 
@@ -192,7 +195,8 @@ def answered(
     def of_present(vector: Tensor | None) -> Tensor | None:
         if vector is None:
             return None
-        found = vector.detach().to("cpu", torch.float64) if vector.device.type != "meta" else vector
+        plain = vector.dtype == torch.float64 and not vector.requires_grad and vector.device.type == "cpu"
+        found = vector if plain or vector.device.type == "meta" else vector.detach().to("cpu", torch.float64)
         return found[keep] if keep is not None and len(found) == k else found
 
     if keep is not None:

@@ -59,11 +59,11 @@ def least(still: Callable[[Any], bool], example: Any, allowed: Precondition, bud
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a plugin's warnings on odd inputs are not findings
         while improved and budget > 0:
-            improved = False
+            improved, largest = False, size(example)
             for candidate in steps(example):
                 if budget <= 0:
                     break
-                if size(candidate) >= size(example):
+                if size(candidate) >= largest:
                     continue
                 if isinstance(candidate, Example) and not allowed(candidate.jacobian):
                     continue

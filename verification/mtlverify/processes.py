@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing import forkserver
 from typing import Any
 
@@ -78,7 +78,8 @@ class Task:
     Args:
         argument: what it is called with; it must be possible to pickle it, and the result.
         label: how messages call it.
-        group: where one task takes too long, the tasks of its group that have not begun are given up with it.
+        group: a process stays with the tasks of one group while it can, because it may remember what they share. Where
+            one task takes too long, the tasks of its group that have not begun are given up with it.
     """
 
     argument: Any
@@ -108,7 +109,8 @@ def side_by_side(
         while waiting or busy:
             while waiting and len(busy) < jobs:
                 worker = idle.pop() if idle else _Worker(function)
-                position = waiting.popleft()
+                position = _next(waiting, tasks, worker.group, {w.group for w in busy})
+                waiting.remove(position)
                 worker.begin(position, tasks[position])
                 busy.append(worker)
             multiprocessing.connection.wait([w.pipe for w in busy], timeout=0.2)
@@ -131,6 +133,15 @@ def side_by_side(
             worker.kill()
 
 
+def _next(waiting: Iterable[int], tasks: Sequence[Task], own: Hashable, others: Container[Hashable]) -> int:
+    """The task for a process that is free: one of the group it knows, else of a group nobody is at, else the first."""
+    for wanted in (lambda group: group == own, lambda group: group not in others):
+        for position in waiting:
+            if wanted(tasks[position].group):
+                return position
+    return next(iter(waiting))
+
+
 class _Worker:
     """A process that does one task after the other."""
 
@@ -141,9 +152,10 @@ class _Worker:
         self._process.start()
         other.close()
         self.alive, self.late = True, False
+        self.group: Hashable = None
 
     def begin(self, position: int, task: Task) -> None:
-        self.position, self.task = position, task
+        self.position, self.task, self.group = position, task, task.group
         self._began: float | None = None
         self._told = False
         with contextlib.suppress(OSError):  # a process that died is noticed by its answer

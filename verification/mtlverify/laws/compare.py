@@ -60,7 +60,10 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
-        return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(same, a, b))
+        if not (isinstance(b, (list, tuple)) and len(a) == len(b)):
+            return False
+        # The state of Python's generator has 625 numbers, and is compared after every step.
+        return list(a) == list(b) if {*map(type, a), *map(type, b)} <= {int} else all(map(same, a, b))
     by_identity: Any = object.__eq__
     if type(a) is type(b) and type(a).__eq__ is by_identity:
         return same(a.__reduce_ex__(4), b.__reduce_ex__(4))

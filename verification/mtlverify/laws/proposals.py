@@ -20,7 +20,7 @@ from mtlcore.teleporting import Teleporter
 from mtlverify import tolerance
 from mtlverify.law import Margin
 from mtlverify.laws.compare import agreement
-from mtlverify.strategies.networks import Network
+from mtlverify.strategies.networks import Network, seeded
 
 FEW = 0.25
 """A proposal is an optimisation, so a quarter of the usual inputs are tried: about two of every architecture."""
@@ -106,7 +106,7 @@ def losses_in_training(made: Network, seeds: range) -> dict[str, float]:
     trained = copy.deepcopy(made)
     trained.trunk.train()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+        seeded(0)
         return {
             f"{task} {seed} in training": float(v) for seed in seeds for task, v in trained.batch(seed)()[0].items()
         }

@@ -88,8 +88,12 @@ def _prolonged(example: Example) -> Example:
 
 def losses_at(example: Example, number: int) -> Tensor:
     """(K,) losses before step ``number``: they decrease at different rates, and late they oscillate a little."""
-    rates = torch.linspace(0.5, 0.9, example.n_tasks, dtype=torch.float64)
-    return example.losses * rates ** min(number, LONG + number % 5)
+    return example.losses * _rates(example.n_tasks) ** min(number, LONG + number % 5)
+
+
+@functools.cache
+def _rates(k: int) -> Tensor:
+    return torch.linspace(0.5, 0.9, k, dtype=torch.float64)
 
 
 def rows_at(example: Example, number: int) -> Tensor:
@@ -103,8 +107,12 @@ def rows_at(example: Example, number: int) -> Tensor:
         rows = rows @ torch.tensor(example.extra["turn"], dtype=rows.dtype)
     if number == 0:
         return rows
-    factors = [2.0 ** ((i + number) % 3 - 1) for i in range(example.n_tasks)]
-    return rows * torch.tensor(factors, dtype=rows.dtype)[:, None]
+    return rows * _factors(example.n_tasks, number % 3, rows.dtype)
+
+
+@functools.cache
+def _factors(k: int, number: int, dtype: torch.dtype) -> Tensor:
+    return torch.tensor([2.0 ** ((i + number) % 3 - 1) for i in range(k)], dtype=dtype)[:, None]
 
 
 def views(
@@ -125,16 +133,20 @@ def moment(
     """
     listed = list(range(example.n_tasks) if order is None else order)
     away = {task for at, task in example.extra.get("away", ()) if at == number}
-    present = torch.tensor([task not in away for task in listed])
-    given(bool(present.any()), "a task is there in every step")
-    rows = rows_at(example, number)[listed] * present[:, None]
-    shown = None if bool(present.all()) else present
-    late = start(plugin, example)
+    there = [task not in away for task in listed]
+    given(any(there), "a task is there in every step")
+    present = None if all(there) else torch.tensor(there)
+    rows, late = rows_at(example, number), start(plugin, example)
+    # Most steps show all tasks in their order, and a step is made a million times.
+    rows = rows if order is None else rows[listed]
+    rows = rows if present is None else rows * present[:, None]
 
     def view(at: int) -> StepView:
-        losses = losses_at(example, at)[listed].masked_fill(~present, float("nan"))
+        losses = losses_at(example, at)
+        losses = losses if order is None else losses[listed]
+        losses = losses if present is None else losses.masked_fill(~present, float("nan"))
         seed = example.seed + number
-        return view_of(plugin, rows, losses, seed=seed, step=late + number, present=shown, tasks=listed)
+        return view_of(plugin, rows, losses, seed=seed, step=late + number, present=present, tasks=listed)
 
     return rows, view
 
@@ -177,20 +189,20 @@ def answers(
 ) -> Iterator[Answer]:
     """The answers of the whole run, or of its first step if the method has no state. A method that has no state and
     does not handle absent tasks is asked with all tasks present, unless it has ``options`` per task. One run in three
-    is saved and loaded on its way."""
+    goes on with a new object and a copy of the state (through a file: the law "resume-equivalent")."""
     state = plugin.init(example.n_tasks if order is None else len(order))
     if not state and not plugin.handles_absent and not options:
         example = example.with_(extra={**example.extra, "away": []})
     many = length(state, example)
     for number in range(many):
         if number and number == resumed_at(example, many):
-            plugin, state = reopened(plugin, state)
+            plugin, state = dataclasses.replace(plugin), {name: v.detach().clone() for name, v in state.items()}
         answer, state = step(plugin, example, number, state, order)
         yield answer
 
 
 def resumed_at(example: Example, many: int) -> int:
-    """The step before which the run is saved, loaded and continued; 0 in two runs of three: never."""
+    """The step before which the run is handed to a new object; 0 in two runs of three: never."""
     return 1 + example.seed // 3 % (many - 1) if many > 1 and example.seed % 3 == 1 else 0
 
 

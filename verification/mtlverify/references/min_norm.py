@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from mtlverify.references import Array, ReferenceFailed, Solution, programs, reference
-from mtlverify.references.rows import unit_rows
+from mtlverify.references import ACCEPTED, Array, ReferenceFailed, Solution, programs, reference
+from mtlverify.references.rows import UnitRows, unit_rows
 
 
 def covers(plugin: Any) -> bool:
@@ -38,14 +38,32 @@ def min_norm(rows: Array) -> Solution:
     if (lengths == 0).any():
         return Solution(np.zeros(rows.shape[1]), float(lengths.max()))
     given = unit_rows(rows)
-    smallest = float(given.norms.min())
-    cost = smallest / given.norms
+    cost = float(given.norms.min()) / given.norms
     candidates = _active_set(given.units, cost)
     with contextlib.suppress(ReferenceFailed):  # a cost spread over 1e16 can defeat Clarabel
         b = programs.run(programs.nearest_in_simplex(len(rows)), given.square_root, cost)
         candidates += [_repaired(b, cost), *_polished(given.units, b, cost)]
     if not candidates:
         raise ReferenceFailed("neither Clarabel nor Lawson-Hanson found a point of the hull")
+    return _solution(given, cost, candidates).accepted()
+
+
+def bounds(rows: Array) -> tuple[float, float]:
+    """Bounds of |d| of the min-norm point, of rows none of which is zero, by Lawson-Hanson alone: for who only asks
+    whether it vanishes. (0, inf) if it finds no point."""
+    given = unit_rows(rows)
+    cost = float(given.norms.min()) / given.norms
+    candidates = _active_set(given.units, cost)
+    if not candidates:
+        return 0.0, float("inf")
+    found = _solution(given, cost, candidates)
+    length = float(np.linalg.norm(found.direction))
+    return (length - found.distance if found.residual <= ACCEPTED else 0.0), length
+
+
+def _solution(given: UnitRows, cost: Array, candidates: list[Array]) -> Solution:
+    """The candidate that comes nearest to the optimality conditions."""
+    smallest = float(given.norms.min())
     best = min(candidates, key=lambda b: _violation(given.units, b, cost))
     violation = _violation(given.units, best, cost)
     size = float(best.sum())
@@ -54,7 +72,7 @@ def min_norm(rows: Array) -> Solution:
         size=smallest * size,
         residual=violation / size,
         distance=smallest * float(np.sqrt(2.0 * violation * size)),
-    ).accepted()
+    )
 
 
 def _repaired(b: Array, cost: Array) -> Array:

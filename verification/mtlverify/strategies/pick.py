@@ -46,6 +46,15 @@ class Pick:
         raise NotImplementedError
 
 
+def _below(rng: random.Random, n: int) -> int:
+    """What ``rng.randrange(n)`` gives, without its checks: a search draws millions of entries."""
+    bits = n.bit_length()
+    found = rng.getrandbits(bits)
+    while found >= n:
+        found = rng.getrandbits(bits)
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class _Integers(Pick):
     low: int
@@ -54,7 +63,7 @@ class _Integers(Pick):
     def sample(self, rng: random.Random) -> int:
         if self.high - self.low > FEW and rng.random() < ODD:
             return rng.choice([v for v in (self.low, self.high, 0, 1, -1) if self.low <= v <= self.high])
-        return rng.randint(self.low, self.high)
+        return self.low + _below(rng, self.high - self.low + 1)
 
     def hypothesis(self) -> Any:
         from hypothesis import strategies
@@ -67,7 +76,7 @@ class _OneOf(Pick):
     values: tuple[Any, ...]
 
     def sample(self, rng: random.Random) -> Any:
-        return self.values[rng.randrange(len(self.values))]
+        return self.values[_below(rng, len(self.values))]
 
     def hypothesis(self) -> Any:
         from hypothesis import strategies
