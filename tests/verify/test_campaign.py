@@ -14,7 +14,8 @@ from mtlverify import campaign as campaigns
 from mtlverify import runner
 from mtlverify.campaign import Depth, campaign
 from mtlverify.laws.runs import Reaction
-from mtlverify.mutants import teleports, twins
+from mtlverify.memory import remembered
+from mtlverify.mutants import mergers, teleports, twins
 from mtlverify.processes import Task, _next
 
 FEW = ("finite", "positively-homogeneous", "non-conflicting", "simplex-weights")
@@ -68,7 +69,75 @@ def test_few_inputs_are_few_questions():
     asked = [0]
 
     @dataclasses.dataclass(frozen=True)
-    def test_a_process_stays_with_its_group_then_takes_a_new_one_then_helps():
+    class Counted(twins.Remembering):
+        def aggregate(self, view, state):
+            asked[0] += 1
+            return super().aggregate(view, state)
+
+    done = [runner.examine(Counted(), law, 3, 0) for law in runner.laws("aggregator")]
+    assert len(done) >= 33
+    assert asked[0] < 900
+
+
+def test_a_run_on_moved_gradients_is_made_once_and_no_further_than_asked():
+    made = []
+
+    def run(rows):
+        for number in range(100):
+            made.append(number)
+            yield rows[0] + number
+
+    react = Reaction(run)
+    rows = torch.ones(2, 3)
+    assert [float(react.at(n)(rows)[0]) for n in (0, 2, 1, 2)] == [1.0, 3.0, 2.0, 3.0]
+    assert made == [0, 1, 2]
+
+
+def test_three_inputs_are_found_where_few_families_have_any():
+    """Most networks give this teleport nothing to do."""
+    (law,) = runner.chosen("teleport", ["history-in-new-coordinates"])
+    for seed in range(4):
+        assert runner.examine(teleports.Rescaling(), law, 3, seed).status == "verified"
+
+
+class Counted(mergers.Average):
+    """A mean that knows how often it was asked."""
+
+    asked = 0
+
+    def merge(self, base, vectors, generator):
+        Counted.asked += 1
+        return super().merge(base, vectors, generator)
+
+
+def test_laws_that_draw_from_one_pool_draw_the_same_inputs_and_share_answers():
+    """Only those that look at the answer alone: a law about what asking does really asks."""
+    Counted.asked = 0
+    first, second, third = runner.check(Counted(), ["finite", "shape-dtype-device", "pure"], 40)
+    assert first.families == second.families == third.families
+    assert first.examples == 10
+    assert Counted.asked == 2 * first.examples
+
+
+def test_what_is_remembered_cannot_be_spoilt_by_who_asked():
+    asked = []
+
+    def ask():
+        asked.append(1)
+        return {"entry": torch.zeros(2, requires_grad=True) * 2.0}
+
+    plugin = mergers.Average()
+    remembered(plugin, "a question", ask, 2)["entry"].data.fill_(7.0)
+    again = remembered(plugin, "a question", ask, 2)["entry"]
+    assert again.tolist() == [0.0, 0.0]
+    assert again.requires_grad, "what a law must see is in the copy, too"
+    assert len(asked) == 1
+    for question in ("others", "more", "a question"):
+        remembered(plugin, question, ask, 2)
+    assert len(asked) == 4, "no more than two are kept"
+
+
+def test_a_process_stays_with_its_group_then_takes_a_new_one_then_helps():
     tasks = [Task(i, str(i), group) for i, group in enumerate("aabbc")]
     assert _next([1, 2, 3, 4], tasks, "b", {"a"}) == 2
     assert _next([1, 4], tasks, "b", {"a"}) == 4

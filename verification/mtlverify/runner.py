@@ -151,8 +151,8 @@ def examine(
         depth = max(1, round(max_examples * law.effort)) if max_examples else 0
         shrinks = (SHRINKS if result.claimed else min(SHRINKS // 12, max_examples)) if shrink else 0
         outcome = search(
-            law, plugin, examples, depth, _seed(seed, result.name, law.name), explicit, shrinks,
-            hunt if result.claimed else 0.0,
+            law, plugin, examples, depth, _seed(seed, result.name, getattr(examples, "pool", "") or law.name), explicit,
+            shrinks, hunt if result.claimed else 0.0,
         )  # fmt: skip
     return _judged(plugin, law, outcome, result)
 
@@ -317,5 +317,6 @@ def claims_of_nothing(plugin: Any, kind: str, wanted: Iterable[str] | None) -> I
 
 
 def _seed(seed: int, name: str, law: str) -> int:
-    """Each pair of plugin and law searches on its own seed, so that the order of checks changes nothing."""
+    """Each pair of plugin and law (or pool of inputs that laws share) searches on its own seed, so that the order of
+    checks changes nothing."""
     return zlib.crc32(f"{seed}/{name}/{law}".encode())

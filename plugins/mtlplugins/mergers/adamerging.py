@@ -53,22 +53,24 @@ class AdaMerging(Merger):
         """Adam on the coefficients."""
         if not self.low <= self.start <= self.high:
             raise ConfigurationError(f"AdaMerging: start={self.start:g} is not between {self.low:g} and {self.high:g}.")
-        stacked = {n: torch.stack([v[n] for v in vectors]) for n in base}
+        stacked = {n: torch.stack([v[n].flatten() for v in vectors], dim=1) for n in base}
         one = next(iter(base.values()))
         shape = (len(base), len(vectors)) if self.per == "layer" else (1, len(vectors))
         coefficients = one.new_full(shape, self.start).requires_grad_(True)
         optimizer = torch.optim.Adam([coefficients], lr=self.lr)
         for step in range(self.steps):
-            moved = _combined(coefficients, stacked)
-            value = objective({n: base[n] + v for n, v in moved.items()}, step)
+            value = objective(_combined(coefficients, stacked, base), step)
             (coefficients.grad,) = torch.autograd.grad(value, [coefficients])
             optimizer.step()
             with torch.no_grad():
                 coefficients.clamp_(self.low, self.high)
-        return _combined(coefficients.detach(), stacked)
+        return _combined(coefficients.detach(), stacked, {n: torch.zeros_like(v) for n, v in base.items()})
 
 
-def _combined(coefficients: Tensor, stacked: Entries) -> dict[str, Tensor]:
-    """sum_t c_t tau_t, with a row of coefficients per entry, or one row for all."""
-    rows = coefficients.expand(len(stacked), -1)
-    return {n: torch.tensordot(row, taus, dims=1) for row, (n, taus) in zip(rows, stacked.items(), strict=True)}
+def _combined(coefficients: Tensor, stacked: Entries, base: Entries) -> dict[str, Tensor]:
+    """base + sum_t c_t tau_t, with a row of coefficients per entry, or one row for all; stacked has tau (P, T)."""
+    rows = coefficients.expand(len(stacked), -1).unbind()
+    return {
+        n: torch.addmv(base[n].flatten(), taus, row).view(base[n].shape)
+        for row, (n, taus) in zip(rows, stacked.items(), strict=True)
+    }

@@ -14,7 +14,7 @@ from mtlverify.law import Margin, given, law, worst
 from mtlverify.laws.compare import agreement
 from mtlverify.laws.proposals import FEW, MOVES, apply, ask, moves, trainable
 from mtlverify.laws.universal import verdict
-from mtlverify.strategies.networks import Network, NetworkExample, networks
+from mtlverify.strategies.networks import Network, NetworkExample, networks, seeded
 
 COARSE = torch.bfloat16
 UNSEEN = range(50, 53)
@@ -57,7 +57,7 @@ def _not_of_its_parameters(displacement: Displacement, made: Network) -> str:
 
 def _kept(displacement: Displacement, made: Network, training: bool) -> Margin:
     """Margin of the largest change of a loss, relative to its change when all parameters move by their last bit."""
-    before = _losses(made, training)
+    before = _losses(copy.deepcopy(made), training)
     noise = [(_losses(_shaken(made, probe), training) - before).abs() for probe in range(tolerance.PROBES)]
     allowed = tolerance.LAST_BITS * torch.stack(noise).amax(dim=0)
     moved = copy.deepcopy(made)
@@ -69,12 +69,12 @@ def _kept(displacement: Displacement, made: Network, training: bool) -> Margin:
     return agreement(float(error[most]), float(allowed[most]), what)
 
 
-def _losses(made: Network, training: bool) -> Tensor:
-    """All tasks' losses on all unseen batches, in float64; dropout masks are the same every time."""
-    judged = copy.deepcopy(made)
+def _losses(judged: Network, training: bool) -> Tensor:
+    """All tasks' losses on all unseen batches, in float64; dropout masks are the same every time. The statistics of the
+    network move: it is not used again."""
     judged.trunk.train(training)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+        seeded(0)
         return torch.stack([loss for seed in UNSEEN for loss in judged.exact(seed)().values()])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import copy
 import dataclasses
 import io
@@ -25,6 +24,7 @@ from mtlverify.laws.universal import (
     unless,
     verdict,
 )
+from mtlverify.memory import remembered
 from mtlverify.problems import Problem
 from mtlverify.strategies.tradeoffs import TradeoffExample, learnt, long_searches, placed, short_searches
 
@@ -34,10 +34,19 @@ FEW = 0.08
 ONCE = 0.04
 """A search that may converge takes seconds, so one input of every family is tried."""
 
+KEPT = 16
+"""Searches that are remembered: as many as a law has inputs, and some more."""
+
 
 def asked(n_tasks: int) -> Tensor:
     """(n, K) preferences: the corners of the simplex, the centre, and points between."""
     return simplex.grid(n_tasks, n_tasks + 3)
+
+
+def searched(plugin: Any, example: TradeoffExample) -> dict[str, Tensor]:
+    """The result of the search, for laws that look at nothing else: several share one."""
+    found: dict[str, Tensor] = remembered(plugin, example, lambda: learnt(plugin, example), KEPT)
+    return found
 
 
 def readings(plugin: Any, found: dict[str, Tensor], example: TradeoffExample) -> dict[str, Tensor]:
@@ -51,7 +60,7 @@ def readings(plugin: Any, found: dict[str, Tensor], example: TradeoffExample) ->
      decode=TradeoffExample.from_json)  # fmt: skip
 def finite(plugin: Any, example: TradeoffExample) -> float:
     """Preferences include the corners of the simplex."""
-    found = learnt(plugin, example)
+    found = searched(plugin, example)
     every = {**found, **readings(plugin, found, example)}
     return unless([f"{n!r} is not finite" for n, v in every.items() if not bool(torch.as_tensor(v).isfinite().all())])
 
@@ -76,9 +85,10 @@ def pure(plugin: Any, example: TradeoffExample) -> float:
      source=HOUSE, universal=True, margin=VERDICT, examples=short_searches, effort=FEW,
      decode=TradeoffExample.from_json)  # fmt: skip
 def deterministic(plugin: Any, example: TradeoffExample) -> float:
-    """The search is repeated after another search, and under other global seeds."""
+    """The search is repeated after another search, and under other global seeds. The first result is that of another
+    instance, from this law or an earlier one."""
     with generators_restored():
-        first = learnt(dataclasses.replace(plugin), example)
+        first = searched(dataclasses.replace(plugin), example)
         learnt(plugin, dataclasses.replace(example, seed=example.seed + 1))
         reseed(example.seed + 12345)
         return unless(differences(first, learnt(plugin, example)))
@@ -89,7 +99,7 @@ def deterministic(plugin: Any, example: TradeoffExample) -> float:
      effort=FEW, decode=TradeoffExample.from_json)  # fmt: skip
 def shape_dtype_device(plugin: Any, example: TradeoffExample) -> float:
     """Entries have no autograd graph; some may be left out."""
-    found, model = learnt(plugin, example), example.model().state_dict()
+    found, model = searched(plugin, example), example.model().state_dict()
     if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
         return verdict(False, "search does not return a dict of tensors")
     faults = []
@@ -119,19 +129,6 @@ def reproducible_from_state(plugin: Any, example: TradeoffExample) -> float:
 
 
 # --- what a search finds --------------------------------------------------------------------------------------------
-
-_SEARCHES: collections.OrderedDict[tuple[type, str, TradeoffExample], dict[str, Tensor]] = collections.OrderedDict()
-"""The last searches. Three laws use the same ones, and a search is deterministic."""
-
-
-def searched(plugin: Any, example: TradeoffExample) -> dict[str, Tensor]:
-    """The result of the search, from memory if it was one of the last."""
-    key = (type(plugin), repr(plugin), example)
-    if key not in _SEARCHES:
-        _SEARCHES[key] = learnt(plugin, example)
-        while len(_SEARCHES) > 8:
-            _SEARCHES.popitem(last=False)
-    return copy.deepcopy(_SEARCHES[key])
 
 
 def found_losses(plugin: Any, example: TradeoffExample, preferences: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,18 +23,35 @@ from mtlverify.laws.universal import (
     unless,
     verdict,
 )
+from mtlverify.memory import remembered
 from mtlverify.strategies.experts import ExpertsExample, experts
 
 HOUSE = "contract of mtlcore.Merger"
 FEW = 0.25
 """A merger may run an optimisation, so a quarter of the usual inputs are tried."""
 
+KEPT = 32
+"""Answers that are remembered: as many as a law has inputs, and some more."""
+
 Vectors = list[dict[str, Tensor]]
 
 
 def ask(plugin: Any, base: dict[str, Tensor], vectors: Vectors, seed: int) -> dict[str, Tensor]:
     """The merged task vector, with zeros for entries that were left out."""
-    found = answer(plugin, base, vectors, seed)
+    return _filled(answer(plugin, base, vectors, seed), base)
+
+
+def asked(plugin: Any, example: ExpertsExample) -> dict[str, Tensor]:
+    """The same about an example as it is: several laws look at this answer, so the merger is asked once."""
+    return _filled(asked_once(plugin, example), example.build()[0])
+
+
+def asked_once(plugin: Any, example: ExpertsExample) -> Any:
+    """The answer of the merger about an example; a copy of it, if it is known."""
+    return remembered(plugin, example, lambda: answer(plugin, *example.build(), example.seed), KEPT)
+
+
+def _filled(found: dict[str, Tensor], base: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: found.get(n, torch.zeros_like(v)) for n, v in base.items()}
 
 
@@ -48,12 +65,13 @@ def answer(plugin: Any, base: dict[str, Tensor], vectors: Vectors, seed: int) ->
 
 def wish(base: dict[str, Tensor], vectors: Vectors) -> Objective:
     """A convex objective that treats all experts alike: the mean squared distance to the mean expert, entry by entry,
-    relative to the size of the task vectors."""
-    target = {n: base[n] + torch.stack([v[n] for v in vectors]).mean(0) for n in base}
+    relative to the size of the task vectors. All entries in one vector, because a merger asks hundreds of times."""
+    target = torch.cat([(base[n] + torch.stack([v[n] for v in vectors]).mean(0)).flatten() for n in base])
     scale = {n: max(float(torch.stack([v[n] for v in vectors]).square().mean()), 1e-300) for n in base}
+    share = torch.cat([v.new_full((v.numel(),), 1.0 / v.numel() / scale[n]) for n, v in base.items()])
 
     def objective(entries: Entries, step: int) -> Tensor:
-        return torch.stack([(v - target[n]).square().mean() / scale[n] for n, v in entries.items()]).sum()
+        return torch.dot((torch.cat([entries[n].flatten() for n in base]) - target).square(), share)
 
     return objective
 
@@ -77,7 +95,7 @@ def sizes(*many: dict[str, Tensor]) -> dict[str, float]:
      margin=VERDICT, examples=experts, effort=FEW, decode=ExpertsExample.from_json)  # fmt: skip
 def finite(plugin: Any, example: ExpertsExample) -> float:
     """Inputs include experts that are equal to the base."""
-    found = ask(plugin, *example.build(), example.seed)
+    found = asked(plugin, example)
     return unless([f"{n!r} is not finite" for n, v in found.items() if not bool(v.isfinite().all())])
 
 
@@ -98,9 +116,10 @@ def pure(plugin: Any, example: ExpertsExample) -> float:
      source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=FEW,
      decode=ExpertsExample.from_json)  # fmt: skip
 def deterministic(plugin: Any, example: ExpertsExample) -> float:
-    """The question is repeated after one about other experts, and under other global seeds."""
+    """The question is repeated after one about other experts, and under other global seeds. The first answer is that of
+    another instance, from this law or an earlier one."""
     with generators_restored():
-        first = ask(dataclasses.replace(plugin), *example.build(), example.seed)
+        first = asked(dataclasses.replace(plugin), example)
         ask(plugin, *dataclasses.replace(example, seed=example.seed + 1).build(), 1)
         reseed(example.seed + 12345)
         return unless(differences(first, ask(plugin, *example.build(), example.seed)))
@@ -111,8 +130,8 @@ def deterministic(plugin: Any, example: ExpertsExample) -> float:
      decode=ExpertsExample.from_json)  # fmt: skip
 def shape_dtype_device(plugin: Any, example: ExpertsExample) -> float:
     """Entries have no autograd graph; some may be left out."""
-    base, vectors = example.build()
-    found = answer(plugin, base, vectors, example.seed)
+    base, _ = example.build()
+    found = asked_once(plugin, example)
     if not isinstance(found, dict):
         return verdict(False, f"merge returns {type(found).__name__}, not a dict")
     faults = [f"{n!r} is not an entry of the base" for n in found if n not in base]
@@ -161,7 +180,7 @@ def identical_experts(plugin: Any, example: ExpertsExample) -> float:
 def order_free(plugin: Any, example: ExpertsExample) -> float:
     """The order is reversed; the equality is to half of the digits of the largest task vector."""
     base, vectors = example.build()
-    plain, turned = (ask(plugin, base, v, example.seed) for v in (vectors, vectors[::-1]))
+    plain, turned = asked(plugin, example), ask(plugin, base, vectors[::-1], example.seed)
     return close(turned, plain, sizes(*vectors, plain), "another order gives another model")
 
 
@@ -182,7 +201,7 @@ def lowers_objective(plugin: Any, example: ExpertsExample) -> float:
         return float(objective({n: base[n] + found[n] for n in base}, 0))
 
     still = {n: torch.zeros_like(v) for n, v in base.items()}
-    at = value(ask(plugin, base, vectors, example.seed))
+    at = value(asked(plugin, example))
     before = min(value(still), value(ask(dataclasses.replace(plugin, steps=0), base, vectors, example.seed)))
     return verdict(at <= before * (1.0 + tolerance.HALF_DIGITS), f"the objective is {at:.6g}, and was {before:.6g}")
 

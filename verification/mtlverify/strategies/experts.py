@@ -86,4 +86,4 @@ def experts() -> Strata:
 
         return Stratum(drawn, family)
 
-    return Strata(tuple(recipe(family) for family in FAMILIES))
+    return Strata(tuple(recipe(family) for family in FAMILIES), pool="experts")

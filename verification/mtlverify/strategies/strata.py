@@ -83,17 +83,24 @@ def _as_strategy(what: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Strata:
-    """Several recipes: a :class:`Stratum` or a Hypothesis strategy each."""
+    """Several recipes: a :class:`Stratum` or a Hypothesis strategy each.
+
+    Args:
+        strata: the recipes.
+        pool: a name, where an answer to one input takes long. All laws about a plugin that draw from one pool then draw
+            the same inputs, so that they can share answers (:mod:`mtlverify.memory`). "": each law draws its own.
+    """
 
     strata: tuple[Any, ...]
+    pool: str = ""
 
     def filter(self, condition: Callable[[Any], bool]) -> Strata:
         """Only inputs that satisfy ``condition``."""
-        return Strata(tuple(s.filter(condition) for s in self.strata))
+        return dataclasses.replace(self, strata=tuple(s.filter(condition) for s in self.strata))
 
     def map(self, change: Callable[[Any], Any]) -> Strata:
         """Every input changed in some way."""
-        return Strata(tuple(s.map(change) for s in self.strata))
+        return dataclasses.replace(self, strata=tuple(s.map(change) for s in self.strata))
 
     def merged(self) -> Any:
         """One ordinary Hypothesis strategy, for ``@given``."""

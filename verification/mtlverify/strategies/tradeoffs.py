@@ -17,6 +17,7 @@ from mtlcore.exploring import Exploration
 from mtlverify.problems import Problem
 from mtlverify.strategies import Strata, Stratum
 from mtlverify.strategies import pick as st
+from mtlverify.strategies.networks import seeded
 from mtlverify.strategies.strata import Draw
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -112,7 +113,7 @@ def work(example: TradeoffExample) -> Exploration:
 def learnt(plugin: Any, example: TradeoffExample) -> dict[str, Tensor]:
     """What it learns; without the core's checks, which would refuse what a law is to find."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(example.seed)
+        seeded(example.seed)
         found: dict[str, Tensor] = plugin.search(work(example))
     return found
 
@@ -146,4 +147,4 @@ def _searches(passes: int, last_seed: int) -> Strata:
 
         return Stratum(drawn, family)
 
-    return Strata(tuple(recipe(family) for family in FAMILIES))
+    return Strata(tuple(recipe(family) for family in FAMILIES), pool=f"searches of {passes} passes")
