@@ -266,7 +266,7 @@ def test_aligned_mtl_with_the_rank_of_float32():
         close(ask(some_rows, "aligned-mtl", rank_cut="float32"), ask(some_rows, "aligned-mtl"), some_rows)
 
 
-@pytest.mark.parametrize("length", ["projection", "minimum", "maximum", "harmonic", "arithmetic", "geometric"])
+@pytest.mark.parametrize("length", ["projection", "minimum", "maximum", "harmonic", "arithmetic", "geometric", "task"])
 def test_config(length):
     for seed, rows in some():
         k = len(rows)
@@ -280,10 +280,21 @@ def test_config(length):
             "harmonic": k / (1 / norms).sum(),
             "arithmetic": norms.mean(),
             "geometric": norms.prod() ** (1 / k),
+            "task": norms[1],
         }
         expected = (rows @ x).sum() if length == "projection" else one[length] * (units(rows) @ x).sum()
         options = {"preferences": tuple(p)} if seed % 2 else {}
-        close(ask(rows, "config", length=length, **options), expected * x, rows, 1e-6)
+        close(ask(rows, "config", length=length, tracked=1, **options), expected * x, rows, 1e-6)
+
+
+def test_config_tracks_a_task_that_is_there():
+    with pytest.raises(ConfigurationError, match=r"config: tracked=3, but the 3 tasks are counted from 0"):
+        mtlcore.create("aggregator", "config", length="task", tracked=3).init(3)
+    rows = jacobians()[3][:3]
+    view = StepView(losses=[1.0] * 3, jacobian=torch.from_numpy(rows))
+    method = mtlcore.create("aggregator", "config", length="task", tracked=2)
+    without = method.aggregate(view.restricted(torch.tensor([True, True, False])), {}).weights.numpy()
+    close(rows[:2].T @ without, ask(rows[:2], "config", length="arithmetic"), rows[:2], 1e-9)
 
 
 def gradops(rows: Array, always: bool) -> Array:

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, vector
+from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, integer, vector
+from mtlcore.errors import ConfigurationError
 from mtlplugins.aggregators import _numpy
 from mtlplugins.per_task import check_length, preferences_present
 from mtlplugins.solvers.certificate import EPS
@@ -16,7 +17,7 @@ from mtlplugins.solvers.cosines import Array, Cosines
 from mtlplugins.solvers.least_squares import minimum_norm
 
 State = dict[str, torch.Tensor]
-LENGTHS = ("projection", "minimum", "maximum", "harmonic", "arithmetic", "geometric")
+LENGTHS = ("projection", "minimum", "maximum", "harmonic", "arithmetic", "geometric", "task")
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,31 @@ class ConFIG(Aggregator):
             model. d is orthogonal to the gradient of a task with preference 0.
         length: the length of d. "projection", the authors' default: sum_i |g_i| cos(g_i, u). All others:
             s sum_i cos(g_i, u), where s is the "minimum", the "maximum", or the "harmonic", "arithmetic" or "geometric"
-            mean of the |g_i| [official code].
+            mean of the |g_i|, or with "task" the |g_i| of one task [official code]; where that task is absent, the
+            arithmetic mean [choice].
+        tracked: position of that task among all tasks.
 
     Raises:
-        ConfigurationError: the preferences of the tasks present are all zero, or there is not one per task.
+        ConfigurationError: the preferences of the tasks present are all zero, or there is not one per task; or there is
+            no task of that position.
     """
 
     needs: ClassVar[Needs] = Needs.GRAMIAN
 
     preferences: tuple[float, ...] | None = vector(None, low=0.0)
     length: str = choice("projection", LENGTHS)
+    tracked: int = integer(0, low=0)
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """What is promised; preferences belong to tasks in their order, and not every length is linear."""
         out = {"positively-homogeneous", "resume-equivalent", "parameter-rotation", "preferences-belong-to-tasks"}
-        if self.length in ("projection", "arithmetic"):
+        if self.length in ("projection", "arithmetic", "task"):
             out.add("linear-under-scaling")
         if self.preferences is None:
-            out |= {"permutation-equivariant", "equal-projections"}
+            out.add("equal-projections")
+            if self.length != "task":
+                out.add("permutation-equivariant")
             if self.length == "projection":
                 out.add("matches-reference")
         return frozenset(out)
@@ -62,17 +69,30 @@ class ConFIG(Aggregator):
     def init(self, n_tasks: int) -> State:
         """No state."""
         check_length("config", "preferences", self.preferences, n_tasks)
+        check_tracked("config", self.length, self.tracked, n_tasks)
         return {}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """The weights of :func:`combination`."""
         share = np.array(preferences_present("config", self.preferences, view))
-        weights, diagnostics = combination(_numpy.read(view), share, self.length)
+        at = view.task_index.index(self.tracked) if self.tracked in view.task_index else None
+        weights, diagnostics = combination(_numpy.read(view), share, self.length, at)
         return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=diagnostics)
 
 
-def combination(rows: Cosines, share: Array, length: str) -> tuple[Array, dict[str, object]]:
-    """Weights (K,) of d for preferences ``share`` (K,), and diagnostics.
+def check_tracked(method: str, length: str, tracked: int, n_tasks: int) -> None:
+    """Called before the first step, when the number of tasks is known.
+
+    Raises:
+        ConfigurationError: no task has that position.
+    """
+    if length == "task" and tracked >= n_tasks:
+        raise ConfigurationError(f"{method}: tracked={tracked}, but the {n_tasks} tasks are counted from 0.")
+
+
+def combination(rows: Cosines, share: Array, length: str, tracked: int | None) -> tuple[Array, dict[str, object]]:
+    """Weights (K,) of d for preferences ``share`` (K,), and diagnostics. ``tracked``: the row whose length counts for
+    "task", None if it is not there.
 
     The weights are (sum_i |g_i| (C y)_i / y'Cy) y / |g| with y = C^+ w; other lengths replace every |g_i| in the sum by
     one number."""
@@ -86,21 +106,25 @@ def combination(rows: Cosines, share: Array, length: str) -> tuple[Array, dict[s
     if square <= 16.0 * len(y) * EPS * float(np.abs(y).sum()) ** 2:
         diagnostics["undefined"] = "no direction has a positive cosine with the gradients"
         return np.zeros(rows.n_tasks), diagnostics
-    size = float(_lengths(rows.norms, length) @ cosines)
+    size = float(_lengths(rows, length, tracked) @ cosines)
     # d points against u where the projections sum to less than zero, which dependent rows allow.
     diagnostics["min_cosine"] = float((cosines if size >= 0.0 else -cosines).min()) / square**0.5
     return rows.scatter((size / square) * y / rows.norms), diagnostics
 
 
-def _lengths(norms: Array, length: str) -> Array:
+def _lengths(rows: Cosines, length: str, tracked: int | None) -> Array:
     """(k,) the numbers that stand for |g_i| in the length."""
+    norms = rows.norms
     if length == "projection":
         return norms
+    if length == "task" and tracked is not None:
+        return np.full_like(norms, rows.scatter(norms)[tracked])
     one = {
         "minimum": norms.min(),
         "maximum": norms.max(),
         "harmonic": norms.min() * len(norms) / (norms.min() / norms).sum(),
         "arithmetic": norms.mean(),
+        "task": norms.mean(),
         # Through logarithms: a product of 40 norms of 1e-12 would underflow.
         "geometric": np.exp(np.log(norms).mean()),
     }[length]

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, flag, linalg, number, vector
+from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, flag, integer, linalg, number, vector
 from mtlcore.errors import ConfigurationError
 from mtlplugins.aggregators import _numpy
-from mtlplugins.aggregators.config import LENGTHS, combination
+from mtlplugins.aggregators.config import LENGTHS, check_tracked, combination
 from mtlplugins.per_task import check_length, preferences_present
 from mtlplugins.solvers.cosines import cosines
 
@@ -49,10 +49,11 @@ class MConFIG(Aggregator):
             second moment of its own.
         preferences: as in ``config``.
         length: as in ``config``.
+        tracked: as in ``config``.
 
     Raises:
-        ConfigurationError: the preferences are all zero, or there is not one per task; or the trunk has another number
-            of parameters than before.
+        ConfigurationError: the preferences are all zero, or there is not one per task; there is no task of that
+            position; or the trunk has another number of parameters than before.
     """
 
     needs: ClassVar[Needs] = Needs.JACOBIAN
@@ -64,17 +65,20 @@ class MConFIG(Aggregator):
     second_moment: bool = flag(True)
     preferences: tuple[float, ...] | None = vector(None, low=0.0)
     length: str = choice("projection", LENGTHS)
+    tracked: int = integer(0, low=0)
 
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
-        """Preferences belong to tasks in their order."""
+        """Preferences, and the place of the tracked task, belong to tasks in their order."""
         out = {"resume-equivalent", "preferences-belong-to-tasks"}
-        return frozenset(out | ({"permutation-equivariant"} if self.preferences is None else set()))
+        symmetric = self.preferences is None and self.length != "task"
+        return frozenset(out | ({"permutation-equivariant"} if symmetric else set()))
 
     def init(self, n_tasks: int) -> State:
         """The averages (K, P), with P unknown before the first step; the number of steps of each task;
         (1 - beta1^t) d_t and the root of s (P,); and t. (s itself would overflow in float32 for gradients of 1e20.)"""
         check_length("m-config", "preferences", self.preferences, n_tasks)
+        check_tracked("m-config", self.length, self.tracked, n_tasks)
         empty = {name: torch.zeros(0, device="cpu") for name in ("pseudo", "root")}
         counts = {"met": torch.zeros(n_tasks, dtype=torch.float64, device="cpu")}
         steps = {"steps": torch.zeros((), dtype=torch.float64, device="cpu")}
@@ -94,7 +98,8 @@ class MConFIG(Aggregator):
             return Aggregation(direction=torch.zeros_like(rows[0]), state=new, diagnostics=note)
         share = np.array(preferences_present("m-config", self.preferences, view))
         averages = first / (1.0 - self.beta1**met).to(first)[:, None]
-        weights, diagnostics = combination(cosines(linalg.gramian(averages).cpu().numpy()), share, self.length)
+        gram = cosines(linalg.gramian(averages).cpu().numpy())
+        weights, diagnostics = combination(gram, share, self.length, self.tracked)
         direction = linalg.combine(averages, _numpy.tensor(weights))
         return self._divided(direction, new, diagnostics)
 
