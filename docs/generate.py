@@ -28,6 +28,8 @@ from typer.testing import CliRunner
 import mtlcore
 from mtlcore import cli
 from mtlcore.card import card
+from mtlcore.discovery import extra_of
+from mtlcore.glance import packages
 from mtlcore.hyperparameters import allowed
 from mtlcore.registry import registry
 from mtlcore.showing import slug
@@ -234,6 +236,9 @@ def method(kind: str, name: str, ledger: list[dict[str, Any]]) -> str:
         "What the tags in brackets mean: [methods](../methods.md#tags).\n",
     ]
     out += ["## Options\n", options(cls, meanings(cls))]
+    for package, why in packages(registry().find(kind, name)).items():
+        extra = f"[the extra](../../install.md#extras) `{extra_of(package)}`"
+        out.append(f"The package `{package}` is needed for {why}: {extra}.\n")
     errors = items(text.get("Raises:", ""))
     if errors:
         out += ["## Errors\n", *(f"- `{name}`: {why}" for name, why in errors.items()), ""]

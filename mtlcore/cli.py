@@ -22,7 +22,7 @@ from mtlcore.discovery import BUILT_IN, missing_extra
 from mtlcore.errors import MissingExtraError, MtlError, PluginError, PluginWarning, did_you_mean
 from mtlcore.hookspecs import KINDS
 from mtlcore.registry import Entry, registry
-from mtlcore.safety import blame, plain
+from mtlcore.safety import blame, plain, shown
 
 
 class _Commands(TyperGroup):
@@ -282,6 +282,9 @@ def _set_timeout(arguments: Sequence[str]) -> None:
 def main() -> None:
     """Entry point: errors made on purpose are one line and exit code 2, all others are tracebacks."""
     warnings.showwarning = _warn_in_one_line  # type: ignore[assignment]  # same call, looser annotations
+    given = os.environ.get(patience.VARIABLE, "")
+    if given and patience.allowed() is None:
+        _fail(MtlError(f"{patience.VARIABLE}={shown(given)} is not a number of seconds greater than 0."))
     _set_timeout(sys.argv[1:])
     patience.tell()
     if sys.argv[1:2] == ["list"]:
@@ -297,6 +300,11 @@ def main() -> None:
         if missing is None:
             raise
         _fail(missing)
+    except OSError as error:
+        # A file that somebody named, or a full disk behind standard output: not worth a traceback.
+        if error.strerror is None or isinstance(error, BrokenPipeError):
+            raise
+        _fail(MtlError(f"{error.strerror}: {error.filename or 'what is written to'}"))
     finally:
         output.give_up_stdout()
 

@@ -7,13 +7,14 @@ import functools
 import importlib.metadata
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pluggy
 
 from mtlcore import hookspecs
-from mtlcore.errors import MissingExtraError, PluginError
+from mtlcore.errors import MissingExtraError, PluginError, PluginWarning, did_you_mean
 from mtlcore.hookspecs import PROJECT
 from mtlcore.safety import one_line, plain, shown
 
@@ -41,11 +42,18 @@ def new_manager() -> pluggy.PluginManager:
 def discover() -> Iterator[Plugin]:
     """Entry points of the group, filtered by MTLCORE_PLUGINS (off, or a list of names or distributions)."""
     wish = os.environ.get("MTLCORE_PLUGINS", "").strip()
-    allowed = None if not wish else {w.strip() for w in wish.split(",")} - {"off"}
+    allowed = None if not wish else {w.strip() for w in wish.split(",")} - {"off", ""}
+    known: set[str] = set()
     for point in importlib.metadata.entry_points(group=PROJECT):
         distribution, version = _provenance(point.dist)
+        known |= {point.name, distribution}
         if allowed is None or distribution == BUILT_IN or allowed & {point.name, distribution}:
             yield Plugin(one_line(point.name, 64), distribution, version, functools.partial(_load, point))
+    for name in sorted((allowed or set()) - known):
+        hint = did_you_mean(name, known - {BUILT_IN}, "Installed")
+        warnings.warn(
+            f"MTLCORE_PLUGINS allows {shown(name)}, which is not installed. {hint}", PluginWarning, stacklevel=2
+        )
 
 
 def _load(point: importlib.metadata.EntryPoint) -> Any:
@@ -74,8 +82,12 @@ def _provenance(distribution: importlib.metadata.Distribution | None) -> tuple[s
 def missing_extra(error: BaseException) -> MissingExtraError | None:
     """The error with the pip line, if this one says that a package of one of our extras is not installed."""
     package = (getattr(error, "name", None) or "").partition(".")[0]
-    if not isinstance(error, ModuleNotFoundError) or not package:
-        return None
+    extra = extra_of(package) if isinstance(error, ModuleNotFoundError) else None
+    return None if extra is None else MissingExtraError(package, extra, "This")
+
+
+def extra_of(package: str) -> str | None:
+    """The first of our extras that brings a package; None if none does."""
     try:
         lines = importlib.metadata.requires(BUILT_IN) or []
     except importlib.metadata.PackageNotFoundError:
@@ -83,5 +95,5 @@ def missing_extra(error: BaseException) -> MissingExtraError | None:
     for line in lines:
         name, extra = re.match(r"[\w.-]+", line), re.search(r"extra == [\"'](\w+)[\"']", line)
         if name and extra and name[0].lower().replace("-", "_") == package.lower():
-            return MissingExtraError(package, extra[1], "This")
+            return extra[1]
     return None

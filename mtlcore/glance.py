@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import sys
-from typing import Any
 
-from mtlcore.discovery import BUILT_IN
+from mtlcore.discovery import BUILT_IN, extra_of
 from mtlcore.hookspecs import SHAPES
 from mtlcore.registry import Entry
 from mtlcore.safety import one_line
@@ -67,7 +67,10 @@ def needs(entry: Entry) -> str:
         if not isinstance(entry.target, str):
             return getattr(getattr(entry.target, "needs", None), "name", "").lower()
         module, _, name = entry.target.partition(":")
-        return _lazy_needs(module, name, _DEEP).lower()
+        value = _declared(module, name, "needs", _DEEP)
+        if isinstance(value, ast.FunctionDef):
+            return "depends"  # on its hyper-parameters
+        return value.attr.lower() if isinstance(value, ast.Attribute) else ""
     except Exception:
         return ""
 
@@ -105,28 +108,56 @@ def _lazy_description(module: str, name: str) -> str:
     return ast.get_docstring(node) or ""
 
 
-def _lazy_needs(module: str, name: str, deep: int) -> str:
+def _declared(module: str, name: str, attribute: str, deep: int) -> ast.expr | ast.FunctionDef | None:
+    """What a class or the nearest of its bases says of an attribute: its value, or the function that computes it."""
     home, node = _node(module, name)
     if not isinstance(node, ast.ClassDef) or deep == 0:
-        return ""
+        return None
     for statement in node.body:
         target: ast.expr | None = statement.target if isinstance(statement, ast.AnnAssign) else None
         if isinstance(statement, ast.Assign):
             target = statement.targets[0]
         value = getattr(statement, "value", None)
-        if isinstance(target, ast.Name) and target.id == "needs" and isinstance(value, ast.Attribute):
-            return value.attr
-        if isinstance(statement, ast.FunctionDef) and statement.name == "needs":
-            return "depends"  # on its hyper-parameters
+        if isinstance(target, ast.Name) and target.id == attribute and value is not None:
+            return value  # type: ignore[no-any-return]
+        if isinstance(statement, ast.FunctionDef) and statement.name == attribute:
+            return statement
     for base in node.bases:
-        if isinstance(base, ast.Name) and (found := _lazy_needs(home, base.id, deep - 1)):
+        if isinstance(base, ast.Name) and (found := _declared(home, base.id, attribute, deep - 1)):
             return found
-    return ""
+    return None
+
+
+def packages(entry: Entry) -> dict[str, str]:
+    """The packages that only some of its options need, each with these options: what its class calls ``packages``."""
+    if entry.status != "ok" or SHAPES.get(entry.kind) is None or SHAPES[entry.kind].base == "":
+        return {}
+    try:
+        if isinstance(entry.target, str):
+            module, _, name = entry.target.partition(":")
+            value = _declared(module, name, "packages", _DEEP)
+            found = {} if value is None or isinstance(value, ast.FunctionDef) else ast.literal_eval(value)
+        else:
+            found = getattr(entry.target, "packages", {})
+        return {one_line(package): one_line(options) for package, options in dict(found).items()}
+    except Exception:  # whoever says nonsense there needs nothing
+        return {}
+
+
+def installed(package: str) -> bool:
+    """Whether it can be imported; it is not."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # of a submodule, or no name of a module
+        return False
+
+
+def pip_line(entry: Entry, package: str) -> str:
+    """How to install it: by an extra of ours for a built-in plugin."""
+    extra = extra_of(package) if entry.distribution == BUILT_IN else None
+    return f"pip install {package}" if extra is None else f"pip install 'mtlcore[{extra}]'"
 
 
 def missing_packages(kind: str) -> tuple[str, ...]:
     """The packages that are not installed and without which the built-in plugins of this kind cannot be used."""
-    import importlib.util
-
-    shape: Any = SHAPES[kind]
-    return tuple(name for name in shape.needs if importlib.util.find_spec(name) is None)
+    return tuple(name for name in SHAPES[kind].needs if not installed(name))

@@ -11,7 +11,8 @@
 * What they may change: :class:`Snapshot`, :func:`copied_buffers`, :class:`Noise`, :class:`Structure`;
   :func:`interrupts_held`.
 * What a person or a program reads: :func:`table`, :func:`cell`, :func:`console`; :func:`as_json`, and
-  :func:`own_stdout`, which keeps what plugins print out of it. :func:`complete_names` and :func:`complete_laws` for the
+  :func:`own_stdout`, which keeps what plugins print out of it; :func:`check_writable` and :func:`to_stdout` for the file
+  that it goes to. :func:`complete_names` and :func:`complete_laws` for the
   shell.
 
 Names are imported on first use, as those of :mod:`mtlcore`.
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
     from mtlcore.discovery import BUILT_IN as BUILT_IN
     from mtlcore.output import as_json as as_json
     from mtlcore.output import cell as cell
+    from mtlcore.output import check_writable as check_writable
     from mtlcore.output import console as console
     from mtlcore.output import own_stdout as own_stdout
     from mtlcore.output import table as table
+    from mtlcore.output import to_stdout as to_stdout
     from mtlcore.patience import PATIENCE as PATIENCE
     from mtlcore.patience import TookTooLong as TookTooLong
     from mtlcore.patience import allowed as allowed
@@ -56,7 +59,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     **dict.fromkeys(("complete_laws", "complete_names"), "mtlcore.cli"),
-    **dict.fromkeys(("as_json", "cell", "console", "own_stdout", "table"), "mtlcore.output"),
+    **dict.fromkeys(("as_json", "cell", "check_writable", "console", "own_stdout"), "mtlcore.output"),
+    **dict.fromkeys(("table", "to_stdout"), "mtlcore.output"),
     **dict.fromkeys(("PATIENCE", "TookTooLong", "allowed", "limited", "waiting"), "mtlcore.patience"),
     **dict.fromkeys(("Entry", "registry"), "mtlcore.registry"),
     **dict.fromkeys(("blame", "described", "interrupted_by_user", "one_line", "plain", "shown"), "mtlcore.safety"),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 from mtlcore.errors import ConfigurationError
 from mtlcore.safety import shown
@@ -200,6 +200,10 @@ def check(owner: str, permitted: Mapping[str, Allowed], given: Mapping[str, Any]
 
 class Validated:
     """Base of every plugin class: checks the declared ranges at construction."""
+
+    packages: ClassVar[Mapping[str, str]] = {}
+    """Packages that only some options need: name to import -> these options, in words. `mtl list` and `mtl show` say
+    whether they are installed."""
 
     def __post_init__(self) -> None:
         declared = allowed(type(self))

@@ -36,6 +36,7 @@ def _row(entry: Entry) -> Row:
     return {
         **{field: getattr(entry, field) for field in fields},
         "needs": glance.needs(entry),
+        "packages": glance.packages(entry),
         "description": glance.description(entry) if entry.status == "ok" else "",
         "certificate": certificate(entry),
     }
@@ -99,6 +100,17 @@ def show(found: list[Row]) -> None:
         if missing:
             what = f"\nTo use a built-in {kind}: pip install 'mtlcore[{SHAPES[kind].extra}]' "
             out.print(cell(f"{what}({', '.join(missing)} not installed)"), soft_wrap=True)
+    for r in found:
+        for package, options in r["packages"].items():
+            if not glance.installed(package):
+                line = glance.pip_line(registry().find(r["kind"], r["name"]), package)
+                text = f"\nTo use {r['name']} with {options}: {line} ({package} not installed)"
+                out.print(cell(text), soft_wrap=True)
+
+
+def _needs(row: Row) -> str:
+    """What it reads of the gradients, and the packages that some of its options need."""
+    return ", ".join(filter(None, [row["needs"], *(f"{package} (optional)" for package in row["packages"])]))
 
 
 def _table(kind: str, mine: list[Row]) -> Any:
@@ -108,7 +120,7 @@ def _table(kind: str, mine: list[Row]) -> Any:
         "kind": not sys.stdout.isatty(),
         "name": True,
         "from": strangers or not sys.stdout.isatty(),
-        "needs": any(r["needs"] for r in mine),
+        "needs": any(map(_needs, mine)),
         "what it is": True,
         "promises": SHAPES[kind].base != "" and (not sys.stdout.isatty() or any(r["certificate"] for r in mine)),
     }
@@ -120,7 +132,7 @@ def _table(kind: str, mine: list[Row]) -> Any:
             "kind": cell(r["kind"]),
             "name": cell(r["name"], "cyan"),
             "from": cell(f"{r['distribution']} {r['version']}".strip()),
-            "needs": cell(r["needs"]),
+            "needs": cell(_needs(r)),
             "what it is": cell(r["description"]),
             "promises": cell("-" if known is None else in_short(known), style),
         }

@@ -13,8 +13,10 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from mtlcore.errors import ConfigurationError
 from mtlcore.safety import plain
 
 if TYPE_CHECKING:
@@ -61,6 +63,26 @@ def give_up_stdout() -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
         os.dup2(2, sys.stdout.fileno())
+
+
+def check_writable(file: Path | None) -> None:
+    """Before the work that is to be written there; what is in it stays. None and "-" (standard output) are.
+
+    Raises:
+        ConfigurationError: it cannot be written to.
+    """
+    if to_stdout(file) or file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+    except OSError as error:
+        raise ConfigurationError(f"{str(file)!r} cannot be written to: {error.strerror}.") from error
+
+
+def to_stdout(file: Path | None) -> bool:
+    """Whether ``--json -`` was given: then standard output is for JSON alone."""
+    return file is not None and str(file) == "-"
 
 
 def as_json(value: Any) -> str:

@@ -107,7 +107,7 @@ def _watch(say: Callable[[str], None]) -> None:
         seconds, limit = time.monotonic() - wait[1], allowed()
         if seconds >= PATIENCE and wait != told:
             told = wait
-            way_out = "" if limit else "; --timeout S would go on without it"
+            way_out = "" if limit else f"; {VARIABLE}=S would go on without it after S seconds"
             say(f"waiting for {wait[0]} ({seconds:.0f} s so far){way_out}")
         if limit is not None and seconds > limit + GRACE:
             say(

@@ -182,6 +182,14 @@ class Registry:
             self._collected[kind] = self._collect(kind)
         return self._collected[kind]
 
+    def kinds_of(self, name: str) -> list[str]:
+        """The kinds in which a plugin has this name; names are unique within a kind only."""
+        return [kind for kind in KINDS if any(e.name == name for e in self.entries(kind))]
+
+    def to_type(self, kind: str, name: str) -> str:
+        """How a command must be told this plugin: with its kind, where the name alone is ambiguous."""
+        return name if len(self.kinds_of(name)) == 1 else f"{name} --kind {kind}"
+
     def problems(self) -> list[Entry]:
         """Plugins that could not be loaded at all, or broke while registering."""
         return [e for e in self._broken if e.kind == "plugin"]
@@ -234,7 +242,9 @@ class Registry:
                 raise PluginError(f"{_who(entry)} is broken: {entry.problem}")
         hint = like_plugin(plain(name), [e.name for e in entries if e.status == "ok"])
         broken = "".join(f" (Plugin {p.name!r} of {p.provenance!r} is broken: {p.problem})" for p in self.problems())
-        raise UnknownPluginError(f"there is no {kind} called {shown(name)}. {hint}{broken}")
+        others = self.kinds_of(name)
+        elsewhere = f": it is the name of a plugin of kind {' and of kind '.join(others)}" if others else ""
+        raise UnknownPluginError(f"there is no {kind} called {shown(name)}{elsewhere}. {hint}{broken}")
 
     def load(self, kind: str, name: str) -> Any:
         """The class (or object) behind a name; a lazy one is imported now and checked."""

@@ -10,6 +10,7 @@ from typing import Any
 from mtlcore.card import card
 from mtlcore.discovery import BUILT_IN
 from mtlcore.errors import ConfigurationError, UnknownPluginError, did_you_mean, like_plugin
+from mtlcore.glance import installed, packages, pip_line
 from mtlcore.hookspecs import KINDS
 from mtlcore.hyperparameters import allowed
 from mtlcore.listing import certificate, in_short
@@ -26,7 +27,7 @@ def find(name: str, kind: str | None) -> Entry:
         ConfigurationError: several kinds have it.
         PluginError: it is broken.
     """
-    kinds = [kind] if kind else [k for k in KINDS if any(e.name == name for e in registry().entries(k))]
+    kinds = [kind] if kind else registry().kinds_of(name)
     if len(kinds) > 1:
         raise ConfigurationError(f"{name!r} names plugins of several kinds: add --kind {' or --kind '.join(kinds)}.")
     if kinds:
@@ -73,6 +74,9 @@ def _options(out: Any, cls: type) -> None:
 def _facts(entry: Entry, target: Any) -> dict[str, str]:
     facts: dict[str, str] = {}
     facts |= _card(entry, target)
+    for package, options in packages(entry).items():
+        there = "installed" if installed(package) else f"not installed: {pip_line(entry, package)}"
+        facts["optional package"] = f"{package}, for {options} ({there})"
     claims = getattr(target, "claims", None)
     if isinstance(claims, property):
         claims = registry().create(entry.kind, entry.name).claims
@@ -81,7 +85,8 @@ def _facts(entry: Entry, target: Any) -> dict[str, str]:
         facts["claims"] = ", ".join(sorted(claims)) or "nothing"
     if claims is not None:
         known = certificate(entry)
-        facts["certificate"] = f"none yet: mtl verify {entry.name}" if known is None else in_short(known)
+        verify = f"mtl verify {registry().to_type(entry.kind, entry.name)}"
+        facts["certificate"] = f"none yet: {verify}" if known is None else in_short(known)
     paper = getattr(target, "paper", "")
     if isinstance(paper, str) and paper:
         facts["paper"] = one_line(paper)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from mtlcore import hosting
 from mtlcore.errors import ConfigurationError, MtlError
 
 app = typer.Typer(
@@ -25,38 +23,56 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Suites, tasks (and where their data are), and methods."""
-    from mtlbench import jobs
+    with hosting.own_stdout() as stdout:
+        found = _everything()
+        if as_json:
+            stdout.write(hosting.as_json(found))
+    if as_json:
+        return
+    out = hosting.console()
+    for title, rows in found.items():
+        made = hosting.table(*(rows[0] if rows else ()), whole=("name",))
+        for row in rows:
+            made.add_row(*map(hosting.cell, row.values()))
+        out.print(hosting.cell(title.capitalize(), "bold"))
+        out.print(made)
+        out.print()
+
+
+def _everything() -> dict[str, list[dict[str, str]]]:
+    """Rows of the suites, the tasks and the methods."""
     from mtlbench.costs import costs
-    from mtlbench.data import sources
-    from mtlbench.suite import TaskEntry, read, shipped
+    from mtlbench.suite import read, shipped
     from mtlcore.hosting import registry
 
     suites = [{"name": n, "title": read(n).title, "costs": costs(read(n))} for n in shipped()]
     tasks = []
     for entry in registry().entries("task"):
-        try:
-            task = jobs.make_task(TaskEntry(name=entry.name))
-            what, data = task.title, "; ".join(map(sources.status, task.sources))
-        except MtlError as error:
-            what, data = "(broken)", str(error)
+        what, data = _about_task(entry.name)
         tasks.append({"name": entry.name, "title": what, "data": data, "distribution": entry.distribution})
     methods = [
         {"name": e.name, "kind": kind, "distribution": e.distribution, "status": e.status}
         for kind in ("aggregator", "detector", "teleport")
         for e in registry().entries(kind)
     ]
-    if as_json:
-        print(json.dumps({"suites": suites, "tasks": tasks, "methods": methods}, indent=1))
-        return
-    console = Console()
-    for title, rows in (("Suites", suites), ("Tasks", tasks), ("Methods", methods)):
-        table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-        for column in rows[0] if rows else []:
-            table.add_column(column)
-        for row in rows:
-            table.add_row(*map(escape, row.values()))
-        console.print(table)
-        console.print()
+    return {"suites": suites, "tasks": tasks, "methods": methods}
+
+
+def _about_task(name: str) -> tuple[str, str]:
+    """Its title, and where its data are or come from."""
+    from mtlbench import jobs
+    from mtlbench.data import sources
+    from mtlbench.suite import TaskEntry
+
+    try:
+        task = jobs.make_task(TaskEntry(name=name))
+        if task.sources:
+            return task.title, "; ".join(map(sources.status, task.sources))
+    except MtlError as error:
+        return "(broken)", str(error)
+    if hasattr(task, "root"):
+        return task.title, "from a folder of yours: option root, or in $MTLCORE_DATA"
+    return task.title, "needs none: the task makes them"
 
 
 @app.command()
@@ -98,7 +114,7 @@ def run(
     from mtlbench import records, runner
     from mtlbench.suite import read
 
-    console = Console()
+    console = hosting.console()
     chosen = read(suite)
     folder = out or Path("bench-results") / chosen.name
     try:
@@ -135,7 +151,7 @@ def report(
 
     _something_in(folder)
     page = write(folder, html or folder / "report.html", as_json)
-    Console().print(f"report: {page}", markup=False)
+    hosting.console().print(f"report: {page}", markup=False)
 
 
 @app.command()
@@ -149,7 +165,7 @@ def export(
 
     _something_in(folder)
     for path in write(folder, out or folder / "export", form):
-        Console().print(path, markup=False, highlight=False, soft_wrap=True)
+        hosting.console().print(path, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -165,7 +181,9 @@ def compact(
 
     _something_in(folder)
     for path in write(folder, out):
-        Console().print(f"{path}: {path.stat().st_size / 1000:.0f} kB", markup=False, highlight=False, soft_wrap=True)
+        hosting.console().print(
+            f"{path}: {path.stat().st_size / 1000:.0f} kB", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 @app.command()
@@ -185,7 +203,7 @@ def verdicts(
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
-    Console().print(f"verdicts: {out}", markup=False)
+    hosting.console().print(f"verdicts: {out}", markup=False)
 
 
 @app.command()
@@ -201,12 +219,10 @@ def repeat(
     """
     from mtlbench.repeat import repeat as again
 
-    console = Console()
+    console = hosting.console()
     _something_in(folder)
     record, rows = again(folder, task, method, seed)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("number", "recorded", "again", ""):
-        table.add_column(column)
+    table = hosting.table("number", "recorded", "again", "")
     for row in rows:
         values = ("–" if v is None else f"{v:.7g}" for v in (row.recorded, row.again))
         table.add_row(escape(row.name), *values, "" if row.equal else "[red]differs[/]")
@@ -251,7 +267,7 @@ def fronts(
     """
     from mtlbench.fronts import plan, report, run
 
-    console = Console()
+    console = hosting.console()
     subjects = _some({s.name: s for s in plan.SUBJECTS}, task)
     methods = list(_some({m: m for m in plan.METHODS}, method))
     failed = 0

@@ -37,7 +37,11 @@ def test_list_shows_suites_tasks_with_data_status_and_methods(invoke):
     assert "demo" in {s["name"] for s in found["suites"]}
     assert {t["name"]: t["data"] for t in found["tasks"]}["multimnist"] == "installed"
     assert {"gradops", "sum"} <= {m["name"] for m in found["methods"]}
-    assert invoke("list").exit_code == 0
+    assert all(t["data"] for t in found["tasks"]), "wherever data are not needed or are the user's, that is said"
+    lines = invoke("list").stdout.splitlines()
+    assert not any("…" in line for line in lines)
+    for row in (*found["suites"], *found["tasks"]):
+        assert any(all(value in line for value in row.values()) for line in lines), "one row, one line in a pipe"
 
 
 def test_run_and_report(tiny, invoke, suite_file, tmp_path):

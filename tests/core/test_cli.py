@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,10 @@ from mtlcore.discovery import BUILT_IN
 from mtlcore.hookspecs import KINDS
 from mtlcore.registry import registry
 from mtlcore.showing import show
+from mtlverify.ghostwriter import write_tests
 from support import command, third_party
 
+METHODS = ("aggregator", "detector", "teleport", "explorer", "merger")
 CACHE = tempfile.TemporaryDirectory()
 """What `mtl verify` stores here is not the user's business."""
 
@@ -53,7 +56,18 @@ def site(tmp_path_factory) -> Path:
 
 def test_list_shows_every_plugin_with_provenance(site):
     found = rows(site=site)
-    fields = {"kind", "name", "distribution", "version", "status", "problem", "certificate", "needs", "description"}
+    fields = {
+        "kind",
+        "name",
+        "distribution",
+        "version",
+        "status",
+        "problem",
+        "certificate",
+        "needs",
+        "packages",
+        "description",
+    }
     assert all(set(r) == fields for r in found)
     by_name = {(r["name"], r["distribution"]): r for r in found}
     good = by_name["third-party-mean", "good-mtl"]
@@ -78,6 +92,13 @@ def test_others_are_not_changed_by_broken_ones(site):
 def test_environment(site):
     assert {r["distribution"] for r in rows(site=site, MTLCORE_PLUGINS="off")} == {"mtlcore"}
     assert {r["distribution"] for r in rows(site=site, MTLCORE_PLUGINS="good")} == {"mtlcore", "good-mtl"}
+    misspelt = mtl("list", site=site, MTLCORE_PLUGINS="off,goood")
+    assert misspelt.returncode == 0
+    assert "MTLCORE_PLUGINS allows 'goood', which is not installed. Did you mean 'good'" in misspelt.stderr
+    assert mtl("list", site=site, MTLCORE_PLUGINS="off").stderr == ""
+    refused = mtl("list", site=site, MTLCORE_TIMEOUT="soon")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "MTLCORE_TIMEOUT='soon' is not a number of seconds greater than 0." in refused.stderr
     strict = mtl("list", site=site, MTLCORE_STRICT="1")
     assert strict.returncode == 2
     assert "broken-mtl" in strict.stderr
@@ -336,6 +357,10 @@ def test_without_extras_list_is_quiet_and_whole_and_what_needs_one_names_it(tmp_
     assert {"nash-mtl", "relu-rescaling", "lora", "doge"} <= set(listed.stdout.split())
     assert "pip install 'mtlcore[verify]' (hypothesis not installed)" in listed.stdout
     assert "pip install 'mtlcore[bench]'" in listed.stdout
+    with_peft = "adapter = peft-lora, peft-loha or peft-lokr"
+    assert f"To use lora with {with_peft}: pip install 'mtlcore[teleport]' (peft not installed)" in listed.stdout
+    shown = " ".join(run("show", "lora").stdout.split())
+    assert f"optional package: peft, for {with_peft} (not installed: pip install 'mtlcore[teleport]')" in shown
     for arguments, extra in ((("verify", "upgrad", "--fresh"), "verify"), (("bench", "list"), "bench")):
         refused = run(*arguments)
         assert refused.returncode == 2
@@ -357,6 +382,8 @@ def test_nothing_that_a_plugin_prints_in_another_process_breaks_json(tmp_path):
 def test_nothing_that_a_plugin_prints_breaks_json_and_one_that_hangs_is_a_row(tmp_path):
     third_party.install(tmp_path, "noisy-mtl", "noisy = noisy_mtl", NOISY)
     third_party.install(tmp_path, "hanging-mtl", "hanging = hanging_mtl", HANGING)
+    listed = json.loads(mtl("bench", "list", "--json", site=tmp_path, MTLCORE_TIMEOUT="3").stdout)
+    assert {"demo", "multimnist", "upgrad"} <= {row["name"] for part in listed.values() for row in part}
     done = mtl("list", "--json", "--timeout", "3", site=tmp_path)
     assert done.returncode == 0, done.stderr
     found = {r["distribution"]: r for r in json.loads(done.stdout) if r["status"] == "broken"}
@@ -391,7 +418,85 @@ def test_show_says_of_every_aggregator_what_the_table_of_the_docs_says(capsys):
         assert set(facts["state"].split(", ")) == set(cells[6].split(", ")), name
 
 
-@pytest.mark.parametrize("kind", ["aggregator", "detector", "teleport", "explorer", "merger"])
+def test_packages_that_some_options_need_are_listed_before_anybody_misses_them(tmp_path):
+    text = third_party.GOOD["good_mtl/method.py"]
+    packages = "packages = {'no_such_package': 'speed'}"
+    greedy = text.replace("needs =", packages + "; needs =")
+    assert greedy != text
+    third_party.install(tmp_path, "good-mtl", "good = good_mtl", {**third_party.GOOD, "good_mtl/method.py": greedy})
+    by_name = {(r["kind"], r["name"]): r for r in rows(site=tmp_path)}
+    assert by_name["teleport", "lora"]["packages"].keys() == {"peft"}
+    assert by_name["aggregator", "upgrad"]["packages"] == {}
+    assert by_name["aggregator", "third-party-mean"]["packages"] == {"no_such_package": "speed"}
+    listed = mtl("list", site=tmp_path).stdout
+    assert "peft (optional)" in listed
+    told = "To use third-party-mean with speed: pip install no_such_package (no_such_package not installed)"
+    assert told in listed
+    assert "optional package: no_such_package, for speed" in mtl("show", "third-party-mean", site=tmp_path).stdout
+
+
+def test_what_show_suggests_for_a_name_of_two_kinds_is_not_refused():
+    """`mtl verify random` is: random is an aggregator and a teleport."""
+    names = [e.name for kind in METHODS for e in registry().entries(kind)]
+    shared = {name for name in names if names.count(name) > 1}
+    assert shared
+    for kind in METHODS:
+        for name in shared & set(map(attrgetter("name"), registry().entries(kind))):
+            told = " ".join(mtl("show", name, "--kind", kind, MTLCORE_CACHE=os.devnull).stdout.split())
+            assert f"certificate: none yet: mtl verify {name} --kind {kind} " in told
+            assert f"First written by `mtl ghostwrite {name} --kind {kind}`;" in write_tests(name, kind)
+    assert "certificate: none yet: mtl verify upgrad\n" in mtl("show", "upgrad", MTLCORE_CACHE=os.devnull).stdout
+
+
+def test_a_docstring_is_shown_without_signs_of_another_markup():
+    """They came from the site, which has its own way now."""
+    for kind in METHODS:
+        for entry in registry().entries(kind):
+            if entry.distribution == BUILT_IN:
+                assert "\\|" not in registry().load(kind, entry.name).__doc__, entry.name
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("verify non-conflicting", "is the name of a law, not of a method: `mtl verify --law non-conflicting`"),
+        ("verify quadratics", "is the name of a problem, not of a method: add --kind problem."),
+        ("verify multimnist", "is the name of a task, not of a method."),
+        ("verify cosine --kind merger", "no merger called 'cosine': it is the name of a plugin of kind detector."),
+        ("show random --kind merger", "a plugin of kind aggregator and of kind teleport."),
+        ("peers upgrd", "Did you mean 'UPGrad'"),
+        ("peers --json /dev/null/x", "'/dev/null/x' cannot be written to"),
+        ("converge ls --json /dev/null/x", "'/dev/null/x' cannot be written to"),
+        ("ghostwrite ls --write /dev/null/x", "'/dev/null/x' cannot be written to"),
+        ("verify ls --replay nowhere.json", "--replay 'nowhere.json' cannot be read: No such file or directory."),
+        ("bench report . --json /dev/null/x", "nothing to report"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_the_culprit_and_the_way_out(line, told, tmp_path):
+    if line.startswith("peers"):
+        pytest.importorskip("torchjd")
+    done = mtl(*line.split(), cwd=tmp_path)
+    assert done.returncode == 2
+    assert told in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.parametrize("line", ["list", "list --json", "show upgrad", "bench list --json"])
+def test_a_full_disk_behind_standard_output_is_one_line(line):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mtlcore", *line.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["mtl: No space left on device: what is written to"]
+
+
+@pytest.mark.parametrize("kind", METHODS)
 def test_show_names_pages_that_exist(kind, capsys):
     checkout = Path(__file__).parents[2]
     own = [e.name for e in registry().entries(kind) if e.distribution == BUILT_IN and e.status == "ok"]

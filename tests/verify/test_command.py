@@ -477,4 +477,6 @@ def test_a_terminal_of_80_columns_shows_every_law_whole_and_a_pipe_the_plugin_in
     words = {line.split()[0] for line in shown["terminal"] if line.startswith("  ")}
     assert words == set(laws)
     assert sum(line.startswith("bilb4mtl-double-loop ") for line in shown["pipe"]) == len(laws)
-    assert "A law that is refuted and not claimed is no failure; --json FILE keeps its counterexample." in shown["pipe"]
+    assert (
+        "A law that is refuted and not claimed is not a failure; --json FILE keeps its counterexample." in shown["pipe"]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -38,9 +39,26 @@ def test_an_unknown_law_is_bad_usage(monkeypatch):
     assert "there is no law called 'non-conflictin'" in done.output
 
 
+def test_what_cannot_be_made_here_is_named_and_json_is_alone_on_standard_output(monkeypatch):
+    pytest.importorskip("torchjd", reason="torchjd is not installed: nothing to examine")
+    from mtlverify.peers import command
+
+    mean = peer("Mean")
+    monkeypatch.setattr(command, "peers", lambda: ([mean], {"UPGrad": "no solver"}))
+    run = lambda *arguments: CliRunner().invoke(command.app, [*arguments, "--law", "finite", "--max-examples", "2"])
+    done = run("--json", "-")
+    assert done.exit_code == 0
+    assert [row["name"] for row in json.loads(done.stdout)] == ["Mean"]
+    assert "left out, because a package is missing: UPGrad" in done.stderr
+    refused = run("UPGrad")
+    assert refused.exit_code == 2
+    assert "UPGrad cannot be made here: no solver. Install" in refused.output
+    assert "left out" not in run("Mean").stderr
+
+
 def peer(name):
     pytest.importorskip("torchjd", reason="torchjd is not installed: nothing to examine")
-    found = {p.name: p for p in adapter.peers()}
+    found = {p.name: p for p in adapter.peers()[0]}
     if name not in found:
         pytest.skip(f"{name} needs an optional solver of torchjd that is not installed")
     return found[name]

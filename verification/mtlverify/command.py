@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from mtlcore.errors import ConfigurationError, MtlError, did_you_mean
-from mtlcore.hosting import Entry, as_json, complete_laws, complete_names, own_stdout, plain, registry
+from mtlcore.hosting import (
+    Entry,
+    as_json,
+    check_writable,
+    complete_laws,
+    complete_names,
+    own_stdout,
+    plain,
+    registry,
+    to_stdout,
+)
 from mtlverify.display import show
 from mtlverify.law import DEPTH, KINDS
 
@@ -59,16 +69,14 @@ def verify(
     from mtlverify import processes
 
     _check_kind(kind)
-    file = None if json_file is None or str(json_file) == "-" else json_file
-    to_stdout = json_file is not None and file is None
-    if file is not None:
-        _open(file)
+    quiet = to_stdout(json_file)
     with own_stdout() as stdout:
         if jobs != 1 and replay is None and kind != PROBLEM:
             processes.warm_up()  # here, because the server keeps the standard output that it finds
         from mtlverify.campaign import Depth  # with torch
 
         try:
+            check_writable(json_file)
             options = _options(option or [])
             if replay is not None:
                 results = list(_replayed(replay, names or [], kind, options))
@@ -78,15 +86,15 @@ def verify(
                 chosen, broken = _chosen(names or [], kind, options)
                 results = [_broken_row(entry, entry.problem or "broken") for entry in broken]
                 depth = Depth(max_examples, seed, hunt, timeout)
-                results += _campaign(chosen, depth, law or None, claimed, options, jobs or _cores(), fresh, to_stdout)
+                results += _campaign(chosen, depth, law or None, claimed, options, jobs or _cores(), fresh, quiet)
         except MtlError as error:
             typer.secho(f"mtl verify: {plain(error)}", fg="red", err=True)
             raise typer.Exit(2) from error
-        if to_stdout:
+        if quiet:
             stdout.write(as_json([r.to_json() for r in results]))
-    if file is not None:
-        file.write_text(as_json([r.to_json() for r in results]), encoding="utf-8")
-    if not to_stdout:
+    if json_file is not None and not quiet:
+        json_file.write_text(as_json([r.to_json() for r in results]), encoding="utf-8")
+    if not quiet:
         show(results, all_rows or replay is not None or kind == PROBLEM, asked_for=bool(law))
     if any(r.failed for r in results):
         raise typer.Exit(1)
@@ -111,16 +119,6 @@ def _options(given: list[str]) -> dict[str, Any]:
         except ValueError:
             options[name] = {"True": True, "False": False, "None": None}.get(value, value)
     return options
-
-
-def _open(file: Path) -> None:
-    """Make sure that it can be written to before anything is checked for its sake; what is in it stays."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.open("a").close()
-    except OSError as error:
-        problem = f"{str(file)!r} cannot be written to: {error.strerror}"
-        raise typer.BadParameter(problem, param_hint="--json") from error
 
 
 def _chosen(names: list[str], kind: str | None, options: dict[str, Any]) -> tuple[list[Entry], list[Entry]]:
@@ -158,8 +156,10 @@ def _replayed(file: Path, names: list[str], kind: str | None, options: dict[str,
 
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"--replay {str(file)!r} cannot be read: {error}.") from error
+    except OSError as error:
+        raise ConfigurationError(f"--replay {str(file)!r} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ConfigurationError(f"--replay {str(file)!r} cannot be read, it is not JSON: {error}.") from error
     rows = rows if isinstance(rows, list) else [rows]
     found = 0
     for row in rows:

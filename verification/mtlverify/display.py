@@ -31,7 +31,7 @@ def show(results: list[Result], all_rows: bool, asked_for: bool = False) -> None
     broken = [r for r in results if r.failed]
     others = [r for r in results if r.status == "refuted" and not r.failed]
     if others:
-        out.print("A law that is refuted and not claimed is no failure; --json FILE keeps its counterexample.")
+        out.print("A law that is refuted and not claimed is not a failure; --json FILE keeps its counterexample.")
     for r in others if asked_for else ():
         out.print(cell("\n" + _in_full([r]), "yellow"), soft_wrap=not sys.stdout.isatty())
     for group in _alike(broken):

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from mtlcore import create
-from mtlcore.errors import MtlError, did_you_mean
+from mtlcore.errors import ConfigurationError, MtlError, did_you_mean
+from mtlcore.hosting import check_writable, plain, registry, to_stdout
 from mtlverify.law import KINDS, Law
 from mtlverify.runner import kind_of_name, laws
 
@@ -21,7 +22,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _HEAD = '''\
 """What the {kind} {name!r} promises, one test per law.
 
-First written by `mtl ghostwrite {name}`; yours to change.
+First written by `mtl ghostwrite {typed}`; yours to change.
 """
 
 import mtlcore
@@ -83,7 +84,7 @@ def write_tests(name: str, kind: str | None = None) -> str:
     kind = kind or kind_of_name(name)
     plugin = create(kind, name)
     promised, silent = _sorted_laws(plugin, kind)
-    parts = [_HEAD.format(kind=kind, name=name)]
+    parts = [_HEAD.format(typed=registry().to_type(kind, name), kind=kind, name=name)]
     entries = "".join(f"\n    {_quoted(law.id)}: {_reason(law.id, reason)}," for law, reason in silent)
     parts.append(_SILENT.format(entries=entries + "\n" if entries else ""))
     for law in promised:
@@ -147,17 +148,16 @@ def main(
         hint = did_you_mean(kind, KINDS, "Kinds")
         raise typer.BadParameter(f"there is no kind {kind!r}. {hint}", param_hint="--kind")
     try:
+        if write is not None and write.exists():
+            raise ConfigurationError(f"{write} exists already; nothing was written.")
         text = write_tests(name, kind)
+        check_writable(write)
     except MtlError as error:
-        typer.secho(f"ghostwriter: {error}", fg="red", err=True)
+        typer.secho(f"mtl ghostwrite: {plain(error)}", fg="red", err=True)
         raise typer.Exit(2) from error
-    if write is None:
+    if write is None or to_stdout(write):
         typer.echo(text, nl=False)
         return
-    if write.exists():
-        typer.secho(f"ghostwriter: {write} exists already; nothing was written.", fg="red", err=True)
-        raise typer.Exit(2)
-    write.parent.mkdir(parents=True, exist_ok=True)
     write.write_text(text, encoding="utf-8")
     typer.echo(f"wrote {write}")
 

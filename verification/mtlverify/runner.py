@@ -207,15 +207,23 @@ def kind_of(plugin: Any) -> str:
     raise ConfigurationError(f"{plugin!r} is not an instance of {', '.join(names[:-1])} or {names[-1]}.")
 
 
+_INSTEAD = {"problem": ": add --kind problem", "law": ": `mtl verify --law {name}` checks every method against it"}
+"""What to do with the name of something else."""
+
+
 def kind_of_name(name: str) -> str:
     """The kind in which a name is registered; the registry's own error if there is none."""
-    kinds = [k for k in KINDS if any(e.name == name for e in registry().entries(k))]
+    everywhere = registry().kinds_of(name)
+    kinds = [k for k in KINDS if k in everywhere]
     if len(kinds) > 1:
         raise ConfigurationError(
             f"{name!r} names plugins of several kinds ({', '.join(kinds)}): say which, with kind= or --kind."
         )
     if kinds:
         return kinds[0]
+    for other in everywhere:
+        way_out = _INSTEAD.get(other, "").format(name=name)
+        raise UnknownPluginError(f"{name!r} is the name of a {other}, not of a method{way_out}.")
     known = sorted({e.name for k in KINDS for e in registry().entries(k) if e.status == "ok"})
     kinds_there = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
     raise UnknownPluginError(f"there is no {kinds_there} called {name!r}. {like_plugin(name, known)}")

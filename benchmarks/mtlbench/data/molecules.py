@@ -86,7 +86,7 @@ def _molecule(block: list[str], path: Path, first: int) -> Molecule:
             else:
                 pairs.append(_bond(row, atoms))
     except (ValueError, IndexError) as error:
-        raise DataError(f"{path}, line {here}: this is no molecule of QM9 in V2000 ({error}).") from error
+        raise DataError(f"{path}, line {here}: this is not a molecule of QM9 in V2000 ({error}).") from error
     if not np.isfinite(places).all():
         raise DataError(f"{path}: the molecule that begins in line {first} has a place that is not finite.")
     return Molecule(block[0].strip(), elements, places, np.array(pairs, np.int8).reshape(-1, 3))
@@ -103,7 +103,7 @@ def read_targets(path: Path, columns: tuple[str, ...]) -> tuple[list[str], np.nd
     """Names of molecules (the column mol_id), and (N, C) numbers of the columns.
 
     Raises:
-        DataError: a column is missing, or a value is no finite number.
+        DataError: a column is missing, or a value is not a finite number.
     """
     with _opened(path) as file:
         head = file.readline().rstrip("\n").split(",")

@@ -18,7 +18,7 @@ class Imbalance(ConflictDetector):
     In COST imbalance is what turns a weak conflict into domination; this detector looks at imbalance only.
 
     Args:
-        ratio: largest ratio of gradient norms that is no conflict.
+        ratio: largest ratio of gradient norms that does not count as a conflict.
 
     ``severity`` is log(max |g_i| / min |g_i|) >= 0 (natural logarithm); the verdict is exactly severity > log(ratio).
     ``pairs`` are the pairs of tasks with a ratio larger than ``ratio``. With fewer than two non-zero gradients there is

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from mtlcore import available, create
-from mtlcore.errors import like_plugin
+from mtlcore.errors import MtlError
+from mtlcore.hosting import as_json, check_writable, own_stdout, plain, registry, to_stdout
 from mtlverify.convergence.suite import CASES, STEPS
 from mtlverify.convergence.verdict import Verdict, judge
 from mtlverify.processes import workers
@@ -22,7 +22,7 @@ SYMBOLS = {"converged": "✓", "approaching": "↘", "stalled": "✗", "error": 
 @app.command()
 def main(
     methods: Annotated[Optional[list[str]], typer.Argument(metavar="[METHOD]...", help="All if left out.")] = None,  # noqa: UP045
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the verdicts there.")] = None,  # noqa: UP045
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the verdicts there; - is stdout.")] = None,  # noqa: UP045
     steps: Annotated[int, typer.Option(min=20, help="Steps per run.")] = STEPS,
     seed: Annotated[int, typer.Option(help="Of starts, noise and methods.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
@@ -31,20 +31,25 @@ def main(
 
     Exit code 1 if a run broke off or a claimed rate was not met, 0 otherwise: to stall is a finding, not a failure.
     """
-    known = available("aggregator")
-    unknown = [m for m in methods or [] if m not in known]
-    for name in unknown:
-        typer.secho(f"there is no aggregator called {name!r}. {like_plugin(name, known)}", fg="red", err=True)
-    if unknown:
-        raise typer.Exit(2)
-    chosen = methods or known
-    with workers(jobs) as pool:
-        found = list(pool.map(_verdicts, chosen, [steps] * len(chosen), [seed] * len(chosen)))
-    verdicts = [v for method in found for v in method]
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps([v.to_json() for v in verdicts], indent=1) + "\n", encoding="utf-8")
-    _show(verdicts)
+    with own_stdout() as stdout:
+        try:
+            check_writable(json_file)
+            for name in methods or []:
+                registry().find("aggregator", name)
+        except MtlError as error:
+            typer.secho(f"mtl converge: {plain(error)}", fg="red", err=True)
+            raise typer.Exit(2) from error
+        chosen = methods or available("aggregator")
+        with workers(jobs) as pool:
+            found = list(pool.map(_verdicts, chosen, [steps] * len(chosen), [seed] * len(chosen)))
+        verdicts = [v for method in found for v in method]
+        told = as_json([v.to_json() for v in verdicts])
+        if to_stdout(json_file):
+            stdout.write(told)
+    if json_file is not None and not to_stdout(json_file):
+        json_file.write_text(told, encoding="utf-8")
+    if not to_stdout(json_file):
+        _show(verdicts)
     if any(v.verdict == "error" or v.as_claimed is False for v in verdicts):
         raise typer.Exit(1)
 
@@ -56,21 +61,18 @@ def _verdicts(method: str, steps: int, seed: int) -> list[Verdict]:
 
 def _show(verdicts: list[Verdict]) -> None:
     """One row per method, one column per problem; exact gradients first, then noisy ones; then the claims."""
-    from rich.console import Console
-    from rich.table import Table
+    from mtlcore.hosting import console, table
 
-    console = Console()
+    out = console()
     for noisy in (False, True):
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.title = "noisy gradients" if noisy else "exact gradients"
-        table.add_column("method")
-        for i, _case in enumerate(CASES):
-            table.add_column(f"({i + 1})", no_wrap=True)
+        columns = [f"({i + 1})" for i in range(len(CASES))]
+        made = table("method", *columns, whole=tuple(columns))
+        made.title = "noisy gradients" if noisy else "exact gradients"
         for method in dict.fromkeys(v.method for v in verdicts):
             mine = {v.problem: v for v in verdicts if v.method == method and v.noisy == noisy}
             cells = [f"{SYMBOLS[v.verdict]} {v.remaining:.0e}" if v.tasks else "! error" for v in mine.values()]
-            table.add_row(method, *cells)
-        console.print(table)
+            made.add_row(method, *cells)
+        out.print(made)
     lines = [f"({i + 1}) {case.label}" for i, case in enumerate(CASES)]
     lines.append("✓ converged  ↘ approaching  ✗ stalled; the number is what is left of the first min-norm")
     for v in verdicts:
@@ -82,4 +84,4 @@ def _show(verdicts: list[Verdict]) -> None:
     lines += dict.fromkeys(f"{v.method}: {v.source}" for v in verdicts if v.source)
     lines.append(f"{len(verdicts)} runs in {sum(v.seconds for v in verdicts):.0f} process-seconds")
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        out.print(line, highlight=False, markup=False, soft_wrap=True)

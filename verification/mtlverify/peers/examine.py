@@ -65,7 +65,7 @@ def _searched(peer: Peer, law: Law, max_examples: int, seed: int, hunt: float) -
         elsewhere = dataclasses.replace(visible, examples=lambda: jacobians(NOT_STATIONARY))
         flat = dataclasses.replace(law, examples=lambda: jacobians(NEARLY_STATIONARY, scalings=("unit",)))
         searches = [(elsewhere, escapable), (flat, escapable), (visible, None), (law, None)]
-    tried, hunted, seen = 0, 0, []
+    tried, hunted, seen, broken = 0, 0, [], None
     for sought, allowed in searches:
         result = examine(peer, sought, max_examples, seed, hunt=hunt)
         tried, hunted = tried + result.examples, hunted + result.hunted
@@ -75,6 +75,8 @@ def _searched(peer: Peer, law: Law, max_examples: int, seed: int, hunt: float) -
             again = examine(peer, law, 1, seed, explicit=[candidate])
             shown = again if again.status == "refuted" else result
             return dataclasses.replace(shown, examples=tried, hunted=hunted, hunt_margin=min(seen, default=None))
-        if result.status != "verified":
+        if result.status == "error":  # it raised on some input, which does not excuse it on all others
+            broken = broken or result
+        elif result.status != "verified":
             break
-    return dataclasses.replace(result, examples=tried, hunted=hunted, hunt_margin=min(seen, default=None))
+    return dataclasses.replace(broken or result, examples=tried, hunted=hunted, hunt_margin=min(seen, default=None))

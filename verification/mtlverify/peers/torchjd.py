@@ -91,8 +91,8 @@ class Peer(Aggregator):
 SYMMETRIC = frozenset({"permutation-equivariant"})
 
 
-def peers() -> list[Peer]:
-    """The aggregators that can be made without knowing the data.
+def peers() -> tuple[list[Peer], dict[str, str]]:
+    """The aggregators that can be made without knowing the data, and those that cannot be made here: name -> why.
 
     Promises: non-conflict and linearity under scaling as in the table of Quinton & Rey 2024 [paper*]; CAGrad with
     c >= 1 by the same table; that they vanish at Pareto-stationary points only, by Liu et al. 2021 and TorchJD's tests
@@ -130,18 +130,20 @@ def peers() -> list[Peer]:
         Peer("Sum", lambda k: jd.Sum(), SYMMETRIC | lus, "sum"),
         Peer("UPGrad", lambda k: jd.UPGrad(), SYMMETRIC | safe | lus | honest, "upgrad"),
     ]
-    return [p for p in every if hasattr(jd, p.name.partition("(")[0]) and _works(p)]
+    there = [p for p in every if hasattr(jd, p.name.partition("(")[0])]
+    missing = {p.name: problem for p in there if (problem := _problem(p))}
+    return [p for p in there if p.name not in missing], missing
 
 
-def _works(peer: Peer) -> bool:
-    """Some need a solver of their own that may be missing."""
+def _problem(peer: Peer) -> str:
+    """Some need a solver of their own that may be missing: what their library says then, else ""."""
     rng = torch.get_rng_state()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             peer.make(2)(torch.eye(2))
-    except ImportError:
-        return False
+    except ImportError as error:
+        return str(error) or type(error).__name__
     finally:
         torch.set_rng_state(rng)
-    return True
+    return ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +59,7 @@ class LoRA(TeleportStrategy):
     """
 
     exact = False
+    packages: ClassVar[Mapping[str, str]] = {"peft": "adapter = peft-lora, peft-loha or peft-lokr"}
     claims = frozenset({"lowers-conflict", "zero-steps-stay", "gamma-zero-keeps-losses"})
 
     objective: str = choice("conflict", ("conflict", "progress", "sharpness", "gradient-norm"))

@@ -38,7 +38,7 @@ class AttentionQK(TeleportStrategy):
     Args:
         maps: "diagonal": M = diag(lambda), lambda > 0; "full": any invertible M per head.
         values: also apply the symmetry between values and output projection.
-        objective, bound, stiffness, steps: as in ``relu-rescaling``; for "full", of \\|log singular value\\|.
+        objective, bound, stiffness, steps: as in ``relu-rescaling``; for "full", of |log singular value|.
         directions: full only: dimension of the subspace of a head that M acts on. [choice]
     """
 

@@ -50,7 +50,7 @@ def optimise(
     Args:
         rest: (K, numel) gradients of everything else.
         measure: as in :func:`worst_cosine`.
-        bound: largest \\|log singular value of M\\|.
+        bound: largest |log singular value of M|.
         directions: dimension of the subspace that M acts on.
         stiffness: mu of the penalty mu mean(log^2) over the singular values of M in that subspace.
     """

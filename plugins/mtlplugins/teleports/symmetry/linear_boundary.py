@@ -30,7 +30,7 @@ class LinearBoundary(TeleportStrategy):
 
     Args:
         objective: "dominated" or "pairwise", as in ``relu-rescaling``.
-        bound: largest \\|log singular value of M\\|. [choice]
+        bound: largest |log singular value of M|. [choice]
         directions: dimension of the subspace that M acts on. [choice]
         stiffness: mu of the penalty mu mean(log^2) over the singular values of M in that subspace. [choice]
         steps: number of steps of the optimisation on the K x K tables.

@@ -20,7 +20,7 @@ class RandomRescaling(TeleportStrategy):
     baseline is the gain of its search.
 
     Args:
-        bound: largest \\|log lambda\\|.
+        bound: largest |log lambda|.
     """
 
     exact = True

@@ -32,7 +32,7 @@ class ReluRescaling(TeleportStrategy):
 
     Args:
         objective: "dominated": the worst cos(g_i, g_0); "pairwise": the worst cos(g_i, g_j).
-        bound: largest \\|log lambda\\|. [choice]
+        bound: largest |log lambda|. [choice]
         stiffness: mu of the penalty mu mean(log lambda^2), which keeps units without effect at lambda = 1. [choice]
         steps: number of steps of the optimisation on the K x K tables.
         powers_of_two: round every lambda to a power of two. A product with a power of two is exact in every
