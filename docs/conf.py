@@ -39,6 +39,7 @@ exclude_patterns = ["_build"]
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
+smartquotes = False  # an option's value is copied from a page: 'conflict' is Python, with curved quotes it is not
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # generated pages may skip a heading level
 

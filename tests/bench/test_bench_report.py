@@ -94,6 +94,10 @@ def test_the_page_shows_what_the_steps_did_beside_what_the_gradients_do(tmp_path
     assert "38 %" in rows["mgda"]
     assert "62 %" in rows["mgda"]
     assert "38 %" not in rows["sum"]
+    rows = [("single-task", {}), ("sum", point), ("mgda", point)]
+    unseen = _folder_of(tmp_path / "unseen", [_record(m, s, 0.5 * s, conflict=c) for s in range(2) for m, c in rows])
+    assert "smallest in a<br>mini-batch" in _page(unseen)
+    assert "steps in<br>conflict" not in _page(unseen), "nobody looked: columns of dashes leave the page"
 
 
 def test_the_verdict_says_in_words_what_was_found_and_what_was_not(folder):

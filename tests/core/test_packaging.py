@@ -129,6 +129,14 @@ def test_the_version_stands_in_one_place():
     assert f"## {mtlcore.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_addresses_are_given_when_there_are_some_and_not_before():
+    """pip and citation tools show them as links: an invented one sends people somewhere else."""
+    given = re.search(r"^\[project\.urls\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    cited = re.search(r"^(url|repository-code): ", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    said = "It has no public address yet" in (ROOT / "docs" / "install.md").read_text()
+    assert (given is not None) == (cited is not None) == (not said)
+
+
 def test_every_python_that_is_promised_is_tested():
     text = (ROOT / "pyproject.toml").read_text()
     promised = re.findall(r"Python :: (3\.\d+)", text)

@@ -98,6 +98,12 @@ def test_every_public_name_has_an_entry(site):
 
 
 @pytest.mark.slow
+def test_values_of_options_can_be_copied(site):
+    page = (site / "reference" / "methods" / "lora.html").read_text()
+    assert "one of 'tangent', 'penalty'" in page.replace("&#39;", "'")
+
+
+@pytest.mark.slow
 def test_pages_load_nothing_from_elsewhere(site):
     loads = re.compile(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(https?:)?//[^"]+"')
     found = {p.name: m[0] for p in site.rglob("*.html") if (m := loads.search(p.read_text()))}
