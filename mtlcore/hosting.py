@@ -11,9 +11,8 @@
 * What they may change: :class:`Snapshot`, :func:`copied_buffers`, :class:`Noise`, :class:`Structure`;
   :func:`interrupts_held`.
 * What a person or a program reads: :func:`table`, :func:`cell`, :func:`console`; :func:`as_json`, and
-  :func:`own_stdout`, which keeps what plugins print out of it; :func:`check_writable` and :func:`to_stdout` for the file
-  that it goes to. :func:`complete_names` and :func:`complete_laws` for the
-  shell.
+  :func:`own_stdout`, which keeps what plugins print out of it; for the file that it goes to, :func:`check_writable` and
+  :func:`to_stdout`. :func:`complete_names` and :func:`complete_laws` for the shell.
 
 Names are imported on first use, as those of :mod:`mtlcore`.
 """
