@@ -92,8 +92,10 @@ def test_every_public_name_has_an_entry(site):
     known = {name for kind, entries in inventory.items() if kind.startswith("py:") for name in entries}
     public = {f"mtlcore.{n}" for n in mtlcore.__all__} | {f"mtlverify.{n}" for n in mtlverify.__all__}
     public -= {"mtlcore.__version__"}
+    problems = {"mtlverify.Problem", "mtlverify.check_declarations"}  # described once, where they are written
+    public = public - problems | {name.replace("mtlverify.", "mtlverify.problems.") for name in problems}
     public |= {"mtlcore.errors.NonFiniteError", "mtlcore.integrations.csv.CSVLogger", "mtlverify.law.given"}
-    public |= {"mtlverify.problems.Problem", "mtlbench.tasks.base.BenchmarkTask", "mtlbench.tasks.base.Splits"}
+    public |= {"mtlbench.tasks.base.BenchmarkTask", "mtlbench.tasks.base.Splits"}
     assert public <= known, sorted(public - known)
 
 
