@@ -1,5 +1,5 @@
 """Writes the reference pages that are made from the code: docs/reference/{methods,choosing,command-line}.md,
-methods/*.md.
+methods/*.md; and the verdicts of the ledger that `mtl show` prints.
 
 Run by `make docs`; a test fails when a page is stale.
 """
@@ -22,7 +22,8 @@ from typing import Any
 os.environ["MTLCORE_PLUGINS"] = "off"  # the pages describe this distribution, whatever else is installed
 
 import typer
-from method_facts import FACTS
+from method_facts import EQUATIONS
+from method_facts import TITLES as PAPERS
 from typer.testing import CliRunner
 
 import mtlcore
@@ -32,7 +33,9 @@ from mtlcore.discovery import extra_of
 from mtlcore.glance import packages
 from mtlcore.hyperparameters import allowed
 from mtlcore.registry import registry
-from mtlcore.showing import slug
+from mtlcore.showing import papers, slug
+from mtlverify.ledger.build import Row
+from mtlverify.ledger.verdicts import write as keep_verdicts
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Made by docs/generate.py from the code. Do not edit. -->\n\n"
@@ -219,13 +222,13 @@ def pictures(kind: str, name: str) -> str:
 def method(kind: str, name: str, ledger: list[dict[str, Any]]) -> str:
     """The page of one method."""
     cls = registry().load(kind, name)
-    facts = FACTS.get(slug(kind, name))
+    equation = EQUATIONS.get(slug(kind, name))
     others = namesakes(kind, name)
     out = [f"# {titled(kind, name)}\n", summary(cls) + "\n"]
     for other, page in others.items():
         out.append(f"Not to be confused with the [{other} of the same name]({page}.md).\n")
-    if facts:
-        out.append(f"$$\n{facts.equation}\n$$\n")
+    if equation:
+        out.append(f"$$\n{equation}\n$$\n")
     call = CALLS.get(kind, 'MultiTask(trunk, {kind}="{name}", ...)').format(kind=kind, name=name)
     which = f" --kind {kind}" if others else ""
     out.append(f"```text\nmtlcore.{call}\nmtl verify {name}{which}\n```\n")
@@ -257,7 +260,7 @@ def method(kind: str, name: str, ledger: list[dict[str, Any]]) -> str:
     ]
     out[-1] += "side by side: [the ledger](../ledger.md).\n"
     out.append("## Sources\n")
-    out += [f"- Paper: [{title}]({address})" for title, address in (facts.papers if facts else ())]
+    out += [f"- Paper: [{PAPERS[address]}]({address})" for address in papers(cls)]
     file = Path(inspect.getsourcefile(cls) or "").resolve().relative_to(REFERENCE.parents[1])
     out.append(f"- Code: [`{file}`](../../../{file})")
     return "\n".join(out)
@@ -329,7 +332,7 @@ def choosing() -> str:
         known_of = card(plugin)
         laws = ("non-conflicting", "scale-free", "conic-combination")
         verdicts = [known.get((name, law)) or ("promised" if law in plugin.claims else "–") for law in laws]
-        papers = getattr(FACTS.get(name), "papers", ())
+        sources = papers(type(plugin))
         cells = [
             f"[`{name}`](methods/{name}.md)",
             f"`{plugin.needs.name}`",
@@ -338,7 +341,7 @@ def choosing() -> str:
             ", ".join(f"`{key}`" for key in plugin.init(2)) or "none",
             known_of["random"],
             known_of["absent tasks"],
-            f"[{papers[0][0]}]({papers[0][1]})" if papers else "–",
+            f"[{PAPERS[sources[0]]}]({sources[0]})" if sources else "–",
         ]
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join([*out, FAILS, *_fails(rows)])
@@ -403,6 +406,7 @@ def main() -> None:
     """Write all pages. There are no options: whoever asks for help must not get new pages instead."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     write(REFERENCE)
+    keep_verdicts(Row(**row) for row in json.loads((REFERENCE / "ledger.json").read_text(encoding="utf-8")))
     print(f"wrote {len(pages())} pages below {REFERENCE}")
 
 

@@ -167,6 +167,12 @@ def mtlcore_certified(kind: str, name: str, options: dict[str, Any]) -> dict[str
     """
 
 
+@hookspec(firstresult=True)
+def mtlcore_recorded(kind: str, name: str) -> dict[str, list[str]] | None:
+    """What a published record says of a built-in plugin with its default options: "proved", "verified" and "refuted",
+    each with the ids of its laws; None if there is no record. Asked by ``mtl show``."""
+
+
 KINDS: dict[str, str] = {kind: shape.hook for kind, shape in SHAPES.items() if kind != "command"}
 """Kind of plugin -> the hook that registers it. Commands come last: a list of plugins is read for its methods."""
 KINDS["command"] = SHAPES["command"].hook

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
+import warnings
 from typing import Any
 
 from mtlcore.card import card
 from mtlcore.discovery import BUILT_IN
-from mtlcore.errors import ConfigurationError, UnknownPluginError, did_you_mean, like_plugin
+from mtlcore.errors import ConfigurationError, PluginWarning, UnknownPluginError, did_you_mean, like_plugin
 from mtlcore.glance import installed, packages, pip_line
 from mtlcore.hookspecs import KINDS
 from mtlcore.hyperparameters import allowed
 from mtlcore.listing import certificate, in_short
 from mtlcore.output import cell, console, prose, table
 from mtlcore.registry import Entry, registry
-from mtlcore.safety import one_line, plain, shown
+from mtlcore.safety import blame, one_line, plain, shown
 
 
 def find(name: str, kind: str | None) -> Entry:
@@ -87,14 +88,25 @@ def _facts(entry: Entry, target: Any) -> dict[str, str]:
         known = certificate(entry)
         verify = f"mtl verify {registry().to_type(entry.kind, entry.name)}"
         facts["certificate"] = f"none yet: {verify}" if known is None else in_short(known)
-    paper = getattr(target, "paper", "")
-    if isinstance(paper, str) and paper:
-        facts["paper"] = one_line(paper)
+    if papers(target):
+        facts["paper"] = ", ".join(papers(target))
     facts["source"] = _source(target)
     if entry.distribution == BUILT_IN and claims is not None:
+        facts |= _recorded(entry)
         page = f"docs/reference/methods/{slug(entry.kind, entry.name)}.md"
         facts["more"] = f"{page}, docs/reference/methods.md (the meaning of tags), docs/reference/ledger.md"
     return facts
+
+
+def _recorded(entry: Entry) -> dict[str, str]:
+    """What the ledger proved, verified and refuted, also of what is not promised."""
+    try:
+        known = registry().ask("mtlcore_recorded", kind=entry.kind, name=entry.name) or {}
+        said = [f"{one_line(s)}: {', '.join(map(one_line, laws))}" for s, laws in known.items() if laws]
+    except BaseException as error:  # a bad answer must not hide the rest
+        warnings.warn(f"mtlcore_recorded: {blame(error)}", PluginWarning, stacklevel=2)
+        return {}
+    return {"ledger (default options)": "; ".join(said)} if said else {}
 
 
 def _card(entry: Entry, target: Any) -> dict[str, str]:
@@ -106,6 +118,13 @@ def _card(entry: Entry, target: Any) -> dict[str, str]:
             pass
     needs = getattr(getattr(target, "needs", None), "name", None)
     return {} if needs is None else {"needs": str(needs).lower()}
+
+
+def papers(target: Any) -> list[str]:
+    """Addresses of the papers that a plugin's class names: ``paper``, a text or several."""
+    named = getattr(target, "paper", ())
+    named = (named,) if isinstance(named, str) else named
+    return [one_line(p) for p in named if isinstance(p, str) and p] if isinstance(named, (tuple, list)) else []
 
 
 def slug(kind: str, name: str) -> str:

@@ -400,6 +400,8 @@ def test_misspelt_commands_and_show():
     shown = mtl("show", "cagrad").stdout
     assert "a finite number in [0, inf)" in shown
     assert "claims: conic-combination" in shown
+    assert "paper: https://arxiv.org/abs/2110.14048" in shown
+    assert re.search(r"ledger \(default options\): .*refuted: [^;]*non-conflicting", shown.replace("\n  ", " "))
     law = mtl("show", "--law", "non-conflicting").stdout
     assert "No task gradient has a negative inner product" in law
     assert "Did you mean 'cagrad'" in mtl("show", "cagrd").stderr
@@ -416,6 +418,7 @@ def test_show_says_of_every_aggregator_what_the_table_of_the_docs_says(capsys):
         assert facts["needs"] == cells[1].lower()
         assert [facts[k] for k in ("cost of a step", "random", "absent tasks")] == [cells[2], cells[7], cells[8]], name
         assert set(facts["state"].split(", ")) == set(cells[6].split(", ")), name
+        assert facts.get("paper", "–").split(", ")[0] in cells[9], name
 
 
 def test_packages_that_some_options_need_are_listed_before_anybody_misses_them(tmp_path):

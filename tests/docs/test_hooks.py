@@ -14,6 +14,7 @@ import torch
 import mtlcore.registry as reg
 from mtlcore import Brakes, MultiTask, hookimpl, hookspecs
 from mtlcore.discovery import Plugin
+from mtlcore.errors import PluginWarning
 from mtlcore.registry import Registry
 from support.architectures import build
 from support.methods import Fixed
@@ -55,6 +56,7 @@ def heard(monkeypatch):
         "mtlcore.asking.detector",
         "mtlcore.cli",
         "mtlcore.listing",
+        "mtlcore.showing",
     ):
         __import__(name)
         monkeypatch.setattr(f"{name}.registry", lambda: registry)
@@ -108,3 +110,14 @@ def test_certified_is_asked_by_the_list_of_plugins(heard):
     assert listing.certificate(entry) is None
     assert heard["mtlcore_certified"] == {"kind": "aggregator", "name": "x", "options": {}}
     assert CliRunner().invoke(cli.app, ["list"]).exit_code == 0
+
+
+def test_recorded_is_asked_by_show_which_bears_a_bad_answer(heard, monkeypatch):
+    from mtlcore import showing
+
+    entry = reg.Entry("aggregator", "x", "d", "1")
+    assert showing._recorded(entry) == {}
+    assert heard["mtlcore_recorded"] == {"kind": "aggregator", "name": "x"}
+    monkeypatch.setattr(reg.registry(), "ask", lambda hook, **_: 5)
+    with pytest.warns(PluginWarning, match="mtlcore_recorded"):
+        assert showing._recorded(entry) == {}

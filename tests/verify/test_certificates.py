@@ -98,6 +98,13 @@ def f(x):
 
 SIZE = 2
 """Of what."""
+
+
+class Method:
+    paper = "an address"
+    other = "an option"
+
+
 TEXT = """
 # not a comment
 """
@@ -112,6 +119,10 @@ TEXT = """
         (b"# a remark\n", b"", True),
         (b"# a remark", b"# another\n\n# remark", True),
         (b"Of what", b"Of whom", True),
+        (b"an address", b"another", True),
+        (b'"an address"', b'("one", "two")', True),
+        (b'"an address"', b"print(1)", False),
+        (b"an option", b"another", False),
         (b"\n", b"\r\n", True),
         (b"x + 1", b"x + 2", False),
         (b"SIZE = 2", b"SIZE = 3", False),

@@ -15,7 +15,7 @@ from mtlcore import Aggregation, Aggregator
 from mtlcore.registry import registry
 from mtlverify.answer import ask
 from mtlverify.example import Example
-from mtlverify.ledger import figures, planar, render, store
+from mtlverify.ledger import figures, planar, render, store, verdicts
 from mtlverify.ledger.build import Row, row, rows
 from mtlverify.ledger.negatives import NEGATIVES, harms_everybody
 from mtlverify.ledger.proofs import PROOFS, proof_of
@@ -242,6 +242,15 @@ def test_command_line_refuses_unknown_names(tmp_path):
     done = CliRunner().invoke(app, ["no-such-method", "--out", str(tmp_path)])
     assert done.exit_code == 2
     assert "no-such-method" in done.output
+
+
+def test_show_prints_the_verdicts_of_the_committed_ledger():
+    table = [Row(**r) for r in json.loads((DOCS / "ledger.json").read_text())]
+    assert verdicts.of(table) == json.loads(verdicts.FILE.read_text()), "run `make docs`"
+    known = verdicts.recorded("aggregator", "cagrad")
+    assert "non-conflicting" in known["refuted"]
+    assert "conic-combination" in known["proved"] + known["verified"]
+    assert verdicts.recorded("aggregator", "nobody") is None
 
 
 def test_missing_rows_are_made_and_the_others_kept(tmp_path):

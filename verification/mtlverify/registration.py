@@ -45,3 +45,11 @@ def mtlcore_certified(kind: str, name: str, options: dict[str, Any]) -> dict[str
     from mtlverify.certificates import lookup
 
     return lookup(kind, name, options)
+
+
+@hookimpl
+def mtlcore_recorded(kind: str, name: str) -> dict[str, list[str]] | None:
+    """The verdicts of the committed ledger."""
+    from mtlverify.ledger.verdicts import recorded
+
+    return recorded(kind, name)

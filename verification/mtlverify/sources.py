@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import TypeGuard
 
 from mtlcore.hosting import spec_without_import
 
@@ -30,8 +31,8 @@ def digest(source: bytes | None) -> str:
 
 
 def _without_words(source: bytes) -> bytes:
-    """The lines of code, without docstrings and comments that have lines of their own. Text, not a syntax tree, because
-    that of one Python is not that of another. What cannot be parsed stays whole."""
+    """The lines of code, without docstrings, ``paper = "..."``, and comments that have lines of their own. Text, not a
+    syntax tree, because that of one Python is not that of another. What cannot be parsed stays whole."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
@@ -43,7 +44,7 @@ def _without_words(source: bytes) -> bytes:
         n for text in texts if text.lineno != text.end_lineno for n in range(text.lineno - 1, text.end_lineno or 0)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if _is_words(node):
             first, last = node.lineno, node.end_lineno or node.lineno
             alone = not (lines[first - 1] or b"")[: node.col_offset].strip()
             if alone and not (lines[last - 1] or b"")[node.end_col_offset :].strip():
@@ -54,6 +55,18 @@ def _without_words(source: bytes) -> bytes:
         if line is not None and (number in inside or (line.strip() and not line.lstrip().startswith(b"#")))
     ]
     return b"\n".join(kept)
+
+
+def _is_words(node: ast.AST) -> TypeGuard[ast.Expr | ast.Assign | ast.AnnAssign]:
+    """A string that nothing computes with: a docstring, or the address of a paper."""
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+        if not (isinstance(target, ast.Name) and target.id == "paper"):
+            return False
+    elif not isinstance(node, ast.Expr):
+        return False
+    parts = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+    return all(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in parts)
 
 
 def plugin(cls: type) -> dict[str, str]:

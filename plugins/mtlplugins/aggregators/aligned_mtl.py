@@ -45,6 +45,7 @@ class AlignedMTL(Aggregator):
         ConfigurationError: the preferences of the tasks present are all zero, or there is not one per task.
     """
 
+    paper = "https://arxiv.org/abs/2305.19000"
     needs: ClassVar[Needs] = Needs.GRAMIAN
 
     scale: str = choice("min", ("min", "median", "rmse"))

@@ -45,6 +45,7 @@ class CAGrad(Aggregator):
             the default: no clipping.
     """
 
+    paper = "https://arxiv.org/abs/2110.14048"
     needs: ClassVar[Needs] = Needs.GRAMIAN
 
     c: float = number(0.5, low=0.0)

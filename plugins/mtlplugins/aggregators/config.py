@@ -46,6 +46,7 @@ class ConFIG(Aggregator):
             no task of that position.
     """
 
+    paper = "https://arxiv.org/abs/2408.11104"
     needs: ClassVar[Needs] = Needs.GRAMIAN
 
     preferences: tuple[float, ...] | None = vector(None, low=0.0)

@@ -39,6 +39,7 @@ class DualProj(Aggregator):
         ConfigurationError: the preferences of the tasks present are all zero, or there is not one per task.
     """
 
+    paper = ("https://arxiv.org/abs/1706.08840", "https://arxiv.org/abs/2406.16232")
     needs: ClassVar[Needs] = Needs.GRAMIAN
 
     preferences: tuple[float, ...] | None = vector(None, low=0.0)

@@ -40,6 +40,7 @@ class DWA(Aggregator):
     """
 
     needs = Needs.LOSSES
+    paper = "https://arxiv.org/abs/1803.10704"
 
     temperature: float = number(2.0, low=0.0, open_low=True, log=True)
     window: int = integer(25, low=1)

@@ -52,6 +52,7 @@ class FairGrad(Aggregator):
             no clipping. The authors' trunk is outer_scale="n-tasks", max_norm=1.
     """
 
+    paper = "https://arxiv.org/abs/2402.15638"
     needs: ClassVar[Needs] = Needs.GRAMIAN
 
     alpha: float = number(1.0, low=0.1, high=10.0, log=True)

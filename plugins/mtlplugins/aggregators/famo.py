@@ -41,6 +41,7 @@ class FAMO(Aggregator):
     """
 
     needs = Needs.LOSSES
+    paper = "https://arxiv.org/abs/2306.03792"
     claims = frozenset(
         {
             "simplex-weights",

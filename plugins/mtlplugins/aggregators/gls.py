@@ -26,6 +26,7 @@ class GLS(Aggregator):
     """
 
     needs = Needs.LOSSES
+    paper = "https://arxiv.org/abs/1904.08492"
     claims = frozenset(
         {
             "conic-combination",

@@ -78,6 +78,7 @@ class GradOPS(Aggregator):
         ConfigurationError: ``weights`` does not have one number per task, or only zeros for those present.
     """
 
+    paper = "https://arxiv.org/abs/2503.03438"
     needs: ClassVar[Needs] = Needs.GRAMIAN
 
     project: str = choice("conflict-only", ("conflict-only", "always"))

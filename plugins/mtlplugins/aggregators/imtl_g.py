@@ -38,6 +38,7 @@ class IMTLG(Aggregator):
             ascend; "weights", as in the Nash-MTL code, which weights whole losses [code].
     """
 
+    paper = "https://openreview.net/forum?id=IMPnRXEWpvr"
     needs: ClassVar[Needs] = Needs.GRAMIAN
     claims: ClassVar[frozenset[str]] = frozenset(
         {

@@ -40,6 +40,7 @@ class IMTLL(Aggregator):
     """
 
     needs = Needs.LOSSES
+    paper = "https://openreview.net/forum?id=IMPnRXEWpvr"
     claims = frozenset(
         {
             "conic-combination",

@@ -56,6 +56,7 @@ class MConFIG(Aggregator):
             position; or the trunk has another number of parameters than before.
     """
 
+    paper = "https://arxiv.org/abs/2408.11104"
     needs: ClassVar[Needs] = Needs.JACOBIAN
     handles_absent: ClassVar[bool] = True
 

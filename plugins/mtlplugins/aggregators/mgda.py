@@ -49,6 +49,7 @@ class MGDA(Aggregator):
         LossError: "loss" or "loss+" with a loss that is not positive.
     """
 
+    paper = ("https://doi.org/10.1016/j.crma.2012.03.014", "https://arxiv.org/abs/1810.04650")
     needs: ClassVar[Needs] = Needs.GRAMIAN
 
     normalize: str = choice("none", ("none", "l2", "loss", "loss+"))

@@ -45,6 +45,7 @@ class NashMTL(Aggregator):
             whole losses [official code]; or "ones".
     """
 
+    paper = "https://arxiv.org/abs/2202.01017"
     needs: ClassVar[Needs] = Needs.GRAMIAN
     degree: ClassVar[float] = 0.0
     handles_absent: ClassVar[bool] = False

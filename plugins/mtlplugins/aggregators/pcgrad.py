@@ -35,6 +35,7 @@ class PCGrad(Aggregator):
             of the authors' TensorFlow code, of Nash-MTL and of LibMTL [code]. For K = 2 there is no difference.
     """
 
+    paper = "https://arxiv.org/abs/2001.06782"
     needs: ClassVar[Needs] = Needs.GRAMIAN
     claims: ClassVar[frozenset[str]] = frozenset(
         {

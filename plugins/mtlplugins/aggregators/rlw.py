@@ -23,6 +23,7 @@ class RLW(Aggregator):
     """
 
     needs = Needs.LOSSES
+    paper = "https://arxiv.org/abs/2111.10603"
 
     total: str = choice("one", ("one", "n-tasks"))
 

@@ -24,6 +24,7 @@ class SI(Aggregator):
     """
 
     needs = Needs.LOSSES
+    paper = "https://arxiv.org/abs/2202.01017"
     claims = frozenset(
         {
             "conic-combination",

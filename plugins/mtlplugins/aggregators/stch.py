@@ -45,6 +45,7 @@ class STCH(Aggregator):
     """
 
     needs = Needs.LOSSES
+    paper = "https://arxiv.org/abs/2402.19078"
 
     mu: float = number(1.0, low=0.0, open_low=True, log=True)
     form: str = choice("log", ("log", "plain"))

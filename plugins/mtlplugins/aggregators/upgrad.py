@@ -40,6 +40,7 @@ class UPGrad(Aggregator):
         ConfigurationError: the preferences of the tasks present are all zero, or there is not one per task.
     """
 
+    paper = "https://arxiv.org/abs/2406.16232"
     needs: ClassVar[Needs] = Needs.GRAMIAN
 
     preferences: tuple[float, ...] | None = vector(None, low=0.0)

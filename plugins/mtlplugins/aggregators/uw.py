@@ -42,6 +42,7 @@ class UW(Aggregator):
     """
 
     needs = Needs.LOSSES
+    paper = "https://arxiv.org/abs/1705.07115"
     claims = frozenset(
         {
             "conic-combination",

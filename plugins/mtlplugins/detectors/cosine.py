@@ -20,6 +20,7 @@ class Cosine(ConflictDetector):
     """
 
     needs = Needs.GRAMIAN
+    paper = "https://arxiv.org/abs/2503.04046"
     claims = frozenset({"permutation-equivariant", "scale-free"})
 
     threshold: float = number(0.0, low=0.0, high=1.0, open_high=True)

@@ -33,6 +33,7 @@ class Dominated(ConflictDetector):
     """
 
     needs = Needs.GRAMIAN
+    paper = "https://arxiv.org/abs/2503.04046"
     claims = frozenset({"permutation-equivariant", "scale-free"})
 
     rule: str = choice("smallest", ("smallest", "any", "fraction"))

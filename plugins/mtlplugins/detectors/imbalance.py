@@ -26,6 +26,7 @@ class Imbalance(ConflictDetector):
     """
 
     needs = Needs.GRAMIAN
+    paper = "https://arxiv.org/abs/2503.04046"
     claims = frozenset({"permutation-equivariant", "scale-free", "matches-reference"})
 
     ratio: float = number(10.0, low=1.0, log=True)

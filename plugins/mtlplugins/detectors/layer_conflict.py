@@ -33,6 +33,7 @@ class LayerConflict(ConflictDetector):
     """
 
     needs = Needs.JACOBIAN
+    paper = "https://openreview.net/forum?id=ivwZO-HnzG_"
     claims = frozenset({"permutation-equivariant", "scale-free"})
 
     threshold: float = number(0.0, low=0.0, high=1.0, open_high=True)

@@ -40,6 +40,8 @@ class COSMOS(Explorer):
         ConfigurationError: no linear or convolutional module, or the first one has no bias.
     """
 
+    paper = "https://arxiv.org/abs/2103.13392"
+
     claims: ClassVar[frozenset[str]] = frozenset()
 
     concentration: float = number(1.2, low=0.0, open_low=True)

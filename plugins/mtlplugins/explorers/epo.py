@@ -128,6 +128,8 @@ class EPO(Sweep):
         eps: as in :class:`ExactRay`.
     """
 
+    paper = "https://proceedings.mlr.press/v119/mahapatra20a.html"
+
     claims: ClassVar[frozenset[str]] = frozenset()
 
     floor: float = number(1e-3, low=0.0, high=0.5, open_low=True)

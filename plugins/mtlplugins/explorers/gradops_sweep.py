@@ -32,6 +32,8 @@ class GradOPSSweep(Explorer):
         alphas: the exponents; the default grid is a [choice]; the paper's best value in one experiment is -3.
     """
 
+    paper = "https://arxiv.org/abs/2503.03438"
+
     claims: ClassVar[frozenset[str]] = frozenset({"monotone-edge"})
 
     alphas: tuple[float, ...] = vector((-3.0, -1.0, 0.0, 1.0, 2.0), low=-10.0, high=10.0)

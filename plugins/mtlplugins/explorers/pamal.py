@@ -55,6 +55,8 @@ class PaMaL(Explorer):
         aggregator: name of the method that combines the losses.
     """
 
+    paper = "https://arxiv.org/abs/2210.09759"
+
     claims: ClassVar[frozenset[str]] = frozenset()
 
     concentration: float = number(1.0, low=0.0, open_low=True)

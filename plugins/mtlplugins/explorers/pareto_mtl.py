@@ -92,6 +92,8 @@ class ParetoMTL(Sweep):
         feasible: largest share of the steps for phase 1; 0.2 [code].
     """
 
+    paper = "https://arxiv.org/abs/1912.12854"
+
     claims: ClassVar[frozenset[str]] = frozenset()
 
     feasible: float = number(0.2, low=0.0, high=1.0)

@@ -55,6 +55,8 @@ class PHN(Explorer):
         LossError: a negative loss, with ``balance="epo"``.
     """
 
+    paper = "https://arxiv.org/abs/2010.04104"
+
     claims: ClassVar[frozenset[str]] = frozenset()
 
     concentration: float = number(0.2, low=0.0, open_low=True)

@@ -25,6 +25,8 @@ class STCHSweep(Sweep):
         floor: smallest preference of a task, because the method needs positive ones [choice].
     """
 
+    paper = "https://arxiv.org/abs/2402.19078"
+
     claims: ClassVar[frozenset[str]] = frozenset({"recovers-single-task", "monotone-edge", "no-dominated-pair"})
 
     mu: float = number(0.1, low=0.0, open_low=True, log=True)

@@ -33,6 +33,8 @@ class AdaMerging(Merger):
         high: upper bound of the coefficients; 1 [memory].
     """
 
+    paper = "https://arxiv.org/abs/2310.02575"
+
     claims: ClassVar[frozenset[str]] = frozenset({"order-free", "lowers-objective"})
     reads_data: ClassVar[bool] = True
 

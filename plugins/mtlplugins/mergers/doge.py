@@ -52,6 +52,8 @@ class DOGE(Merger):
             in the code, which merges the weights of an encoder only [code].
     """
 
+    paper = "https://arxiv.org/abs/2501.01230"
+
     eta: float = number(0.07, low=0.0, open_low=True, log=True)
     coefficients: str = choice("adaptive", ("adaptive", "equal"))
     reduce: str = choice("row", ("row", "full"))

@@ -25,6 +25,8 @@ class TaskArithmetic(Merger):
             validation data; 0.3 is its value for eight tasks [paper*].
     """
 
+    paper = "https://arxiv.org/abs/2212.04089"
+
     coefficient: float | None = number(None, low=0.0)
 
     @property

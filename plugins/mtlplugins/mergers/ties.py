@@ -32,6 +32,8 @@ class Ties(Merger):
         scale: factor of the merged task vector; 1 without validation data [paper*].
     """
 
+    paper = "https://arxiv.org/abs/2306.01708"
+
     density: float = number(0.2, low=0.0, high=1.0, open_low=True)
     scale: float = number(1.0, low=0.0)
 

@@ -33,6 +33,8 @@ class BiLB4MTLDoubleLoop(Balancer):
         NonFiniteError: the inner steps diverged; names the task.
     """
 
+    paper = "https://arxiv.org/abs/2502.08585"
+
     inner_steps: int = integer(10, low=1)
     inner_lr: float = number(1e-2, low=0.0, open_low=True, log=True)
 

@@ -34,6 +34,8 @@ class BiLB4MTL(Balancer):
         FeaturesError: a router that reads features got none, or not those of the first step.
     """
 
+    paper = "https://arxiv.org/abs/2502.08585"
+
     @property
     def claims(self) -> frozenset[str]:  # type: ignore[override]
         """What is promised; without the inner loop one backward pass, too."""

@@ -58,6 +58,8 @@ class LoRA(TeleportStrategy):
         targets: patterns of the names of weights that move. Default: every weight of two or more dimensions.
     """
 
+    paper = "https://arxiv.org/abs/2503.04046"
+
     exact = False
     packages: ClassVar[Mapping[str, str]] = {"peft": "adapter = peft-lora, peft-loha or peft-lokr"}
     claims = frozenset({"lowers-conflict", "zero-steps-stay", "gamma-zero-keeps-losses"})

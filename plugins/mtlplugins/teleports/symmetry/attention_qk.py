@@ -42,6 +42,8 @@ class AttentionQK(TeleportStrategy):
         directions: full only: dimension of the subspace of a head that M acts on. [choice]
     """
 
+    paper = "https://arxiv.org/abs/2503.04046"
+
     exact = True
     claims = frozenset(
         {

@@ -36,6 +36,8 @@ class LinearBoundary(TeleportStrategy):
         steps: number of steps of the optimisation on the K x K tables.
     """
 
+    paper = "https://arxiv.org/abs/2503.04046"
+
     exact = True
     claims = frozenset(
         {

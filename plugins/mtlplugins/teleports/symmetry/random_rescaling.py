@@ -23,6 +23,8 @@ class RandomRescaling(TeleportStrategy):
         bound: largest |log lambda|.
     """
 
+    paper = "https://arxiv.org/abs/2503.04046"
+
     exact = True
     improves = False
     claims = frozenset(

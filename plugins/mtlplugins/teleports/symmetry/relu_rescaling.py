@@ -41,6 +41,8 @@ class ReluRescaling(TeleportStrategy):
             It needs bound >= log 2. [choice]
     """
 
+    paper = "https://arxiv.org/abs/2503.04046"
+
     exact = True
     claims = frozenset(
         {
