@@ -25,13 +25,18 @@ def describe(plugin: Validated | None) -> dict[str, Any] | None:
     if plugin is None:
         return None
     fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(plugin) if dataclasses.is_dataclass(plugin) else ()
-    options = {f.name: _plain(getattr(plugin, f.name)) for f in fields if f.compare}
     entry = registry().entry_of(plugin)
     return {
         "name": registry().name_of(plugin),
         "distribution": "" if entry is None else entry.provenance,
-        "options": {name: value for name, value in options.items() if value is not _OTHER},
+        "options": plain({f.name: getattr(plugin, f.name) for f in fields if f.compare}),
     }
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that have a plain form, in it."""
+    found = {name: _plain(value) for name, value in options.items()}
+    return {name: value for name, value in found.items() if value is not _OTHER}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -131,7 +131,7 @@ def members(run: Run, losses: Losses) -> Members:
         modules=run.modules(),
         parameters=run.parameters,
         told=[p for p in {id(p): p for p in (*heads, *run.held())}.values() if id(p) not in mine],
-        about={r: configuration.describe(p) for r, p in run.plugins().items()},
+        about={**{r: configuration.describe(p) for r, p in run.plugins().items()}, **run.settings()},
         teleport=run.teleporter is not None,
         losses=[v for v in given if isinstance(v, Tensor)],
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtlcore import audit, inputs, roster, scaling, trajectory
+from mtlcore import audit, configuration, inputs, roster, scaling, trajectory
 from mtlcore.contracts import Aggregator, ConflictDetector, Needs
 from mtlcore.distributed.processes import Processes
 from mtlcore.distributed.sharded import is_sharded
@@ -104,6 +104,19 @@ class Run:
         """Role -> plugin."""
         strategy = None if self.teleporter is None else self.teleporter.strategy
         return {"aggregator": self.aggregator, "detector": self.detector, "teleport": strategy}
+
+    def settings(self) -> dict[str, Any]:
+        """The other arguments on which it depends what a step does, in plain values: several processes compare them."""
+        groups = [group for o in trajectory.each(self.optimizer) for group in o.param_groups]
+        return {
+            "optimizer": [type(o).__name__ for o in trajectory.each(self.optimizer)],
+            "optimizer's options": {f"group {i}": configuration.plain(g) for i, g in enumerate(groups)},
+            "metric": self.metric,
+            "taken": self.taken,
+            "refresh": None if self.keeper is None else dataclasses.asdict(self.keeper.policy),
+            "brakes": dataclasses.asdict(self.brakes),
+            "teleporter": None if self.teleporter is None else self.teleporter.options,
+        }
 
     def modules(self) -> list[nn.Module]:
         """Trunk and heads, as far as they are modules."""

@@ -87,7 +87,9 @@ class Teleporter:
         reuse_over: Over = "moved",
         batch_norm: Literal["running", "batch"] = "running",
     ) -> None:
-        hyperparameters.check("Teleporter", OPTIONS, locals())
+        given = locals()
+        hyperparameters.check("Teleporter", OPTIONS, given)
+        self.options = {name: given[name] for name in OPTIONS}
         self.strategy: TeleportStrategy = create("teleport", strategy) if isinstance(strategy, str) else strategy
         if not isinstance(self.strategy, TeleportStrategy):
             raise ConfigurationError(

@@ -15,6 +15,7 @@ from mtlcore import Aggregation, Aggregator, Displacement, MultiTask, Needs, Tel
 from mtlcore.distributed.checkpoint import Whole
 from mtlcore.distributed.hook import Rounded
 from mtlcore.step.prepare import members
+from mtlcore.teleporting import Brakes
 
 TASKS = ("a", "b", "c")
 
@@ -220,6 +221,17 @@ def absent_alone(size, name, steps=3):
     return {"grads": grads(net), "losses": report.losses}
 
 
+OTHER = {
+    "other metric": ({}, {"metric": "step"}),
+    "other taken": ({"taken": True}, {}),
+    "other refresh": ({}, {"refresh": 2}),
+    "other tolerance": ({"teleport": "random"}, {"teleport": "random", "tolerance": 0.5}),
+    "other brakes": ({}, {"brakes": Brakes(detect_every=2)}),
+    "other lr": ({}, {}),
+}
+"""Options of the two processes."""
+
+
 def trouble(rank, what, name):
     """A run that goes wrong on process 1."""
     net = Net("relu" if what == "probe raises" else "mlp")
@@ -244,6 +256,11 @@ def trouble(rank, what, name):
         mt = MultiTask(net.trunk, name if rank == 0 else "mgda", tasks=TASKS)
     elif what == "other option":
         mt = MultiTask(net.trunk, create("aggregator", "cagrad", c=0.4 + rank / 10), tasks=TASKS)
+    elif what in OTHER:
+        mt = MultiTask(
+            net.trunk, name, torch.optim.SGD(net.parameters(), 0.2 if what == "other lr" and rank else 0.1),
+            tasks=TASKS, **({} if what == "other lr" else OTHER[what][rank]),
+        )  # fmt: skip
     elif what == "other tasks":
         mt = MultiTask(net.trunk, name)
         step = lambda: mt.backward({t: v for t, v in losses(net(x)[1], y).items() if rank == 0 or t != "c"})
