@@ -99,5 +99,6 @@ def _look(view: StepView, evaluate: Evaluate, together: Together | None) -> tupl
         if not abs(value) < float("inf"):
             raise NonFiniteError(f"inner steps: the loss of task {name!r} became {value}; lower the inner step size.")
     kept = [f.detach() for f in features]  # else the view would hold the graph
-    point = view._replaced(losses=values, features=kept, gramian=None, jacobian=None, others=(), needs=Needs.LOSSES)
+    gone = {"gramian": None, "jacobian": None, "curvature": None, "others": ()}
+    point = view._replaced(losses=values, features=kept, needs=Needs.LOSSES, **gone)
     return losses, point

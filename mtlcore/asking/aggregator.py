@@ -12,13 +12,23 @@ import torch
 from torch import Tensor
 
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
-from mtlcore.errors import ConfigurationError, FeaturesError, LossError, MtlError, NonFiniteError, PluginError
+from mtlcore.errors import (
+    ConfigurationError,
+    FeaturesError,
+    LossError,
+    MtlError,
+    NonFiniteError,
+    PluginError,
+    ProcessError,
+)
 from mtlcore.inputs import is_theirs
 from mtlcore.numpy_threads import numpy_on_one_thread
 from mtlcore.presence import Presence
 from mtlcore.registry import registry
 from mtlcore.safety import blame
 
+_NOT_ITS_OWN = (LossError, FeaturesError, NonFiniteError, ConfigurationError, ProcessError)
+"""What a method passes on because the user's input or options are at fault, or another process, not the plugin."""
 _MATRICES = 16
 """From so many tasks on, numpy may want threads for the matrices of a method."""
 _FEW = 256
@@ -64,8 +74,8 @@ def _answer(method: Aggregator, shown: StepView, state: State, partial: bool) ->
         torch.set_grad_enabled(False)  # the context manager takes three times as long
         with numpy_on_one_thread() if shown.n_tasks >= _MATRICES else contextlib.nullcontext():
             return method.aggregate(shown, dict(state))
-    except (LossError, FeaturesError, NonFiniteError, ConfigurationError):
-        raise  # the user's input or options are at fault, not the plugin
+    except _NOT_ITS_OWN:
+        raise
     except BaseException as error:
         if is_theirs(error):
             raise
@@ -132,7 +142,7 @@ def observe(method: Aggregator, view: StepView, state: State) -> State:
         view = view.restricted(view.present)
     try:
         found = method.observe(view, dict(state))
-    except (LossError, FeaturesError, NonFiniteError, ConfigurationError):
+    except _NOT_ITS_OWN:
         raise
     except BaseException as error:
         raise PluginError(f"aggregator {_who(method)} raised in observe {blame(error)}") from error

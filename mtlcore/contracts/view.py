@@ -52,10 +52,12 @@ class StepView:
         features: detached tensors between trunk and heads, or () if the caller did not hand them over.
         others: views of further independent batches, for a method with ``batches > 1``.
         inner: the service behind :attr:`inner`; offered by ``MultiTask.step``.
+        curvature: the service behind :attr:`curvature`; offered by ``MultiTask.step``.
         needs: the most that may be read; reading beyond it is an error that names the remedy.
     """
 
     __slots__ = (
+        "_curvature",
         "_features",
         "_generator",
         "_gramian",
@@ -78,6 +80,7 @@ class StepView:
     _generator: torch.Generator | None
     _needs: Needs
     _inner: Callable[[StepView, Callable[[StepView], Tensor], int, float], StepView] | None
+    _curvature: Callable[[StepView, Tensor], Tensor] | None
     presence: Presence
     task_index: tuple[int, ...]
     step: int
@@ -97,6 +100,7 @@ class StepView:
         features: Sequence[Tensor] = (),
         others: Sequence[StepView] = (),
         inner: Callable[[StepView, Callable[[StepView], Tensor], int, float], StepView] | None = None,
+        curvature: Callable[[StepView, Tensor], Tensor] | None = None,
         needs: Needs = Needs.JACOBIAN,
     ) -> None:
         put = object.__setattr__
@@ -111,6 +115,7 @@ class StepView:
         put(self, "_generator", None)
         put(self, "_needs", needs)
         put(self, "_inner", inner)
+        put(self, "_curvature", curvature)
         put(self, "task_index", tuple(range(n)) if task_index is None else tuple(task_index))
         put(self, "step", step)
         put(self, "_features", tuple(features))
@@ -197,6 +202,22 @@ class StepView:
         """
         return None if self._inner is None else functools.partial(self._inner, self)
 
+    @property
+    def curvature(self) -> Callable[[Tensor], Tensor] | None:
+        """``view.curvature(vectors)``: how the rows change along vectors, sum_i H_i v_i.
+
+        ``vectors`` is v, (K, P), with columns as in ``jacobian``; H_i is the Hessian of task i's loss over the
+        parameters that these columns stand for. The answer is (P,). The network is back bit for bit afterwards (see
+        :mod:`mtlcore.curvature`, also for what it costs and raises). For a method with ``needs = Needs.JACOBIAN``. None
+        where the view has no network, or in ``MultiTask.backward``, which cannot evaluate the batch again.
+        """
+        return None if self._curvature is None else self._products
+
+    def _products(self, vectors: Tensor) -> Tensor:
+        self._check(Needs.JACOBIAN, "curvature")
+        assert self._curvature is not None
+        return self._curvature(self, vectors)
+
     def _check(self, wanted: Needs, name: str) -> None:
         if self._needs < wanted:
             raise PluginError(
@@ -255,6 +276,7 @@ class StepView:
             "features": self._features,
             "others": self.others,
             "inner": self._inner,
+            "curvature": self._curvature,
             "needs": self._needs,
         }
         return StepView(**{**fields, **changes})

@@ -22,7 +22,7 @@ class CommunicationHook(Protocol):
 
         Args:
             tensor: real numbers.
-            kind: "rows", "direction", "gradients", "inner steps" or "teleport".
+            kind: "rows", "direction", "gradients", "inner steps", "curvature" or "teleport".
         """
 
     def decode(self, tensor: Tensor, kind: str, dtype: torch.dtype) -> Tensor:

@@ -248,6 +248,22 @@ class Processes:
         by_name = dict(zip(whole.present, found))
         return [by_name[n] for n in names]
 
+    def counted(self, work: Callable[[], Mapping[str, float]]) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Of the losses that each process finds: the mean of each task, and how many processes have it."""
+        found, error = self.attempt(work)
+        presence = None if found is None else Presence.of(self.names, found)
+        values = None if found is None or presence is None else [found[n] for n in presence.present]
+        totals = self.exchange(error, "curvature", presence=presence, values=values)
+        whole, means = self.means_of(totals)
+        return dict(zip(whole.present, means)), dict(zip(self.names, totals.counts.tolist()))
+
+    def summed(self, work: Callable[[], Tensor]) -> Tensor:
+        """The sum of what each process finds. Raises on all of them if it does on one."""
+        assert self.wire is not None
+        total = self.settled(work)
+        self.wire.add([total], "curvature")
+        return total
+
     def averaged(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """The means of gradients; None where no process has one."""
         assert self.wire is not None

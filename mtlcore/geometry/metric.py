@@ -11,12 +11,13 @@ others, and 1 where nothing at all is known, as in the first step. [choice]
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from mtlcore import linalg
+from mtlcore.contracts import StepView
 from mtlcore.errors import NonFiniteError
 from mtlcore.geometry.moves import moves
 from mtlcore.gradients.task_gradients import Answer, TaskGradients
@@ -25,6 +26,8 @@ from mtlcore.trajectory import Optimizers
 EUCLIDEAN = "euclidean"
 STEP = "step"
 METRICS = (EUCLIDEAN, "optimizer", STEP)
+Curvature = Callable[[StepView, Tensor], Tensor]
+"""The service behind ``view.curvature``."""
 
 
 @torch.no_grad()
@@ -93,6 +96,20 @@ class InMetric(TaskGradients):
             root = self._root.to(direction.device)
             direction = torch.where(root > 0.0, direction / root, torch.zeros_like(direction))
         return Answer(answer.weights, direction, answer.head_weights, answer.feature_gradient)
+
+    def curved(self, service: Curvature) -> Curvature:
+        """Products with sqrt(D) H sqrt(D): the Hessians over the coordinates in which the rows are J sqrt(D)."""
+
+        def products(view: StepView, vectors: Tensor) -> Tensor:
+            root = self._root.to(vectors)
+            return service(view, vectors * root) * root
+
+        return products
+
+
+def in_metric_of(found: TaskGradients, service: Curvature | None) -> Curvature | None:
+    """The service over the coordinates of the rows of ``found``."""
+    return found.curved(service) if isinstance(found, InMetric) and service is not None else service
 
 
 def in_metric(

@@ -16,7 +16,7 @@ from mtlcore.distributed.local import Local
 from mtlcore.distributed.processes import Members
 from mtlcore.distributed.sharded import Sharded
 from mtlcore.errors import ConfigurationError
-from mtlcore.geometry.metric import EUCLIDEAN, in_metric
+from mtlcore.geometry.metric import EUCLIDEAN, Curvature, in_metric, in_metric_of
 from mtlcore.gradients import received, waiting
 from mtlcore.gradients.batch import Batch
 from mtlcore.gradients.losses_only import Weighted
@@ -47,6 +47,7 @@ def prepare(
     scale: float | None = None,
     others: Sequence[StepView] = (),
     inner: Callable[..., StepView] | None = None,
+    curvature: Curvature | None = None,
 ) -> Prepared:
     """Changes nothing of the run except for the micro-batches that waited: they are part of this batch.
 
@@ -57,6 +58,7 @@ def prepare(
         scale: of a ``GradScaler``.
         others: views of the other independent batches of this step.
         inner: the service behind ``view.inner``.
+        curvature: the service behind ``view.curvature``.
     """
     pending = run.take_pending()
     if pending.waiting:
@@ -83,6 +85,7 @@ def prepare(
         features=inputs.flat(features),
         others=others,
         inner=inner,
+        curvature=in_metric_of(found, curvature),
         needs=needs,
     )
     pieces = f"; through the graphs of {len(pending.waiting) + 1} micro-batches" if pending.waiting else ""

@@ -10,9 +10,10 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from mtlcore import inner_loop, inputs, trajectory
-from mtlcore.contracts import StepView
+from mtlcore import curvature, inner_loop, inputs, trajectory
+from mtlcore.contracts import Needs, StepView
 from mtlcore.errors import ConfigurationError, NonFiniteError
+from mtlcore.geometry.metric import Curvature
 from mtlcore.geometry.taken import Watch
 from mtlcore.gradients import waiting
 from mtlcore.inputs import Closure, Features, Losses
@@ -166,13 +167,14 @@ class WholeStep:
             self.last, features = inputs.evaluated(closure)
             others.append(other_view(run, self.last, features, self.scale))
         noise = Noise() if run.aggregator.looks_twice() else None
+        products = self._curvature()
         *before, last = self.pieces
         for closure in before:
             self.last, features = inputs.evaluated(closure)
             micro.add(run, self.last, features, self.scale)
         self.last, features = inputs.evaluated(last)
         self._check_unwritten()
-        return prepare(run, self.last, features, self.scale, others, self._inner()), noise
+        return prepare(run, self.last, features, self.scale, others, self._inner(), products), noise
 
     def _check_unwritten(self) -> None:
         """
@@ -193,6 +195,21 @@ class WholeStep:
             evaluate=lambda: run.named(*inputs.evaluated(self.whole)),
             parameters=[*run.parameters, *run.held()],
             modules=run.modules(),
+            together=run.processes if run.processes.several() else None,
+        )
+
+    def _curvature(self) -> Curvature:
+        """The service behind ``view.curvature``, made just before the step's batch is evaluated: it evaluates the batch
+        again as from here."""
+        run = self.run
+        served = run.aggregator.needs == Needs.JACOBIAN  # the view refuses others, for whom nothing has to be kept
+        return functools.partial(
+            curvature.products,
+            evaluate=lambda: run.named(*inputs.evaluated(self.whole)),
+            shared=run.shared(),
+            start=Snapshot(modules=run.modules() if served else (), noise=served),
+            modules=run.modules(),
+            scale=self.scale,
             together=run.processes if run.processes.several() else None,
         )
 

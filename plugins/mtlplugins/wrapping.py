@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from mtlcore import Aggregation, Aggregator, Needs, StepView, create
 from mtlcore.contracts import State
 from mtlcore.errors import ConfigurationError
 
+T = TypeVar("T")
 _PREFIX = "method."
 
 
@@ -116,6 +117,7 @@ def within(state: State) -> State:
 
 
 Inner = Callable[[StepView, Callable[[StepView], Tensor], int, float], StepView]
+Curvature = Callable[[StepView, Tensor], Tensor]
 
 
 def changed(
@@ -126,11 +128,14 @@ def changed(
     jacobian: Tensor | None = None,
     others: Sequence[StepView] | None = None,
     inner: Inner | None = None,
+    curvature: Curvature | None = None,
 ) -> StepView:
-    """The same view with other losses or gradients. Given a Gramian alone, there are no rows."""
-    same = view.inner
-    if inner is None and same is not None:
-        inner = functools.partial(_past, same)
+    """The same view with other losses or gradients. Given a Gramian alone, there are no rows. Services that are not
+    given are those of the view."""
+    if inner is None and view.inner is not None:
+        inner = functools.partial(_past, view.inner)
+    if curvature is None and view.curvature is not None:
+        curvature = functools.partial(_past, view.curvature)
     return StepView(
         losses=view.losses if losses is None else losses,
         gramian=gramian,
@@ -143,43 +148,50 @@ def changed(
         features=view.features,
         others=view.others if others is None else others,
         inner=inner,
+        curvature=curvature,
     )
 
 
-def _past(inner: Callable[..., StepView], _: StepView, *arguments: Any) -> StepView:
+def _past(service: Callable[..., T], _: StepView, *arguments: Any) -> T:
     """The service of the view that was changed, for the changed one."""
-    return inner(*arguments)
+    return service(*arguments)
 
 
 def scaled(view: StepView, factors: Tensor, needs: Needs, *, losses: bool = False) -> StepView:
     """The view with task i's gradient multiplied by factor i (K,), as much of it as ``needs`` asks for, and with
-    ``losses`` its loss, too. In the further batches of the step and along inner steps the factors are the same."""
+    ``losses`` its loss, too. In the further batches of the step, along inner steps and in second derivatives the
+    factors are the same."""
     gramian = jacobian = None
     if needs >= Needs.GRAMIAN:
         gramian = view.gramian * factors[:, None] * factors[None, :]
     if needs == Needs.JACOBIAN:
         jacobian = _scaled_rows(view.jacobian, factors)
     by_task = dict(zip(view.task_index, factors.tolist()))
-    out = changed(
-        view,
-        losses=view.losses * factors if losses else None,
-        gramian=gramian,
-        jacobian=jacobian,
-        others=[_other(batch, by_task, losses) for batch in view.others],
-    )
-    inner = view.inner
-    if inner is None:
-        return out
+    inner, curvature = view.inner, view.curvature
 
     def descend(_: StepView, weigh: Callable[[StepView], Tensor], steps: int, lr: float) -> StepView:
         """The steps on the scaled gradients, and the view there."""
+        assert inner is not None
 
         def at(point: StepView) -> StepView:
             return scaled(point, factors, Needs.LOSSES, losses=losses)
 
         return at(inner(lambda point: weigh(at(point)).cpu().double() * factors, steps, lr))
 
-    return changed(out, gramian=gramian, jacobian=jacobian, inner=descend)
+    def products(_: StepView, vectors: Tensor) -> Tensor:
+        """With the Hessians times the factors."""
+        assert curvature is not None
+        return curvature(_scaled_rows(vectors, factors))
+
+    return changed(
+        view,
+        losses=view.losses * factors if losses else None,
+        gramian=gramian,
+        jacobian=jacobian,
+        others=[_other(batch, by_task, losses) for batch in view.others],
+        inner=None if inner is None else descend,
+        curvature=None if curvature is None else products,
+    )
 
 
 def _other(batch: StepView, by_task: dict[int, float], losses: bool) -> StepView:

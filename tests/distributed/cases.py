@@ -232,6 +232,44 @@ OTHER = {
 """Options of the two processes."""
 
 
+def curved(rank, size, steps=3):
+    """Steps of a method that asks for second derivatives; task c is on process 0 only, task b on the others only. With
+    rank None the same on one process: the loss of a task is the mean over the parts that have it."""
+    net = Net("mlp")
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    aggregator = create("aggregator", "emtl", form="exact")
+    group = None if rank is None else "auto"
+    mt = MultiTask(net.trunk, aggregator, optimizer, tasks=TASKS, heads=net.heads, process_group=group)
+
+    def found(r, step):
+        x, y = part(r, size, *data(step, 12))
+        return losses(net(x)[1], y, ("a", "c") if r == 0 else ("a", "b"))
+
+    def closure(step):
+        if rank is not None:
+            return found(rank, step)
+        parts = [found(r, step) for r in range(size)]
+        return {t: torch.stack([p[t] for p in parts if t in p]).mean() for t in TASKS}
+
+    for step in range(steps):
+        report = mt.step(lambda: closure(step))
+    parameters = {n: p.detach().clone() for n, p in net.named_parameters()}
+    return {"grads": grads(net), "losses": report.losses, "weights": None, "state": {}, "parameters": parameters}
+
+
+class Once(torch.autograd.Function):
+    """The identity with one derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, cotangent):
+        return cotangent
+
+
 def trouble(rank, what, name):
     """A run that goes wrong on process 1."""
     net = Net("relu" if what == "probe raises" else "mlp")
@@ -282,6 +320,17 @@ def trouble(rank, what, name):
             return losses(out, y), z
 
         step = lambda: mt.step(closure)
+    elif what in ("second evaluation raises", "no second derivative"):
+        calls = []
+
+        def evaluated():
+            calls.append(1)
+            if rank == 1 and what == "second evaluation raises" and len(calls) == 2:
+                raise KeyError("the disk is full")
+            found = losses(net(x)[1], y)
+            return {**found, "b": Once.apply(found["b"])} if rank == 1 and what == "no second derivative" else found
+
+        step = lambda: mt.step(evaluated)
     elif what == "find unused":
         whole = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
         step = lambda: mt.backward(losses((o := whole(x))[1], y), features=o[0])

@@ -136,11 +136,17 @@ def test_micro_batches(two):
     assert_close(found[0], cases.micro(0, 1, "upgrad"), EXACT)
 
 
-@pytest.mark.parametrize("name", ["famo", "upgrad", "bilb4mtl-double-loop"])
+@pytest.mark.parametrize("name", ["famo", "upgrad", "bilb4mtl-double-loop", ("emtl", {"form": "exact"})])
 def test_steps_with_closures(two, name):
     found = two.run(cases.looked, 2, name)
     assert_same_bits(found)
     assert_close(found[0], cases.looked(0, 1, name), EXACT)
+
+
+def test_second_derivatives_with_tasks_on_some_processes_only(two):
+    found = two.run(cases.curved, 2)
+    assert_same_bits(found)
+    assert_close(found[0], cases.curved(None, 2), EXACT)
 
 
 def test_kept_weights(two):

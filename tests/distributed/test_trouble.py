@@ -55,6 +55,25 @@ def test_what_the_user_raises(pool):
     assert "the disk is full" in mine
 
 
+EXACT_EMTL = ("emtl", {"form": "exact"})
+
+
+@pytest.mark.parametrize("name", ["bilb4mtl-double-loop", EXACT_EMTL])
+def test_what_the_user_raises_while_the_method_is_asked(pool, name):
+    """The others took the news for an error of the method, told it once more, and waited for ever."""
+    (kind, text), (own, mine) = pool.run(cases.trouble, "second evaluation raises", name)
+    assert (kind, own) == ("ProcessError", "KeyError")
+    assert "process 1" in text
+    assert "the disk is full" in text
+    assert "the disk is full" in mine
+
+
+def test_second_derivatives_that_fail_on_one_process(pool):
+    for kind, text in pool.run(cases.trouble, "no second derivative", EXACT_EMTL):
+        assert kind == "LossError"
+        assert "process 1: the loss of task 'b' cannot be differentiated twice" in text
+
+
 def test_a_probe_that_fails_on_one_process(pool):
     (kind, text), (own, mine) = pool.run(cases.trouble, "probe raises", "upgrad")
     assert (kind, own) == ("ProcessError", "KeyError")

@@ -78,6 +78,39 @@ def test_task_weights_are_factors_of_the_losses_in_all_batches_and_inner_steps(n
     torch.testing.assert_close(Run(around).steps(range(4)), Run(inside, FACTORS).steps(range(4)), rtol=1e-9, atol=1e-12)
 
 
+def test_task_weights_are_factors_of_the_losses_in_second_derivatives():
+    inside = mtlcore.create("aggregator", "emtl", form="exact")
+    around = wrapped("task-weighted", inside, weights=FACTORS)
+    torch.testing.assert_close(Run(around).steps(range(4)), Run(inside, FACTORS).steps(range(4)), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "options"), [("clipped", {}), ("ema", {"beta": 0.0}), ("layerwise", {})])
+def test_second_derivatives_pass_through_wrappers(name, options):
+    inside = mtlcore.create("aggregator", "emtl", form="exact")
+    options = {**options, "max_norm": 1e9} if name == "clipped" else options
+    same = Run(wrapped(name, inside, **options)).steps(range(3))
+    torch.testing.assert_close(same, Run(inside).steps(range(3)), rtol=1e-9, atol=1e-12)
+
+
+def test_a_group_of_parameters_has_its_own_second_derivatives():
+    """As if the others were no parameters at all."""
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(3, 9, 9, generator=generator, dtype=torch.float64)
+    hessians, rows = root @ root.mT, torch.randn(3, 9, generator=generator, dtype=torch.float64)
+    losses, inside = torch.tensor([1.0, 2.0, 5.0]), mtlcore.create("aggregator", "emtl", form="exact", lamb=1.0)
+
+    def answer(method, columns):
+        def curvature(_, vectors):
+            return torch.einsum("kpq,kq->p", hessians[:, columns, columns], vectors)
+
+        view = StepView(losses=losses, jacobian=rows[:, columns], curvature=curvature)
+        return method.aggregate(view, method.init(3)).direction
+
+    parts = [answer(inside, columns) for columns in (slice(0, 4), slice(4, 9))]
+    whole = answer(wrapped("layerwise", inside, sizes=(4.0,)), slice(0, 9))
+    torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("name", ["ls", "uw", "famo", "rlw", "bilb4mtl"])
 def test_weights_of_a_method_that_reads_losses_only_can_be_averaged(name):
     """It was refused in the first step, with a message about head_weights."""

@@ -13,7 +13,7 @@ import mtlcore
 from mtlcore import Aggregation, Aggregator
 from mtlverify.convergence.claims import claimed
 from mtlverify.convergence.rates import fitted
-from mtlverify.convergence.run import run, stationarity
+from mtlverify.convergence.run import _Batches, run, stationarity
 from mtlverify.convergence.suite import CASES, Case, curvature
 from mtlverify.convergence.verdict import judge
 from mtlverify.problems.quadratics import Quadratics
@@ -107,6 +107,26 @@ def test_noise_is_seeded_and_hurts():
     )
     assert first == again != other
     assert run(method, problem, steps=25, curvature=bend).stationarity[-1] < first[-1]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_a_run_offers_the_true_hessians(case):
+    """Against differences of the declared gradients."""
+    problem = case.make()
+    x = problem.sample(torch.Generator().manual_seed(0))
+    batches = _Batches(problem, torch.zeros(problem.shape[0], 1), torch.Generator(), 0)
+    vectors = torch.randn(problem.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():  # as in a step
+        found = batches.view(x, 0).curvature(vectors)
+    h = 1e-6
+    ahead = [(problem.jacobian(x + h * v)[i] - problem.jacobian(x - h * v)[i]) / (2 * h) for i, v in enumerate(vectors)]
+    torch.testing.assert_close(found, torch.stack(ahead).sum(0), rtol=1e-5, atol=1e-6)
+
+
+def test_the_exact_form_of_emtl_takes_part():
+    problem, method = EASY.make(), mtlcore.create("aggregator", "emtl", form="exact", lamb=0.01)
+    seen = run(method, problem, steps=50, curvature=curvature(problem)).losses
+    assert sum(seen[1]) < sum(seen[0])
 
 
 def test_command_line_writes_json(tmp_path):

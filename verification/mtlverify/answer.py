@@ -115,8 +115,9 @@ def view_of(
     def view(batch: int, others: tuple[StepView, ...] = ()) -> StepView:
         if not batch:
             return StepView(
-                losses=losses, jacobian=jacobian, present=present, generator=seed, step=step, others=others, needs=limit
-            )
+                losses=losses, jacobian=jacobian, present=present, generator=seed, step=step, others=others,
+                curvature=straight, needs=limit,
+            )  # fmt: skip
         factors = torch.tensor([2.0 ** ((i + batch) % 3 - 1) for i in names], dtype=torch.float64)
         made = StepView(
             losses=losses * factors, jacobian=jacobian * factors.to(jacobian)[:, None],
@@ -125,6 +126,11 @@ def view_of(
         return made if present is None or plugin.handles_absent else made.restricted(present)
 
     return view(0, tuple(view(batch) for batch in range(1, getattr(plugin, "batches", 1))))
+
+
+def straight(_: StepView, vectors: Tensor) -> Tensor:
+    """``view.curvature`` of losses that are linear, which is all that a Jacobian says of them."""
+    return vectors.new_zeros(vectors.shape[1])
 
 
 def start(plugin: Aggregator, example: Example) -> int:

@@ -6,11 +6,12 @@ import dataclasses
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from mtlcore import Aggregation, Needs, StepView, linalg, vector
 from mtlcore.contracts import State
 from mtlcore.errors import ConfigurationError
-from mtlplugins.wrapping import Wrapper, changed
+from mtlplugins.wrapping import Curvature, Wrapper, changed
 
 _GROUP = "group"
 
@@ -23,6 +24,20 @@ def _part(state: State, group: int) -> State:
     """The method's state for one group."""
     prefix = _key(group, "")
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _within(view: StepView, columns: slice) -> Curvature | None:
+    """Products with the group's own blocks of the Hessians."""
+    curvature = view.curvature
+    if curvature is None:
+        return None
+
+    def products(_: StepView, vectors: Tensor) -> Tensor:
+        whole = vectors.new_zeros(len(vectors), view.jacobian.shape[1])
+        whole[:, columns] = vectors
+        return curvature(whole)[columns]
+
+    return products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +108,8 @@ class Layerwise(Wrapper):
         for number, columns in enumerate(groups):
             whole = len(groups) == 1
             block = rows if whole else rows[:, columns].contiguous()
-            seen = changed(view, jacobian=block).limited_to(self.wrapped.needs)
+            seen = changed(view, jacobian=block, curvature=None if whole else _within(view, columns))
+            seen = seen.limited_to(self.wrapped.needs)
             answer = self.wrapped.aggregate(seen, _part(state, number))
             new.update({_key(number, name): value for name, value in answer.state.items()})
             if whole:

@@ -106,6 +106,7 @@ class _Batches:
             generator=step_seed(self.seed, t),
             others=beside,
             inner=_inner(self.problem, x, lambda point: self.view(point, t)),
+            curvature=_curvature(self.problem, x),
         )
 
     def _rows(self, x: Tensor) -> Tensor:
@@ -128,6 +129,24 @@ def _move(answer: Aggregation, gradients: Tensor) -> tuple[Tensor, float]:
 def stationarity(problem: Problem, x: Tensor) -> float:
     """Length of the shortest convex combination of the exact gradients: 0 exactly at Pareto-stationary points."""
     return float(torch.from_numpy(min_norm(problem.jacobian(x).numpy()).direction).norm())
+
+
+def _curvature(problem: Problem, x: Tensor) -> Callable[[StepView, Tensor], Tensor]:
+    """``view.curvature``: products with the exact Hessians at x."""
+
+    def products(_: StepView, vectors: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = x.detach().requires_grad_(True)
+            along = torch.zeros((), dtype=x.dtype)
+            for loss, vector in zip(problem.losses(point), vectors):
+                (gradient,) = torch.autograd.grad(loss, point, create_graph=True)
+                along = along + gradient @ vector.to(gradient)
+            if not along.requires_grad:  # every loss is linear
+                return torch.zeros_like(x)
+            (product,) = torch.autograd.grad(along, point, allow_unused=True, materialize_grads=True)
+            return product
+
+    return products
 
 
 def _inner(problem: Problem, x: Tensor, view: Callable[..., StepView]) -> Callable[..., StepView]:

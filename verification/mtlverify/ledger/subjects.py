@@ -12,6 +12,7 @@ from mtlverify.law import KINDS
 VARIANTS: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("aggregator", "bilb4mtl"): ({"lamb": 1.0, "pareto_safe": False}, {"discrepancy": "all-pairs"}),
     ("aggregator", "cagrad"): ({"c": 1.0},),
+    ("aggregator", "emtl"): ({"form": "exact"},),
     ("aggregator", "fairgrad"): ({"alpha": 2.0},),
     ("aggregator", "gradops"): ({"project": "always"},),
     ("aggregator", "mgda"): ({"normalize": "l2"},),
