@@ -113,7 +113,7 @@ def tune(run: Run, closure: Closure, repeats: int) -> Table:
         return make_batch(run, *inputs.evaluated(closure)).without_unread()
 
     with Snapshot(modules=run.modules()).restored():
-        needs, together = run.needs(), run.processes.several(run.modules())
+        needs, together = run.needs(), run.processes.several(run.modules(), run.parameters)
         needs = Needs.JACOBIAN if together and needs == Needs.GRAMIAN else needs  # others need whole rows
         work = functools.partial(measure, run.planner, needs, evaluate, repeats)
         table = merged(run.processes.gathered(work)) if together else work()

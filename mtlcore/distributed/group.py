@@ -31,6 +31,11 @@ def checked(wish: Any) -> Any:
             return wish
         if isinstance(wish, dist.ProcessGroup):
             return wish
+        if wish is dist.GroupMember.NON_GROUP_MEMBER:
+            raise ConfigurationError(
+                "process_group is a group that this process is no member of (new_group returns it to all others): make "
+                "the MultiTask on the members only, or give each process the group that it is in."
+            )
     raise ConfigurationError(
         f'process_group must be "auto", None, a torch.distributed.ProcessGroup or one dimension of a DeviceMesh; '
         f"found {wish!r}."

@@ -102,16 +102,16 @@ class Processes:
         wish = self._wish if isinstance(self._wish, str) else None
         return Processes, (wish,), {"_hook": self._hook}  # a copy starts again
 
-    def several(self, modules: Sequence[nn.Module] = ()) -> bool:
+    def several(self, modules: Sequence[nn.Module] = (), parameters: Sequence[Tensor] = ()) -> bool:
         """Whether there are others. Asked in every step, because a process group may be made late.
 
         Raises:
-            ConfigurationError: ``process_group=None``, but something in ``modules`` averages.
+            ConfigurationError: ``process_group=None``, but something in ``modules`` or around ``parameters`` averages.
         """
         if self.wire is None:
             if self._wish is None:
-                if not self._checked:
-                    refusals.check_alone(modules)
+                if parameters and not self._checked:
+                    refusals.check_alone(modules, parameters)
                     self._checked = True
                 return False
             found = group.resolved(self._wish)

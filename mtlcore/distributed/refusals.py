@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtlcore.distributed.sharded import is_sharded
@@ -12,19 +14,44 @@ from mtlcore.errors import ConfigurationError
 from mtlcore.gradients import graph
 
 
-def check_alone(modules: Iterable[nn.Module]) -> None:
+def check_alone(modules: Iterable[nn.Module], parameters: Sequence[Tensor]) -> None:
     """With ``process_group=None`` every process solves its own problem; nothing may average behind its back.
 
     Raises:
-        ConfigurationError: a module is in DistributedDataParallel over several processes; names it.
+        ConfigurationError: a module, or the network around the trunk, is in DistributedDataParallel over several
+            processes; names it.
     """
-    for name, module in _named(modules):
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    for name, module in (*_named(modules), *_around(parameters)):
         if isinstance(module, nn.parallel.DistributedDataParallel) and module.process_group.size() > 1:
             raise ConfigurationError(
                 f"{name} is wrapped in DistributedDataParallel over {module.process_group.size()} processes, and "
                 f"process_group=None makes each process solve its own multi-task problem, with weights of its own: "
                 f'what would be averaged is not a method. Leave the wrapper out, or take process_group="auto".'
             )
+
+
+def _around(parameters: Sequence[Tensor]) -> Iterable[tuple[str, nn.Module]]:
+    """Wrappers that hold one of these. Neither a parameter nor the graph leads to them: all objects are looked at."""
+    mine = set(map(id, parameters))
+    for found in gc.get_objects():
+        if issubclass(type(found), nn.parallel.DistributedDataParallel) and any(
+            id(p) in mine for p in found.parameters()
+        ):
+            yield "the network", found
+
+
+def check_visible(trunk: Any) -> None:
+    """Of a trunk inside a network that FSDP1 has wrapped there may be no parameters left.
+
+    Raises:
+        ConfigurationError: it is such a one.
+    """
+    if not isinstance(trunk, nn.Module) or any(True for _ in trunk.parameters()):
+        return
+    if any(getattr(m, "_is_fsdp_managed_module", False) for m in trunk.modules()):
+        raise ConfigurationError(_FSDP1.format("the network around the trunk is"))
 
 
 def check_trunk(modules: Iterable[nn.Module], parameters: Sequence[Tensor]) -> None:
@@ -37,10 +64,7 @@ def check_trunk(modules: Iterable[nn.Module], parameters: Sequence[Tensor]) -> N
     for name, module in _named(modules):
         kind = type(module)
         if kind.__name__ == "FullyShardedDataParallel":
-            raise ConfigurationError(
-                f"{name} is wrapped in FullyShardedDataParallel (FSDP1), whose flat parameters hide which gradient is "
-                f"whose: shard it with torch.distributed.fsdp.fully_shard (FSDP2) instead."
-            )
+            raise ConfigurationError(_FSDP1.format(f"{name} is"))
         if kind.__module__.split(".")[0] == "deepspeed":
             raise ConfigurationError(_DEEPSPEED.format(name))
         if isinstance(module, nn.parallel.DistributedDataParallel):
@@ -48,13 +72,14 @@ def check_trunk(modules: Iterable[nn.Module], parameters: Sequence[Tensor]) -> N
     for p in parameters:
         if hasattr(p, "ds_id"):
             raise ConfigurationError(_DEEPSPEED.format("the trunk"))
-        if type(p).__name__ == "FlatParameter":
-            raise ConfigurationError(
-                "the trunk's parameters are FSDP1's flat ones, which hide which gradient is whose: shard it with "
-                "torch.distributed.fsdp.fully_shard (FSDP2) instead."
-            )
+        if getattr(p, "_fsdp_flattened", False):  # its mark on flat parameters, and on those that look into one
+            raise ConfigurationError(_FSDP1.format("the network of the trunk's parameters is"))
 
 
+_FSDP1 = (
+    "{} wrapped in FullyShardedDataParallel (FSDP1), whose flat parameters hide which gradient is whose: shard the "
+    "network with torch.distributed.fsdp.fully_shard (FSDP2) instead."
+)
 _DEEPSPEED = (
     "{} belongs to DeepSpeed, which owns the backward pass and keeps the gradients to itself: a multi-task step cannot "
     "see them. Use DistributedDataParallel, or torch.distributed.fsdp.fully_shard (FSDP2) for a trunk too large."

@@ -140,7 +140,7 @@ class Shared(TaskGradients):
         out = []
         for i, factor, pairs in zip(self._where, self._factors, self._found.heads):
             factor *= 1.0 if weights is None else float(weights[i])
-            out += [(leaf, _dense(leaf, g) * factor) for leaf, g in pairs]
+            out += [(leaf, _dense(g) * factor) for leaf, g in pairs]
         return out
 
     def _apart(self, pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair]]:
@@ -148,7 +148,7 @@ class Shared(TaskGradients):
         trunk: list[Pair] = []
         heads: list[Pair] = []
         for leaf, g in pairs:
-            (trunk if id(leaf) in mine else heads).append((leaf, _dense(leaf, g)))
+            (trunk if id(leaf) in mine else heads).append((leaf, _dense(g)))
         return trunk, heads
 
     def _sorted(self, heads: Iterable[Pair]) -> tuple[list[Pair], list[Pair]]:
@@ -174,10 +174,6 @@ class Shared(TaskGradients):
         return list(zip(taken, sums))
 
 
-def _dense(leaf: Tensor, gradient: Tensor) -> Tensor:
-    if gradient.is_sparse:
-        raise ConfigurationError(
-            f"the gradient of a parameter of shape {tuple(leaf.shape)} is sparse (an embedding with sparse=True), "
-            f"which several processes cannot average here: use sparse=False."
-        )
-    return gradient
+def _dense(gradient: Tensor) -> Tensor:
+    """Processes look up different rows of a table, so that their mean is sent whole."""
+    return gradient.to_dense() if gradient.is_sparse else gradient

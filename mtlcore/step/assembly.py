@@ -9,6 +9,7 @@ from torch import nn
 
 from mtlcore import hyperparameters, inputs, trajectory
 from mtlcore.contracts import Aggregator, ConflictDetector, Needs, TeleportStrategy
+from mtlcore.distributed import refusals
 from mtlcore.distributed.processes import Processes
 from mtlcore.errors import ConfigurationError
 from mtlcore.geometry.metric import EUCLIDEAN, METRICS
@@ -56,6 +57,7 @@ def assembled(
 ) -> Run:
     """The arguments are those of ``MultiTask``, which documents them and what is raised."""
     hyperparameters.check("MultiTask", _PLAIN, locals())
+    refusals.check_visible(trunk)
     parameters = inputs.trunk_parameters(trunk)
     inputs.check_helpers(optimizer, heads, probe)
     run = Run(

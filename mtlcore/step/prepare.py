@@ -150,7 +150,7 @@ def _everywhere(run: Run, losses: Losses, features: Features, scale: float | Non
         ConfigurationError: what several processes cannot do.
     """
     work = functools.partial(_here, run, losses, features, scale, pending)
-    if not run.processes.several(run.modules()):
+    if not run.processes.several(run.modules(), run.parameters):
         return work()
     progress = run.progress
     scaled = "" if scale is None else f"; gradients scaled by {scale:g}"

@@ -362,6 +362,46 @@ def trouble(rank, what, name):
     return "none", ""
 
 
+def refused(rank, how):
+    """A step of a network in a wrapper that is not served."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    net, options = Net("mlp", torch.float32), {}
+    call, trunk = net, net.trunk
+    fsdp1 = lambda module: FullyShardedDataParallel(
+        module, device_id=torch.device("cpu"), use_orig_params="original" in how
+    )
+    if how.startswith("fsdp1 trunk"):
+        net.trunk = trunk = fsdp1(net.trunk)
+    elif how.startswith("fsdp1"):
+        call = fsdp1(net)
+        trunk = list(call.module.trunk.parameters() if "original" in how else call.parameters())
+        trunk = trunk if "list" in how else call.module.trunk
+    elif how == "deepspeed":
+        for p in net.trunk.parameters():
+            p.ds_id = 0
+    elif how == "ddp alone":
+        call, options = nn.parallel.DistributedDataParallel(net), {"process_group": None}
+    elif how == "outsider":
+        options = {"process_group": torch.distributed.new_group([0])}
+    x, y = part(rank, 2, *data(0, 12, torch.float32))
+    z, out = call(x)
+    MultiTask(trunk, "imtl-l", **options).backward(losses(out, y), features=z)
+
+
+def looked_up(rank, size, name):
+    """A table with sparse gradients in the trunk; its gradient, and that of the first head."""
+    generator = torch.Generator().manual_seed(3)
+    table = nn.Embedding(7, 4, sparse=True)
+    heads = nn.ModuleList([nn.Linear(4, 1) for _ in range(2)])
+    for p in (*table.parameters(), *heads.parameters()):
+        p.data = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+    mt = MultiTask(table, name, heads=heads, process_group=None if size == 1 else "auto")
+    z = table(part(rank, size, torch.tensor([0, 3, 4, 1, 3, 3]))[0])
+    mt.backward([head(z).square().mean() * 5**i for i, head in enumerate(heads)], features=z)
+    return table.weight.grad, heads[0].weight.grad
+
+
 def death(rank):
     """Process 1 leaves without a word."""
     net = Net("mlp")
