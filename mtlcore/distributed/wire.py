@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mtlcore.distributed import silent
 from mtlcore.distributed.hook import CommunicationHook
 from mtlcore.errors import ProcessError
 
@@ -60,8 +61,9 @@ class Wire:
         except (RuntimeError, ValueError) as error:
             lost = ProcessError(
                 f"process {self.rank} of {self.size} has lost another one, or waited for it longer than the process "
-                f"group's timeout: {' '.join(str(error).split())[:300]} Nothing of this step was written here. Look at "
-                f"the first error among the processes; the group cannot be used any more."
+                f"group's timeout{silent.named(self.group)}: {' '.join(str(error).split())[:300]} Nothing of this "
+                f"step was written here. Look at the first error among the processes; the group cannot be used any "
+                f"more."
             )
             lost.lost = True
             raise lost from error

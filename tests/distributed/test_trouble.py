@@ -81,14 +81,16 @@ def test_a_probe_that_fails_on_one_process(pool):
     assert "the probe is gone" in mine
 
 
-def test_a_process_that_dies():
-    pool = Pool(2, seconds=20.0)
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_process_that_dies(size):
+    pool = Pool(size, seconds=20.0)
     started = time.monotonic()
-    alive, dead = pool.outcomes(cases.death)
-    assert dead is None
-    ok, (kind, text, _) = alive
-    assert not ok
-    assert kind == "ProcessError"
-    assert "has lost another one" in text
+    outcomes = pool.outcomes(cases.death, size)
+    assert outcomes.pop(1) is None
+    for ok, (kind, text, _) in outcomes:
+        assert not ok
+        assert kind == "ProcessError"
+        assert "has lost another one" in text
+        assert "has no sign of process 1:" in text
     assert time.monotonic() - started < 60.0
     pool.close()
