@@ -181,7 +181,7 @@ def test_it_trains_by_the_protocol_of_the_line(root, monkeypatch):
 # --- what is wrong is named -------------------------------------------------------------------------------------------
 
 WRONG = {
-    "an element": ("gdb9.sdf", lambda t: t.replace(" C   0", " Xe  0", 1), r"gdb9\.sdf, line 5: this is no molecule"),
+    "an element": ("gdb9.sdf", lambda t: t.replace(" C   0", " Xe  0", 1), r"gdb9\.sdf, line 5: this is not a mol"),
     "too large": ("gdb9.sdf", lambda t: t.replace("  5  4  0", " 30  4  0", 1), r"line 4: .*30 atoms"),
     "a bond to nobody": ("gdb9.sdf", lambda t: t.replace("  1  2  1", "  1  9  1", 1), r"line 10: .*atoms 1 and 9"),
     "no number": ("gdb9.sdf", lambda t: t.replace("-0.0127", "  here ", 1), r"line 5: .*could not convert"),
