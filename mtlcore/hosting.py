@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from mtlcore.lazily import imported
 
 if TYPE_CHECKING:
+    from mtlcore.asking import aggregator as _aggregator
     from mtlcore.asking.seeds import step_seed as step_seed
     from mtlcore.cli import complete_laws as complete_laws
     from mtlcore.cli import complete_names as complete_names
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from mtlcore.snapshot import interrupts_held as interrupts_held
     from mtlcore.soundness import declared_fault as declared_fault
     from mtlcore.soundness import spec_without_import as spec_without_import
+
+    ask = _aggregator.call
 
 _HOME = {
     **dict.fromkeys(("complete_laws", "complete_names"), "mtlcore.cli"),

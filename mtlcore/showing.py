@@ -75,9 +75,9 @@ def _options(out: Any, cls: type) -> None:
 def _facts(entry: Entry, target: Any) -> dict[str, str]:
     facts: dict[str, str] = {}
     facts |= _card(entry, target)
-    for package, options in packages(entry).items():
-        there = "installed" if installed(package) else f"not installed: {pip_line(entry, package)}"
-        facts["optional package"] = f"{package}, for {options} ({there})"
+    optional = [_package(entry, package, options) for package, options in packages(entry).items()]
+    if optional:
+        facts["optional packages"] = "; ".join(optional)
     claims = getattr(target, "claims", None)
     if isinstance(claims, property):
         claims = registry().create(entry.kind, entry.name).claims
@@ -109,13 +109,19 @@ def _recorded(entry: Entry) -> dict[str, str]:
     return {"ledger (default options)": "; ".join(said)} if said else {}
 
 
+def _package(entry: Entry, package: str, options: str) -> str:
+    there = "installed" if installed(package) else f"not installed: {pip_line(entry, package)}"
+    return f"{package}, for {options} ({there})"
+
+
 def _card(entry: Entry, target: Any) -> dict[str, str]:
     """Of an instance where one can be made: for a wrapper, say, what is read depends on the options."""
     if entry.kind == "aggregator":
         try:
             return card(registry().create(entry.kind, entry.name))
-        except Exception:  # an option without a default, or a fault of the plugin that `mtl verify` names
-            pass
+        except BaseException as error:  # an option without a default, or a fault of the plugin
+            text = f"aggregator {entry.name} with its default options: {blame(error)}"
+            warnings.warn(text, PluginWarning, stacklevel=2)
     needs = getattr(getattr(target, "needs", None), "name", None)
     return {} if needs is None else {"needs": str(needs).lower()}
 

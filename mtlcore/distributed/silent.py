@@ -14,6 +14,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from mtlcore.gradients import torch_internals
+
 _PATIENCE = 5.0
 """Seconds in which the others must see the failure, too. They wait for the same exchange with the same timeout."""
 
@@ -22,8 +24,11 @@ def named(group: dist.ProcessGroup) -> str:
     """ ", and has no sign of process 3": for a message. Empty where all are there, or nobody can be asked."""
     missing: list[int] = []
     end = time.monotonic() + _PATIENCE
-    with contextlib.suppress(Exception):  # a private name of torch's; and the store's process may be gone, or go first
-        store = dist.distributed_c10d._get_process_group_store(group)
+    # The store's process may be gone, or go first; the group may have been destroyed.
+    with contextlib.suppress(RuntimeError, ValueError, LookupError):
+        store = torch_internals.group_store(group)
+        if store is None:
+            return ""
         keys = [f"mtlcore/left/{r}" for r in range(dist.get_world_size(group))]
         store.set(keys[dist.get_rank(group)], "here")
         while missing := [keys.index(key) for key in _absent(store, keys)]:

@@ -69,39 +69,45 @@ class Move:
             return None
         return torch.where(root > 0.0, root + float(self.group["eps"]), torch.zeros_like(root))
 
-    def parts(self, parameter: Tensor, before: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Of the move that was made, the part of the gradient and that of weight decay, None without.
+    def parts(self, parameter: Tensor, before: Tensor, gradient: Tensor, out: Tensor) -> Tensor | None:
+        """Of the move that was made, the part of the gradient, into ``out``; returned is that of weight decay, None
+        without.
 
         Args:
             parameter: whose state is read, as it is now.
             before: its values before the move.
-            gradient: as the optimizer had it, of the same dtype as ``before``.
+            gradient: as the optimizer had it.
+            out: of the same shape and dtype as the two.
         """
-        root = self._root(parameter)
-        if root is None:
-            return gradient * -self.factor, self.decay(before, 1.0)
-        divisor = root.to(gradient.dtype) + float(self.group["eps"])
-        if not self.group["eps"]:  # 0 / 0 where no gradient ever came
-            divisor = torch.where(divisor > 0.0, divisor, torch.ones_like(divisor))
-        return (gradient / divisor).mul_(-self.factor), self.decay(before, divisor)
+        divisor = self._root(parameter, out)
+        if divisor is None:
+            torch.mul(gradient, -self.factor, out=out)
+            return self.decay(before, 1.0)
+        divisor.add_(float(self.group["eps"]))  # 0 / 0 without it, as in the optimizer
+        decay = self.decay(before, divisor)
+        torch.div(gradient, divisor, out=out).mul_(-self.factor)
+        return decay
 
-    def _root(self, parameter: Tensor) -> Tensor | None:
-        """Of the mean square; None where the optimizer does not divide."""
+    def _root(self, parameter: Tensor, out: Tensor | None = None) -> Tensor | None:
+        """Of the mean square, into ``out`` if there is one; None where the optimizer does not divide."""
         if isinstance(self.optimizer, torch.optim.SGD):
             return None
-        state = self.optimizer.state.get(parameter, {})
+        state, corrected = self.optimizer.state.get(parameter, {}), 1.0
         if isinstance(self.optimizer, ADAM):
             square = state.get("max_exp_avg_sq" if self.group["amsgrad"] else "exp_avg_sq")
             steps = float(state.get("step", 0.0))
-            if square is not None and steps:
-                square = square / (1.0 - float(self.group["betas"][1]) ** steps)
+            if steps:
+                corrected = 1.0 - float(self.group["betas"][1]) ** steps
         elif isinstance(self.optimizer, torch.optim.RMSprop):
             square = state.get("square_avg")
             if square is not None and self.group["centered"]:
                 square = square - state["grad_avg"].square()
         else:
             square = state.get("sum")
-        return torch.zeros_like(parameter) if square is None else square.clamp_min(0.0).sqrt_()
+        found = torch.empty_like(parameter, requires_grad=False) if out is None else out
+        if square is None:
+            return found.zero_()
+        return found.copy_(square).div_(corrected).clamp_min_(0.0).sqrt_()
 
     def decay(self, parameter: Tensor, divided: Tensor | float) -> Tensor | None:
         """The part of the move, with its sign, that weight decay has; None without."""

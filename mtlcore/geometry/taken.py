@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtlcore import linalg, trajectory
 from mtlcore.geometry.moves import KNOWN, Move, moves
+from mtlcore.gradients.storage import Storage
 from mtlcore.gradients.task_gradients import TaskGradients
 from mtlcore.presence import Presence
 from mtlcore.trajectory import Optimizers
@@ -58,10 +59,12 @@ class Watch:
     Args:
         optimizer: of the run.
         parameters: of the trunk, that require gradients.
+        memory: kept between steps.
     """
 
-    def __init__(self, optimizer: Optimizers, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, optimizer: Optimizers, parameters: Sequence[Tensor], memory: Storage) -> None:
         self._parameters = parameters
+        self._memory = memory
         self._before = [p.detach().clone() for p in parameters]
         held = {id(p) for o in trajectory.each(optimizer) for g in o.param_groups for p in g["params"]}
         known = all(
@@ -100,17 +103,18 @@ class Watch:
         decays = any(m.group["weight_decay"] for m in self._moves)
         n_rows = 2 + bool(self._moves) + decays
         sizes = [p.numel() for p in self._parameters]
-        first = self._parameters[0]
-        moved = torch.zeros(n_rows, sum(sizes), dtype=linalg.row_dtype(self._parameters), device=first.device)
+        moved = self._memory.take(n_rows, sum(sizes), self._parameters[0], linalg.row_dtype(self._parameters))
         for i, (p, before, out) in enumerate(zip(self._parameters, self._before, moved.split(sizes, 1))):
             step, direction, *others = [row.view(p.shape) for row in out]
             torch.sub(p.to(moved.dtype), before.to(moved.dtype), out=step)
             if p.grad is None:  # such a parameter does not move, nor decay
+                out[1:].zero_()
                 continue
             direction.copy_(p.grad.to_dense())
-            parts = self._moves[i].parts(p, before.to(moved.dtype), direction) if others else ()
-            for row, part in zip(others, parts):
-                row.copy_(0.0 if part is None else part)
+            if others:
+                decay = self._moves[i].parts(p, before.to(moved.dtype), direction, others[0])
+                for row in others[1:]:
+                    row.zero_() if decay is None else row.copy_(decay)
         return moved
 
 

@@ -311,3 +311,11 @@ def others_listen(handle: Any) -> bool:
 def tensor_hooks(tensor: Tensor) -> int:
     """How many hooks a tensor has; 1 where that cannot be seen, which is the careful answer."""
     return len(tensor._backward_hooks or ()) if _has("hooks") else 1
+
+
+def group_store(group: Any) -> Any | None:
+    """The store through which the processes of a group found each other; None where it cannot be seen."""
+    from torch import distributed
+
+    shown = getattr(distributed.distributed_c10d, "_get_process_group_store", None)
+    return None if shown is None else shown(group)

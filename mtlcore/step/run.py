@@ -18,6 +18,7 @@ from mtlcore.geometry.promise import Promise
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.gradients.planner import Planner
 from mtlcore.gradients.refresh import Keeper
+from mtlcore.gradients.storage import Storage
 from mtlcore.inputs import Closure, Features, Losses
 from mtlcore.progress import Progress
 from mtlcore.registry import registry
@@ -56,6 +57,7 @@ class Run:
         turn: which call of this run is under way.
         audited: the parameters of the trunk that trained when it was looked whether the optimizer holds them, by
             identity; None: look at the next step.
+        moved: memory of ``taken=True``.
     """
 
     trunk: nn.Module | None
@@ -80,6 +82,7 @@ class Run:
     promise: Promise = dataclasses.field(default_factory=Promise)
     turn: Turn = dataclasses.field(default_factory=Turn)
     audited: frozenset[int] | None = None
+    moved: Storage = dataclasses.field(default_factory=Storage)
 
     def __post_init__(self) -> None:
         self.heads_then = [] if self.heads is None else list(self.heads.parameters())

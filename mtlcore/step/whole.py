@@ -134,7 +134,7 @@ class WholeStep:
             prepared, verdict, jump, noise = self._looked()
             self._note_outside(prepared)
             if run.taken and prepared.batch.shared:
-                watch = Watch(run.optimizer, prepared.batch.shared)
+                watch = Watch(run.optimizer, prepared.batch.shared, run.moved)
             report = self._move(answer.decided(run, prepared, verdict, jump))
         except NonFiniteError:
             if self.scale is None or self.moved:

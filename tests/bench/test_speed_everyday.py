@@ -49,7 +49,9 @@ def test_a_step_that_looks_at_the_optimizer_says_what_it_did():
     work = build(lambda: mlp(2, width=16, batch=8))
     assert everyday.looking(work)() is None
     assert everyday.looking(work, **everyday.LOOKS["taken=True"])() is not None
-    rows = everyday.metrics(0.0, lambda: mlp(2, width=16, batch=8))
+    tiny = lambda: mlp(2, width=16, batch=8)
+    *rows, larger = everyday.metrics(0.0, tiny, {"again": tiny})
+    assert larger.what == "upgrad, taken=True, again"
     assert [row.what.partition(", ")[2] for row in rows] == list(everyday.LOOKS)
     assert all(row.value > 0 for row in rows)
 

@@ -360,7 +360,7 @@ def test_without_extras_list_is_quiet_and_whole_and_what_needs_one_names_it(tmp_
     with_peft = "adapter = peft-lora, peft-loha or peft-lokr"
     assert f"To use lora with {with_peft}: pip install 'mtlcore[teleport]' (peft not installed)" in listed.stdout
     shown = " ".join(run("show", "lora").stdout.split())
-    assert f"optional package: peft, for {with_peft} (not installed: pip install 'mtlcore[teleport]')" in shown
+    assert f"optional packages: peft, for {with_peft} (not installed: pip install 'mtlcore[teleport]')" in shown
     for arguments, extra in ((("verify", "upgrad", "--fresh"), "verify"), (("bench", "list"), "bench")):
         refused = run(*arguments)
         assert refused.returncode == 2
@@ -423,19 +423,21 @@ def test_show_says_of_every_aggregator_what_the_table_of_the_docs_says(capsys):
 
 def test_packages_that_some_options_need_are_listed_before_anybody_misses_them(tmp_path):
     text = third_party.GOOD["good_mtl/method.py"]
-    packages = "packages = {'no_such_package': 'speed'}"
+    packages = "packages = {'no_such_package': 'speed', 'nor_this_one': 'size'}"
     greedy = text.replace("needs =", packages + "; needs =")
     assert greedy != text
     third_party.install(tmp_path, "good-mtl", "good = good_mtl", {**third_party.GOOD, "good_mtl/method.py": greedy})
     by_name = {(r["kind"], r["name"]): r for r in rows(site=tmp_path)}
     assert by_name["teleport", "lora"]["packages"].keys() == {"peft"}
     assert by_name["aggregator", "upgrad"]["packages"] == {}
-    assert by_name["aggregator", "third-party-mean"]["packages"] == {"no_such_package": "speed"}
+    assert by_name["aggregator", "third-party-mean"]["packages"] == {"no_such_package": "speed", "nor_this_one": "size"}
     listed = mtl("list", site=tmp_path).stdout
     assert "peft (optional)" in listed
     told = "To use third-party-mean with speed: pip install no_such_package (no_such_package not installed)"
     assert told in listed
-    assert "optional package: no_such_package, for speed" in mtl("show", "third-party-mean", site=tmp_path).stdout
+    shown = mtl("show", "third-party-mean", site=tmp_path).stdout
+    assert "optional packages: no_such_package, for speed" in shown
+    assert "; nor_this_one, for size" in shown.replace("\n  ", " ")
 
 
 def test_what_show_suggests_for_a_name_of_two_kinds_is_not_refused():

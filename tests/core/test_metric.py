@@ -15,6 +15,7 @@ from mtlcore.errors import ConfigurationError, NonFiniteError, TrainingWarning
 from mtlcore.geometry.ahead import ahead
 from mtlcore.geometry.cone import multipliers
 from mtlcore.geometry.moves import moves
+from mtlcore.gradients.storage import Storage
 
 
 class Work:
@@ -51,6 +52,64 @@ def test_taken_is_the_change_of_the_losses():
     json.dumps(report.scalars())
     assert report.scalars()["taken/min_cosine"] == report.taken.min_cosine == float(report.taken.cosines.min())
     assert report.taken.preconditioner < 0.999
+
+
+@pytest.mark.parametrize("source", ["auto", "streaming", "streaming-together", "sequential"])
+def test_taken_is_the_same_from_every_source(source):
+    """Also where streaming would take parameters in blocks and keep none of their gradients."""
+    found = []
+    for gradients in (source, "batched"):
+        torch.manual_seed(0)
+        trunk = nn.Sequential(
+            nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(64, 4)
+        ).double()
+        x, optimizer = torch.randn(8, 1, 6, 6, dtype=torch.float64), torch.optim.Adam(trunk.parameters(), lr=1e-3)
+        mt = MultiTask(trunk, "upgrad", optimizer, taken=True, gradients=gradients)
+
+        def closure(trunk=trunk, x=x):
+            z = trunk(x)
+            return [(z * torch.sin(torch.arange(4.0) + i)).square().mean() for i in range(40)], z
+
+        mt.step(closure)
+        found.append(mt.step(closure).taken)
+    torch.testing.assert_close(found[0].changes, found[1].changes, rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(found[0].direction, found[1].direction, rtol=1e-9, atol=1e-9)
+
+
+def test_taken_reads_nothing_that_an_earlier_step_left_in_memory(monkeypatch):
+    """A parameter that no task reaches does not move, and only one group decays."""
+    whole = Storage.take
+    monkeypatch.setattr(Storage, "take", lambda *given: whole(*given).fill_(torch.nan))
+    work = Work()
+    work.trunk.register_parameter("unused", nn.Parameter(torch.ones(3, dtype=torch.float64)))
+    unused, first, *others = work.trunk.parameters()
+    assert unused is work.trunk.unused
+    groups = [{"params": [first], "weight_decay": 0.1}, {"params": [unused, *others, *work.heads.parameters()]}]
+    mt = MultiTask(work.trunk, "upgrad", torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.0), taken=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingWarning)
+        taken = [mt.step(work.evaluate).taken for _ in range(3)][-1]
+    assert taken.changes.isfinite().all()
+    assert sum(taken.shares.values()) == pytest.approx(1.0)
+    assert taken.shares["decay"] != 0.0
+    assert 0.0 < taken.preconditioner < 1.0
+
+
+def test_taken_with_a_method_that_reads_losses():
+    work = Work()
+    taken = work.multitask("sum", taken=True).step(work.evaluate).taken
+    assert (taken.changes < 0.0).any()
+
+
+def test_taken_of_a_loss_for_every_sample():
+    work = Work()
+    mt = work.multitask(taken=True)
+    before, rows = work.flat(), []
+    for i in range(16):
+        loss = work.heads[0](work.trunk(work.x))[i].square().sum()
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(work.trunk.parameters()))]))
+    report = mt.step(lambda: work.heads[0](work.trunk(work.x)).square().sum(1))
+    torch.testing.assert_close(report.taken.changes, torch.stack(rows) @ (work.flat() - before), rtol=1e-9, atol=1e-15)
 
 
 def _each(work):

@@ -60,6 +60,16 @@ def test_a_wing_uses_public_names_only(wing):
     assert private == {file: names for file, names in INSIDE.items() if file.startswith(wing)}
 
 
+@pytest.mark.parametrize("package", [mtlcore, hosting])
+def test_a_type_checker_sees_every_public_name(package):
+    """One that it does not see is Any, without a word: ``ask`` was."""
+    tree = ast.parse(Path(package.__file__).read_text())
+    (block,) = [n for n in tree.body if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
+    told = {a.asname for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    told |= {n.targets[0].id for n in block.body if isinstance(n, ast.Assign)}
+    assert set(package.__all__) - {"__version__"} <= told
+
+
 def test_every_public_name_of_a_host_is_there():
     for name in hosting.__all__:
         assert getattr(hosting, name) is not None

@@ -146,3 +146,11 @@ def test_factored_gramian_of_several_layers_is_the_sum_of_theirs(scale):
     found = linalg.symmetric(linalg.factored_products(layers))
     norms = exact.diagonal().sqrt()
     assert float(((found - exact).abs() / (norms[:, None] * norms)).max()) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_with_vectors_over_several_blocks(dtype):
+    rows, vectors = torch.randn(3, 300_000, dtype=dtype), torch.randn(2, 300_000, dtype=dtype)
+    found = linalg.across(rows, vectors)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, rows.double() @ vectors.double().T, rtol=1e-9, atol=1e-9)

@@ -293,7 +293,7 @@ def test_config_tracks_a_task_that_is_there():
     rows = jacobians()[3][:3]
     view = StepView(losses=[1.0] * 3, jacobian=torch.from_numpy(rows))
     method = mtlcore.create("aggregator", "config", length="task", tracked=2)
-    without = method.aggregate(view.restricted(torch.tensor([True, True, False])), {}).weights.numpy()
+    without = method.aggregate(view.restricted(torch.tensor([True, True, False])), method.init(3)).weights.numpy()
     close(rows[:2].T @ without, ask(rows[:2], "config", length="arithmetic"), rows[:2], 1e-9)
 
 

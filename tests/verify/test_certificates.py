@@ -105,6 +105,13 @@ class Method:
     other = "an option"
 
 
+class Optional:
+    paper: str = "a field"
+
+
+paper = "a variable"
+
+
 TEXT = """
 # not a comment
 """
@@ -123,6 +130,8 @@ TEXT = """
         (b'"an address"', b'("one", "two")', True),
         (b'"an address"', b"print(1)", False),
         (b"an option", b"another", False),
+        (b"a field", b"another", False),
+        (b"a variable", b"another", False),
         (b"\n", b"\r\n", True),
         (b"x + 1", b"x + 2", False),
         (b"SIZE = 2", b"SIZE = 3", False),

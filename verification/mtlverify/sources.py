@@ -7,8 +7,8 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeGuard
 
 from mtlcore.hosting import spec_without_import
 
@@ -43,12 +43,11 @@ def _without_words(source: bytes) -> bytes:
     inside = {
         n for text in texts if text.lineno != text.end_lineno for n in range(text.lineno - 1, text.end_lineno or 0)
     }
-    for node in ast.walk(tree):
-        if _is_words(node):
-            first, last = node.lineno, node.end_lineno or node.lineno
-            alone = not (lines[first - 1] or b"")[: node.col_offset].strip()
-            if alone and not (lines[last - 1] or b"")[node.end_col_offset :].strip():
-                lines[first - 1 : last] = [None] * (last - first + 1)
+    for node in _words(tree):
+        first, last = node.lineno, node.end_lineno or node.lineno
+        alone = not (lines[first - 1] or b"")[: node.col_offset].strip()
+        if alone and not (lines[last - 1] or b"")[node.end_col_offset :].strip():
+            lines[first - 1 : last] = [None] * (last - first + 1)
     kept = [
         line if number in inside else line.rstrip()
         for number, line in enumerate(lines)
@@ -57,16 +56,29 @@ def _without_words(source: bytes) -> bytes:
     return b"\n".join(kept)
 
 
-def _is_words(node: ast.AST) -> TypeGuard[ast.Expr | ast.Assign | ast.AnnAssign]:
-    """A string that nothing computes with: a docstring, or the address of a paper."""
-    if isinstance(node, (ast.Assign, ast.AnnAssign)):
-        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-        if not (isinstance(target, ast.Name) and target.id == "paper"):
-            return False
-    elif not isinstance(node, ast.Expr):
+def _words(tree: ast.AST) -> Iterator[ast.stmt]:
+    """Strings that nothing computes with: docstrings, and of a class the addresses of its papers."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and _is_text(node.value):
+            yield node
+        elif isinstance(node, ast.ClassDef):
+            yield from filter(_is_paper, node.body)
+
+
+def _is_paper(statement: ast.stmt) -> bool:
+    """``paper = "..."``, or a tuple of texts; not a field of a dataclass, which is an option."""
+    if isinstance(statement, ast.Assign):
+        target = statement.targets[0]
+    elif isinstance(statement, ast.AnnAssign) and "ClassVar" in ast.dump(statement.annotation):
+        target = statement.target
+    else:
         return False
-    parts = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
-    return all(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in parts)
+    parts = statement.value.elts if isinstance(statement.value, ast.Tuple) else [statement.value]
+    return isinstance(target, ast.Name) and target.id == "paper" and all(map(_is_text, parts))
+
+
+def _is_text(value: ast.expr | None) -> bool:
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def plugin(cls: type) -> dict[str, str]:

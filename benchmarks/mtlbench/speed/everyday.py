@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import mtlcore
 from mtlbench.speed import measure
 from mtlbench.speed.contenders import FixedWeights
-from mtlbench.speed.workloads import Workload, build, mlp
+from mtlbench.speed.workloads import Workload, build, cnn, mlp
 from mtlcore import StepView
 
 Step = Callable[[], object]
@@ -332,12 +332,31 @@ def looking(work: Workload, **options: Any) -> Step:
     return lambda: mt.step(work.forward).taken
 
 
-def metrics(seconds: float, make: Callable[[], Workload] = lambda: mlp(3)) -> list[Row]:
-    """What it costs to look at the optimizer's step, and to answer in its metric."""
+LARGER: dict[str, Callable[[], Workload]] = {
+    "8.4 million parameters, 64 samples": lambda: mlp(3, width=2048),
+    "512 samples": lambda: mlp(3, batch=512),
+    "CNN": lambda: cnn(3, batch_norm=False),
+}
+
+
+def metrics(
+    seconds: float,
+    make: Callable[[], Workload] = lambda: mlp(3),
+    larger: Mapping[str, Callable[[], Workload]] = LARGER,
+) -> list[Row]:
+    """What it costs to look at the optimizer's step, and to answer in its metric. The look depends on the number of
+    parameters, and not on the work of a step."""
+    rows = _looks("", make, LOOKS, seconds)
+    for what, network in larger.items():
+        rows += _looks(f", {what}", network, {"taken=True": LOOKS["taken=True"]}, seconds)
+    return rows
+
+
+def _looks(what: str, make: Callable[[], Workload], looks: Mapping[str, dict[str, Any]], seconds: float) -> list[Row]:
     work, without = build(make), "step without"
-    steps = {without: looking(work), **{name: looking(work, **options) for name, options in LOOKS.items()}}
+    steps = {without: looking(work), **{name: looking(work, **options) for name, options in looks.items()}}
     times = timed(steps, seconds)
-    return [Row("metrics", f"upgrad, {name}", without, measure.ratio(times, name, without), None) for name in LOOKS]
+    return [Row("metrics", f"upgrad, {n}{what}", without, measure.ratio(times, n, without), None) for n in looks]
 
 
 # --- hundreds of dependent gradients ------------------------------------------------------------------------------

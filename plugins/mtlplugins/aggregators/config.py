@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, integer, vector
-from mtlcore.errors import ConfigurationError
 from mtlplugins.aggregators import _numpy
+from mtlplugins.one_task import chosen, place
 from mtlplugins.per_task import check_length, preferences_present
 from mtlplugins.solvers.certificate import EPS
 from mtlplugins.solvers.cosines import Array, Cosines
@@ -39,11 +39,11 @@ class ConFIG(Aggregator):
             s sum_i cos(g_i, u), where s is the "minimum", the "maximum", or the "harmonic", "arithmetic" or "geometric"
             mean of the |g_i|, or with "task" the |g_i| of one task [official code]; where that task is absent, the
             arithmetic mean [choice].
-        tracked: position of that task among all tasks.
+        tracked: position of that task among all tasks, when the run begins.
 
     Raises:
         ConfigurationError: the preferences of the tasks present are all zero, or there is not one per task; or there is
-            no task of that position.
+            no task of that position, or it was removed.
     """
 
     paper = "https://arxiv.org/abs/2408.11104"
@@ -68,27 +68,16 @@ class ConFIG(Aggregator):
         return frozenset(out)
 
     def init(self, n_tasks: int) -> State:
-        """No state."""
+        """None but which task is tracked, with the length of one task."""
         check_length("config", "preferences", self.preferences, n_tasks)
-        check_tracked("config", self.length, self.tracked, n_tasks)
-        return {}
+        return chosen("config", "tracked", self.tracked, n_tasks) if self.length == "task" else {}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """The weights of :func:`combination`."""
         share = np.array(preferences_present("config", self.preferences, view))
-        at = view.task_index.index(self.tracked) if self.tracked in view.task_index else None
+        at = place("config", "tracked", state, view) if self.length == "task" else None
         weights, diagnostics = combination(_numpy.read(view), share, self.length, at)
         return Aggregation(weights=_numpy.tensor(weights), state=state, diagnostics=diagnostics)
-
-
-def check_tracked(method: str, length: str, tracked: int, n_tasks: int) -> None:
-    """Called before the first step, when the number of tasks is known.
-
-    Raises:
-        ConfigurationError: no task has that position.
-    """
-    if length == "task" and tracked >= n_tasks:
-        raise ConfigurationError(f"{method}: tracked={tracked}, but the {n_tasks} tasks are counted from 0.")
 
 
 def combination(rows: Cosines, share: Array, length: str, tracked: int | None) -> tuple[Array, dict[str, object]]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from mtlcore import Aggregation, Aggregator, Needs, StepView, choice, flag, integer, linalg, number, vector
 from mtlcore.errors import ConfigurationError
 from mtlplugins.aggregators import _numpy
-from mtlplugins.aggregators.config import LENGTHS, check_tracked, combination
+from mtlplugins.aggregators.config import LENGTHS, combination
+from mtlplugins.one_task import chosen, place
 from mtlplugins.per_task import check_length, preferences_present
 from mtlplugins.solvers.cosines import cosines
 
@@ -53,7 +54,7 @@ class MConFIG(Aggregator):
 
     Raises:
         ConfigurationError: the preferences are all zero, or there is not one per task; there is no task of that
-            position; or the trunk has another number of parameters than before.
+            position, or it was removed; or the trunk has another number of parameters than before.
     """
 
     paper = "https://arxiv.org/abs/2408.11104"
@@ -77,13 +78,14 @@ class MConFIG(Aggregator):
 
     def init(self, n_tasks: int) -> State:
         """The averages (K, P), with P unknown before the first step; the number of steps of each task;
-        (1 - beta1^t) d_t and the root of s (P,); and t. (s itself would overflow in float32 for gradients of 1e20.)"""
+        (1 - beta1^t) d_t and the root of s (P,); t; and, with the length of one task, which one. (s itself would
+        overflow in float32 for gradients of 1e20.)"""
         check_length("m-config", "preferences", self.preferences, n_tasks)
-        check_tracked("m-config", self.length, self.tracked, n_tasks)
+        marked = chosen("m-config", "tracked", self.tracked, n_tasks) if self.length == "task" else {}
         empty = {name: torch.zeros(0, device="cpu") for name in ("pseudo", "root")}
         counts = {"met": torch.zeros(n_tasks, dtype=torch.float64, device="cpu")}
         steps = {"steps": torch.zeros((), dtype=torch.float64, device="cpu")}
-        return {"first": torch.zeros(n_tasks, 0, device="cpu"), **empty, **counts, **steps}
+        return {"first": torch.zeros(n_tasks, 0, device="cpu"), **empty, **counts, **steps, **marked}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Average, combine, divide."""
@@ -100,7 +102,8 @@ class MConFIG(Aggregator):
         share = np.array(preferences_present("m-config", self.preferences, view))
         averages = first / (1.0 - self.beta1**met).to(first)[:, None]
         gram = cosines(linalg.gramian(averages).cpu().numpy())
-        weights, diagnostics = combination(gram, share, self.length, self.tracked)
+        at = place("m-config", "tracked", state, view) if self.length == "task" else None
+        weights, diagnostics = combination(gram, share, self.length, at)
         direction = linalg.combine(averages, _numpy.tensor(weights))
         return self._divided(direction, new, diagnostics)
 

@@ -12,6 +12,7 @@ from mtlcore import integer, number, vector
 from mtlcore.contracts import Aggregation, Aggregator, Needs, State, StepView
 from mtlplugins.aggregators import _numpy
 from mtlplugins.arrays import Array, arrays, put, take, tensors
+from mtlplugins.one_task import chosen, place
 from mtlplugins.per_task import check_length
 from mtlplugins.solvers import nonnegative
 from mtlplugins.solvers.certificate import EPS
@@ -31,17 +32,17 @@ class PCD(Aggregator):
     Proved, where the constraints are feasible: <g_j, d> >= 0 for all j != p, and > 0 if tau_j > 0; |d| = |g_p|; weights
     are >= 0. The unit of a loss other than the primary one does not matter. Not promised: that the primary task gains;
     if another one opposes it, d goes against it. If no direction satisfies all constraints they are dropped: d = g_p.
-    d = 0 if g_p is zero or the primary task is absent or removed [choice]. A zero gradient is no constraint. Unlike in
-    the code, 1e-8 is not added to v. Cost: the Gramian, then a few K x K systems.
+    d = 0 if g_p is zero or the primary task is absent [choice]. A zero gradient is no constraint. Unlike in the code,
+    1e-8 is not added to v. Cost: the Gramian, then a few K x K systems.
 
     Args:
-        primary: position of the primary task among all tasks of the run, where it begins.
+        primary: position of the primary task among all tasks, when the run begins.
         tau: tau_j of all tasks [lib code: 0.02].
         taus: one number per task instead; that of the primary task is not read.
         beta: weight of earlier squared lengths in v [lib code: 0.999].
 
     Raises:
-        ConfigurationError: there is not one of ``taus`` per task, or no task ``primary``.
+        ConfigurationError: there is not one of ``taus`` per task, or no task ``primary``; or that task was removed.
     """
 
     needs = Needs.GRAMIAN
@@ -56,8 +57,8 @@ class PCD(Aggregator):
         """Averages of |g|^2 without the correction (K,), the number of steps of each task (K,), and 1 for the primary
         task (K,), which stays the same one where tasks come, go or change their order."""
         check_length("pcd", "taus", self.taus, n_tasks)
-        first = np.eye(n_tasks, 1, -self.primary)[:, 0]
-        return tensors({"square": np.zeros(n_tasks), "count": np.zeros(n_tasks), "primary": first})
+        marked = chosen("pcd", "primary", self.primary, n_tasks)
+        return {**tensors({"square": np.zeros(n_tasks), "count": np.zeros(n_tasks)}), **marked}
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
         """Weights (K,)."""
@@ -65,9 +66,9 @@ class PCD(Aggregator):
         square = self.beta * take(old["square"], view) + (1.0 - self.beta) * view.gramian.diagonal().numpy()
         count = take(old["count"], view) + 1.0
         new = tensors({**old, "square": put(old["square"], view, square), "count": put(old["count"], view, count)})
-        first = take(old["primary"], view)
+        first = place("pcd", "primary", state, view)
         live = range(view.n_tasks) if rows.live is None else rows.live.tolist()
-        at = [position for position, i in enumerate(live) if first[i]]
+        at = [position for position, i in enumerate(live) if i == first]
         if not at:
             notes: dict[str, object] = {"pcd": "the primary task has no gradient"}
             return Aggregation(weights=_numpy.tensor(np.zeros(view.n_tasks)), state=new, diagnostics=notes)
