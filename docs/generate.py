@@ -370,7 +370,8 @@ def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
     if hasattr(group, "list_commands"):
         context = group.make_context("mtl", [], resilient_parsing=True)
         for name in group.list_commands(context):
-            yield from commands(group.get_command(context, name), (*path, name))
+            if not group.get_command(context, name).hidden:  # a short form of another one
+                yield from commands(group.get_command(context, name), (*path, name))
 
 
 def command_line() -> str:

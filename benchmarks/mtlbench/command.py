@@ -1,4 +1,4 @@
-"""`mtl bench`: list, show, run, report, export, compact, verdicts, repeat, fronts."""
+"""`mtl bench`: list, show, run, report, export, compact, verdicts, repeat."""
 
 from __future__ import annotations
 
@@ -42,10 +42,12 @@ def list_(
 def _everything() -> dict[str, list[dict[str, str]]]:
     """Rows of the suites, the tasks and the methods."""
     from mtlbench.costs import costs
+    from mtlbench.fronts import plan
     from mtlbench.suite import read, shipped
     from mtlcore.hosting import registry
 
     suites = [{"name": n, "title": read(n).title, "costs": costs(read(n))} for n in shipped()]
+    suites.append({"name": plan.NAME, "title": plan.TITLE, "costs": plan.costs()})
     tasks = []
     for entry in registry().entries("task"):
         what, data = _about_task(entry.name)
@@ -80,8 +82,14 @@ def show(
     suite: Annotated[str, typer.Argument(help="A shipped suite (see `mtl bench list`) or the path of a .toml file.")],
 ) -> None:
     """Print a suite as TOML, to start one of your own from."""
+    from mtlbench.fronts import plan
     from mtlbench.suite import read, text
 
+    if suite == plan.NAME:
+        raise ConfigurationError(
+            f"{suite!r} compares explorers and has no file to start from; `mtl bench run {suite}` takes --method, "
+            "--task and --seeds."
+        )
     read(suite)  # what is wrong with it is said before it is copied
     print(text(suite), end="")
 
@@ -109,20 +117,38 @@ def run(
 ) -> None:
     """Train every method of a suite. Run it again to go on where it stopped.
 
+    The suite `fronts` compares explorers, which make models for preferences, at equal total cost. Its runs are one
+    after the other, on the processor, and ask for no certificate.
+
     Exit code: 1 if a run failed or a method was refused, 2 on bad usage, 130 if stopped by Ctrl-C.
     """
     from mtlbench import records, runner
+    from mtlbench.fronts import plan
+    from mtlbench.fronts import run as fronts
     from mtlbench.suite import read
 
     console = hosting.console()
-    chosen = read(suite)
-    folder = out or Path("bench-results") / chosen.name
+    wanted: dict[str, Any] = {"methods": tuple(method or ()), "tasks": tuple(task or ()), "seeds": seeds}
     try:
-        summary = runner.run(
-            chosen, folder, jobs=jobs, seeds=seeds, certify=certify, allow_refuted=allow_refuted, console=console,
-            source=suite, methods=tuple(method or ()), tasks=tuple(task or ()), devices=tuple(device or ("cpu",)),
-            timeout=timeout, dask=dask,
-        )  # fmt: skip
+        if suite == plan.NAME:
+            strange = {
+                "--jobs": jobs > 1,
+                "--device": device not in (None, ["cpu"]),
+                "--timeout": timeout,
+                "--dask": dask,
+            }
+            _leave_out(suite, [option for option, given in strange.items() if given])
+            folder = out or Path("bench-results") / suite
+            summary = fronts.compare(folder, console=console, **wanted)
+            report(folder)
+        else:
+            chosen = read(suite)
+            folder = out or Path("bench-results") / chosen.name
+            _of_suite(folder)
+            summary = runner.run(
+                chosen, folder, jobs=jobs, certify=certify, allow_refuted=allow_refuted, console=console, source=suite,
+                devices=tuple(device or ("cpu",)), timeout=timeout, dask=dask, **wanted,
+            )  # fmt: skip
     except KeyboardInterrupt:
         console.print(
             f"[yellow]stopped[/]; what has finished is in {escape(str(folder))}. Run the same command again to go on."
@@ -145,13 +171,29 @@ def report(
     folder: Annotated[Path, typer.Argument(help="The folder given to `mtl bench run --out`.")],
     as_json: Annotated[Path | None, typer.Option("--json", help="Also write the numbers as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Where to write the page. Default: FOLDER/report.html.")] = None,
+    prefer: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Of fronts of two tasks: how much of the preference is the first task's."),
+    ] = None,
 ) -> None:
-    """One self-contained HTML page of what the records say."""
-    from mtlbench.report.page import write
+    """One self-contained HTML page of what the records say.
+
+    Of the suite `fronts`: FOLDER/report.md instead, and a figure for every pair of tasks, where one preference is
+    marked.
+    """
+    from mtlbench.fronts import report as of_fronts
+    from mtlbench.fronts.run import holds_fronts
+    from mtlbench.report import page
 
     _something_in(folder)
-    page = write(folder, html or folder / "report.html", as_json)
-    hosting.console().print(f"report: {page}", markup=False)
+    if holds_fronts(folder):
+        _leave_out("the report of fronts", ["--html"] if html else [])
+        made = of_fronts.write(folder, of_fronts.CHOSEN if prefer is None else prefer, as_json)
+    else:
+        _leave_out("the report of a suite", [] if prefer is None else ["--prefer"])
+        made = [page.write(folder, html or folder / "report.html", as_json)]
+    for path in made:
+        hosting.console().print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -164,6 +206,7 @@ def export(
     from mtlbench.export import export as write
 
     _something_in(folder)
+    _of_suite(folder)
     for path in write(folder, out or folder / "export", form):
         hosting.console().print(path, markup=False, highlight=False, soft_wrap=True)
 
@@ -180,6 +223,7 @@ def compact(
     from mtlbench.compact import compact as write
 
     _something_in(folder)
+    _of_suite(folder)
     for path in write(folder, out):
         hosting.console().print(
             f"{path}: {path.stat().st_size / 1000:.0f} kB", markup=False, highlight=False, soft_wrap=True
@@ -196,6 +240,7 @@ def verdicts(
     from mtlbench.verdicts.page import page
 
     _something_in(folder)
+    _of_suite(folder)
     text = page(folder, folder.as_posix())
     if out is None:
         print(text, end="")
@@ -221,6 +266,7 @@ def repeat(
 
     console = hosting.console()
     _something_in(folder)
+    _of_suite(folder)
     record, rows = again(folder, task, method, seed)
     table = hosting.table("number", "recorded", "again", "")
     for row in rows:
@@ -233,14 +279,19 @@ def repeat(
         raise typer.Exit(1)
 
 
-def _some(known: dict[str, Any], wanted: list[str] | None) -> list[Any]:
-    """The values of the names that are wanted; all, if none is."""
-    from mtlbench.suite import suggestion
+def _of_suite(folder: Path) -> None:
+    from mtlbench.fronts.run import holds_fronts
 
-    for name in wanted or ():
-        if name not in known:
-            raise ConfigurationError(f"there is no {name!r} in this comparison. {suggestion(name, list(known))}")
-    return [value for name, value in known.items() if not wanted or name in wanted]
+    if holds_fronts(folder):
+        raise ConfigurationError(
+            f"the records in {str(folder)!r} are of fronts: `mtl bench report {folder}` shows them. A suite needs a "
+            "folder of its own."
+        )
+
+
+def _leave_out(what: str, options: list[str]) -> None:
+    if options:
+        raise ConfigurationError(f"{what} has no use for {', '.join(options)}: leave it out.")
 
 
 def _something_in(folder: Path) -> None:
@@ -253,28 +304,16 @@ def _something_in(folder: Path) -> None:
         )
 
 
-@app.command()
-def fronts(
+@app.command("fronts", hidden=True)
+def fronts_(
     out: Annotated[Path, typer.Option(help="Folder of the records and of the report.")] = Path("bench-results/fronts"),
     seeds: Annotated[int | None, typer.Option(min=1, help="Paired seeds. Default: 5.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only this explorer; may be repeated.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Only this task or problem; may be repeated.")] = None,
-    report_only: Annotated[bool, typer.Option("--report", help="Train nothing; write the report again.")] = False,
+    report_only: Annotated[bool, typer.Option("--report", help="Train nothing: `mtl bench report OUT`.")] = False,
 ) -> None:
-    """Models for preferences: every explorer against the sweep of a weighted sum, at equal total cost.
-
-    Run it again to go on where it stopped. Exit code: 1 if a run failed, 2 on bad usage.
-    """
-    from mtlbench.fronts import plan, report, run
-
-    console = hosting.console()
-    subjects = _some({s.name: s for s in plan.SUBJECTS}, task)
-    methods = list(_some({m: m for m in plan.METHODS}, method))
-    failed = 0
-    if not report_only:
-        say = lambda text: console.print(text, markup=False)
-        failed = run.run(subjects, methods, seeds or plan.SEEDS, out / "records.jsonl", say)
-    for path in report.write(out):
-        console.print(path, markup=False, highlight=False, soft_wrap=True)
-    if failed:
-        raise typer.Exit(1)
+    """Short for `mtl bench run fronts` and `mtl bench report OUT`."""
+    if report_only:
+        report(out)
+    else:
+        run("fronts", out=out, seeds=seeds, method=method, task=task)

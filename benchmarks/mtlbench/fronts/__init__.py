@@ -1,1 +1,1 @@
-"""`mtl bench fronts`: explorers against the sweep of a weighted sum, at equal total cost."""
+"""`mtl bench run fronts`: explorers against the sweep of a weighted sum, at equal total cost."""

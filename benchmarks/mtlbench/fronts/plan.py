@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+NAME = "fronts"
+TITLE = "Fronts: models for preferences, eight explorers at equal total cost"
 REFERENCE = "ls-sweep"
 SEEDS = 5
 METHODS = ("ls-sweep", "stch-sweep", "gradops-sweep", "pareto-mtl", "epo", "pamal", "cosmos", "phn")
@@ -47,3 +49,9 @@ SUBJECTS = (
     Subject("adult", "task", 3, passes=600, points=6, dense=9),
     Subject("multifashion-mnist", "task", 2, passes=500, points=5, dense=9),
 )
+
+
+def costs() -> str:
+    """How many searches, and how many passes they are together."""
+    runs = SEEDS * len(METHODS)
+    return f"{runs * len(SUBJECTS):,} runs, {runs * sum(s.passes for s in SUBJECTS):,} passes"

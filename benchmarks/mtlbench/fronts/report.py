@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+import mtlcore
 from mtlbench import pareto, records
 from mtlbench import statistics as stats
 from mtlbench.fronts.plan import METHODS, REFERENCE, SUBJECTS, Subject
 from mtlbench.fronts.run import key, on_problem
 from mtlbench.statistics import Comparison, Interval
 
+CHOSEN = 0.5
+"""The preference that the figures mark, if no other one is wanted: the first task's share."""
 HIGHER = {"better": "worse", "worse": "better"}
 """The statistics read a difference as of errors; a hypervolume is better where it is larger."""
 
@@ -130,26 +133,70 @@ def sentence(subject: Subject, found: list[Row]) -> str:
     return f"Against `{REFERENCE}` at equal cost ({subject.passes} passes): {'; '.join(parts) or 'nothing yet'}."
 
 
-def write(folder: Path) -> list[Path]:
-    """``report.md`` and a figure for every subject with two tasks."""
-    lines = list(records.lines(folder / "records.jsonl"))
-    made, out = [], ["# Fronts\n", ABOUT]
+def write(folder: Path, chosen: float = CHOSEN, numbers: Path | None = None) -> list[Path]:
+    """``report.md`` and a figure for every subject with two tasks.
+
+    Args:
+        folder: of the records.
+        chosen: the preference that is marked: how much of it is the first task's.
+        numbers: where to write the rows of all tables as JSON.
+    """
+    lines = list(records.lines(folder / records.RECORDS))
+    made, out, tables = [], ["# Fronts\n", ABOUT], {}
     for subject in SUBJECTS:
         found = rows(lines, subject)
         if not found:
             continue
+        tables[subject.name] = [dataclasses.asdict(r) | {"verdict": r.verdict} for r in found]
         seeds = {x["seed"] for x in lines if key(x)[0] == subject.name}
         out += [f"## {subject.name}\n", f"{len(seeds)} seeds. {sentence(subject, found)}\n", table(found), ""]
         if subject.n_tasks == 2:
             path = folder / f"{subject.name}.svg"
-            figure(lines, subject, path)
+            figure(lines, subject, path, chosen)
             made.append(path)
-            out.append(f"![The fronts of one seed]({path.name})\n")
+            out += [f"![The fronts of one seed]({path.name})\n", choice(lines, subject, chosen), ""]
+    if numbers is not None:
+        records.replace(numbers, tables)
+        made.append(numbers)
     text = folder / "report.md"
     with records.writing(text):
         folder.mkdir(parents=True, exist_ok=True)
         text.write_text("\n".join(out), encoding="utf-8")
     return [text, *made]
+
+
+def choice(lines: Iterable[Mapping[str, Any]], subject: Subject, chosen: float) -> str:
+    """Markdown: what each method gives a user with this preference between two tasks, means over seeds."""
+    found: dict[str, list[list[float]]] = {}
+    at = None
+    for line in lines:
+        if (line["subject"], line["passes"]) == (subject.name, subject.passes) and line.get("points"):
+            i = nearest(line, chosen)
+            at = line["preferences"][i]
+            if line["points"][i] is not None:
+                found.setdefault(line["method"], []).append(line["points"][i])
+    if at is None:
+        return ""
+    first, second = names(subject)
+    share = f"{100 * at[0]:.0f} % {first} and {100 * at[1]:.0f} % {second}"
+    out = [f"The models for {share}:\n", f"| method | {first} | {second} |", "|---|---|---|"]
+    for method in (m for m in METHODS if m in found):
+        cells = [_span(stats.interval([[p[axis] for p in found[method]]])) for axis in (0, 1)]
+        out.append(f"| `{method}` | {cells[0]} | {cells[1]} |")
+    return "\n".join(out)
+
+
+def nearest(line: Mapping[str, Any], chosen: float) -> int:
+    """Which of the models of a front of two tasks is the one for this preference; the first of equally near ones."""
+    return int(np.abs(np.array(line["preferences"])[:, 0] - chosen).argmin())
+
+
+def names(subject: Subject) -> tuple[str, ...]:
+    """Of the tasks; a declared problem has none."""
+    if subject.kind == "problem":
+        return "first task", "second task"
+    found: tuple[str, ...] = mtlcore.create("task", subject.name).tasks
+    return found
 
 
 ABOUT = """Every method has the same number of passes (one forward and one backward pass on one batch) for its whole
@@ -162,8 +209,8 @@ of a shared machine.
 """
 
 
-def figure(lines: list[dict[str, Any]], subject: Subject, path: Path) -> None:
-    """The models of the first seed, joined in the order of the preferences; the equal preference has a ring."""
+def figure(lines: list[dict[str, Any]], subject: Subject, path: Path, chosen: float = CHOSEN) -> None:
+    """The models of the first seed, joined in the order of the preferences; those of the chosen one have a ring."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -176,21 +223,26 @@ def figure(lines: list[dict[str, Any]], subject: Subject, path: Path) -> None:
             axes.plot(*best.T, color="0.8", linewidth=6, label="declared front", zorder=0)
         own = {x["method"]: x for x in lines if key(x)[0] == subject.name and x["seed"] == 0 and x.get("points")}
         for number, method in enumerate(m for m in METHODS if m in own):
-            _line(axes, own[method], method, number)
-        axes.set(xlabel="first task, lower is better", ylabel="second task, lower is better", title=subject.name)
+            _line(axes, own[method], method, number, chosen)
+        first, second = names(subject)
+        unit = "worse than trained alone" if subject.kind == "task" else "share of the range"
+        axes.set(xlabel=f"{first}: {unit}", ylabel=f"{second}: {unit}", title=f"{subject.name}; lower is better")
+        shares = [y["preferences"][nearest(y, chosen)][0] for y in own.values()]
+        if shares:
+            label = f"chosen: {100 * shares[0]:.0f} % {first}"
+            axes.plot([], [], marker="o", markersize=12, fillstyle="none", color="0.3", linestyle="", label=label)
         axes.set_xlim(*_window(own.values(), 0))
         axes.set_ylim(*_window(own.values(), 1))
         axes.legend(fontsize="small")
         drawn.savefig(path, metadata={"Date": None})
 
 
-def _line(axes: Any, line: Mapping[str, Any], method: str, number: int) -> None:
-    points, preferences = np.array(line["points"]), np.array(line["preferences"])
+def _line(axes: Any, line: Mapping[str, Any], method: str, number: int, chosen: float) -> None:
+    points = np.array(line["points"])
     left = len(pareto.nondominated(points))
     style = {"color": f"C{number}", "marker": "osD^vPX*"[number % 8], "linestyle": "-" if number < 5 else "--"}
     axes.plot(*points.T, linewidth=1, markersize=4, label=f"{method} ({left} of {len(points)} not dominated)", **style)
-    chosen = int(np.abs(preferences - 0.5).sum(1).argmin())
-    axes.plot(*points[chosen], marker="o", markersize=12, fillstyle="none", color=style["color"])
+    axes.plot(*points[nearest(line, chosen)], marker="o", markersize=12, fillstyle="none", color=style["color"])
 
 
 def _window(lines: Iterable[Mapping[str, Any]], axis: int) -> tuple[float, float]:

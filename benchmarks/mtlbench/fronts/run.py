@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import moocore
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import mtlcore
 from mtlbench import pareto, protocol, records
+from mtlbench.fronts import plan
 from mtlbench.fronts.plan import Subject
 from mtlbench.jobs import environment, one_thread
+from mtlbench.lock import alone_in
 from mtlbench.protocol.delta_m import delta_m
 from mtlbench.protocol.randomness import batches, own_randomness, seed_for
-from mtlbench.suite import SINGLE_TASK
+from mtlbench.runner import Summary
+from mtlbench.suite import SINGLE_TASK, suggestion
 from mtlbench.tasks.base import BenchmarkTask, Network, evaluate, losses_of
 from mtlcore import simplex
-from mtlcore.errors import MtlError
+from mtlcore.errors import ConfigurationError, MtlError
 
+T = TypeVar("T")
 FRONTIER = 201
 """Points of a declared front, for its hypervolume and for IGD+."""
 Judge = Callable[[nn.Module], list[float] | None]
@@ -44,30 +50,81 @@ class Arena:
     best: np.ndarray | None = None
 
 
+def compare(
+    folder: Path,
+    *,
+    methods: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    seeds: int | None = None,
+    console: Console | None = None,
+) -> Summary:
+    """Do what is missing of the comparison in ``folder``.
+
+    Args:
+        methods: only these explorers; tasks: only these subjects. Default: all.
+        seeds: paired seeds; None: as many as planned.
+        console: where to say how far it is.
+
+    Raises:
+        ConfigurationError: there is no such method or task in it, or the folder cannot be used: another run is at work
+            there, or its records are of something else.
+    """
+    console = console or Console()
+    subjects = _some({s.name: s for s in plan.SUBJECTS}, tasks, "task")
+    chosen = _some({m: m for m in plan.METHODS}, methods, "method")
+    with records.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder, console):
+        say = lambda text: console.print(text, markup=False)
+        return run(subjects, chosen, seeds or plan.SEEDS, folder / records.RECORDS, say)
+
+
+def _some(known: Mapping[str, T], wanted: Sequence[str], what: str) -> list[T]:
+    """The values of the names that are wanted; all, if none is."""
+    for name in wanted:
+        if name not in known:
+            raise ConfigurationError(f"fronts has no {what} {name!r}. {suggestion(name, list(known), 'It has')}")
+    return [value for name, value in known.items() if not wanted or name in wanted]
+
+
+def holds_fronts(folder: Path) -> bool:
+    """Whether the records in a folder are of this comparison."""
+    first = next(records.lines(folder / records.RECORDS), {})
+    return "subject" in first
+
+
 def run(
     subjects: Iterable[Subject],
     methods: Iterable[str],
     seeds: int,
     file: Path,
     say: Callable[[str], None] = lambda text: None,
-) -> int:
-    """Do what is missing in ``file``, seed by seed, so that all methods have equally many. Returns the number of runs
-    that failed."""
-    done = {key(line) for line in records.lines(file) if line["status"] == "ok"}
-    failed = 0
+) -> Summary:
+    """Do what is missing in ``file``, seed by seed, so that all methods have equally many.
+
+    Raises:
+        ConfigurationError: the file has records of something else.
+    """
+    there = list(records.lines(file))
+    if any("subject" not in line for line in there):
+        raise ConfigurationError(f"{file} has records of another suite. Give fronts a folder of its own: --out.")
+    done = {key(line) for line in there if line["status"] == "ok"}
+    summary = Summary()
     subjects, methods = list(subjects), list(methods)
-    for seed in range(seeds):
-        for subject in subjects:
-            for method in methods:
-                wanted = (subject.name, method, seed, subject.passes)
-                if wanted in done:
-                    continue
-                with one_thread():
-                    line = _line(subject, method, seed, file)
-                records.append(file, line)
-                failed += line["status"] != "ok"
-                say(f"{subject.name}, {method}, seed {seed}: {line['status']}, {line['seconds']:.1f} s")
-    return failed
+    for seed, subject, method in itertools.product(range(seeds), subjects, methods):
+        if (subject.name, method, seed, subject.passes) in done:
+            summary.already += 1
+            continue
+        with one_thread():
+            line = _line(subject, method, seed, file)
+        records.append(file, line)
+        name = f"{subject.name}, {method}, seed {seed}"
+        say(f"{name}: {line['status']}, {line['seconds']:.1f} s")
+        if line["status"] == "ok":
+            summary.finished += 1
+        else:
+            summary.failed.append(f"{name}: {line['error']}")
+    return summary
 
 
 def key(line: dict[str, Any]) -> tuple[str, str, int, int]:
