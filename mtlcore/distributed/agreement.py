@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlcore.distributed.sharded import is_sharded
+from mtlcore.distributed.dtensors import is_sharded
 from mtlcore.errors import ConfigurationError
 
 _SHOWN = 120

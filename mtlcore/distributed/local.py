@@ -49,7 +49,7 @@ class Local:
     def kind(self) -> str:
         """What the processes add up: they must all have the same."""
         if isinstance(self.found, Sharded):
-            return "shards"
+            return f"shards, {len(self.batch.features)} features"  # where a task's pass may begin
         if self.found.weights_whole_losses:
             return "losses"
         return "features" if isinstance(self.found, AtFeatures) else "rows"
@@ -60,6 +60,9 @@ class Local:
             return "mean losses, and gradients averaged"
         if isinstance(self.found, AtFeatures):
             return "Gramians of disjoint samples, and gradients, averaged"
+        if isinstance(self.found, Sharded):
+            whole = " gathered whole (K x P numbers on each process)" if needs == Needs.JACOBIAN else ""
+            return f"shards of mean rows{whole}"
         if needs == Needs.JACOBIAN:
             return "whole rows averaged"
         return "rows averaged, each process with a share of the columns,"

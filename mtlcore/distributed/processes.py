@@ -189,7 +189,7 @@ class Processes:
             heads = wire.sum(_flags(roster.known, local.reached()))
         whole, values = self.means_of(totals)
         if isinstance(local.found, Sharded):
-            return self._begun(local, totals, whole, values)
+            return self._begun(local, totals, whole, values, needs)
         by_id = dict(zip(map(id, self._trunk), totals.trunk.tolist()))
         found = Shared(
             local.found,
@@ -206,22 +206,15 @@ class Processes:
         how = f"{local.reason}; {local.described(needs)} over {wire.size} processes"
         return dataclasses.replace(local, presence=whole, values=values, found=found, reason=how)
 
-    def _begun(self, local: Local, totals: Totals, whole: Presence, values: list[float]) -> Local:
+    def _begun(self, local: Local, totals: Totals, whole: Presence, values: list[float], needs: Needs) -> Local:
         assert self.wire is not None
         assert isinstance(local.found, Sharded)
-        counts = dict(zip(self.names, totals.counts.tolist()))
-        missing = [n for n, c in counts.items() if 0 < c < self.wire.size]
-        if missing:
-            self.refuse(
-                ConfigurationError(
-                    f"task {' and '.join(map(repr, missing))} is in the batch of some processes only, and each "
-                    f"backward pass through a sharded trunk (FSDP2) takes all of them: give every process all tasks of "
-                    f"a step."
-                )
-            )
-        local.found.start(self.wire)
-        how = f"{local.reason}; shards of mean rows over {self.wire.size} processes"
-        return dataclasses.replace(local, presence=whole, values=values, reason=how)
+        counts = {n: c for n, c in zip(self.names, totals.counts.tolist()) if c}
+        how = local.found.start(self.wire, counts, self.settled)
+        what = local.described(needs)
+        return dataclasses.replace(
+            local, presence=whole, values=values, reason=f"{local.reason}; {what} over {self.wire.size} processes{how}"
+        )
 
     def means_of(self, totals: Totals) -> tuple[Presence, list[float]]:
         """The tasks that some process has, and their mean losses."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mtlcore.distributed.sharded import is_sharded
+from mtlcore.distributed.dtensors import is_sharded
 from mtlcore.errors import ConfigurationError
 from mtlcore.gradients import graph
 
@@ -58,8 +58,8 @@ def check_trunk(modules: Iterable[nn.Module], parameters: Sequence[Tensor]) -> N
     """Wrappers whose parameters are not those that the losses were made of.
 
     Raises:
-        ConfigurationError: FSDP1, DeepSpeed, a tensor-parallel layer, or DistributedDataParallel in a mode that counts
-            on its own backward pass; names it.
+        ConfigurationError: FSDP1, DeepSpeed, a tensor-parallel layer, shards that the run does not have, or
+            DistributedDataParallel in a mode that counts on its own backward pass; names it.
     """
     for name, module in _named(modules):
         kind = type(module)
@@ -69,6 +69,13 @@ def check_trunk(modules: Iterable[nn.Module], parameters: Sequence[Tensor]) -> N
             raise ConfigurationError(_DEEPSPEED.format(name))
         if isinstance(module, nn.parallel.DistributedDataParallel):
             check_replica(name, module)
+        if hasattr(module, "set_reshard_after_backward") and name.endswith("the trunk") and not is_sharded(parameters):
+            raise ConfigurationError(
+                f"{name} is sharded with fully_shard (FSDP2), and MultiTask has parameters that are no shards: it was "
+                f"made before fully_shard, or between a forward pass and its backward pass, when FSDP has whole ones "
+                f"in their place. Make it after fully_shard and before the first forward pass, or call "
+                f"mt.refresh_parameters() there."
+            )
     for p in parameters:
         if hasattr(p, "ds_id"):
             raise ConfigurationError(_DEEPSPEED.format("the trunk"))

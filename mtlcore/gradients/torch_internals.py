@@ -313,6 +313,12 @@ def tensor_hooks(tensor: Tensor) -> int:
     return len(tensor._backward_hooks or ()) if _has("hooks") else 1
 
 
+def fsdp_hooks(tensor: Tensor) -> int:
+    """How many of its hooks are those of ``fully_shard``, which gather parameters and leave the gradient as it is."""
+    hooks = (tensor._backward_hooks or {}).values() if _has("hooks") else ()
+    return sum(getattr(h, "__module__", "").startswith("torch.distributed.fsdp") for h in hooks)
+
+
 def group_store(group: Any) -> Any | None:
     """The store through which the processes of a group found each other; None where it cannot be seen."""
     from torch import distributed

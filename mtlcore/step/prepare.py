@@ -201,17 +201,16 @@ def _sharded(run: Run, batch: Batch, needs: Needs, pending: Pending) -> Local:
         ConfigurationError: what is not served there.
     """
     frozen = not batch.shared
-    what = "a method or detector that reads whole rows" if needs == Needs.JACOBIAN and not frozen else ""
-    what = f"metric={run.metric!r} or taken" if run.whole_rows or run.taken else what
+    what = f"metric={run.metric!r} or taken" if run.whole_rows or run.taken else ""
     what = "accumulate(...)" if pending.added is not None else "refresh" if run.keeper is not None else what
-    if not run.processes.several():
-        what = "process_group=None, or one process alone,"
-    if what:
+    wire = run.processes.wire
+    if what or wire is None:
         raise ConfigurationError(
-            f"{what} is not served with a sharded trunk (FSDP2): use a method that reads the Gramian or losses, "
+            f"{what or 'process_group=None, or one process alone,'} is not served with a sharded trunk (FSDP2): use "
             f"one batch per step, on several processes."
         )
-    found = Sharded(batch, run.modules(), members(run, []).told, needs == Needs.LOSSES or frozen)
+    whole_losses, told = needs == Needs.LOSSES or frozen, members(run, []).told
+    found = Sharded(batch, run.modules(), (run.heads, run.heads_then), told, wire.size, whole_losses)
     reason = _FROZEN if frozen else "sharded: one backward pass through FSDP for each task"
     return Local(batch, batch.presence, found, reason)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mtlcore import audit, configuration, inputs, roster, scaling, trajectory
 from mtlcore.contracts import Aggregator, ConflictDetector, Needs
+from mtlcore.distributed.dtensors import is_sharded
 from mtlcore.distributed.processes import Processes
-from mtlcore.distributed.sharded import is_sharded
 from mtlcore.errors import ConfigurationError
 from mtlcore.geometry.metric import EUCLIDEAN
 from mtlcore.geometry.promise import Promise

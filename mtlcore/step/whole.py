@@ -190,6 +190,8 @@ class WholeStep:
     def _inner(self) -> Callable[..., StepView]:
         """The service behind ``view.inner``: inner gradient steps on this step's batch, undone afterwards."""
         run = self.run
+        if run.sharded:
+            return functools.partial(_refused, run.who, "inner gradient steps (view.inner)")
         return functools.partial(
             inner_loop.descend,
             evaluate=lambda: run.named(*inputs.evaluated(self.whole)),
@@ -202,6 +204,8 @@ class WholeStep:
         """The service behind ``view.curvature``, made just before the step's batch is evaluated: it evaluates the batch
         again as from here."""
         run = self.run
+        if run.sharded:
+            return functools.partial(_refused, run.who, "second derivatives (view.curvature)")
         served = run.aggregator.needs == Needs.JACOBIAN  # the view refuses others, for whom nothing has to be kept
         return functools.partial(
             curvature.products,
@@ -241,6 +245,18 @@ class WholeStep:
                 scaler.update()
             self.arrived = not run.aggregator.looks_twice() or report.skipped
         return report
+
+
+def _refused(who: str, what: str, *args: object, **options: object) -> Any:
+    """
+    Raises:
+        ConfigurationError: always.
+    """
+    raise ConfigurationError(
+        f"aggregator {who} asks for {what}, and a sharded trunk (FSDP2) does not serve them: FSDP keeps the graph from "
+        f"the parameters, has one derivative only, and moves shards. Use another method, or keep the trunk whole on "
+        f"every process."
+    )
 
 
 def _say_which(error: BaseException, arrived: bool, copied: bool) -> None:

@@ -57,6 +57,8 @@ class Net(nn.Module):
             self.trunk = nn.Sequential(
                 nn.Unflatten(1, (1, 6, 1)), nn.Conv2d(1, 3, (3, 1)), nn.Tanh(), nn.Flatten(), nn.Linear(12, 8)
             )
+        elif kind == "thin":  # no dimension divides among three
+            self.trunk = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1), nn.Tanh(), nn.Linear(1, 8))
         elif kind == "transformer":
             layer = nn.TransformerEncoderLayer(6, 2, 12, dropout=0.0, batch_first=True)
             self.trunk = nn.Sequential(
@@ -180,25 +182,36 @@ def in_shards(rank, size, name, how, kind, dtype):
     return sharded(rank, size, name, how, 2, dtype, None, kind)
 
 
-def absent(rank, size, name, how="plain", heads=True, steps=3):
-    """Task c is on process 0 only, task b on the others only; process-wise means, then over those that have a task."""
+def having(rank):
+    """The tasks of a process, where some are on some processes only: c on process 0, b on the others."""
+    return ("a", "c") if rank == 0 else ("a", "b")
+
+
+def absent(rank, size, name, how="plain", heads=True, steps=3, features=True):
+    """Tasks on some processes only; process-wise means, then over those that have a task."""
     net = Net("mlp")
-    trunk, call = wrapped(net, how)
+    if how.startswith("sharded"):
+        cut(net, size, how.removeprefix("sharded "))
+        trunk, call = net.trunk, net
+    else:
+        trunk, call = wrapped(net, how)
+    held = dict(net.named_parameters())
     optimizer = torch.optim.SGD(net.parameters(), 0.05)
     mt = MultiTask(trunk, method(name), tasks=TASKS, heads=net.heads if heads else None)
     for step in range(steps):
         optimizer.zero_grad()
         x, y = part(rank, size, *data(step, 12))
-        mine = ("a", "c") if rank == 0 else ("a", "b")
         z, out = call(x)
-        report = mt.backward(losses(out, y, mine), features=z)
+        report = mt.backward(losses(out, y, having(rank)), features=z if features else None)
         optimizer.step()
+    plain = lambda n: n.replace("trunk.module.", "trunk.").removeprefix("module.")
     return {
-        "grads": grads(net),
-        "parameters": dict(net.state_dict()),
+        "grads": {plain(n): None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
+        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
         "state": {},
         "weights": report.weights,
         "losses": report.losses,
+        "source": report.gradient_source,
     }
 
 
@@ -214,7 +227,7 @@ def absent_alone(size, name, steps=3):
         for rank in range(size):
             _, y = part(rank, size, *data(step, 12))
             outs = {t: part(rank, size, v)[0] for t, v in out.items()}
-            for t, v in losses(outs, y, ("a", "c") if rank == 0 else ("a", "b")).items():
+            for t, v in losses(outs, y, having(rank)).items():
                 total.setdefault(t, []).append(v)
         report = mt.backward({t: torch.stack(v).mean() for t, v in total.items()}, features=z)
         optimizer.step()
@@ -243,7 +256,7 @@ def curved(rank, size, steps=3):
 
     def found(r, step):
         x, y = part(r, size, *data(step, 12))
-        return losses(net(x)[1], y, ("a", "c") if r == 0 else ("a", "b"))
+        return losses(net(x)[1], y, having(r))
 
     def closure(step):
         if rank is not None:
@@ -511,21 +524,34 @@ def tuned(rank, size):
     return mt.tune(closure, repeats=1).fastest, dict(mt._run.planner.pins)
 
 
-def sharded(rank, size, name, how, steps=2, dtype=torch.float64, shape=None, kind="mlp", frozen=False):
-    """FSDP2: trunk layer by layer and whole; heads too, or plain."""
+def cut(net, size, how, shape=None):
+    """FSDP2, where the trunk, layer by layer, is in shards ("at once": not layer by layer), or the "whole" network, or
+    the whole network with its "heads" one by one."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    net = Net(kind, dtype)
-    net.trunk.requires_grad_(not frozen)
-    width = 8 if kind == "tied" else 6
     mesh = init_device_mesh("cpu", shape or (size,), mesh_dim_names=("copies", "shards") if shape else None)
-    for layer in net.trunk.children():
+    for layer in net.trunk.children() if how != "at once" else ():
         if list(layer.parameters()):
             fully_shard(layer, mesh=mesh)
     fully_shard(net.trunk, mesh=mesh)
-    if how == "whole":
+    if how == "heads":
+        for head in net.heads.values():
+            fully_shard(head, mesh=mesh)
+    if how in ("whole", "heads"):
         fully_shard(net, mesh=mesh)
+
+
+def full(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def sharded(rank, size, name, how, steps=2, dtype=torch.float64, shape=None, kind="mlp", frozen=False):
+    """A trunk in shards."""
+    net = Net(kind, dtype)
+    net.trunk.requires_grad_(not frozen)
+    width = 8 if kind == "tied" else 6
+    cut(net, size, how, shape)
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
     mt = MultiTask(net.trunk, method(name), optimizer, tasks=TASKS, heads=net.heads)
     for step in range(steps):
@@ -537,7 +563,6 @@ def sharded(rank, size, name, how, steps=2, dtype=torch.float64, shape=None, kin
             optimizer.step()
             if mt.aggregator.looks_twice():
                 mt.observe({t: v.detach() for t, v in losses(net(x)[1], y).items()})
-    full = lambda t: t.full_tensor() if hasattr(t, "full_tensor") else t
     return {
         "grads": {
             n: None if p.grad is None else full(p.grad).clone()
@@ -550,6 +575,69 @@ def sharded(rank, size, name, how, steps=2, dtype=torch.float64, shape=None, kin
         "parameters": {},
         "source": report.gradient_source,
     }
+
+
+def stepped(rank, size, name, how=None, steps=1, dtype=torch.float64, kind="mlp", shape=None, **options):
+    """Whole steps with closures, each batch of a step another one; ``how`` as :func:`cut` takes it, None: whole."""
+    net = Net(kind, dtype)
+    if how is not None:
+        cut(net, size, how, shape)
+    held = dict(net.named_parameters())  # after a forward pass FSDP may have whole ones in their place
+    mt = MultiTask(
+        net.trunk, method(name), torch.optim.SGD(net.parameters(), 0.01, momentum=0.5), tasks=TASKS, heads=net.heads,
+        process_group=None if size == 1 else "auto", **options,
+    )  # fmt: skip
+    for step in range(steps):
+        parts = [part(rank, size, *data(10 * step + i, 12, dtype)) for i in range(mt.aggregator.batches)]
+        closures = [lambda x=x, y=y: _closure(net, x, y) for x, y in parts]
+        report = mt.step(closures if len(closures) > 1 else closures[0])
+    return {
+        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
+        "losses": report.losses,
+        "weights": report.weights,
+        "state": dict(mt._run.progress.state),
+        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
+        "source": report.gradient_source,
+        "bytes": dict(mt._run.processes.wire.bytes) if mt._run.processes.wire else {},
+    }
+
+
+def misplaced(rank, what):
+    """A trunk sharded over one process, in a step of two; or a MultiTask that does not have the shards."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    net = Net("mlp")
+    made = lambda: MultiTask(net.trunk, "upgrad", heads=net.heads)
+    mt = made()
+    if what == "other mesh":
+        fully_shard(net.trunk, mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("others", "shards"))["shards"])
+    else:
+        cut(net, 2, "at once")
+    mt = mt if what == "before fully_shard" else made()
+    x, y = part(rank, 2, *data(0, 12))
+    z, out = net(x)
+    mt = made() if what == "after the forward pass" else mt
+    mt.backward(losses(out, y), features=z)
+
+
+def nan_in_shards(rank, where, name, lacking):
+    """The gradient of task c is not finite on process 0, though its loss is; class, text, and whether nothing moved."""
+    net = Net("mlp")
+    cut(net, 2, "whole")
+    held = list(net.parameters())
+    mt = MultiTask(net.trunk, method(name), tasks=TASKS, heads=net.heads)
+    x, y = part(rank, 2, *data(0, 12))
+    z, out = net(x)
+    found = losses(out, y, having(rank) if lacking else TASKS)
+    if rank == 0:
+        source = z if where == "trunk" else net.heads["c"].weight
+        found["c"] = found["c"] + (source.sum() - source.sum().detach()).sqrt()
+    try:
+        mt.backward(found, features=z)
+    except Exception as error:
+        return type(error).__name__, str(error), all(p.grad is None for p in held)
+    return "none", "", False
 
 
 def _held(mt, net):

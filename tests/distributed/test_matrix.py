@@ -46,23 +46,17 @@ def test_sharded(two, how, kind):
     for dtype, tolerance in PRECISIONS:
         found = two.run(cases.each, 2, METHODS, cases.in_shards, how, kind, dtype, patience=600.0)
         whole = cases.each(0, 1, METHODS, cases.replicated, "plain", kind, dtype)
-        refused = {n for n in METHODS if isinstance(found[0][n], tuple)}
-        by_row = {n for n in METHODS if mtlcore.create("aggregator", n).needs == mtlcore.Needs.JACOBIAN}
-        assert refused == by_row, refused ^ by_row
-        compare(found, whole, kind, tolerance, refused)
+        compare(found, whole, kind, tolerance)
 
 
-def compare(found, whole, kind, tolerance, refused=frozenset()):
+def compare(found, whole, kind, tolerance):
     wrong = {}
     for name in METHODS:
         mine = [f[name] for f in found]
         try:
-            if name in refused:
-                assert all(m[0] == "ConfigurationError" and "sharded trunk" in m[1] for m in mine), mine[0]
-            else:
-                assert_same_bits(mine)
-                if (name, kind) not in UNDETERMINED:
-                    assert_close(mine[0], whole[name], tolerance)
+            assert_same_bits(mine)
+            if (name, kind) not in UNDETERMINED:
+                assert_close(mine[0], whole[name], tolerance)
         except (AssertionError, TypeError, KeyError) as error:
             wrong[name] = f"{type(error).__name__}: {str(error)[:300]}; {mine[0] if isinstance(mine[0], tuple) else ''}"
     assert not wrong, "\n".join(f"{n}: {text}" for n, text in wrong.items())
