@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ def export(folder: Path, out: Path, form: str) -> list[Path]:
     """Write every table of the report over ``folder`` to ``out`` in one format, and the figures beside them.
 
     Tables: ``runs`` (one row a run), and for each task ``TASK-delta-m``, ``TASK-metrics``, ``TASK-metrics-versus``,
-    ``TASK-cost``; with several tasks ``overall``.
+    ``TASK-cost``, ``TASK-identifiers``; with several tasks ``overall``.
 
     Raises:
         ConfigurationError: there is no such format, nothing to export, or a file cannot be written.
@@ -51,6 +52,7 @@ def tables(found: Report) -> dict[str, pd.DataFrame]:
         out[f"{task.name}-metrics"] = _metrics(task)
         out[f"{task.name}-metrics-versus"] = _metrics_versus(task)
         out[f"{task.name}-cost"] = _cost(task)
+        out[f"{task.name}-identifiers"] = pd.DataFrame([dataclasses.asdict(row) for row in task.identifiers])
     if found.overall is not None:
         out["overall"] = _overall(found.overall)
     return {name: frame for name, frame in out.items() if len(frame)}

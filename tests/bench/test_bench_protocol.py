@@ -182,6 +182,10 @@ def test_conflict_probe_measures_the_cosine_of_the_task_gradients(tiny):
     assert probe.seen[0]["min_cosine"] == pytest.approx(float(expected), abs=1e-5)
     norms = sorted(float(r.norm()) for r in rows)
     assert probe.seen[0]["norm_ratio"] == pytest.approx(norms[1] / norms[0], rel=1e-4)
+    likeness = 2 * norms[0] * norms[1] / (norms[0] ** 2 + norms[1] ** 2)
+    assert probe.seen[0]["magnitude_similarity"] == pytest.approx(likeness, rel=1e-4)
+    sizes = torch.linalg.svdvals(torch.stack(rows))
+    assert probe.seen[0]["condition"] == pytest.approx(float(sizes[0] / sizes[1]), rel=1e-3)
 
 
 def test_cost_is_the_median_and_spreads_teleports_over_all_steps():

@@ -100,6 +100,42 @@ def test_the_page_shows_what_the_steps_did_beside_what_the_gradients_do(tmp_path
     assert "steps in<br>conflict" not in _page(unseen), "nobody looked: columns of dashes leave the page"
 
 
+def test_the_report_says_which_identifier_orders_the_methods_as_the_results_do(tmp_path):
+    """More disentangled, better; a condition number that is the better the larger it is; a cosine that says nothing."""
+    records = [_record("single-task", 0, 0.0, conflict={})]
+    for rank, (name, cosine) in enumerate((("sum", 0.1), ("mgda", -0.1), ("pcgrad", 0.0), ("ls", 0.0))):
+        point = {"min_cosine": cosine, "disentanglement": 0.9 - 0.1 * rank, "condition": 100.0 / (1 + rank)}
+        records.append(_record(name, 0, float(rank), conflict=point))
+    (folder := tmp_path / "found").mkdir()
+    found = _folder_of(folder, records)
+    rows = {i["name"]: i for i in summarise(found)["tasks"][0]["identifiers"]}
+    assert list(rows) == ["min_cosine", "condition", "disentanglement"]
+    assert (rows["disentanglement"]["similarity"], rows["condition"]["similarity"]) == (1.0, -1.0)
+    assert abs(rows["min_cosine"]["similarity"]) < 0.3
+    assert rows["disentanglement"]["p"] == pytest.approx(2 / 24)
+    assert rows["disentanglement"]["p_holm"] == pytest.approx(6 / 24)
+    assert {r["methods"] for r in rows.values()} == {4}
+    page = _page(found).split("What tells how well the tasks go together?")[1].split("</table>")
+    assert "0.70" in next(r for r in page[0].split("<tr>") if ">pcgrad<" in r)
+    assert "disentanglement_cosine" not in page[0], "nobody measured it"
+    last = page[1].split("<tr>")[-1]
+    assert all(cell in last for cell in ("feature disentanglement, overlap", "+1.00", "0.083", "0.25"))
+
+
+def test_the_study_of_identifiers_has_a_column_per_task_and_a_star_where_it_is_clear(tmp_path, capsys):
+    from mtlbench.studies import identifiers
+
+    records = [_record("single-task", 0, 0.0, conflict={})]
+    for rank in range(6):
+        point = {"mean_cosine": -float(rank), "norm_ratio": None if rank == 5 else 1.0 + rank % 2}
+        records.append(_record(f"m{rank}", 0, float(rank), conflict=point))
+    identifiers.main([str(_folder_of(tmp_path, records))])
+    head, _, cosine, ratio = capsys.readouterr().out.splitlines()
+    assert head == "| identifier | multimnist (6 methods) |"
+    assert cosine == "| mean cosine | +1.00* |"
+    assert ratio == "| largest / smallest gradient norm | +0.00 (5) |"
+
+
 def test_the_verdict_says_in_words_what_was_found_and_what_was_not(folder):
     text = " ".join(summarise(folder)["verdict"])
     assert "better than sum: mgda (-4.0)" in text

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlbench.measures.disentanglement import feature_disentanglement
+from mtlbench.measures.gradients import condition_number, magnitude_similarity
 from mtlbench.protocol.randomness import batches, seed_for
 from mtlbench.tasks.base import BenchmarkTask, Inputs, Network, Split, losses_of, moved
 
+OF_GRADIENTS = ("min_cosine", "mean_cosine", "norm_ratio", "magnitude_similarity", "condition", "min_cosine_minibatch")
+OF_FEATURES = (
+    "disentanglement", "disentanglement_cosine", "disentanglement_entropy", "disentanglement_times_input",
+)  # fmt: skip
+"""What is measured at every look; the first of the features is the overlap."""
 PROBE_BATCHES = 4
 """Mini-batches per probe: their gradients are looked at one by one (with mini-batch noise) and averaged."""
 
@@ -36,10 +42,10 @@ class ConflictProbe:
         training = network.training
         network.eval()
         noisy, total, counts = [], None, None
-        apart: list[float] = []
+        apart: list[dict[str, float]] = []
         for batch in self._batches:  # one at a time: a row is as long as the trunk
             rows, found = self._rows(network, *batch)
-            apart += [] if found is None else [found]
+            apart += [found] if found else []
             there = ~rows[:, :1].isnan()
             rows = rows.nan_to_num()
             noisy.append(_angles(rows))
@@ -49,20 +55,13 @@ class ConflictProbe:
         assert total is not None
         assert counts is not None
         averaged = _angles(total.div_(counts.clamp_min(1.0)))
-        self.seen.append(
-            {
-                "step": step,
-                "min_cosine": averaged["min"],
-                "mean_cosine": averaged["mean"],
-                "norm_ratio": averaged["ratio"],
-                "min_cosine_minibatch": statistics.fmean(n["min"] for n in noisy) if noisy[0] else None,
-                "disentanglement": statistics.fmean(apart) if apart else None,
-            }
-        )
+        minibatch = statistics.fmean(n["min_cosine"] for n in noisy) if noisy[0] else None
+        shares = {name: _mean([a.get(name) for a in apart]) for name in OF_FEATURES}
+        self.seen.append({"step": step, **averaged, "min_cosine_minibatch": minibatch, **shares})
 
-    def _rows(self, network: Network, inputs: Inputs, targets: Mapping[str, Tensor]) -> tuple[Tensor, float | None]:
+    def _rows(self, network: Network, inputs: Inputs, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """(K, P) gradients, NaN for a sub-task without labels in this batch; and how far the tasks use different
-        channels of the shared features, None where there are none to share."""
+        channels of the shared features, by the names of OF_FEATURES; nothing where there are none to share."""
         outputs, features = network(inputs)
         losses = losses_of(self._task, outputs, targets)
         parameters = [p for p in network.trunk.parameters() if p.requires_grad]
@@ -81,19 +80,30 @@ class ConflictProbe:
     def summary(self) -> dict[str, float | None]:
         """Means over training; the point before training, equal for all methods, is left out."""
         out: dict[str, float | None] = {}
-        for name in ("min_cosine", "mean_cosine", "norm_ratio", "min_cosine_minibatch", "disentanglement"):
-            known = [point[name] for point in self.seen[1:]]
-            out[name] = statistics.fmean(known) if known and None not in known else None
+        for name in (*OF_GRADIENTS, *OF_FEATURES):
+            out[name] = _mean([point[name] for point in self.seen[1:]])
         return out
 
 
-def _disentanglement(losses: Mapping[str, Tensor], features: Any) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where there is none, or one is not known."""
+    known = [v for v in values if v is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def _disentanglement(losses: Mapping[str, Tensor], features: Any) -> dict[str, float]:
     if not isinstance(features, Tensor) or features.dim() < 2 or len(losses) < 2:
-        return None
+        return {}
     found = [torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)[0] for loss in losses.values()]
     if any(g is None or not bool(g.isfinite().all()) or not bool(g.any()) for g in found):
-        return None  # a task that does not use the features has no share in them
-    return feature_disentanglement(torch.stack(found))
+        return {}  # a task that does not use the features has no share in them
+    gradients = torch.stack(found)
+    plain = feature_disentanglement(gradients)
+    out = dict(zip(OF_FEATURES, (plain.overlap, plain.cosine, plain.entropy), strict=False))
+    features = features.detach()
+    if bool(features.isfinite().all()) and all(bool((g * features).any()) for g in found):
+        out[OF_FEATURES[-1]] = feature_disentanglement(gradients, features).overlap
+    return out
 
 
 _COLUMNS = 1 << 20
@@ -111,7 +121,9 @@ def _angles(rows: Tensor) -> dict[str, float]:
     off = cosines[torch.triu(torch.ones_like(cosines), diagonal=1).bool()]
     least = float(norms.min())
     return {
-        "min": float(off.min()) if off.numel() else 1.0,
-        "mean": float(off.mean()) if off.numel() else 1.0,
-        "ratio": float(norms.max()) / least if least > 0 else float("inf"),
+        "min_cosine": float(off.min()) if off.numel() else 1.0,
+        "mean_cosine": float(off.mean()) if off.numel() else 1.0,
+        "norm_ratio": float(norms.max()) / least if least > 0 else float("inf"),
+        "magnitude_similarity": magnitude_similarity(gramian) if off.numel() else 1.0,
+        "condition": condition_number(gramian),
     }

@@ -199,6 +199,25 @@ class Front:
 
 
 @dataclasses.dataclass(frozen=True)
+class IdentifierRow:
+    """Something measured during training that may tell how well tasks go together, and whether it does.
+
+    Args:
+        name: as in ``conflict`` of a method; ``title``: in words.
+        methods: how many have it and a delta-m.
+        similarity: ranking similarity with delta-m, 1 where the methods with less trouble are the better ones.
+        p, p_holm: of no connection; corrected for the identifiers of the task.
+    """
+
+    name: str
+    title: str
+    methods: int
+    similarity: float | None
+    p: float | None
+    p_holm: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskReport:
     """Everything about one task."""
 
@@ -211,6 +230,7 @@ class TaskReport:
     fronts: list[Front]
     methods: list[MethodRow]
     splits: dict[str, str] | None
+    identifiers: list[IdentifierRow]
 
     def scored(self) -> list[MethodRow]:
         """The methods that can have a delta-m: all but the baseline."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 
+from mtlbench.protocol.conflict import OF_FEATURES
 from mtlbench.records import plain, writing
 from mtlbench.report import drawings
 from mtlbench.report.model import Report
@@ -57,6 +58,7 @@ def render(found: Report, folder: Path) -> str:
         folder=str(folder),
         single=SINGLE_TASK,
         small=SMALL,
+        shares=(*OF_FEATURES, "magnitude_similarity", "condition"),
         drawn=[drawings.of_task(task) for task in found.tasks],
         overall_drawn=drawings.of_all(found.overall) if found.overall else None,
     )

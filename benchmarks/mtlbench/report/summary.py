@@ -15,7 +15,7 @@ from mtlbench import records as raw
 from mtlbench import statistics as stats
 from mtlbench.formats import Certificate, Hyperparameters, Manifest, Short
 from mtlbench.protocols import PROTOCOLS
-from mtlbench.report import comparisons, fronts
+from mtlbench.report import comparisons, fronts, identifiers
 from mtlbench.report.curves import mean_lines
 from mtlbench.report.declared import Declared, declared
 from mtlbench.report.model import (
@@ -132,6 +132,7 @@ class _Reporter:
             fronts=fronts.of_task(metrics, runs, self.fronts, facts.metrics),
             methods=rows,
             splits=next(iter(runs["splits"].dropna()), None),
+            identifiers=identifiers.of_task(rows),
         )
 
     def _methods(
