@@ -53,7 +53,7 @@ def test_semi_table_judges_withheld_labels():
     base, better = semi.table(rows).splitlines()[2:]
     assert base.endswith("|  | reference |")
     assert "| 90.0 ± 0.0 |" in better
-    assert better.endswith("| +5.2 | better |")
+    assert better.endswith("| +5.2 [+4.9, +5.4] | better |")  # 5.15 ± 3.18 * 0.129 / 2
 
 
 def test_a_study_goes_on_from_the_lines_that_are_whole(tmp_path):

@@ -178,9 +178,16 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     for a in arms:
         cells = [span([_mean(x, what) for x in own[a].values()]) for what in ("labelled", "withheld")]
         c = gains.get(a)
-        cells += ["", "reference"] if c is None else [f"{-c.difference.estimate:+.1f}", c.verdict]
+        cells += ["", "reference"] if c is None else [_gain(c.difference), c.verdict]
         out.append(f"| {a} | " + " | ".join(cells) + " |")
     return "\n".join(out)
+
+
+def _gain(fall: stats.Interval) -> str:
+    """A gain with its 95 % interval, of a fall."""
+    if fall.low is None or fall.high is None:
+        return f"{-fall.estimate:+.1f}"
+    return f"{-fall.estimate:+.1f} [{-fall.high:+.1f}, {-fall.low:+.1f}]"
 
 
 def _mean(accuracy: Mapping[str, float], what: str) -> float:
