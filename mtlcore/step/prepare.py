@@ -15,7 +15,8 @@ from mtlcore.contracts import Needs, StepView
 from mtlcore.distributed.local import Local
 from mtlcore.distributed.processes import Members
 from mtlcore.distributed.sharded import Sharded
-from mtlcore.errors import ConfigurationError
+from mtlcore.distributed.sums import Sums
+from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.geometry.metric import EUCLIDEAN, Curvature, in_metric, in_metric_of
 from mtlcore.gradients import received, waiting
 from mtlcore.gradients.batch import Batch
@@ -152,11 +153,40 @@ def _everywhere(run: Run, losses: Losses, features: Features, scale: float | Non
     work = functools.partial(_here, run, losses, features, scale, pending)
     if not run.processes.several(run.modules(), run.parameters):
         return work()
-    progress = run.progress
-    scaled = "" if scale is None else f"; gradients scaled by {scale:g}"
-    tag = f"step {progress.step}; seed {progress.seed}{scaled}"  # the same on all processes
     needs = Needs.JACOBIAN if run.whole_rows or run.taken else run.needs()
-    return run.processes.merged(work, functools.partial(members, run, losses), tag, needs)
+    return run.processes.merged(work, functools.partial(members, run, losses), _tag(run, scale), needs)
+
+
+def _tag(run: Run, scale: float | None) -> str:
+    """What must be the same on all processes."""
+    scaled = "" if scale is None else f"; gradients scaled by {scale:g}"
+    return f"step {run.progress.step}; seed {run.progress.seed}{scaled}"
+
+
+def added(run: Run, losses: Losses, features: Features, scale: float | None, pending: Pending) -> Pending:
+    """One more micro-batch that is not the last, of a trunk in shards.
+
+    Raises:
+        As :func:`prepare`.
+    """
+    waits = run.needs() == Needs.LOSSES or not run.shared()
+    work = functools.partial(_here, run, losses, features, scale, pending)
+    tag = f"{_tag(run, scale)}; a micro-batch"
+    run.processes.several(run.modules(), run.parameters)
+    if run.processes.wire is None:
+        work()  # refuses
+    sums, waiting = pending.shards, pending.waiting
+    try:
+        local = run.processes.added(work, functools.partial(members, run, losses), tag, start=not waits)
+        assert isinstance(local.found, Sharded)
+        sums = None if waits else local.found.sums
+    except NonFiniteError:
+        if scale is None:
+            raise
+        if not waits:  # a graph that waits overflows once more
+            sums = sums or Sums()
+            sums.overflowed = True
+    return Pending(waiting=(*waiting, (losses, features))) if waits else Pending(shards=sums)
 
 
 def _here(run: Run, losses: Losses, features: Features, scale: float | None, pending: Pending) -> Local:
@@ -202,15 +232,18 @@ def _sharded(run: Run, batch: Batch, needs: Needs, pending: Pending) -> Local:
     """
     frozen = not batch.shared
     what = f"metric={run.metric!r} or taken" if run.whole_rows or run.taken else ""
-    what = "accumulate(...)" if pending.added is not None else "refresh" if run.keeper is not None else what
+    what = "refresh" if run.keeper is not None else what
     wire = run.processes.wire
     if what or wire is None:
         raise ConfigurationError(
-            f"{what or 'process_group=None, or one process alone,'} is not served with a sharded trunk (FSDP2): use "
-            f"one batch per step, on several processes."
+            f"{what or 'process_group=None, or one process alone,'} is not served with a sharded trunk (FSDP2): leave "
+            f"it out, and take several processes."
         )
+    if pending.shards is not None and pending.shards.overflowed:
+        raise NonFiniteError("a loss of an earlier micro-batch was not finite.")
     whole_losses, told = needs == Needs.LOSSES or frozen, members(run, []).told
-    found = Sharded(batch, run.modules(), (run.heads, run.heads_then), told, wire.size, whole_losses)
+    heads = run.heads, run.heads_then
+    found = Sharded(batch, run.modules(), heads, told, wire.size, whole_losses, pending.shards)
     reason = _FROZEN if frozen else "sharded: one backward pass through FSDP for each task"
     return Local(batch, batch.presence, found, reason)
 

@@ -131,9 +131,10 @@ def test_the_head_of_a_task_that_never_came(two):
 
 
 def test_micro_batches(two):
-    found = two.run(cases.micro, 2, "upgrad")
-    assert_same_bits(found)
-    assert_close(found[0], cases.micro(0, 1, "upgrad"), EXACT)
+    for name in ("upgrad", "by-row", "imtl-l"):
+        found = two.run(cases.micro, 2, name)
+        assert_same_bits(found)
+        assert_close(found[0], cases.micro(None, 2, name), EXACT)
 
 
 @pytest.mark.parametrize("name", ["famo", "upgrad", "bilb4mtl-double-loop", ("emtl", {"form": "exact"})])

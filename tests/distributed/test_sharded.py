@@ -206,6 +206,32 @@ def test_a_nan_is_told_to_all(pool, where, name, lacking):
         assert untouched
 
 
+MICRO = ["upgrad", "by-row", "imtl-l", "nash-mtl"]
+
+
+@pytest.mark.parametrize("how", ["trunk", "whole"])
+@pytest.mark.parametrize("lacking", [False, True])
+def test_micro_batches(pool, how, lacking):
+    found = pool.run(cases.each, 2, MICRO, cases.micro, how, lacking)
+    compare(found, {n: cases.micro(None, 2, n, None, lacking) for n in MICRO}, 1e-12)
+    assert "the rows of 2 micro-batches, added up" in found[0]["upgrad"]["source"]
+    assert "through the graphs of 2 micro-batches" in found[0]["imtl-l"]["source"]
+
+
+@pytest.mark.parametrize("name", ["upgrad", "imtl-l"])
+def test_micro_batches_that_go_wrong(pool, name):
+    """One process has a NaN in the first of them: all hear of it before the next forward pass."""
+    for kind, text, again in pool.run(cases.micro_in_trouble, "nan", name):
+        assert kind == "NonFiniteError"
+        assert "process 1" in text
+        assert again
+    if name == "upgrad":
+        for kind, text, again in pool.run(cases.micro_in_trouble, "moved", name):
+            assert kind == "ConfigurationError"
+            assert "between two micro-batches" in text
+            assert again
+
+
 def test_resume_from_a_sharded_checkpoint(pool, tmp_path):
     for weights, values, step in pool.run(cases.saved_in_shards, 2, str(tmp_path)):
         assert weights
