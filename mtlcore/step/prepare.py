@@ -153,7 +153,8 @@ def _everywhere(run: Run, losses: Losses, features: Features, scale: float | Non
     work = functools.partial(_here, run, losses, features, scale, pending)
     if not run.processes.several(run.modules(), run.parameters):
         return work()
-    needs = Needs.JACOBIAN if run.whole_rows or run.taken else run.needs()
+    whole = run.whole_rows or (run.taken and not run.sharded)  # shards need no rows to be compared with a step
+    needs = Needs.JACOBIAN if whole else run.needs()
     return run.processes.merged(work, functools.partial(members, run, losses), _tag(run, scale), needs)
 
 
@@ -231,8 +232,7 @@ def _sharded(run: Run, batch: Batch, needs: Needs, pending: Pending) -> Local:
         ConfigurationError: what is not served there.
     """
     frozen = not batch.shared
-    what = f"metric={run.metric!r} or taken" if run.whole_rows or run.taken else ""
-    what = "refresh" if run.keeper is not None else what
+    what = "refresh" if run.keeper is not None else ""
     wire = run.processes.wire
     if what or wire is None:
         raise ConfigurationError(

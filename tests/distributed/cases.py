@@ -740,25 +740,36 @@ def lacking(rank):
     return report.teleport.accepted, report.teleport.reason
 
 
-def measured(rank, size, metric, name, taken=True):
-    """The optimizer's metric, and what its steps did."""
+MOVERS = {
+    "adam": lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1, amsgrad=True),
+    "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.5, centered=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, 0.01),
+}
+
+
+def measured(rank, size, metric, name, taken=True, how=None, mover="adam"):
+    """The optimizer's metric, and what its steps did; of a trunk in shards where ``how`` says which (:func:`cut`)."""
     net = Net("mlp")
-    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    if how is not None:
+        cut(net, size, how)
+    held = dict(net.named_parameters())
     mt = MultiTask(
-        net.trunk, method(name), optimizer, tasks=TASKS, heads=net.heads, metric=metric, taken=taken,
-        process_group=None if size == 1 else "auto",
+        net.trunk, method(name), MOVERS[mover](net.parameters()), tasks=TASKS, heads=net.heads, metric=metric,
+        taken=taken, process_group=None if size == 1 else "auto",
     )  # fmt: skip
     for step in range(3):
         x, y = part(rank, size, *data(step, 12))
         report = mt.step(lambda: _closure(net, x, y))
     return {
-        "grads": grads(net),
+        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
         "losses": report.losses,
         "weights": report.weights,
         "state": {},
-        "parameters": {n: p.detach().clone() for n, p in net.named_parameters()},
+        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
         "gramian": report.gramian,
         "taken": report.taken,
+        "notes": report.diagnostics,
     }
 
 

@@ -232,6 +232,39 @@ def test_micro_batches_that_go_wrong(pool, name):
             assert again
 
 
+MEASURED = [
+    ("euclidean", "upgrad", "adam"),
+    ("euclidean", "imtl-l", "sgd"),
+    ("optimizer", "upgrad", "adam"),
+    ("optimizer", "by-row", "rmsprop"),
+    ("step", "upgrad", "sgd"),
+    ("step", "by-row", "adam"),
+    ("step", "pcgrad", "adagrad"),
+]
+
+
+@pytest.mark.parametrize("how", ["trunk", "whole"])
+def test_the_optimizers_metric_and_what_its_step_did(pool, how):
+    for metric, name, mover in MEASURED:
+        found = pool.run(cases.measured, 2, metric, name, True, how, mover)
+        right = cases.measured(0, 1, metric, name, True, None, mover)
+        assert_same_bits(found)
+        assert_close(found[0], right, 1e-12)
+        assert torch.allclose(found[0]["gramian"], right["gramian"], rtol=1e-10)
+        mine, other, whole = found[0]["taken"], found[1]["taken"], right["taken"]
+        assert torch.equal(mine.cosines, other.cosines)
+        for one, two in (
+            (mine.changes, whole.changes),
+            (mine.cosines, whole.cosines),
+            (mine.direction, whole.direction),
+        ):
+            assert torch.allclose(one, two, rtol=1e-10), (metric, name)
+        assert mine.shares == pytest.approx(whole.shares, rel=1e-10)
+        assert mine.preconditioner == pytest.approx(whole.preconditioner, rel=1e-10)
+        for key, value in {k: v for k, v in right["notes"].items() if k.startswith("step_")}.items():
+            assert found[0]["notes"][key] == pytest.approx(value, rel=1e-9), (metric, name, key)
+
+
 def test_resume_from_a_sharded_checkpoint(pool, tmp_path):
     for weights, values, step in pool.run(cases.saved_in_shards, 2, str(tmp_path)):
         assert weights
