@@ -11,21 +11,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mtlcore import linalg, reading
 from mtlcore.distributed.dtensors import Columns, is_sharded, local, replicas, shard
-from mtlcore.distributed.heads_apart import HeadsApart
+from mtlcore.distributed.heads_apart import FORCED, KEPT, MISSING, HeadsApart
 from mtlcore.distributed.passes import Passes
 from mtlcore.distributed.sums import Sums
 from mtlcore.distributed.wire import Wire
-from mtlcore.errors import ConfigurationError, NonFiniteError
+from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
 from mtlcore.gradients import graph
 from mtlcore.gradients.batch import Batch
+from mtlcore.gradients.features_only import common, refuse_apart
 from mtlcore.gradients.task_gradients import Answer, Pair, TaskGradients, accumulate
 
+Mode = Literal["rows", "losses", "features", "kept"]
+_WISHES: Mapping[str, tuple[str, str]] = {"features": FORCED, "kept": KEPT}
 Settle = Callable[[Callable[[], None]], None]
 """Does something that may fail on one process, and fails on all then."""
 
@@ -39,7 +43,8 @@ class Sharded(TaskGradients):
         heads: the second of them, and the parameters that it had when the MultiTask was made.
         told: parameters of heads and optimizers, in one order on all processes.
         processes: how many there are.
-        whole_losses: whether one pass of the weighted losses is all that is needed.
+        mode: what is read: "rows" (or their Gramian), the "losses", the Gramian at the "features", or nothing, because
+            weights were "kept".
         sums: of the micro-batches before.
     """
 
@@ -50,12 +55,13 @@ class Sharded(TaskGradients):
         heads: tuple[nn.Module | None, Sequence[nn.Parameter]],
         told: Sequence[Tensor],
         processes: int,
-        whole_losses: bool,
+        mode: Mode,
         sums: Sums | None = None,
     ) -> None:
         self._batch = batch
         self._told = told
-        self.weights_whole_losses = whole_losses  # type: ignore[misc]
+        self.mode = mode
+        self.weights_whole_losses = mode == "losses"  # type: ignore[misc]
         self._replicas = replicas(batch.shared, processes) if batch.shared else 1
         leaves = [*batch.shared, *(t for t in told if is_sharded([t])), *batch.leaves.values()]
         self._passes = Passes(modules, leaves)
@@ -63,6 +69,7 @@ class Sharded(TaskGradients):
         self._apart: HeadsApart | None = None
         self._cotangents: list[list[Tensor]] = []
         self._wire: Wire | None = None
+        self._names: list[str] = []
         self._shares: list[float] = []
         self.sums = sums or Sums()
         """Of micro-batches, with this one once it has been started."""
@@ -82,16 +89,17 @@ class Sharded(TaskGradients):
             How, for a report; "" where there is nothing to say.
         """
         self._wire, uneven = wire, any(c < wire.size for c in counts.values())
-        if not self.weights_whole_losses:
+        if self.mode == "rows":
             settle(lambda: self.sums.check(self._batch.shared))
         self.sums.begin(mine, uneven)
-        if uneven:
-            self._apart = HeadsApart(self._batch, *self._heads_module, self._told)
+        if uneven or self.mode in _WISHES:
+            wish = _WISHES.get(self.mode, MISSING)
+            self._apart = HeadsApart(self._batch, *self._heads_module, self._told, wish)
             settle(self._apart.check)
             self._pull_heads(self._apart, list(counts))
-        if not self.weights_whole_losses:
+        if self.mode == "rows":
             self._pull_trunk(list(counts))
-        if uneven or not self.weights_whole_losses:
+        if self._apart is not None or self.mode == "rows":
             here = [[(t, local(g)) for t, g in self.sums.heads.get(n, {}).values()] for n in counts]
             settle(lambda: reading.check_heads(here, list(counts)))
         return "; heads apart, because some process lacks a task" if uneven else ""
@@ -126,9 +134,10 @@ class Sharded(TaskGradients):
     def close(self, counts: Mapping[str, float]) -> None:
         """No micro-batch follows: means are over the processes that have a task in one of them."""
         assert self._wire is not None
+        self._names = list(counts)
         self._shares = [self._wire.size / c for c in counts.values()]
         self.heads = [list(self.sums.heads.get(n, {}).values()) for n in counts]
-        if self.weights_whole_losses:
+        if self.mode != "rows":
             return
         if self.sums.count > 1:
             self._rows = torch.stack([self.sums.rows[n] for n in counts])
@@ -146,7 +155,19 @@ class Sharded(TaskGradients):
 
     def gramian(self) -> Tensor:
         """(k, k) float64."""
+        if self.mode == "features":
+            return self._at_features()
         return linalg.symmetric(self._summed(linalg.products(self._rows)))
+
+    def _at_features(self) -> Tensor:
+        # Every number of the features belongs to a sample of one process: no cross terms.
+        wire = self._wire
+        assert wire is not None
+        shares = [s / wire.size for s in self._shares]
+        rows = torch.stack([torch.cat([c.flatten() for c in cs]) * s for cs, s in zip(self._cotangents, shares)])
+        gram = linalg.symmetric(wire.matrix(linalg.products(rows)))
+        refuse_apart(gram, self._names, lambda: wire.matrix(common(rows)), FORCED)
+        return gram
 
     def _summed(self, products: Tensor) -> Tensor:
         assert self._wire is not None
@@ -175,7 +196,7 @@ class Sharded(TaskGradients):
                 "does not serve that. Use another method, or process_group=None with one process and a whole trunk."
             )
         factors = [1.0] * len(self.heads) if answer.head_weights is None else answer.head_weights.tolist()
-        if not self.weights_whole_losses:
+        if self.mode == "rows":
             pairs = self._direction(answer) + self._joined(zip(factors, self._shares, self.heads))
         elif self._apart is None:
             assert answer.weights is not None
@@ -183,9 +204,11 @@ class Sharded(TaskGradients):
             self._check(found)
             pairs = self._joined([(1.0, 1.0, found)])
         else:
-            assert answer.weights is not None
+            if answer.weights is None:
+                raise PluginError('a method that returns a direction cannot use gradients="features".')
             pairs = self._late(self._apart, answer.weights)
-            pairs += self._joined(zip(answer.weights.tolist(), self._shares, self.heads))
+            factors = answer.weights.tolist() if self.weights_whole_losses else factors
+            pairs += self._joined(zip(factors, self._shares, self.heads))
         with torch.no_grad():
             for leaf, g in pairs:
                 accumulate(leaf, g, fresh=True)

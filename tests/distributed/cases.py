@@ -553,22 +553,46 @@ def own_input(rank, size):
     return x.grad is not None
 
 
-def refreshed(rank, size):
-    """Weights kept for three steps."""
+def refreshed(rank, size, name="upgrad", how=None, lacking=False, steps=5, **options):
+    """Weights kept for three steps, unless ``options`` say otherwise; of a trunk in shards where ``how`` says which
+    (:func:`cut`). On one process ``lacking`` takes the same parts of the batch."""
     net = Net("mlp")
-    mt = MultiTask(net.trunk, "upgrad", refresh=3, tasks=TASKS, process_group=None if size == 1 else "auto")
+    if how is not None:
+        cut(net, size, how)
+    held = dict(net.named_parameters())
+    options = {"refresh": 3} | options
+    mt = MultiTask(
+        net.trunk, method(name), tasks=TASKS, heads=net.heads, process_group=None if rank is None else "auto", **options
+    )
     optimizer = torch.optim.SGD(net.parameters(), 0.05)
-    for step in range(5):
+    for step in range(steps):
         optimizer.zero_grad()
-        x, y = part(rank, size, *data(step, 12))
-        z, out = net(x)
-        report = mt.backward(losses(out, y), features=z)
+        z, out = net(data(step, 12)[0] if rank is None else part(rank, size, data(step, 12)[0])[0])
+        total: dict = {}
+        for r in range(size):
+            if rank in (None, r):
+                y = part(r, size, data(step, 12)[1])[0]
+                outs = {t: part(r, size, v)[0] if rank is None else v for t, v in out.items()}
+                for t, v in losses(outs, y, having(r) if lacking else TASKS).items():
+                    total.setdefault(t, []).append(v)
+        report = mt.backward({t: torch.stack(v).mean() for t, v in total.items()}, features=z)
         optimizer.step()
-    return {"grads": grads(net), "losses": report.losses, "weights": report.weights, "parameters": {}, "state": {}}
+    return {
+        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
+        "losses": report.losses,
+        "weights": report.weights,
+        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
+        "state": {},
+        "gramian": report.gramian,
+        "source": report.gradient_source,
+        "notes": report.diagnostics,
+    }
 
 
-def tuned(rank, size):
+def tuned(rank, size, how=None):
     net = Net("mlp")
+    if how is not None:
+        cut(net, size, how)
     mt = MultiTask(net.trunk, "upgrad")
     x, y = part(rank, size, *data(0, 12))
     closure = lambda: (losses((o := net(x))[1], y), o[0])
