@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections import deque
 
@@ -928,3 +929,17 @@ def test_a_false_exact_teleport_is_refused():
     assert not result.accepted
     assert "allowed is 1e-09" in result.reason
     assert made.losses(50) == before
+
+
+class Rooted(nn.Sequential):
+    """Calls a function of ``math`` on a value of its graph."""
+
+    def forward(self, x):
+        return super().forward(x / math.sqrt(x.shape[-1]))
+
+
+def test_a_forward_that_calls_math_is_traced_as_a_whole():
+    """Tracing replaces the functions of ``math`` only where it has to."""
+    found = find_groups(Rooted(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    assert found.whole
+    assert [group.units for group in found.groups] == [3]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from mtlcore.registry import registry
+from mtlverify.example import Example
 from mtlverify.mutants.score import CATALOGUE, false_alarms, mutation_score
+from mtlverify.mutants.twins import Bargain
 from mtlverify.runner import chosen, examine, kind_of
 
 
@@ -58,3 +61,17 @@ def test_processes_change_nothing_but_the_time():
 @pytest.mark.slow
 def test_correct_twins_raise_no_alarm_in_a_thousand_seeds():
     assert alarms(false_alarms(range(1000), 5, jobs=2)) == []
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[3.0, 1e5], [7.0, -99932.0], [2.0, -94.0], [1.0, 99.0]],
+        [[8.0, 822.0], [9.0, -859.0], [9.0, 80.0], [7.0, 79.0], [3.0, -57.0]],
+    ],
+)
+def test_the_bargain_is_struck_where_gradients_nearly_cancel(rows):
+    """Newton steps in log w went round in circles here: the twin was wrong, and its law was right to refute it."""
+    twin, (law,) = Bargain(), chosen("aggregator", ["alpha-fair"])
+    example = Example(torch.tensor(rows, dtype=torch.float64), torch.ones(len(rows), dtype=torch.float64))
+    assert float(law.measure(twin, example)) > 0.9

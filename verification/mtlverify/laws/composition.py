@@ -17,6 +17,7 @@ from mtlverify.laws.proposals import (
     MOVES,
     apply,
     ask,
+    asked,
     losses_at,
     losses_in_training,
     mapped,
@@ -45,14 +46,15 @@ Place = tuple[str, str]
 )
 def composes(plugin: Any, example: NetworkExample) -> float:
     """Each proposal is made at the point that the previous one led to, with another seed."""
+    first = asked(plugin, example)
+    given(moves(first), MOVES)
     made, path = example.build(), []
     start = _values(made)
     seeds = range(50, 53)
     looks = (losses_at, losses_in_training)
     before = {name: loss for look in looks for name, loss in look(made, seeds).items()}
     for number in range(MANY):
-        displacement = ask(plugin, made, example.seed + number)
-        given(number > 0 or moves(displacement), MOVES)
+        displacement = ask(plugin, made, number) if number else first
         if moves(displacement):
             apply(displacement, made)
             maps = {("trunk", n): m for n, m in displacement.maps.items()}

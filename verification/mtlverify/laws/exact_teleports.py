@@ -13,16 +13,15 @@ from mtlverify import tolerance
 from mtlverify.law import Margin, given, law, worst
 from mtlverify.laws.compare import agreement
 from mtlverify.laws.proposals import (
-    ACCEPTED,
     FEW,
     MOVES,
     apply,
-    ask,
-    attempt,
+    asked,
     change_by,
     gradients,
     mapped,
     moves,
+    teleported,
     trainable,
 )
 from mtlverify.laws.universal import verdict
@@ -42,10 +41,9 @@ from mtlverify.strategies.networks import Network, NetworkExample, networks
 def loss_invariant(plugin: Any, example: NetworkExample) -> float:
     """Changes are relative to the losses. The tolerance is half of the digits, because rescaling changes the rounding
     errors in the whole network."""
-    made = example.build()
-    displacement = ask(plugin, made, 0)
+    displacement = asked(plugin, example)
     given(moves(displacement), MOVES)
-    return change_by(displacement, made, training=True)
+    return change_by(displacement, example.build(), training=True)
 
 
 @law(
@@ -60,10 +58,9 @@ def loss_invariant(plugin: Any, example: NetworkExample) -> float:
 )
 def maps_tell_the_truth(plugin: Any, example: NetworkExample) -> float:
     """There are two kinds of map: a factor for each entry, and a matrix along one dimension."""
-    made = example.build()
-    displacement = ask(plugin, made, 0)
+    displacement = asked(plugin, example)
     given(moves(displacement), MOVES)
-    margins = [Margin(1.0)]
+    made, margins = example.build(), [Margin(1.0)]
     for module, values, maps in (
         (made.trunk, displacement.parameters, displacement.maps),
         (made.heads, displacement.head_parameters, displacement.head_maps),
@@ -92,16 +89,14 @@ def maps_tell_the_truth(plugin: Any, example: NetworkExample) -> float:
 def history_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
     """The teleport goes through the core's transaction. The second moment is not checked for a dense matrix, for which
     there is no exact rule."""
-    made = example.build()
-    asked = ask(plugin, made, example.seed)
-    given(moves(asked), MOVES)
-    maps = {"trunk": asked.maps, "heads": asked.head_maps}
-    before = {(room, n): (p.detach().clone(), _moments(made, p)) for room, n, p in trainable(made)}
-    given(attempt(plugin, made, example.seed).accepted, ACCEPTED)
-    margins = [Margin(1.0)]
-    for room, name, parameter in trainable(made):
+    displacement = asked(plugin, example)
+    given(moves(displacement), MOVES)
+    maps = {"trunk": displacement.maps, "heads": displacement.head_maps}
+    moved, made, margins = teleported(plugin, example), example.build(), [Margin(1.0)]
+    before = {(room, n): (p.detach(), _moments(made, p)) for room, n, p in trainable(made)}
+    for room, name, parameter in trainable(moved):
         old, (first, second) = before[room, name]
-        map_, (now, square) = maps[room].get(name), _moments(made, parameter)
+        map_, (now, square) = maps[room].get(name), _moments(moved, parameter)
         if map_ is None:
             if not torch.equal(old, parameter):
                 return verdict(False, f"{room}.{name} moved, and no map says how its history follows")
@@ -137,10 +132,9 @@ def _moments(made: Network, parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
 )
 def gradients_in_new_coordinates(plugin: Any, example: NetworkExample) -> float:
     """Errors are relative to the product of the norms of the gradients of all parameters of trunk and heads."""
-    made = example.build()
-    displacement = ask(plugin, made, example.seed)
+    displacement = asked(plugin, example)
     given(moves(displacement), MOVES)
-    maps = {"trunk": displacement.maps, "heads": displacement.head_maps}
+    made, maps = example.build(), {"trunk": displacement.maps, "heads": displacement.head_maps}
     expected = _gramian([[_pulled(maps[r].get(n), g) for r, n, g in row] for row in gradients(made, 60)])
     apply(displacement, made)
     found = _gramian([[g for _, _, g in row] for row in gradients(made, 60)])

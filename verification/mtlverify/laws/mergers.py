@@ -30,6 +30,10 @@ HOUSE = "contract of mtlcore.Merger"
 FEW = 0.25
 """A merger may run an optimisation, so a quarter of the usual inputs are tried."""
 
+REPEATED = 0.1
+"""Of a law that asks the same question again, fewer are tried: whether an answer is repeated depends little on the
+question."""
+
 KEPT = 32
 """Answers that are remembered: as many as a law has inputs, and some more."""
 
@@ -100,7 +104,7 @@ def finite(plugin: Any, example: ExpertsExample) -> float:
 
 
 @law("pure", kind="merger", statement="A merger writes to nothing: its inputs stay bit for bit as they were.",
-     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=FEW,
+     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=REPEATED,
      decode=ExpertsExample.from_json)  # fmt: skip
 def pure(plugin: Any, example: ExpertsExample) -> float:
     """Base, task vectors, the merger and the global generators are compared before and after."""
@@ -113,7 +117,7 @@ def pure(plugin: Any, example: ExpertsExample) -> float:
 
 
 @law("deterministic", kind="merger", statement="The same experts and seed give the same answer bit for bit.",
-     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=FEW,
+     source=HOUSE, universal=True, margin=VERDICT, examples=experts, effort=REPEATED,
      decode=ExpertsExample.from_json)  # fmt: skip
 def deterministic(plugin: Any, example: ExpertsExample) -> float:
     """The question is repeated after one about other experts, and under other global seeds. The first answer is that of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlverify.law import Margin, given, law, worst
-from mtlverify.laws.proposals import ACCEPTED, FEW, MOVES, ask, attempt, moves
+from mtlverify.laws.proposals import ACCEPTED, FEW, ask, attempt, moves
 from mtlverify.laws.universal import verdict
 from mtlverify.strategies.networks import Closure, Network, NetworkExample, networks
 
@@ -132,7 +132,6 @@ def helps_where_it_must(plugin: Any, example: NetworkExample) -> float:
         made = BadCoordinates(example.width, example.seed)
     unseen = 7
     given(float(served(made, unseen)[0]) < 0.0 < max(step_changes(made, unseen)), "the mean gradient raises a loss")
-    given(moves(ask(plugin, made, example.seed)), MOVES)
     given(attempt(plugin, made, example.seed).accepted, ACCEPTED)
     changes = step_changes(made, unseen)
     cosine = float(served(made, unseen).min())

@@ -18,15 +18,19 @@ from mtlcore.contracts import Map
 from mtlcore.report import TeleportResult
 from mtlcore.teleporting import Teleporter
 from mtlverify import tolerance
-from mtlverify.law import Margin
+from mtlverify.law import Margin, OutsideLaw
 from mtlverify.laws.compare import agreement
-from mtlverify.strategies.networks import Network, seeded
+from mtlverify.memory import remembered
+from mtlverify.strategies.networks import Network, NetworkExample, seeded
 
 FEW = 0.25
 """A proposal is an optimisation, so a quarter of the usual inputs are tried: about two of every architecture."""
 
 MOVES = "the strategy proposes to move"
 ACCEPTED = "the transaction accepts the proposal"
+
+KEPT = 400
+"""Answers that are remembered: as many as the laws have inputs at the usual depth, with those that do not count."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,29 @@ class Recorder(TeleportStrategy):
         """An empty displacement."""
         self.proposals.append(self.inner.propose(problem, generator))
         return Displacement({})
+
+
+def asked(plugin: Any, example: NetworkExample) -> Displacement:
+    """The strategy's proposal, maybe from an earlier law: for laws that look at the proposal only."""
+    found: Displacement = remembered(plugin, ("proposal", example), lambda: ask(plugin, example.build(), 0), KEPT)
+    return found
+
+
+def teleported(plugin: Any, example: NetworkExample) -> Network:
+    """The network after a transaction that accepted a move, maybe from an earlier law. It is not to be changed.
+
+    Raises:
+        OutsideLaw: the transaction accepted none.
+    """
+
+    def moved() -> Network | None:
+        made = example.build()
+        return made if attempt(plugin, made, 0).accepted else None
+
+    found: Network | None = remembered(plugin, ("transaction", example), moved, KEPT)
+    if found is None:
+        raise OutsideLaw(ACCEPTED)
+    return found
 
 
 def ask(plugin: Any, made: Network, seed: int) -> Displacement:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -134,23 +135,27 @@ class ConeBlend(ConeMean):
 
 @dataclasses.dataclass(frozen=True)
 class Bargain(Twin):
-    """Nash bargaining: G w = 1 / w, by Newton's method on its convex potential in log w, for unit rows."""
+    """Nash bargaining for unit rows: G w = 1 / w minimises w G w / 2 - sum log w. The function is self-concordant, so
+    Newton's method with steps of 1 / (1 + its decrement) converges from everywhere."""
 
     degree: ClassVar[float] = 0.0
     reference: ClassVar[str] = "nash-mtl"
 
     def weigh(self, view: StepView) -> Tensor:
         units, norms = unit_rows(view)
-        gram, y = units @ units.T, torch.zeros(len(norms), dtype=torch.float64)
+        gram, b = units @ units.T, torch.ones(len(norms), dtype=torch.float64)
+        eye, best, least = torch.eye(len(norms), dtype=torch.float64), b, math.inf
         for _ in range(200):
-            b = y.exp()
             slope = b * (gram @ b) - 1.0
-            if float(slope.abs().max()) < 1e-13:
+            if float(slope.abs().max()) < least:
+                best, least = b, float(slope.abs().max())
+            if least < 1e-13:
                 break
-            hessian = b[:, None] * gram * b[None, :] + torch.diag((b * (gram @ b)).clamp_min(1e-9))
+            hessian = b[:, None] * gram * b[None, :] + eye
             move = torch.linalg.lstsq(hessian, -slope[:, None], driver="gelsd").solution[:, 0]
-            y = (y + move / max(1.0, float(move.abs().max()))).clamp(-30.0, 30.0)  # no solution: somewhere
-        return per_norm(y.exp(), norms)
+            decrement = float((-slope @ move).clamp_min(0.0).sqrt())
+            b = (b * (1.0 + move / (1.0 + decrement))).clamp(1e-13, 1e13)  # no solution: somewhere
+        return per_norm(best, norms)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -135,18 +136,24 @@ class NetworkExample:
 
     def build(self, dtype: torch.dtype = torch.float64) -> Network:
         """The same network every time, up to the rounding of ``dtype``; the global generators are left as they were."""
-        make, shape = architectures()[self.architecture]
-        with torch.random.fork_rng(devices=[]):
-            seeded(self.seed)
-            trunk = make(self.width).double()
-            heads = nn.ModuleDict({f"task{i}": nn.Linear(self.width, 1) for i in range(self.n_tasks)}).double()
-        made = Network(trunk, heads, shape)
-        for step in range(3):  # an optimizer with history, batch norms with statistics
-            made.optimizer.zero_grad()
-            torch.stack(list(made.batch(100 + step)()[0].values())).sum().backward()
-            made.optimizer.step()
-        made.optimizer.zero_grad()
+        made = _trained(self, *architectures()[self.architecture]).copy()
         return made if dtype == torch.float64 else made.to(dtype)
+
+
+@functools.lru_cache(maxsize=256)  # several laws ask about one network
+def _trained(example: NetworkExample, make: Callable[[int], nn.Module], shape: tuple[int, ...]) -> Network:
+    """The network after three steps, with an optimizer that has a history. It is not to be changed."""
+    with torch.random.fork_rng(devices=[]):
+        seeded(example.seed)
+        trunk = make(example.width).double()
+        heads = nn.ModuleDict({f"task{i}": nn.Linear(example.width, 1) for i in range(example.n_tasks)}).double()
+    made = Network(trunk, heads, shape)
+    for step in range(3):
+        made.optimizer.zero_grad()
+        torch.stack(list(made.batch(100 + step)()[0].values())).sum().backward()
+        made.optimizer.step()
+    made.optimizer.zero_grad()
+    return made
 
 
 def seeded(seed: int) -> None:
@@ -160,7 +167,7 @@ class Network:
 
     def __init__(self, trunk: nn.Module, heads: nn.ModuleDict, shape: tuple[int, ...]) -> None:
         self.trunk, self.heads, self.shape, self.dtype = trunk, heads, shape, torch.float64
-        self.optimizer = torch.optim.Adam([*trunk.parameters(), *heads.parameters()], lr=1e-2)
+        self.optimizer = torch.optim.Adam(self._parameters(), lr=1e-2)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
         """A copy of the modules, for forward passes. Its optimizer has no history: to copy one takes longer."""
@@ -168,6 +175,17 @@ class Network:
         made = Network(trunk, heads, self.shape)
         made.dtype = self.dtype
         return made
+
+    def copy(self) -> Network:
+        """A copy with the optimizer's history."""
+        made = copy.deepcopy(self)
+        for old, new in zip(self._parameters(), made._parameters(), strict=True):
+            if old in self.optimizer.state:
+                made.optimizer.state[new] = {name: value.clone() for name, value in self.optimizer.state[old].items()}
+        return made
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.trunk.parameters(), *self.heads.parameters()]
 
     def to(self, dtype: torch.dtype) -> Network:
         """Parameters, buffers and the optimizer's moments in another dtype."""
@@ -220,4 +238,4 @@ def networks() -> Strata:
 
         return Stratum(recipe, name, alike=True)
 
-    return Strata(tuple(recipes(name) for name in architectures()))
+    return Strata(tuple(recipes(name) for name in architectures()), pool="networks")

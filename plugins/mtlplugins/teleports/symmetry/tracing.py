@@ -53,7 +53,12 @@ def trace(module: nn.Module) -> fx.Graph:
         if p.default is not inspect.Parameter.empty
     }
     with interrupts_held():  # it puts functions of its own into torch, and an interrupt could leave them there
-        graph = fx.Tracer().trace(module, concrete_args=defaults or None)
+        try:
+            # To replace the functions of ``math``, which few forwards call on values of the graph, takes half of the
+            # time.
+            graph = fx.Tracer(autowrap_modules=()).trace(module, concrete_args=defaults or None)
+        except Exception:
+            graph = fx.Tracer().trace(module, concrete_args=defaults or None)
     kept = [p.node for part in module.modules() for p in _proxies(part.__dict__) if p.node.graph is graph]
     if kept:
         output = next(iter(reversed(graph.nodes)))
