@@ -56,7 +56,8 @@ def trace(module: nn.Module) -> fx.Graph:
         try:
             # To replace the functions of ``math``, which few forwards call on values of the graph, takes half of the
             # time.
-            graph = fx.Tracer(autowrap_modules=()).trace(module, concrete_args=defaults or None)
+            plain = fx.Tracer(autowrap_modules=())  # type: ignore[arg-type]  # torch says: of exactly one
+            graph = plain.trace(module, concrete_args=defaults or None)
         except Exception:
             graph = fx.Tracer().trace(module, concrete_args=defaults or None)
     kept = [p.node for part in module.modules() for p in _proxies(part.__dict__) if p.node.graph is graph]
