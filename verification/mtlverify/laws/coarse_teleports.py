@@ -38,7 +38,7 @@ MODES = ("evaluation", "training")
 def low_precision_network(plugin: Any, example: NetworkExample) -> float:
     """Losses are computed in float64 from the network's output; the strategy gets them in bfloat16."""
     made = example.build(COARSE)
-    displacement = ask(plugin, made, 0)
+    displacement = ask(plugin, made, example.seed)
     given(moves(displacement), MOVES)
     wrong = _not_of_its_parameters(displacement, made)
     if wrong:

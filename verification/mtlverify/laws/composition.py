@@ -54,7 +54,7 @@ def composes(plugin: Any, example: NetworkExample) -> float:
     looks = (losses_at, losses_in_training)
     before = {name: loss for look in looks for name, loss in look(made, seeds).items()}
     for number in range(MANY):
-        displacement = ask(plugin, made, number) if number else first
+        displacement = ask(plugin, made, example.seed + number) if number else first
         if moves(displacement):
             apply(displacement, made)
             maps = {("trunk", n): m for n, m in displacement.maps.items()}

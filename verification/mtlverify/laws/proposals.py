@@ -48,7 +48,8 @@ class Recorder(TeleportStrategy):
 
 def asked(plugin: Any, example: NetworkExample) -> Displacement:
     """The strategy's proposal, maybe from an earlier law: for laws that look at the proposal only."""
-    found: Displacement = remembered(plugin, ("proposal", example), lambda: ask(plugin, example.build(), 0), KEPT)
+    question = ("proposal", example)
+    found: Displacement = remembered(plugin, question, lambda: ask(plugin, example.build(), example.seed), KEPT)
     return found
 
 
@@ -61,7 +62,7 @@ def teleported(plugin: Any, example: NetworkExample) -> Network:
 
     def moved() -> Network | None:
         made = example.build()
-        return made if attempt(plugin, made, 0).accepted else None
+        return made if attempt(plugin, made, example.seed).accepted else None
 
     found: Network | None = remembered(plugin, ("transaction", example), moved, KEPT)
     if found is None:
