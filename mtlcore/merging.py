@@ -255,10 +255,16 @@ def _has_adapters(expert: Any) -> bool:
 
 
 def _unloaded(expert: Any, start: Entries, who: str) -> Entries:
-    """The weights of a PEFT model with its adapters added, in a copy; what lies under them must be the base."""
-    for name, value in expert.get_base_model().state_dict().items():
+    """The weights of a PEFT model with its adapters added, in a copy; what lies under them must be the base. Statistics
+    move in training, and biases where the adapters' configuration trains them."""
+    inside = expert.get_base_model()
+    statistics = {name for name, _ in inside.named_buffers(remove_duplicate=False)}
+    biases = any(getattr(c, "bias", "none") != "none" for c in expert.peft_config.values())
+    for name, value in inside.state_dict().items():
         plain = name.replace(".base_layer.", ".").replace(".original_module.", ".").removeprefix("base_layer.")
         if ".lora_" in name or ".modules_to_save." in name or not isinstance(value, Tensor):
+            continue
+        if name in statistics or (biases and plain.rpartition(".")[2] == "bias"):
             continue
         if (
             plain in start

@@ -131,6 +131,39 @@ def test_lora_experts_are_their_weights_with_adapters_added():
         mtlcore.merge(experts[0].get_base_model(), [base])
 
 
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_what_moves_beside_the_adapters_is_no_other_base(base, bias):
+    """The statistics of batch norms move in any training: experts that had been trained were refused."""
+    peft = pytest.importorskip("peft")
+    experts = []
+    for seed in (1, 2):
+        config = peft.LoraConfig(r=2, target_modules=["0", "3"], bias=bias)
+        expert = peft.get_peft_model(copy.deepcopy(base), config)
+        expert.train()
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(seed))
+        optimizer = torch.optim.SGD([p for p in expert.parameters() if p.requires_grad], 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            expert(x).square().mean().backward()
+            optimizer.step()
+        experts.append(expert)
+    before = copy.deepcopy([e.state_dict() for e in experts])
+    plain = [copy.deepcopy(e).merge_and_unload() for e in experts]
+    assert not torch.equal(plain[0][1].running_mean, base[1].running_mean)
+    assert torch.equal(plain[0][3].bias, base[3].bias) == (bias == "none")
+    merged = mtlcore.merge(base, experts, "weight-average").state_dict()
+    expected = mtlcore.merge(base, plain, "weight-average").state_dict()
+    assert equal(merged, expected)
+    for name in ("3.weight", "3.bias", "1.running_var"):
+        assert torch.allclose(merged[name], (plain[0].state_dict()[name] + plain[1].state_dict()[name]) / 2, atol=1e-6)
+    assert equal(mtlcore.merge(base, experts[:1], "weight-average").state_dict(), plain[0].state_dict())
+    assert all(equal(e.state_dict(), b) for e, b in zip(experts, before, strict=True))
+    with torch.no_grad():
+        base[3].weight.add_(1.0)
+    with pytest.raises(ConfigurationError, match="sit on another base: entry '3.weight'"):
+        mtlcore.merge(base, experts)
+
+
 def one(method, values, **options):
     """The merged task vector of vectors given as lists."""
     vectors = [{"w": torch.tensor(v, dtype=torch.float64)} for v in values]
@@ -169,6 +202,24 @@ def test_doge_moves_outside_of_the_shared_subspace_and_lowers_its_loss():
         )
         assert torch.allclose(first, -1e-3 * (gradient - basis @ basis.T @ gradient))
     assert torch.allclose(plugin.lambdas(1e3 * taus) * 1e3, plugin.lambdas(taus))
+
+
+@pytest.mark.parametrize(("subspace", "columns"), [(5, 0), (1, 4)])
+def test_doge_reaches_the_least_squares_solution_of_its_full_loss(subspace, columns):
+    """sum_j (c_j - s <tau_j, Delta>)^2 is quadratic; from 0, descent within B'Delta = 0 ends at its smallest minimum,
+    Delta = sum_k b_k (I - BB') tau_k, M b = c / s with M_jk = <tau_j, (I - BB') tau_k>."""
+    taus = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    plugin = mtlcore.create(
+        "merger", "doge", reduce="full", optimizer="sgd", coefficients="equal", lr=1e-2, steps=1000, subspace=subspace
+    )
+    basis = plugin.basis(taus)
+    assert basis.shape == (6, columns)
+    outside = taus - basis @ basis.T @ taus
+    wanted = (taus * (taus - taus.mean(0))).sum((1, 2))  # c, and s = 1
+    factors = torch.linalg.solve(torch.einsum("jab,kab->jk", taus, outside), wanted)
+    expected = torch.einsum("k,kab->ab", factors, outside)
+    assert expected.norm() > 0.1
+    assert torch.allclose(plugin.delta(taus), expected, atol=1e-8)
 
 
 @pytest.mark.parametrize("method", METHODS)
