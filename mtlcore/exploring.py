@@ -12,7 +12,7 @@ The rules that hold for every method are here, the methods themselves are plugin
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -197,6 +197,10 @@ class Exploration:
             own: those of single tasks.
             aggregator: of the task losses or gradients.
             index: of the model, where several are trained: it goes into the seed.
+
+        Raises:
+            ConfigurationError: an aggregator that wants a batch twice or several batches in a step: the budget has one
+                evaluation of ``closure`` a step, and a second one may draw other preferences.
         """
         shared, own = list(shared), list(own)
         optimizer = self._optimizer([*shared, *own])
@@ -205,9 +209,18 @@ class Exploration:
         schedule = None if self._schedule is None else self._schedule(optimizer, steps)
         run = MultiTask(shared, aggregator, optimizer, seed=self.seed + index, tasks=self.tasks)
         extra = self.price(run.aggregator) - 1.0
+        if run.aggregator.batches > 1:
+            raise _once_a_step(run.aggregator)
         for step in range(steps):
             self.spend(extra)
-            run.step(lambda step=step: closure(step))  # type: ignore[misc]
+            looks = iter([step])
+
+            def look(looks: Iterator[int] = looks) -> dict[str, Tensor]:
+                for number in looks:
+                    return closure(number)
+                raise _once_a_step(run.aggregator)
+
+            run.step(look)
             if schedule is not None:
                 schedule.step()
 
@@ -327,6 +340,13 @@ class _Evaluation(nn.Module):
 
     def forward(self, batch: Any) -> Losses:
         return self._function(self.model, batch)
+
+
+def _once_a_step(aggregator: Aggregator) -> ConfigurationError:
+    return ConfigurationError(
+        f"aggregator {type(aggregator).__name__} wants the losses more than once in a step; a search has one "
+        "evaluation a step. Take an aggregator that looks once (`mtl show NAME` says what a step costs)."
+    )
 
 
 def _described(explorer: Explorer) -> dict[str, Any]:

@@ -242,6 +242,12 @@ def test_pamal_regularisation_penalises_the_wrong_order_only(sign, expected):
     assert {n: float(v) - plain[n] for n, v in found.items()} == pytest.approx({"a": expected, "b": expected}, abs=1e-6)
 
 
+def test_pamal_has_two_signs_and_none_between_them():
+    """0 was allowed, and left the regularisation out without a word."""
+    with pytest.raises(ConfigurationError, match="order_sign"):
+        mtlcore.create("explorer", "pamal", order_sign=0)
+
+
 VARIANTS = [("pamal", kind) for kind in ("gradnorm", "rwa", "full")] + [("phn", "epo")]
 
 
@@ -412,6 +418,23 @@ def test_a_step_that_reads_gradients_is_charged_for_its_backward_passes():
     model = made.fresh()
     made.train(lambda step: made.losses(model, step), *made.split(model), aggregator="upgrad", steps=30)
     assert made.spent == pytest.approx(70)
+
+
+@pytest.mark.parametrize("aggregator", ["famo", "bilb4mtl-double-loop", "modo"])
+@pytest.mark.parametrize("method", ["pamal", "cosmos"])
+def test_an_aggregator_that_wants_a_step_twice_is_refused_by_name(net, method, aggregator):
+    """The explorer was blamed for a budget that it had not spent, and the second look was at other preferences."""
+    made = mtlcore.create("explorer", method, aggregator=aggregator)
+    with pytest.raises(ConfigurationError, match=type(mtlcore.create("aggregator", aggregator)).__name__):
+        explored(net, made, passes=100)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_search_spends_its_whole_budget(method):
+    """Fronts are compared at equal cost: one that leaves a part of it unused would look worse than it is."""
+    made: Exploration = work(TradeoffExample("three-tasks", 150, 0))
+    mtlcore.create("explorer", method).search(made)
+    assert 135 < made.spent < 150.001
 
 
 # --- laws -------------------------------------------------------------------------------------------------------------

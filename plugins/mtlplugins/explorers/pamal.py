@@ -47,8 +47,9 @@ class PaMaL(Explorer):
 
     Args:
         concentration: p; 1 is uniform on the simplex; a larger value is nearer to the centre.
-        window: number of preferences per step; each costs one pass.
-        lamb: weight of the regularisation.
+        window: number of preferences per step; each costs one pass. The authors take 2 to 4, by data set [official
+            code]; 2 here [choice].
+        lamb: weight of the regularisation. The authors take 0 to 5, by data set [official code]; 0 here [choice].
         order_sign: 1: a higher preference should give a lower loss; -1: see above.
         balance: the balancing factor.
         reinitialise: independent initial weights; False: all members start at the given model.
@@ -62,7 +63,7 @@ class PaMaL(Explorer):
     concentration: float = number(1.0, low=0.0, open_low=True)
     window: int = integer(2, low=1)
     lamb: float = number(0.0, low=0.0)
-    order_sign: int = integer(1, low=-1, high=1)
+    order_sign: int = choice(1, (1, -1))
     balance: str = choice("ls", ("ls", "gradnorm", "rwa", "full"))
     reinitialise: bool = flag(True)
     aggregator: str = text("sum")
