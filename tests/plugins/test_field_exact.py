@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -247,6 +248,54 @@ def test_wpcgrad_draws_the_protected_task_in_proportion_to_its_priority():
         view = StepView(losses=torch.ones(2), jacobian=j, generator=generator, needs=method.needs)
         first += method.aggregate(view, {}).diagnostics["protected"] == "task0"
     assert first / 2000 == pytest.approx(0.75, abs=0.04)  # four standard deviations
+
+
+WINDOWS = [(4.0, 1.0), (2.0, 1.0), (1.0, 0.5)]
+"""Mean losses of two tasks in three windows of two steps."""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "expected"),
+    [
+        # Relative to the first window: (1/2)^2 and 1 in the third, (1/4)^2 and (1/2)^2 in the fourth.
+        ("loss", {"gamma": 2.0}, [(1.0, 1.0), (1.0, 1.0), (0.25, 1.0), (1 / 16, 0.25)]),
+        # Relative to the window before: 1/2 and 1 in the third, 1/2 and 1/2 in the fourth.
+        ("dwa", {"temperature": 0.5}, [(1.0, 1.0), (1.0, 1.0), (math.exp(1.0), math.exp(2.0)), (1.0, 1.0)]),
+        # -(1 - k) log k with k = exp(-L): (1 - exp(-L)) L.
+        ("focal", {"gamma": 1.0}, [(1.0, 1.0), *[tuple((1 - math.exp(-x)) * x for x in w) for w in WINDOWS]]),
+        ("focal", {"gamma": 0.0}, [(1.0, 1.0), *WINDOWS]),
+    ],
+)
+def test_wpcgrad_makes_priorities_of_the_windows_that_are_over(scheme, options, expected):
+    method = mtlcore.create("aggregator", "wpcgrad", scheme=scheme, window=2, **options)
+    j, state = torch.eye(2, dtype=torch.float64), method.init(2)
+    for step in range(8):
+        losses = torch.tensor((*WINDOWS, (7.0, 7.0))[step // 2], dtype=torch.float64)
+        draws = torch.Generator().manual_seed(step)
+        view = StepView(losses=losses, jacobian=j, generator=draws, needs=method.needs, step=step)
+        logs, _ = method._log_priorities(view, state)
+        state = method.aggregate(view, state).state
+        first, second = expected[step // 2]
+        assert float(np.exp(logs[0] - logs[1])) == pytest.approx(first / second)
+
+
+def test_wpcgrad_protects_the_task_with_the_higher_priority_and_bears_extreme_losses():
+    j = torch.tensor([[1.0, 0.0], [-1.0, 1.0]], dtype=torch.float64)
+    for scheme, losses in (("loss", (1e-300, 1e300)), ("dwa", (1e-300, 1e300)), ("focal", (1e-300, 1e300))):
+        method = mtlcore.create("aggregator", "wpcgrad", scheme=scheme, window=1)
+        state = method.init(2)
+        for step, now in enumerate([(1.0, 1.0), losses, losses]):
+            draws = torch.Generator().manual_seed(step)
+            view = StepView(
+                losses=torch.tensor(now).double(), jacobian=j, generator=draws, needs=method.needs, step=step
+            )
+            found = method.aggregate(view, state)
+            state = found.state
+        assert found.diagnostics["protected"] == "task1"
+        assert torch.equal(found.weights @ j, torch.tensor([-0.5, 1.5]).double())  # g_0 without its part along g_1
+        bad = StepView(losses=torch.tensor([-1.0, 1.0]).double(), jacobian=j, generator=draws, needs=method.needs)
+        with pytest.raises(LossError, match="task 'task0'"):
+            method.aggregate(bad, method.init(2))
 
 
 # --- robust means -----------------------------------------------------------------------------------------------------

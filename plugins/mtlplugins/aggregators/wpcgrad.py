@@ -16,6 +16,9 @@ from mtlplugins.per_task import check_length
 from mtlplugins.positive import positive
 from mtlplugins.solvers.certificate import EPS
 
+LARGEST = 1e6
+"""Ratios of losses beyond it are as large: the task is drawn first in any case."""
+
 
 @dataclasses.dataclass(frozen=True)
 class WPCGrad(Aggregator):
@@ -30,9 +33,19 @@ class WPCGrad(Aggregator):
     - "protect-one": one task s is drawn. PCGrad is applied to the other tasks, in random orders and with original
       gradients; at the end they are projected off g_s.
 
-    d = sum_i g_i'. Without conflicts d is the plain sum for every p. p is uniform; or given; or, from the second window
-    on, proportional to (mean loss of the last window / mean loss of the first)^gamma. The division is a [choice],
-    because losses have different units.
+    d = sum_i g_i'. Without conflicts d is the plain sum for every p. Schemes for p:
+
+    - "uniform", or "fixed": as given.
+    - "loss": proportional to (L / L_1)^gamma, with L the mean loss of the last window, L_1 that of the first. The
+      power is from a reader's note; the division is a [choice], because losses have different units.
+    - "focal": proportional to -(1 - k)^gamma log k, as in dynamic task prioritization (Guo et al. 2018) [paper*], to
+      which the paper relates one of its schemes [paper: abstract]. The performance k is the mean of exp(-loss) over the
+      last window: for cross-entropies about the probability of the right answer. [choice]
+    - "dwa": softmax(L / (T L_0)), with L_0 the mean loss of the window before the last, as in dynamic weight averaging
+      (Liu et al. 2019). [choice]
+
+    As long as a task has not had the windows that its scheme compares, the ratio (or, in "focal", p) is taken to be 1.
+    [choice]
 
     Proved: for the task s drawn first, g_s' = g_s and <d, g_s> >= |g_s|^2; all coefficients are >= 0; for a given draw
     d is linear under positive scaling of the rows. Not promised: no conflict with the tasks drawn later, even for
@@ -42,23 +55,25 @@ class WPCGrad(Aggregator):
 
     Args:
         mode: the version: "order" or "protect-one".
-        scheme: how p is made: "uniform", "fixed" (``priorities``) or "loss".
+        scheme: how p is made, as above.
         priorities: p up to a factor, one number > 0 per task, for "fixed".
-        gamma: exponent for "loss".
-        window: steps per window for "loss" [choice]; an epoch in the paper.
+        gamma: exponent for "loss" and "focal" [choice: 1].
+        temperature: T for "dwa" [choice: 2, as in DWA].
+        window: steps per window [choice]; an epoch in the paper.
 
     Raises:
         ConfigurationError: there is not one priority per task, or none for "fixed".
-        LossError: "loss" with a negative loss.
+        LossError: a negative loss, with a scheme that reads losses.
     """
 
     needs = Needs.GRAMIAN
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.01793"
 
     mode: str = choice("order", ("order", "protect-one"))
-    scheme: str = choice("uniform", ("uniform", "fixed", "loss"))
+    scheme: str = choice("uniform", ("uniform", "fixed", "loss", "focal", "dwa"))
     priorities: tuple[float, ...] | None = vector(None, low=0.0, open_low=True)
     gamma: float = number(1.0, low=0.0)
+    temperature: float = number(2.0, low=0.0, open_low=True)
     window: int = integer(100, low=1)
 
     @property
@@ -75,13 +90,14 @@ class WPCGrad(Aggregator):
         return frozenset(always | ({"equivariant-in-distribution"} if self.scheme != "fixed" else set()))
 
     def init(self, n_tasks: int) -> State:
-        """For "loss": sum and count of the current window, the means of the first and the last one (0: none yet)."""
+        """Of what is followed: sum and count in the current window, the mean over the last one, and over the one that
+        it is compared with (0: none yet)."""
         check_length("wpcgrad", "priorities", self.priorities, n_tasks)
         if self.scheme == "fixed" and self.priorities is None:
             check_length("wpcgrad", "priorities", (), n_tasks)
-        if self.scheme != "loss":
+        if self.scheme in ("uniform", "fixed"):
             return {}
-        zeros = {name: np.zeros(n_tasks) for name in ("sum", "count", "first", "last")}
+        zeros = {name: np.zeros(n_tasks) for name in ("sum", "count", "reference", "last")}
         return tensors({**zeros, "window": np.array(0)})
 
     def aggregate(self, view: StepView, state: State) -> Aggregation:
@@ -108,22 +124,41 @@ class WPCGrad(Aggregator):
         if self.scheme == "fixed":
             assert self.priorities is not None
             return take(np.log(np.array(self.priorities)), view), state
-        positive(view, "wpcgrad compares it with its first values: shift the loss, or use another scheme.")
-        old = arrays(state)
-        total, count, first, last = old["sum"], old["count"], old["first"], old["last"]
+        positive(view, "wpcgrad follows it: shift the loss, or use scheme='uniform' or 'fixed'.")
+        new = self._followed(view, arrays(state))
+        return take(self._of_windows(new["last"], new["reference"]), view), tensors(new)
+
+    def _followed(self, view: StepView, old: dict[str, Array]) -> dict[str, Array]:
+        """The next state: at the first step of a window the one before it becomes the last one."""
+        total, count, reference, last = old["sum"], old["count"], old["reference"], old["last"]
         number = view.step // self.window
         if number != old["window"]:
             met = count > 0.0
-            last = np.divide(total, count, out=last.copy(), where=met)
-            first = np.where(met & (first == 0.0), last, first)
+            before, last = last, np.divide(total, count, out=last.copy(), where=met)
+            if self.scheme == "dwa":
+                reference = np.where(met, before, reference)
+            else:
+                reference = np.where(met & (reference == 0.0), last, reference)
             total, count = np.zeros_like(total), np.zeros_like(count)
-        total = put(total, view, take(total, view) + losses_of(view))
+        value = losses_of(view)
+        if self.scheme == "focal":
+            value = np.maximum(np.exp(-value), 1e-300)
+        total = put(total, view, take(total, view) + value)
         count = put(count, view, take(count, view) + 1.0)
-        known = (first > 0.0) & (last > 0.0)
-        with np.errstate(divide="ignore"):
-            logs = np.where(known, self.gamma * (np.log(last) - np.log(first)), 0.0)
-        new = {"sum": total, "count": count, "first": first, "last": last, "window": np.array(number)}
-        return take(np.nan_to_num(logs), view), tensors(new)
+        return {"sum": total, "count": count, "reference": reference, "last": last, "window": np.array(number)}
+
+    def _of_windows(self, last: Array, reference: Array) -> Array:
+        """log p (K,) up to a constant; a p of zero becomes the smallest number."""
+        known = (last > 0.0) & (reference > 0.0)
+        a, b = np.where(known, last, 1.0), np.where(known, reference, 1.0)
+        if self.scheme == "loss":
+            return np.nan_to_num(self.gamma * (np.log(a) - np.log(b)))
+        if self.scheme == "dwa":
+            with np.errstate(over="ignore"):
+                return np.minimum(a / b, LARGEST) / self.temperature
+        k = np.where(known, np.minimum(a, 1.0), np.exp(-1.0))
+        p = (1.0 - k) ** self.gamma * -np.log(k)
+        return np.asarray(np.where(known, np.log(np.maximum(p, 1e-300)), 0.0))
 
 
 def _in_order(c: Array, order: Array, noise: Array) -> tuple[Array, int]:
