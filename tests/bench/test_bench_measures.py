@@ -1,6 +1,7 @@
 """Measures in closed form."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +131,15 @@ def test_ranking_similarity_is_that_of_orders():
     for first, second, coefficient in (([1], [1, 2], "kendall"), ([1, math.nan], [1, 2], "kendall"), ([1], [1], "x")):
         with pytest.raises(ConfigurationError):
             ranking_similarity(first, second, coefficient)
+
+
+def test_the_page_says_what_the_committed_records_say():
+    from mtlbench.studies import identifiers
+
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "explanation" / "measures.md").read_text(encoding="utf-8")
+    for suite in ("identifiers", "standard"):
+        assert identifiers.table(root / "benchmarks" / "results" / suite) in page
 
 
 def test_the_surest_member_answers():
