@@ -109,6 +109,12 @@ def tune(run: Run, closure: Closure, repeats: int) -> Table:
     if not callable(closure):
         raise ConfigurationError(f"tune takes a function that evaluates a batch, as step does; found {shown(closure)}.")
 
+    if run.sharded:
+        raise ConfigurationError(
+            "tune compares gradient sources, and a sharded trunk (FSDP2) has one: backward passes through FSDP. Leave "
+            "the call out."
+        )
+
     def evaluate() -> Batch:
         return make_batch(run, *inputs.evaluated(closure)).without_unread()
 

@@ -32,6 +32,11 @@ def local(tensor: Any) -> Tensor:
     return found
 
 
+def whole(tensor: Any) -> Any:
+    """All of a DTensor, gathered: every process calls it; anything else as it is."""
+    return tensor.full_tensor() if is_sharded([tensor]) else tensor
+
+
 def shard(whole: Tensor, like: Any) -> Tensor:
     """A DTensor placed as ``like``, of its dtype, from numbers that every process has."""
     size, rank, _ = _along(like)

@@ -1,4 +1,5 @@
-"""Heads apart from a trunk in shards, for steps in which some process lacks a task.
+"""Heads apart from a trunk in shards: for steps in which some process lacks a task, and for those that make one pass
+through the trunk only.
 
 Every backward pass through FSDP2 is one of all processes: with the same parameters, in the same order. A process that
 lacks a task cannot make that task's pass. It can start a pass at the features, with zeros. So heads are differentiated
@@ -25,6 +26,8 @@ MISSING = (
     "some process has no batch of a task, and the trunk is sharded (FSDP2)",
     "give every process all tasks of a step",
 )
+KEPT = ("refresh, with a sharded trunk (FSDP2)", "leave refresh out")
+FORCED = ('gradients="features", with a sharded trunk (FSDP2)', 'use gradients="auto"')
 """What leads here, and what to do without it."""
 
 

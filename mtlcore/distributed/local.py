@@ -49,7 +49,7 @@ class Local:
     def kind(self) -> str:
         """What the processes add up: they must all have the same."""
         if isinstance(self.found, Sharded):
-            return f"shards, {len(self.batch.features)} features"  # where a task's pass may begin
+            return f"shards, {self.found.mode}, {len(self.batch.features)} features"  # where a task's pass may begin
         if self.found.weights_whole_losses:
             return "losses"
         return "features" if isinstance(self.found, AtFeatures) else "rows"
@@ -58,7 +58,7 @@ class Local:
         """What is averaged, in words for a report."""
         if self.found.weights_whole_losses:
             return "mean losses, and gradients averaged"
-        if isinstance(self.found, AtFeatures):
+        if isinstance(self.found, AtFeatures) or (isinstance(self.found, Sharded) and self.found.mode != "rows"):
             return "Gramians of disjoint samples, and gradients, averaged"
         if isinstance(self.found, Sharded):
             whole = " gathered whole (K x P numbers on each process)" if needs == Needs.JACOBIAN else ""

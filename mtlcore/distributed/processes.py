@@ -169,27 +169,17 @@ class Processes:
         Raises:
             MtlError: one process failed, or the processes do not run the same thing; on all of them.
         """
-        local, error = self.attempt(lambda: work().checked())
-        if self._roster is None:
-            self._agree(members, local, error)
+        local, totals, unknown = self._met(work, members, tag)
+        if isinstance(local.found, Sharded):
+            return self._begun(local, totals, needs)
         assert self.wire is not None
         assert self._roster is not None
         roster, wire = self._roster, self.wire
-        unknown: dict[str, list[Tensor]] = {}
-        if local is not None and not isinstance(local.found, Sharded):
-            unknown = local.unknown(roster)
-        if local is not None:
-            mask = "".join("01"[p.requires_grad] for p in self._trunk)
-            tag = f"{tag}; trained parameters {mask}; source {local.kind}"
-        totals = self.exchange(error, tag, local, new=sum(map(len, unknown.values())))
-        assert local is not None
         heads = totals.heads
         if totals.new:
             roster.learn(wire, self.names, unknown)
             heads = wire.sum(_flags(roster.known, local.reached()))
         whole, values = self.means_of(totals)
-        if isinstance(local.found, Sharded):
-            return self._begun(local, totals, whole, values, needs)
         by_id = dict(zip(map(id, self._trunk), totals.trunk.tolist()))
         found = Shared(
             local.found,
@@ -206,15 +196,63 @@ class Processes:
         how = f"{local.reason}; {local.described(needs)} over {wire.size} processes"
         return dataclasses.replace(local, presence=whole, values=values, found=found, reason=how)
 
-    def _begun(self, local: Local, totals: Totals, whole: Presence, values: list[float], needs: Needs) -> Local:
+    def _met(
+        self, work: Callable[[], Local], members: Callable[[], Members], tag: str
+    ) -> tuple[Local, Totals, dict[str, list[Tensor]]]:
+        """What this process has, the sums of all, and by task its parameters that the roster lacks."""
+        local, error = self.attempt(lambda: work().checked())
+        if self._roster is None:
+            self._agree(members, local, error)
+        assert self._roster is not None
+        unknown: dict[str, list[Tensor]] = {}
+        if local is not None and not isinstance(local.found, Sharded):
+            unknown = local.unknown(self._roster)
+        if local is not None:
+            mask = "".join("01"[p.requires_grad] for p in self._trunk)
+            tag = f"{tag}; trained parameters {mask}; source {local.kind}"
+        totals = self.exchange(error, tag, local, new=sum(map(len, unknown.values())))
+        assert local is not None
+        return local, totals, unknown
+
+    # --- a trunk in shards ----------------------------------------------------------------------------------------
+
+    def added(self, work: Callable[[], Local], members: Callable[[], Members], tag: str, start: bool) -> Local:
+        """A micro-batch that is not the last, of a trunk in shards: its passes are those of all processes. One whose
+        graph waits for the weights (not ``start``) makes none; that all are well is told, because the next forward
+        pass is one of all processes, too.
+
+        Raises:
+            As :meth:`merged`.
+        """
+        local, totals, _ = self._met(work, members, tag)
+        if start:
+            self._start(local, totals)
+        return local
+
+    def _start(self, local: Local, totals: Totals) -> str:
         assert self.wire is not None
         assert isinstance(local.found, Sharded)
-        counts = {n: c for n, c in zip(self.names, totals.counts.tolist()) if c}
-        how = local.found.start(self.wire, counts, self.settled)
-        what = local.described(needs)
-        return dataclasses.replace(
-            local, presence=whole, values=values, reason=f"{local.reason}; {what} over {self.wire.size} processes{how}"
-        )
+        assert local.values is not None
+        mine = dict(zip(local.presence.present, local.values))
+        return local.found.start(self.wire, self._counts(totals), mine, self.settled)
+
+    def _counts(self, totals: Totals) -> dict[str, float]:
+        """By task that some process has, how many have it."""
+        return {n: c for n, c in zip(self.names, totals.counts.tolist()) if c}
+
+    def _begun(self, local: Local, totals: Totals, needs: Needs) -> Local:
+        assert self.wire is not None
+        assert isinstance(local.found, Sharded)
+        how, sums = self._start(local, totals), local.found.sums
+        if sums.count > 1:
+            presence = Presence.of(self.names, sums.losses)
+            values = [sums.losses[n] for n in presence.present]
+            totals = self.exchange(None, "micro-batches", presence=presence, values=values)
+            how += f"; the rows of {sums.count} micro-batches, added up"
+        local.found.close(self._counts(totals))
+        whole, values = self.means_of(totals)
+        reason = f"{local.reason}; {local.described(needs)} over {self.wire.size} processes{how}"
+        return dataclasses.replace(local, presence=whole, values=values, reason=reason)
 
     def means_of(self, totals: Totals) -> tuple[Presence, list[float]]:
         """The tasks that some process has, and their mean losses."""

@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mtlcore import linalg, reading
 from mtlcore.distributed.dtensors import Columns, is_sharded, local, replicas, shard
-from mtlcore.distributed.heads_apart import HeadsApart
+from mtlcore.distributed.heads_apart import FORCED, KEPT, MISSING, HeadsApart
 from mtlcore.distributed.passes import Passes
+from mtlcore.distributed.sums import Sums
 from mtlcore.distributed.wire import Wire
-from mtlcore.errors import ConfigurationError, NonFiniteError
+from mtlcore.errors import ConfigurationError, NonFiniteError, PluginError
 from mtlcore.gradients import graph
 from mtlcore.gradients.batch import Batch
+from mtlcore.gradients.features_only import common, refuse_apart
 from mtlcore.gradients.task_gradients import Answer, Pair, TaskGradients, accumulate
 
+Mode = Literal["rows", "losses", "features", "kept"]
+_WISHES: Mapping[str, tuple[str, str]] = {"features": FORCED, "kept": KEPT}
 Settle = Callable[[Callable[[], None]], None]
 """Does something that may fail on one process, and fails on all then."""
 
@@ -38,7 +43,9 @@ class Sharded(TaskGradients):
         heads: the second of them, and the parameters that it had when the MultiTask was made.
         told: parameters of heads and optimizers, in one order on all processes.
         processes: how many there are.
-        whole_losses: whether one pass of the weighted losses is all that is needed.
+        mode: what is read: "rows" (or their Gramian), the "losses", the Gramian at the "features", or nothing, because
+            weights were "kept".
+        sums: of the micro-batches before.
     """
 
     def __init__(
@@ -48,11 +55,13 @@ class Sharded(TaskGradients):
         heads: tuple[nn.Module | None, Sequence[nn.Parameter]],
         told: Sequence[Tensor],
         processes: int,
-        whole_losses: bool,
+        mode: Mode,
+        sums: Sums | None = None,
     ) -> None:
         self._batch = batch
         self._told = told
-        self.weights_whole_losses = whole_losses  # type: ignore[misc]
+        self.mode = mode
+        self.weights_whole_losses = mode == "losses"  # type: ignore[misc]
         self._replicas = replicas(batch.shared, processes) if batch.shared else 1
         leaves = [*batch.shared, *(t for t in told if is_sharded([t])), *batch.leaves.values()]
         self._passes = Passes(modules, leaves)
@@ -60,61 +69,81 @@ class Sharded(TaskGradients):
         self._apart: HeadsApart | None = None
         self._cotangents: list[list[Tensor]] = []
         self._wire: Wire | None = None
-        self._counts: list[float] = []
+        self._names: list[str] = []
+        self._shares: list[float] = []
+        self.sums = sums or Sums()
+        """Of micro-batches, with this one once it has been started."""
 
     # --- the passes -------------------------------------------------------------------------------------------
 
-    def start(self, wire: Wire, counts: Mapping[str, float], settle: Settle) -> str:
+    def start(self, wire: Wire, counts: Mapping[str, float], mine: Mapping[str, float], settle: Settle) -> str:
         """All processes are well: differentiate.
 
         Args:
             wire: of the run.
             counts: by task that some process has, how many have it.
+            mine: the losses of this process.
             settle: of the run.
 
         Returns:
             How, for a report; "" where there is nothing to say.
         """
-        self._wire, self._counts = wire, list(counts.values())
-        self.heads = [[] for _ in counts]
-        if any(c < wire.size for c in self._counts):
-            self._apart = HeadsApart(self._batch, *self._heads_module, self._told)
+        self._wire, uneven = wire, any(c < wire.size for c in counts.values())
+        if self.mode == "rows":
+            settle(lambda: self.sums.check(self._batch.shared))
+        self.sums.begin(mine, uneven)
+        if uneven or self.mode in _WISHES:
+            wish = _WISHES.get(self.mode, MISSING)
+            self._apart = HeadsApart(self._batch, *self._heads_module, self._told, wish)
             settle(self._apart.check)
             self._pull_heads(self._apart, list(counts))
-        if not self.weights_whole_losses:
-            self._pull_trunk()
-        if self._apart is not None or not self.weights_whole_losses:
-            here = [[(t, local(g)) for t, g in pairs] for pairs in self.heads]
+        if self.mode == "rows":
+            self._pull_trunk(list(counts))
+        if self._apart is not None or self.mode == "rows":
+            here = [[(t, local(g)) for t, g in self.sums.heads.get(n, {}).values()] for n in counts]
             settle(lambda: reading.check_heads(here, list(counts)))
-        return "" if self._apart is None else "; heads apart, because some process lacks a task"
+        return "; heads apart, because some process lacks a task" if uneven else ""
 
     def _pull_heads(self, apart: HeadsApart, names: Sequence[str]) -> None:
         mine = {name: i for i, name in enumerate(self._batch.names)}
         with self._passes.held():
-            for name, pairs in zip(names, self.heads):
+            for name in names:
                 cotangents, found = apart.pull(mine.get(name))
                 self._cotangents.append(cotangents)
-                pairs += found
+                self.sums.add_heads(name, found)
 
-    def _pull_trunk(self) -> None:
-        shared, k = self._batch.shared, len(self.heads)
+    def _pull_trunk(self, names: Sequence[str]) -> None:
+        shared = self._batch.shared
         self._columns = Columns(shared)
         sizes = self._columns.sizes
-        self._rows = torch.zeros(k, sum(sizes), dtype=linalg.row_dtype(shared), device=local(shared[0]).device)
-        self._used = [False] * len(shared)
+        self._rows = torch.zeros(len(names), sum(sizes), dtype=linalg.row_dtype(shared), device=local(shared[0]).device)
+        self.sums.used = self.sums.used or [False] * len(shared)
         where = {id(p): n for n, p in enumerate(shared)}
-        for i in range(k):
-            cells = self._rows[i].split(sizes)
-            for leaf, g in self._pull(i, retain=i + 1 < k):
+        for i, name in enumerate(names):
+            cells, heads = self._rows[i].split(sizes), []
+            for leaf, g in self._pull(i, retain=i + 1 < len(names)):
                 n = where.get(id(leaf))
                 if n is None:
-                    self.heads[i].append((leaf, g))
+                    heads.append((leaf, g))
                 else:
                     cells[n].copy_(local(g).flatten())
-                    self._used[n] = True
-        for i in range(k):
-            if self._share(i) != 1.0:
-                self._rows[i] *= self._share(i)
+                    self.sums.used[n] = True
+            self.sums.add_heads(name, heads)
+            self.sums.add_row(name, self._rows[i])
+
+    def close(self, counts: Mapping[str, float]) -> None:
+        """No micro-batch follows: means are over the processes that have a task in one of them."""
+        assert self._wire is not None
+        self._names = list(counts)
+        self._shares = [self._wire.size / c for c in counts.values()]
+        self.heads = [list(self.sums.heads.get(n, {}).values()) for n in counts]
+        if self.mode != "rows":
+            return
+        if self.sums.count > 1:
+            self._rows = torch.stack([self.sums.rows[n] for n in counts])
+        for row, share in zip(self._rows, self._shares):
+            if share != 1.0:
+                row *= share
 
     def _pull(self, task: int, retain: bool) -> list[Pair]:
         if self._apart is not None:
@@ -122,16 +151,23 @@ class Sharded(TaskGradients):
         loss = self._batch.losses[task]
         return self._passes.pull([loss], self._batch.seed(task) or [torch.ones_like(loss)], retain)
 
-    def _share(self, task: int) -> float:
-        """FSDP divides by all processes, and the mean is over those that have the task."""
-        assert self._wire is not None
-        return self._wire.size / self._counts[task]
-
     # --- what a method reads ----------------------------------------------------------------------------------
 
     def gramian(self) -> Tensor:
         """(k, k) float64."""
+        if self.mode == "features":
+            return self._at_features()
         return linalg.symmetric(self._summed(linalg.products(self._rows)))
+
+    def _at_features(self) -> Tensor:
+        # Every number of the features belongs to a sample of one process: no cross terms.
+        wire = self._wire
+        assert wire is not None
+        shares = [s / wire.size for s in self._shares]
+        rows = torch.stack([torch.cat([c.flatten() for c in cs]) * s for cs, s in zip(self._cotangents, shares)])
+        gram = linalg.symmetric(wire.matrix(linalg.products(rows)))
+        refuse_apart(gram, self._names, lambda: wire.matrix(common(rows)), FORCED)
+        return gram
 
     def _summed(self, products: Tensor) -> Tensor:
         assert self._wire is not None
@@ -159,19 +195,20 @@ class Sharded(TaskGradients):
                 "the method returns gradients of the features, which are those of one process: a sharded trunk (FSDP2) "
                 "does not serve that. Use another method, or process_group=None with one process and a whole trunk."
             )
-        k = len(self.heads)
-        factors = [1.0] * k if answer.head_weights is None else answer.head_weights.tolist()
-        if not self.weights_whole_losses:
-            pairs = self._direction(answer) + self._joined(zip(factors, map(self._share, range(k)), self.heads))
+        factors = [1.0] * len(self.heads) if answer.head_weights is None else answer.head_weights.tolist()
+        if self.mode == "rows":
+            pairs = self._direction(answer) + self._joined(zip(factors, self._shares, self.heads))
         elif self._apart is None:
             assert answer.weights is not None
             found = self._passes.pull(self._batch.losses, self._batch.seeds(answer.weights), retain=False)
             self._check(found)
             pairs = self._joined([(1.0, 1.0, found)])
         else:
-            assert answer.weights is not None
+            if answer.weights is None:
+                raise PluginError('a method that returns a direction cannot use gradients="features".')
             pairs = self._late(self._apart, answer.weights)
-            pairs += self._joined(zip(answer.weights.tolist(), map(self._share, range(k)), self.heads))
+            factors = answer.weights.tolist() if self.weights_whole_losses else factors
+            pairs += self._joined(zip(factors, self._shares, self.heads))
         with torch.no_grad():
             for leaf, g in pairs:
                 accumulate(leaf, g, fresh=True)
@@ -181,9 +218,9 @@ class Sharded(TaskGradients):
         if not apart.features:
             return []
         sums = [torch.zeros_like(f) for f in apart.features]
-        for i, (w, cotangents) in enumerate(zip(weights.tolist(), self._cotangents)):
+        for w, share, cotangents in zip(weights.tolist(), self._shares, self._cotangents):
             for total, c in zip(sums, cotangents):
-                total.add_(c, alpha=w * self._share(i))
+                total.add_(c, alpha=w * share)
         found = self._passes.pull(apart.features, sums, retain=False)
         self._check(found)
         return found
@@ -199,7 +236,7 @@ class Sharded(TaskGradients):
         else:
             mine = self._columns.mine(direction[None].to(self._rows.device))[0]
         out: list[Pair] = []
-        for p, piece, used in zip(shared, mine.split(self._columns.sizes), self._used):
+        for p, piece, used in zip(shared, mine.split(self._columns.sizes), self.sums.used):
             if used:
                 gradient = torch.zeros_like(p)
                 local(gradient).copy_(piece.view(local(p).shape))
@@ -227,7 +264,7 @@ class Sharded(TaskGradients):
         assert self._wire is not None
         own = [pair for pair in here.values() if not isinstance(pair[0], nn.Parameter)]
         leaves: list[Tensor] = [leaf for leaf, _ in here.values() if isinstance(leaf, nn.Parameter)]
-        if self._apart is not None:  # each has met others
+        if self.sums.uneven:  # each has met others
             met = self._wire.sum([float(id(t) in here) for t in self._told]).tolist()
             leaves = [t for t, n in zip(self._told, met) if n]
         sums = [here[id(t)][1] if id(t) in here else _zeros(t) for t in leaves]

@@ -13,7 +13,7 @@ from mtlcore.distributed.roster import Roster
 from mtlcore.distributed.shards import Shards
 from mtlcore.distributed.wire import Wire
 from mtlcore.errors import ConfigurationError
-from mtlcore.gradients.features_only import AtFeatures
+from mtlcore.gradients.features_only import AtFeatures, refuse_apart
 from mtlcore.gradients.losses_only import Weighted
 from mtlcore.gradients.task_gradients import Answer, Pair, TaskGradients, accumulate
 from mtlcore.presence import Presence
@@ -59,12 +59,17 @@ class Shared(TaskGradients):
         self._where = [whole.present.index(n) for n in local.present]
         self._factors = [1.0 / counts[i] for i in self._where]
         """What each task of this process counts in the mean over those that have it."""
+        self._names = whole.present
         self._k = len(whole.present)
 
     def gramian(self) -> Tensor:
         """(k, k) float64 of the means."""
         if isinstance(self._found, AtFeatures):
-            return self._wire.matrix(self._spread_gramian(self._found.gramian()))
+            found = self._found
+            gram = self._wire.matrix(self._spread_gramian(found.gramian()))
+            # Each process has looked at its own tasks only.
+            refuse_apart(gram, self._names, lambda: self._wire.matrix(self._spread_gramian(found.common())), found.wish)
+            return gram
         if self._by_row:
             return linalg.gramian(self.rows())
         return self._shards.gramian()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtlcore.distributed.dtensors import whole
 from mtlcore.geometry.moves import ADAM, Move
 
 
@@ -48,8 +49,8 @@ def ahead(moves: Sequence[Move], parameters: Sequence[Tensor], gradient: Tensor)
 
 
 def _one(move: Move, parameter: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    group, state = move.group, move.optimizer.state.get(parameter, {})
-    decay, p = float(group["weight_decay"]), parameter.detach().to(gradient.dtype)
+    group, state = move.group, move.state(parameter)
+    decay, p = float(group["weight_decay"]), whole(parameter.detach()).to(gradient.dtype)
     decoupled = group.get("decoupled_weight_decay", isinstance(move.optimizer, torch.optim.AdamW))
     if decay and not decoupled:
         gradient = gradient + decay * p

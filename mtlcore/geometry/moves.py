@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlcore.distributed.dtensors import whole
 from mtlcore.errors import ConfigurationError
 from mtlcore.trajectory import Optimizers, each
 
@@ -50,6 +51,10 @@ class Move:
         if isinstance(optimizer, torch.optim.Adagrad):
             rate /= 1.0 + steps * group["lr_decay"]
         return cls(optimizer, group, rate)
+
+    def state(self, parameter: Tensor) -> dict[str, Any]:
+        """Of the optimizer for it; of a parameter in shards all of it, gathered."""
+        return {name: whole(value) for name, value in self.optimizer.state.get(parameter, {}).items()}
 
     def lasting(self) -> float:
         """As ``factor``, for a gradient that stays the same until momentum has taken it up: the move of one step."""
@@ -92,7 +97,7 @@ class Move:
         """Of the mean square, into ``out`` if there is one; None where the optimizer does not divide."""
         if isinstance(self.optimizer, torch.optim.SGD):
             return None
-        state, corrected = self.optimizer.state.get(parameter, {}), 1.0
+        state, corrected = self.state(parameter), 1.0
         if isinstance(self.optimizer, ADAM):
             square = state.get("max_exp_avg_sq" if self.group["amsgrad"] else "exp_avg_sq")
             steps = float(state.get("step", 0.0))
@@ -104,7 +109,9 @@ class Move:
                 square = square - state["grad_avg"].square()
         else:
             square = state.get("sum")
-        found = torch.empty_like(parameter, requires_grad=False) if out is None else out
+        found = out
+        if found is None:
+            found = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
         if square is None:
             return found.zero_()
         return found.copy_(square).div_(corrected).clamp_min_(0.0).sqrt_()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlcore.distributed.dtensors import whole
 from mtlcore.errors import TrainingWarning
 from mtlcore.trajectory import Optimizers, each
 
@@ -87,5 +88,5 @@ def _length(parameter: Tensor) -> Tensor:
     if gradient is None:
         return torch.zeros((), dtype=torch.float64, device=parameter.device)
     values = gradient.coalesce()._values() if gradient.is_sparse else gradient
-    length: Tensor = torch.linalg.vector_norm(values.detach(), dtype=torch.float64)
+    length: Tensor = whole(torch.linalg.vector_norm(values.detach(), dtype=torch.float64))
     return length

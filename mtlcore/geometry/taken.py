@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import linalg, trajectory
+from mtlcore.distributed.dtensors import whole
 from mtlcore.geometry.moves import KNOWN, Move, moves
 from mtlcore.gradients.storage import Storage
 from mtlcore.gradients.task_gradients import TaskGradients
@@ -106,13 +107,14 @@ class Watch:
         moved = self._memory.take(n_rows, sum(sizes), self._parameters[0], linalg.row_dtype(self._parameters))
         for i, (p, before, out) in enumerate(zip(self._parameters, self._before, moved.split(sizes, 1))):
             step, direction, *others = [row.view(p.shape) for row in out]
-            torch.sub(p.to(moved.dtype), before.to(moved.dtype), out=step)
+            before = whole(before).to(moved.dtype)
+            torch.sub(whole(p).to(moved.dtype), before, out=step)
             if p.grad is None:  # such a parameter does not move, nor decay
                 out[1:].zero_()
                 continue
-            direction.copy_(p.grad.to_dense())
+            direction.copy_(whole(p.grad.to_dense()))
             if others:
-                decay = self._moves[i].parts(p, before.to(moved.dtype), direction, others[0])
+                decay = self._moves[i].parts(p, before, direction, others[0])
                 for row in others[1:]:
                     row.zero_() if decay is None else row.copy_(decay)
         return moved

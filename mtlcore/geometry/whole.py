@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mtlcore import linalg
+from mtlcore.distributed.dtensors import whole
 from mtlcore.errors import NonFiniteError
 from mtlcore.geometry.ahead import ahead
 from mtlcore.geometry.cone import multipliers
@@ -163,5 +164,5 @@ class _Judge:
 
 def _waiting(parameters: Sequence[Tensor], scale: float | None) -> Tensor:
     """(P,) what is in ``.grad`` already, and will be a part of the gradient."""
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters]
+    grads = [whole(torch.zeros_like(p) if p.grad is None else p.grad.to_dense()) for p in parameters]
     return torch.cat([g.flatten() for g in grads]) / (scale or 1.0)

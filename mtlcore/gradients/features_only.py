@@ -9,7 +9,7 @@ scale. [paper] Sener & Koltun 2018 (MGDA-UB) bound the parameter norm by the nor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -87,6 +87,35 @@ def _past_features(batch: Batch, task: int, tied: Sequence[Tensor]) -> list[Tens
     return [torch.zeros_like(t) if g is None else g for t, g in zip(tied, found)]
 
 
+def common(cotangents: Tensor) -> Tensor:
+    """(k, k) float64: of how many numbers of the features both of two tasks (k, F) have a gradient."""
+    there = (cotangents != 0).to(torch.float32)
+    return (there @ there.T).double()
+
+
+def refuse_apart(gram: Tensor, names: Sequence[str], common: Callable[[], Tensor], wish: tuple[str, str]) -> None:
+    """
+    Args:
+        gram: (k, k) at the features.
+        names: of the k tasks.
+        common: gives how many numbers of the features two tasks share; asked where an inner product is zero.
+        wish: what the user asked for, and what to do without it.
+
+    Raises:
+        ConfigurationError: two tasks share none, so that their inner product is zero by construction; names them.
+    """
+    alive = gram.diagonal() > 0
+    apart = (gram == 0) & alive[:, None] & alive[None, :]
+    if not bool(apart.any()):
+        return
+    for i, j in (apart & (common() == 0)).triu(1).nonzero().tolist():
+        raise ConfigurationError(
+            f"{wish[0]} compares task gradients at the features, and tasks {names[i]!r} and {names[j]!r} have no "
+            f"number of them in common (a batch or a feature per task?): their cosine would be zero "
+            f"whatever their gradients are. For tasks with batches of their own, {wish[1]}."
+        )
+
+
 class AtFeatures(TaskGradients):
     """Gradients at the features, one pass through the trunk short of the parameters'."""
 
@@ -113,19 +142,18 @@ class AtFeatures(TaskGradients):
                 only; names them.
         """
         gram = linalg.gramian(self._cotangents)
-        alive = gram.diagonal() > 0
-        self._refuse_unseen(alive.tolist())
-        apart = (gram == 0) & alive[:, None] & alive[None, :]
-        if bool(apart.any()):
-            for i, j in apart.triu(1).nonzero().tolist():
-                if not bool(((self._cotangents[i] != 0) & (self._cotangents[j] != 0)).any()):
-                    a, b = self._batch.names[i], self._batch.names[j]
-                    raise ConfigurationError(
-                        f"{self._wish} compares task gradients at the features, and tasks {a!r} and {b!r} have no "
-                        f"number of them in common (a batch or a feature per task?): their cosine would be zero "
-                        f"whatever their gradients are. For tasks with batches of their own, {self._otherwise}."
-                    )
+        self._refuse_unseen((gram.diagonal() > 0).tolist())
+        refuse_apart(gram, self._batch.names, self.common, (self._wish, self._otherwise))
         return gram
+
+    def common(self) -> Tensor:
+        """(k, k) float64, as :func:`common` has it."""
+        return common(self._cotangents)
+
+    @property
+    def wish(self) -> tuple[str, str]:
+        """For errors: what the user asked for, and what to do without it."""
+        return self._wish, self._otherwise
 
     def _refuse_unseen(self, alive: Sequence[bool]) -> None:
         """A task of no gradient at the features would get no weight, as one that is solved."""

@@ -72,12 +72,8 @@ class Planner:
                 plan = PLANS["batched" if PLANS[self._wish].together else "sequential"]
                 return self.run(plan, batch), f"{plan.name}: {self._wish} keeps no rows, which this step needs whole"
         if self._wish != "auto":
+            self.check_forced(needs)
             plan = PLANS[self._wish]
-            if plan.provides < needs:
-                raise ConfigurationError(
-                    f'gradients="{plan.name}" provides {plan.provides.name}, but this method (or its detector) needs '
-                    f'{needs.name}. Use gradients="auto".'
-                )
             return self.run(plan, batch), f"{plan.name}: forced"
         if needs == Needs.LOSSES:
             return Weighted(batch), "losses: the method needs no task gradients, one backward pass"
@@ -88,6 +84,23 @@ class Planner:
         if not batch.features:
             reason += "; no features were given, so every task goes through the whole graph (slower)"
         return found, reason
+
+    def check_forced(self, needs: Needs) -> None:
+        """
+        Raises:
+            ConfigurationError: a plan is forced that does not provide what the method needs.
+        """
+        if self._wish != "auto" and PLANS[self._wish].provides < needs:
+            plan = PLANS[self._wish]
+            raise ConfigurationError(
+                f'gradients="{plan.name}" provides {plan.provides.name}, but this method (or its detector) needs '
+                f'{needs.name}. Use gradients="auto".'
+            )
+
+    @property
+    def at_features(self) -> bool:
+        """Whether the user wants Gramians of the gradients at the features, which are other numbers."""
+        return self._wish == "features"
 
     def waits_for_weights(self, needs: Needs) -> bool:
         """Whether a step is one pass of the weighted losses, so that micro-batches can wait with their graphs."""

@@ -63,8 +63,8 @@ class Keeper:
         self._age = 0
         self._next: dict[str, Any] = {}
 
-    def reuse(self, batch: Batch, whole: Callable[[Presence], Presence] | None = None) -> TaskGradients | None:
-        """What is needed to apply the kept weights, or None when new ones are due.
+    def due(self, batch: Batch, whole: Callable[[Presence], Presence] | None = None) -> bool:
+        """Whether new weights are, the drift aside.
 
         Args:
             batch: of this process.
@@ -81,7 +81,15 @@ class Keeper:
         if not batch.features:
             raise ConfigurationError("refresh needs the features: backward(losses, features=z).")
         same = self._present is not None and torch.equal(self._present, present)
-        due = self._weights is None or not same or self._age >= self.policy.every
+        return self._weights is None or not same or self._age >= self.policy.every
+
+    def reuse(self, batch: Batch, whole: Callable[[Presence], Presence] | None = None) -> TaskGradients | None:
+        """What is needed to apply the kept weights, or None when new ones are due.
+
+        Args, Raises:
+            As :meth:`due`.
+        """
+        due = self.due(batch, whole)
         if due and self.policy.drift is None:
             return None
         # A drift may ask for the task gradients after all.

@@ -8,7 +8,7 @@ from mtlcore.gradients import received
 from mtlcore.gradients.accumulation import MicroBatches
 from mtlcore.inputs import Features, Losses
 from mtlcore.step import second_look
-from mtlcore.step.prepare import make_batch
+from mtlcore.step.prepare import added, make_batch
 from mtlcore.step.run import Pending, Run
 
 
@@ -25,17 +25,20 @@ def add(run: Run, losses: Losses, features: Features, scale: float | None) -> No
     pending = run.take_pending()
     second_look.check_taken(run)
     run.refuse_anonymous(losses)
+    if run.sharded:
+        run.pending = added(run, losses, features, scale, pending)
+        return
     batch = make_batch(run, losses, features, scale)
     if run.planner.waits_for_weights(run.needs()) and batch.shared:
         if scale is None:
             inputs.values_of(batch.losses, batch.stacked, batch.names)
         run.pending = Pending(waiting=(*pending.waiting, (losses, features)))
         return
-    batch, added = received.found(batch.without_unread()), pending.added or MicroBatches()
+    batch, sums = received.found(batch.without_unread()), pending.added or MicroBatches()
     try:
-        added.add(batch, inputs.values_of(batch.losses, batch.stacked, batch.names))
+        sums.add(batch, inputs.values_of(batch.losses, batch.stacked, batch.names))
     except NonFiniteError:
         if scale is None:
             raise
-        added.overflowed = True
-    run.pending = Pending(added=added)
+        sums.overflowed = True
+    run.pending = Pending(added=sums)

@@ -14,8 +14,9 @@ from mtlcore.asking.seeds import step_seed
 from mtlcore.contracts import Needs, StepView
 from mtlcore.distributed.local import Local
 from mtlcore.distributed.processes import Members
-from mtlcore.distributed.sharded import Sharded
-from mtlcore.errors import ConfigurationError
+from mtlcore.distributed.sharded import Mode, Sharded
+from mtlcore.distributed.sums import Sums
+from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.geometry.metric import EUCLIDEAN, Curvature, in_metric, in_metric_of
 from mtlcore.gradients import received, waiting
 from mtlcore.gradients.batch import Batch
@@ -152,11 +153,44 @@ def _everywhere(run: Run, losses: Losses, features: Features, scale: float | Non
     work = functools.partial(_here, run, losses, features, scale, pending)
     if not run.processes.several(run.modules(), run.parameters):
         return work()
-    progress = run.progress
+    whole = run.whole_rows or (run.taken and not run.sharded)  # shards need no rows to be compared with a step
+    needs = Needs.JACOBIAN if whole else run.needs()
+    return run.processes.merged(work, functools.partial(members, run, losses), _tag(run, scale), needs)
+
+
+def _tag(run: Run, scale: float | None) -> str:
+    """What must be the same on all processes."""
     scaled = "" if scale is None else f"; gradients scaled by {scale:g}"
-    tag = f"step {progress.step}; seed {progress.seed}{scaled}"  # the same on all processes
-    needs = Needs.JACOBIAN if run.whole_rows or run.taken else run.needs()
-    return run.processes.merged(work, functools.partial(members, run, losses), tag, needs)
+    return f"step {run.progress.step}; seed {run.progress.seed}{scaled}"
+
+
+def added(run: Run, losses: Losses, features: Features, scale: float | None, pending: Pending) -> Pending:
+    """One more micro-batch that is not the last, of a trunk in shards.
+
+    Raises:
+        As :func:`prepare`.
+    """
+    waits = run.needs() == Needs.LOSSES or not run.shared()
+
+    def work() -> Local:
+        return _sharded(run, make_batch(run, losses, features, scale), run.needs(), pending, last=False)
+
+    tag = f"{_tag(run, scale)}; a micro-batch"
+    run.processes.several(run.modules(), run.parameters)
+    if run.processes.wire is None:
+        work()  # refuses
+    sums, waiting = pending.shards, pending.waiting
+    try:
+        local = run.processes.added(work, functools.partial(members, run, losses), tag, start=not waits)
+        assert isinstance(local.found, Sharded)
+        sums = None if waits else local.found.sums
+    except NonFiniteError:
+        if scale is None:
+            raise
+        if not waits:  # a graph that waits overflows once more
+            sums = sums or Sums()
+            sums.overflowed = True
+    return Pending(waiting=(*waiting, (losses, features))) if waits else Pending(shards=sums)
 
 
 def _here(run: Run, losses: Losses, features: Features, scale: float | None, pending: Pending) -> Local:
@@ -189,32 +223,52 @@ def _collect(run: Run, batch: Batch, needs: Needs) -> tuple[TaskGradients, str, 
     if run.keeper is not None and needs > Needs.LOSSES:
         kept = run.keeper.reuse(batch, run.processes.presence if several else None)
         if kept is not None:
-            return kept, "features: the weights of an earlier step, one pass through the trunk", True
+            return kept, _KEPT, True
     found, reason = run.planner.collect(needs, batch, rows=several or run.whole_rows)
     return found, reason, False
 
 
-def _sharded(run: Run, batch: Batch, needs: Needs, pending: Pending) -> Local:
+def _sharded(run: Run, batch: Batch, needs: Needs, pending: Pending, last: bool = True) -> Local:
     """A trunk in shards, whose parameters the graph does not show.
 
     Raises:
         ConfigurationError: what is not served there.
+        NonFiniteError: a micro-batch before overflowed.
     """
-    frozen = not batch.shared
-    what = f"metric={run.metric!r} or taken" if run.whole_rows or run.taken else ""
-    what = "accumulate(...)" if pending.added is not None else "refresh" if run.keeper is not None else what
     wire = run.processes.wire
-    if what or wire is None:
+    if wire is None:
         raise ConfigurationError(
-            f"{what or 'process_group=None, or one process alone,'} is not served with a sharded trunk (FSDP2): use "
-            f"one batch per step, on several processes."
+            "process_group=None, or one process alone, is not served with a sharded trunk (FSDP2): take several "
+            "processes, or keep the trunk whole."
         )
-    whole_losses, told = needs == Needs.LOSSES or frozen, members(run, []).told
-    found = Sharded(batch, run.modules(), (run.heads, run.heads_then), told, wire.size, whole_losses)
-    reason = _FROZEN if frozen else "sharded: one backward pass through FSDP for each task"
-    return Local(batch, batch.presence, found, reason)
+    if pending.shards is not None and pending.shards.overflowed:
+        raise NonFiniteError("a loss of an earlier micro-batch was not finite.")
+    mode, reason = _mode(run, batch, needs, last and not pending)
+    told, heads = members(run, []).told, (run.heads, run.heads_then)
+    found = Sharded(batch, run.modules(), heads, told, wire.size, mode, pending.shards)
+    return Local(batch, batch.presence, found, reason, kept=mode == "kept")
 
 
+def _mode(run: Run, batch: Batch, needs: Needs, whole: bool) -> tuple[Mode, str]:
+    """What is read of a trunk in shards, and why; ``whole``: in one batch."""
+    run.planner.check_forced(needs)
+    if not batch.shared:
+        return "losses", _FROZEN
+    if needs == Needs.LOSSES:
+        return "losses", "losses: the method needs no task gradients, one backward pass through FSDP"
+    if whole and run.keeper is not None and not run.keeper.due(batch, run.processes.presence):
+        return "kept", _KEPT
+    if run.planner.at_features:
+        if not whole:
+            raise ConfigurationError(
+                'gradients="features" takes the whole batch at once where the trunk is sharded (FSDP2): leave '
+                'accumulate out, or use gradients="auto".'
+            )
+        return "features", "features: forced"
+    return "rows", "sharded: one backward pass through FSDP for each task"
+
+
+_KEPT = "features: the weights of an earlier step, one pass through the trunk"
 _FROZEN = (
     "losses: no parameter of the trunk requires gradients, so that the heads train on their own losses and a method "
     "that reads gradients is not asked"

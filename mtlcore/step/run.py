@@ -12,6 +12,7 @@ from mtlcore import audit, configuration, inputs, roster, scaling, trajectory
 from mtlcore.contracts import Aggregator, ConflictDetector, Needs
 from mtlcore.distributed.dtensors import is_sharded
 from mtlcore.distributed.processes import Processes
+from mtlcore.distributed.sums import Sums
 from mtlcore.errors import ConfigurationError
 from mtlcore.geometry.metric import EUCLIDEAN
 from mtlcore.geometry.promise import Promise
@@ -34,13 +35,15 @@ class Pending:
     Args:
         added: those of a method that reads gradients, differentiated.
         waiting: those of one that reads losses only, with their graphs.
+        shards: the first kind, where the trunk is in shards.
     """
 
     added: MicroBatches | None = None
     waiting: tuple[tuple[Losses, Features], ...] = ()
+    shards: Sums | None = None
 
     def __bool__(self) -> bool:
-        return self.added is not None or bool(self.waiting)
+        return self.added is not None or self.shards is not None or bool(self.waiting)
 
 
 @dataclasses.dataclass

@@ -141,6 +141,8 @@ class WholeStep:
                 raise
             report = self._move(lambda: tell.skipped(run, self.last))
         if watch is not None and not report.skipped:
+            if run.sharded:  # shards are gathered, by processes whose optimizers have moved
+                run.processes.settled(lambda: None)
             report = dataclasses.replace(report, taken=watch.taken(prepared.plain, prepared.view.presence))
         if not report.skipped and noise is not None:
             second_look.take_again(run, self.whole, noise)

@@ -454,17 +454,68 @@ def resumed(rank, size, name, stop):
     return {n: p.detach().clone() for n, p in net.named_parameters()}
 
 
-def micro(rank, size, name):
-    """Two micro-batches per process; the second lacks task c on process 1."""
+def micro(rank, size, name, how=None, lacking=True):
+    """Two steps of two micro-batches per process; the second lacks task c on the processes after the first. One of a
+    trunk in shards where ``how`` says which (:func:`cut`). Alone: the same for each part of the batch."""
     net = Net("mlp")
-    mt = MultiTask(net.trunk, method(name), tasks=TASKS, heads=net.heads, process_group=None if size == 1 else "auto")
-    parts = part(rank, size, *data(0, 12))
-    halves = [tuple(t[i::2] for t in parts) for i in range(2)]
-    for i, (x, y) in enumerate(halves):
+    if how is not None:
+        cut(net, size, how)
+    held = dict(net.named_parameters())
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    mt = MultiTask(
+        net.trunk, method(name), tasks=TASKS, heads=net.heads, process_group=None if rank is None else "auto"
+    )
+
+    def found(r, step, i):
+        x, y = part(r, size, *data(step, 12))
+        z, out = net(x[i::2])
+        lacks = lacking and i == 1 and r > 0
+        return {t: v / 2 for t, v in losses(out, y[i::2], TASKS[:2] if lacks else TASKS).items()}, z
+
+    for step in range(2):
+        optimizer.zero_grad()
+        if rank is None:
+            parts = [found(r, step, i)[0] for r in range(size) for i in range(2)]
+            report = mt.backward({t: sum(p[t] for p in parts if t in p) / size for t in TASKS})
+        for i in range(2) if rank is not None else ():
+            values, z = found(rank, step, i)
+            report = (mt.accumulate if i == 0 else mt.backward)(values, features=z)
+        optimizer.step()
+    return {
+        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
+        "losses": report.losses,
+        "weights": report.weights,
+        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
+        "state": {},
+        "source": report.gradient_source,
+    }
+
+
+def micro_in_trouble(rank, what, name):
+    """Class and text of what goes wrong with two micro-batches in shards, and whether a step succeeds afterwards."""
+    net = Net("mlp")
+    cut(net, 2, "whole")
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    mt = MultiTask(net.trunk, method(name), tasks=TASKS, heads=net.heads)
+    x, y = part(rank, 2, *data(0, 12))
+
+    def take(first, call):
         z, out = net(x)
-        found = {t: v / 2 for t, v in losses(out, y).items()}
-        report = (mt.accumulate if i == 0 else mt.backward)(found, features=z)
-    return {"grads": grads(net), "losses": report.losses, "weights": report.weights, "parameters": {}, "state": {}}
+        return call(losses(out, first), features=z)
+
+    optimizer.zero_grad()
+    wrong = ("none", "")
+    try:
+        take(y * float("nan") if what == "nan" and rank == 1 else y, mt.accumulate)
+        if what == "moved":
+            for p in mt._run.parameters:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+        take(y, mt.backward)
+    except Exception as error:
+        wrong = type(error).__name__, str(error)
+    again = take(y, mt.backward)
+    return *wrong, bool(torch.isfinite(again.losses).all())
 
 
 def looked(rank, size, name, steps=3):
@@ -502,22 +553,46 @@ def own_input(rank, size):
     return x.grad is not None
 
 
-def refreshed(rank, size):
-    """Weights kept for three steps."""
+def refreshed(rank, size, name="upgrad", how=None, lacking=False, steps=5, **options):
+    """Weights kept for three steps, unless ``options`` say otherwise; of a trunk in shards where ``how`` says which
+    (:func:`cut`). On one process ``lacking`` takes the same parts of the batch."""
     net = Net("mlp")
-    mt = MultiTask(net.trunk, "upgrad", refresh=3, tasks=TASKS, process_group=None if size == 1 else "auto")
+    if how is not None:
+        cut(net, size, how)
+    held = dict(net.named_parameters())
+    options = {"refresh": 3} | options
+    mt = MultiTask(
+        net.trunk, method(name), tasks=TASKS, heads=net.heads, process_group=None if rank is None else "auto", **options
+    )
     optimizer = torch.optim.SGD(net.parameters(), 0.05)
-    for step in range(5):
+    for step in range(steps):
         optimizer.zero_grad()
-        x, y = part(rank, size, *data(step, 12))
-        z, out = net(x)
-        report = mt.backward(losses(out, y), features=z)
+        z, out = net(data(step, 12)[0] if rank is None else part(rank, size, data(step, 12)[0])[0])
+        total: dict = {}
+        for r in range(size):
+            if rank in (None, r):
+                y = part(r, size, data(step, 12)[1])[0]
+                outs = {t: part(r, size, v)[0] if rank is None else v for t, v in out.items()}
+                for t, v in losses(outs, y, having(r) if lacking else TASKS).items():
+                    total.setdefault(t, []).append(v)
+        report = mt.backward({t: torch.stack(v).mean() for t, v in total.items()}, features=z)
         optimizer.step()
-    return {"grads": grads(net), "losses": report.losses, "weights": report.weights, "parameters": {}, "state": {}}
+    return {
+        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
+        "losses": report.losses,
+        "weights": report.weights,
+        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
+        "state": {},
+        "gramian": report.gramian,
+        "source": report.gradient_source,
+        "notes": report.diagnostics,
+    }
 
 
-def tuned(rank, size):
+def tuned(rank, size, how=None):
     net = Net("mlp")
+    if how is not None:
+        cut(net, size, how)
     mt = MultiTask(net.trunk, "upgrad")
     x, y = part(rank, size, *data(0, 12))
     closure = lambda: (losses((o := net(x))[1], y), o[0])
@@ -689,25 +764,36 @@ def lacking(rank):
     return report.teleport.accepted, report.teleport.reason
 
 
-def measured(rank, size, metric, name, taken=True):
-    """The optimizer's metric, and what its steps did."""
+MOVERS = {
+    "adam": lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1, amsgrad=True),
+    "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.5, centered=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, 0.01),
+}
+
+
+def measured(rank, size, metric, name, taken=True, how=None, mover="adam"):
+    """The optimizer's metric, and what its steps did; of a trunk in shards where ``how`` says which (:func:`cut`)."""
     net = Net("mlp")
-    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    if how is not None:
+        cut(net, size, how)
+    held = dict(net.named_parameters())
     mt = MultiTask(
-        net.trunk, method(name), optimizer, tasks=TASKS, heads=net.heads, metric=metric, taken=taken,
-        process_group=None if size == 1 else "auto",
+        net.trunk, method(name), MOVERS[mover](net.parameters()), tasks=TASKS, heads=net.heads, metric=metric,
+        taken=taken, process_group=None if size == 1 else "auto",
     )  # fmt: skip
     for step in range(3):
         x, y = part(rank, size, *data(step, 12))
         report = mt.step(lambda: _closure(net, x, y))
     return {
-        "grads": grads(net),
+        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
         "losses": report.losses,
         "weights": report.weights,
         "state": {},
-        "parameters": {n: p.detach().clone() for n, p in net.named_parameters()},
+        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
         "gramian": report.gramian,
         "taken": report.taken,
+        "notes": report.diagnostics,
     }
 
 

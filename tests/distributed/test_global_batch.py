@@ -131,9 +131,10 @@ def test_the_head_of_a_task_that_never_came(two):
 
 
 def test_micro_batches(two):
-    found = two.run(cases.micro, 2, "upgrad")
-    assert_same_bits(found)
-    assert_close(found[0], cases.micro(0, 1, "upgrad"), EXACT)
+    for name in ("upgrad", "by-row", "imtl-l"):
+        found = two.run(cases.micro, 2, name)
+        assert_same_bits(found)
+        assert_close(found[0], cases.micro(None, 2, name), EXACT)
 
 
 @pytest.mark.parametrize("name", ["famo", "upgrad", "bilb4mtl-double-loop", ("emtl", {"form": "exact"})])
@@ -152,7 +153,7 @@ def test_second_derivatives_with_tasks_on_some_processes_only(two):
 def test_kept_weights(two):
     found = two.run(cases.refreshed, 2)
     assert_same_bits(found)
-    assert_close(found[0], cases.refreshed(0, 1), EXACT)
+    assert_close(found[0], cases.refreshed(None, 2), EXACT)
 
 
 def test_tune_decides_for_all(two):

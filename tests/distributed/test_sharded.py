@@ -206,6 +206,131 @@ def test_a_nan_is_told_to_all(pool, where, name, lacking):
         assert untouched
 
 
+MICRO = ["upgrad", "by-row", "imtl-l", "nash-mtl"]
+
+
+@pytest.mark.parametrize("how", ["trunk", "whole"])
+@pytest.mark.parametrize("lacking", [False, True])
+def test_micro_batches(pool, how, lacking):
+    found = pool.run(cases.each, 2, MICRO, cases.micro, how, lacking)
+    compare(found, {n: cases.micro(None, 2, n, None, lacking) for n in MICRO}, 1e-12)
+    assert "the rows of 2 micro-batches, added up" in found[0]["upgrad"]["source"]
+    assert "through the graphs of 2 micro-batches" in found[0]["imtl-l"]["source"]
+
+
+@pytest.mark.parametrize("name", ["upgrad", "imtl-l"])
+def test_micro_batches_that_go_wrong(pool, name):
+    """One process has a NaN in the first of them: all hear of it before the next forward pass."""
+    for kind, text, again in pool.run(cases.micro_in_trouble, "nan", name):
+        assert kind == "NonFiniteError"
+        assert "process 1" in text
+        assert again
+    if name == "upgrad":
+        for kind, text, again in pool.run(cases.micro_in_trouble, "moved", name):
+            assert kind == "ConfigurationError"
+            assert "between two micro-batches" in text
+            assert again
+
+
+MEASURED = [
+    ("euclidean", "upgrad", "adam"),
+    ("euclidean", "imtl-l", "sgd"),
+    ("optimizer", "upgrad", "adam"),
+    ("optimizer", "by-row", "rmsprop"),
+    ("step", "upgrad", "sgd"),
+    ("step", "by-row", "adam"),
+    ("step", "pcgrad", "adagrad"),
+]
+
+
+@pytest.mark.parametrize("how", ["trunk", "whole"])
+def test_the_optimizers_metric_and_what_its_step_did(pool, how):
+    for metric, name, mover in MEASURED:
+        found = pool.run(cases.measured, 2, metric, name, True, how, mover)
+        right = cases.measured(0, 1, metric, name, True, None, mover)
+        assert_same_bits(found)
+        assert_close(found[0], right, 1e-12)
+        assert torch.allclose(found[0]["gramian"], right["gramian"], rtol=1e-10)
+        mine, other, whole = found[0]["taken"], found[1]["taken"], right["taken"]
+        assert torch.equal(mine.cosines, other.cosines)
+        for one, two in (
+            (mine.changes, whole.changes),
+            (mine.cosines, whole.cosines),
+            (mine.direction, whole.direction),
+        ):
+            assert torch.allclose(one, two, rtol=1e-10), (metric, name)
+        assert mine.shares == pytest.approx(whole.shares, rel=1e-10)
+        assert mine.preconditioner == pytest.approx(whole.preconditioner, rel=1e-10)
+        for key, value in {k: v for k, v in right["notes"].items() if k.startswith("step_")}.items():
+            assert found[0]["notes"][key] == pytest.approx(value, rel=1e-9), (metric, name, key)
+
+
+@pytest.mark.parametrize("how", ["trunk", "whole"])
+@pytest.mark.parametrize("lacking", [False, True])
+def test_kept_weights(pool, how, lacking):
+    found = pool.run(cases.refreshed, 2, "nash-mtl", how, lacking)
+    assert_same_bits(found)
+    assert_close(found[0], cases.refreshed(None, 2, "nash-mtl", None, lacking), 1e-12)
+    assert "the weights of an earlier step, one pass through the trunk" in found[0]["source"]
+    assert found[0]["notes"]["refresh_age"] == 1
+    renewed = pool.run(cases.refreshed, 2, "nash-mtl", how, lacking, 4)[0]
+    right = cases.refreshed(None, 2, "nash-mtl", None, lacking, 4)
+    assert_close(renewed, right, 1e-12)
+    assert renewed["notes"]["refresh_error"] == pytest.approx(right["notes"]["refresh_error"], rel=1e-9)
+
+
+@pytest.mark.parametrize("how", ["trunk", "whole"])
+def test_at_the_features(pool, how):
+    options = {"refresh": 1, "gradients": "features"}
+    found = pool.run(at_features, how)
+    right = cases.refreshed(None, 2, "upgrad", None, False, 2, **options)
+    assert_same_bits(found)
+    assert_close(found[0], right, 1e-12)
+    assert torch.allclose(found[0]["gramian"], right["gramian"], rtol=1e-12)
+    assert "Gramians of disjoint samples" in found[0]["source"]
+
+
+@pytest.mark.parametrize("how", [None, "whole"])
+def test_at_the_features_of_other_samples(pool, how):
+    """Tasks b and c are on different processes: a cosine of zero would mean nothing."""
+    for ok, value in pool.outcomes(at_features, how, True):
+        assert not ok
+        kind, text, _ = value
+        assert kind == "ConfigurationError"
+        assert "tasks 'b' and 'c' have no number of them in common" in text
+
+
+def at_features(rank, how, lacking=False):
+    return cases.refreshed(rank, 2, "upgrad", how, lacking, 2, refresh=1, gradients="features")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "by-row", "gradients": "features"}, 'gradients="features" provides GRAMIAN'),
+        ({"name": "upgrad", "gradients": "losses"}, 'gradients="losses" provides LOSSES'),
+    ],
+)
+def test_a_forced_source_that_gives_less(pool, options, words):
+    for ok, value in pool.outcomes(forced, options):
+        assert not ok
+        kind, text, _ = value
+        assert kind == "ConfigurationError"
+        assert words in text
+
+
+def forced(rank, options):
+    return cases.stepped(rank, 2, how="whole", **options)
+
+
+def test_tune_is_refused(pool):
+    for ok, value in pool.outcomes(cases.tuned, 2, "whole"):
+        assert not ok
+        kind, text, _ = value
+        assert kind == "ConfigurationError"
+        assert "tune compares gradient sources" in text
+
+
 def test_resume_from_a_sharded_checkpoint(pool, tmp_path):
     for weights, values, step in pool.run(cases.saved_in_shards, 2, str(tmp_path)):
         assert weights
