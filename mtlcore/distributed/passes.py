@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from mtlcore.gradients.task_gradients import Pair
+
+
+def forget_whole(modules: Sequence[nn.Module]) -> None:
+    """Let FSDP gather the parameters of these modules, and of the network around them, before the next forward pass.
+
+    After a forward pass without a backward pass its root has whole parameters still, and the next one would take them,
+    whatever the shards have become. No communication.
+    """
+    mine = {id(m) for module in modules for m in module.modules()}
+    # Nothing leads from a module to the network around it: all objects are looked at.
+    for found in gc.get_objects():
+        kind = type(found)
+        sharded = issubclass(kind, nn.Module) and hasattr(kind, "set_reshard_after_backward")
+        if sharded and any(id(m) in mine for m in found.modules()):
+            found.reshard()
 
 
 class Passes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from mtlcore import curvature, inner_loop, inputs, trajectory
 from mtlcore.contracts import Needs, StepView
+from mtlcore.distributed.passes import forget_whole
 from mtlcore.errors import ConfigurationError, NonFiniteError
 from mtlcore.geometry.metric import Curvature
 from mtlcore.geometry.taken import Watch
@@ -103,6 +104,8 @@ class WholeStep:
                     before.restore()
                     if self._outside is not None:
                         self._outside.restore()
+                    if self.run.sharded and self.moved:
+                        forget_whole(self.run.modules())
             _say_which(error, self.arrived, copied=not self.moved or self._copies())
             raise
 

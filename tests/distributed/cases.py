@@ -187,11 +187,11 @@ def having(rank):
     return ("a", "c") if rank == 0 else ("a", "b")
 
 
-def absent(rank, size, name, how="plain", heads=True, steps=3, features=True):
+def absent(rank, size, name, how="plain", heads=True, steps=3, features=True, shape=None):
     """Tasks on some processes only; process-wise means, then over those that have a task."""
     net = Net("mlp")
     if how.startswith("sharded"):
-        cut(net, size, how.removeprefix("sharded "))
+        cut(net, size, how.removeprefix("sharded "), shape)
         trunk, call = net.trunk, net
     else:
         trunk, call = wrapped(net, how)
@@ -599,7 +599,7 @@ def tuned(rank, size, how=None):
     return mt.tune(closure, repeats=1).fastest, dict(mt._run.planner.pins)
 
 
-def cut(net, size, how, shape=None):
+def cut(net, size, how, shape=None, **options):
     """FSDP2, where the trunk, layer by layer, is in shards ("at once": not layer by layer), or the "whole" network, or
     the whole network with its "heads" one by one."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -608,13 +608,13 @@ def cut(net, size, how, shape=None):
     mesh = init_device_mesh("cpu", shape or (size,), mesh_dim_names=("copies", "shards") if shape else None)
     for layer in net.trunk.children() if how != "at once" else ():
         if list(layer.parameters()):
-            fully_shard(layer, mesh=mesh)
-    fully_shard(net.trunk, mesh=mesh)
+            fully_shard(layer, mesh=mesh, **options)
+    fully_shard(net.trunk, mesh=mesh, **options)
     if how == "heads":
         for head in net.heads.values():
-            fully_shard(head, mesh=mesh)
+            fully_shard(head, mesh=mesh, **options)
     if how in ("whole", "heads"):
-        fully_shard(net, mesh=mesh)
+        fully_shard(net, mesh=mesh, **options)
 
 
 def full(tensor):
@@ -797,34 +797,92 @@ def measured(rank, size, metric, name, taken=True, how=None, mover="adam"):
     }
 
 
-def scaled(rank, size, name, overflow=()):
-    """Steps under a GradScaler; those in ``overflow`` are infinite on the last process."""
+def scaled(rank, size, name, overflow=(), how=None, micro=False):
+    """Steps under a GradScaler; those in ``overflow`` are infinite on the last process. Of a trunk in shards where
+    ``how`` says which (:func:`cut`); in two micro-batches, where asked for."""
     net = Net("mlp", torch.float32)
+    if how is not None:
+        cut(net, size, how)
+    held = dict(net.named_parameters())
     optimizer = torch.optim.SGD(net.parameters(), 0.05)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     mt = MultiTask(
-        net.trunk, name, optimizer, tasks=TASKS, heads=net.heads, process_group=None if size == 1 else "auto"
+        net.trunk, method(name), optimizer, tasks=TASKS, heads=net.heads, process_group=None if size == 1 else "auto"
     )
     skipped = []
     for step in range(4):
         x, y = part(rank, size, *data(step, 12, torch.float32))
         optimizer.zero_grad()
-        z, out = net(x)
-        found = losses(out, y)
-        if step in overflow and rank == size - 1:
-            found["b"] = found["b"] * float("inf")
-        report = mt.backward(found, features=z, scaler=scaler)
+        for i in range(2 if micro else 1):
+            z, out = net(x[i::2] if micro else x)
+            found = {t: v / (2 if micro else 1) for t, v in losses(out, y[i::2] if micro else y).items()}
+            if step in overflow and rank == size - 1 and i == 0:
+                found["b"] = found["b"] * float("inf")
+            call = mt.accumulate if micro and i == 0 else mt.backward
+            report = call(found, features=z, scaler=scaler)
         skipped.append(report.skipped)
         scaler.step(optimizer)
         scaler.update()
     return {
-        "grads": grads(net),
+        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
         "losses": report.losses,
         "weights": report.weights,
         "state": {},
-        "parameters": {n: p.detach().clone() for n, p in net.named_parameters()},
+        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
         "skipped": skipped,
         "scale": scaler.get_scale(),
+    }
+
+
+def second_look_fails(rank, size, how=None):
+    """Three steps of famo; the second sees a NaN after the optimizer moved, and is undone."""
+    net = Net("mlp")
+    if how is not None:
+        cut(net, size, how)
+    held = dict(net.named_parameters())
+    mt = MultiTask(
+        net.trunk, "famo", torch.optim.SGD(net.parameters(), 0.05), tasks=TASKS, heads=net.heads,
+        process_group=None if size == 1 else "auto",
+    )  # fmt: skip
+    errors = []
+    for step in range(3):
+        x, y = part(rank, size, *data(step, 12))
+        looks = []
+
+        def closure():
+            looks.append(1)
+            found, z = _closure(net, x, y)
+            return {**found, "a": found["a"] * float("nan")} if step == 1 and len(looks) == 2 else found, z
+
+        try:
+            report = mt.step(closure)
+        except Exception as error:
+            errors.append((type(error).__name__, str(error)))
+    return {
+        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
+        "losses": report.losses,
+        "errors": errors,
+    }
+
+
+def in_bfloat16(rank, name, lacking):
+    """A step of a trunk in shards whose parameters are bfloat16 in the passes."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    net = Net("mlp", torch.float32)
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    cut(net, 2, "whole", mp_policy=policy)
+    held = dict(net.named_parameters())
+    mt = MultiTask(net.trunk, method(name), tasks=TASKS, heads=net.heads)
+    x, y = part(rank, 2, *data(0, 12, torch.float32))
+    z, out = net(x)
+    report = mt.backward(losses(out, y, having(rank) if lacking else TASKS), features=z)
+    return {
+        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
+        "losses": report.losses,
+        "weights": report.weights,
+        "parameters": {},
+        "state": {},
     }
 
 

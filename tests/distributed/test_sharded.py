@@ -62,6 +62,9 @@ def test_every_method(pool):
     for name in BY_ROW:
         if name not in INNER:
             assert "gathered whole (K x P numbers on each process)" in found[0][name]["source"], name
+    # Half of the numbers come from the other process: 248 parameters, 3 tasks, 8 bytes.
+    assert found[0]["ema"]["bytes"]["rows"] == 248 * 3 * 8 // 2
+    assert "rows" not in found[0]["upgrad"]["bytes"]
     text = found[0]["forum"][1]
     assert "aggregator 'forum'" in text
     assert "view.inner" in text
@@ -147,6 +150,9 @@ def test_two_replicas_of_two_shards():
             found = four.run(cases.sharded, 4, name, "whole", 2, torch.float64, (2, 2))
             assert_same_bits(found)
             assert_close(found[0], cases.train(0, 1, "plain", "mlp", name, 2), 1e-12)
+            found = four.run(cases.absent, 4, name, "sharded whole", True, 3, True, (2, 2))
+            assert_same_bits(found)
+            assert_close(found[0], cases.absent_alone(4, name), 1e-12)
     finally:
         four.close()
 
@@ -329,6 +335,39 @@ def test_tune_is_refused(pool):
         kind, text, _ = value
         assert kind == "ConfigurationError"
         assert "tune compares gradient sources" in text
+
+
+@pytest.mark.parametrize("name", ["upgrad", "by-row", "imtl-l"])
+@pytest.mark.parametrize("micro", [False, True])
+def test_scaled_gradients(pool, name, micro):
+    """An overflow on one process is skipped by all."""
+    found = pool.run(cases.scaled, 2, name, (2,), "whole", micro)
+    right = cases.scaled(0, 1, name, (2,), None, micro)
+    assert_same_bits(found)
+    assert_close(found[0], right, 4e-6)
+    for each in found:
+        assert each["skipped"] == [False, False, True, False]
+        assert each["scale"] == right["scale"] == 2.0**9
+
+
+@pytest.mark.parametrize("how", ["trunk", "whole", "at once"])
+def test_a_second_look_that_fails(pool, how):
+    """FSDP's root had whole parameters still, which the optimizer had moved; the next step took them."""
+    right = cases.second_look_fails(0, 1)
+    for found in pool.run(cases.second_look_fails, 2, how):
+        assert [kind for kind, _ in found["errors"]] == ["NonFiniteError"]
+        assert_close(found, right, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["upgrad", "by-row", "imtl-l"])
+def test_mixed_precision(pool, name):
+    for lacking in (False, True):
+        found = pool.run(cases.in_bfloat16, name, lacking)
+        assert_same_bits(found)
+        right = (
+            pool.run(cases.absent, 2, name, "plain", True, 1)[0] if lacking else cases.train(0, 1, "plain", "mlp", name)
+        )
+        assert_close(found[0], right, 2.0**-5)
 
 
 def test_resume_from_a_sharded_checkpoint(pool, tmp_path):
