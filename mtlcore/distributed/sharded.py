@@ -100,9 +100,19 @@ class Sharded(TaskGradients):
         if self.mode == "rows":
             self._pull_trunk(list(counts))
         if self._apart is not None or self.mode == "rows":
-            here = [[(t, local(g)) for t, g in self.sums.heads.get(n, {}).values()] for n in counts]
-            settle(lambda: reading.check_heads(here, list(counts)))
+            settle(lambda: self._check_passes(list(counts)))
         return "; heads apart, because some process lacks a task" if uneven else ""
+
+    def _check_passes(self, names: Sequence[str]) -> None:
+        """
+        Raises:
+            LossError: no loss reaches the trunk.
+            NonFiniteError: a gradient of the heads is NaN or infinite; names the task.
+        """
+        if self.mode == "rows" and not any(self.sums.used):
+            raise self._batch.unreached()
+        here = [[(t, local(g)) for t, g in self.sums.heads.get(n, {}).values()] for n in names]
+        reading.check_heads(here, names)
 
     def _pull_heads(self, apart: HeadsApart, names: Sequence[str]) -> None:
         mine = {name: i for i, name in enumerate(self._batch.names)}
@@ -272,7 +282,11 @@ class Sharded(TaskGradients):
         return own + [(t, shard(g, t) if is_sharded([t]) else g) for t, g in zip(leaves, sums)]
 
     def _check(self, pairs: Sequence[Pair]) -> None:
+        """Of a pass of the weighted losses, on all processes alike."""
         assert self._wire is not None
+        shared = set(map(id, self._batch.shared))
+        if shared and not any(id(leaf) in shared for leaf, _ in pairs):
+            raise self._batch.unreached()
         bad = not graph.finite([local(g) for _, g in pairs])
         if float(self._wire.sum([float(bad)])):
             raise NonFiniteError(

@@ -696,6 +696,16 @@ def misplaced(rank, what):
     mt.backward(losses(out, y), features=z)
 
 
+def detached(rank, name):
+    """No loss reaches the trunk in shards."""
+    net = Net("mlp")
+    cut(net, 2, "trunk")
+    mt = MultiTask(net.trunk, method(name), tasks=TASKS, heads=net.heads)
+    x, y = part(rank, 2, *data(0, 12))
+    z = net.trunk(x).detach()
+    mt.backward(losses({t: head(z) for t, head in net.heads.items()}, y))
+
+
 def nan_in_shards(rank, where, name, lacking):
     """The gradient of task c is not finite on process 0, though its loss is; class, text, and whether nothing moved."""
     net = Net("mlp")

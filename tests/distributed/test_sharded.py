@@ -95,7 +95,7 @@ def test_every_method_on_three_processes(three, kind):
 
 
 def test_fifty_steps(pool):
-    names = ["ema", "moco", "m-config", "famo", "gradvac"]
+    names = ["ema", "m-config", "famo"]
     found = pool.run(cases.each, 2, names, cases.stepped, "at once", 50)
     compare(found, cases.each(0, 1, names, cases.stepped, None, 50), 1e-12)
 
@@ -171,6 +171,15 @@ def test_shards_that_the_run_does_not_have(pool, what, words):
         kind, text, _ = value
         assert kind == "ConfigurationError"
         assert all(word in text for word in words.split("|")), text
+
+
+@pytest.mark.parametrize("name", ["upgrad", "by-row", "imtl-l"])
+def test_a_trunk_that_no_loss_reaches(pool, name):
+    for ok, value in pool.outcomes(cases.detached, name):
+        assert not ok
+        kind, text, _ = value
+        assert kind == "LossError"
+        assert "reaches any parameter of the trunk" in text
 
 
 ABSENT = ["upgrad", "by-row", "imtl-l", "ema"]
