@@ -154,9 +154,15 @@ def run(
             f"[yellow]stopped[/]; what has finished is in {escape(str(folder))}. Run the same command again to go on."
         )
         raise typer.Exit(130) from None
+    _conclude(summary, folder / records.RECORDS)
+
+
+def _conclude(summary: Any, file: Path) -> None:
+    """Say what a run did; exit with 1 where it did not do everything."""
+    console = hosting.console()
     console.print(
         f"{summary.finished} runs finished, {summary.already} were there already, {len(summary.failed)} failed: "
-        f"{escape(str(folder / records.RECORDS))}"
+        f"{escape(str(file))}"
     )
     for name in summary.refused:
         console.print(f"[red]refused[/] {escape(name)}: it is not certified (--allow-refuted trains it all the same)")
