@@ -40,8 +40,9 @@ def check_unchanged(trunk: nn.Module, known: Sequence[Tensor]) -> None:
         return
     new = [name for name, p in trunk.named_parameters() if id(p) not in ids]
     gone = len(ids) - sum(id(p) in ids for p in trunk.parameters())
-    what = [f"parameter {listed(new)} was not there when MultiTask took them"] if new else []
-    what += [f"{gone} of its parameters are gone"] if gone else []
+    joined = f"parameter {new[0]} was" if len(new) == 1 else f"parameters {listed(new)} were"
+    what = [f"{joined} not there when MultiTask took them"] if new else []
+    what += [f"{gone} of its parameters {'is' if gone == 1 else 'are'} gone"] if gone else []
     raise ConfigurationError(
         f"the trunk has changed: {' and '.join(what)} (a new layer, an adapter, weight_norm?). Call "
         f"refresh_parameters() after the change: the method's state is kept. An optimizer has to be told by "

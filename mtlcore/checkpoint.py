@@ -162,8 +162,8 @@ def _whole(entry: str, value: Any) -> int:
 
 
 def _count(entry: str, value: Any) -> int:
-    if _whole(entry, value) < 0:
-        raise _wrong(entry, value, "a number of at least 0")
+    if not 0 <= _whole(entry, value) < 2**63:
+        raise _wrong(entry, value, "a number of at least 0 that fits into 64 bits")
     return int(value)
 
 
@@ -182,9 +182,9 @@ def _mapping(entry: str, value: Any) -> Mapping[str, Any]:
 def _tasks(value: Any, now: Progress) -> tuple[str, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, (list, tuple)) or not value or len(set(map(repr, value))) != len(value):
+    tasks = tuple(value) if isinstance(value, (list, tuple)) else ()
+    if not tasks or not all(isinstance(n, Hashable) for n in tasks) or len(set(map(repr, tasks))) != len(tasks):
         raise _wrong("tasks", value, "a list of distinct names")
-    tasks = tuple(value)
     if now.tasks is not None and set(tasks) != set(now.tasks):
         raise StateError(
             f"this is the state of {len(tasks)} tasks ({', '.join(map(str, tasks))}); this run has "
@@ -235,6 +235,9 @@ def _check_tensor(what: str, value: Any, expected: Tensor | None, cause: str = "
         raise StateError(
             f"not the state of a MultiTask, or a damaged one: {what} is a {type(value).__name__}, not a tensor."
         )
+    if value.layout != torch.strided or value.is_meta:
+        kind = "without numbers (device meta)" if value.is_meta else f"of layout {value.layout}"
+        raise StateError(f"{what} is a tensor {kind}, not a dense one: the checkpoint is damaged.")
     placeholder = expected is None or expected.numel() == 0
     if expected is not None and value.dtype != expected.dtype and not placeholder:
         raise StateError(f"{what} has dtype {value.dtype}, expected {expected.dtype}: {cause}")
@@ -253,9 +256,9 @@ def _kept(value: Any, keeper: Keeper | None, tasks: tuple[str, ...] | None) -> d
     shapes: dict[str, Callable[[Tensor], bool]] = {
         "weights": lambda t: tuple(t.shape) == (k,) and t.is_floating_point(),
         "present": lambda t: tuple(t.shape) == (k,) and t.dtype == torch.bool,
-        "age": lambda t: t.numel() == 1 and not t.is_floating_point() and int(t) >= 0,
+        "age": lambda t: t.ndim == 0 and t.dtype == torch.int64 and int(t) >= 0,
         "heads": lambda t: tuple(t.shape) == (k,) and t.is_floating_point(),
-        "reference": lambda t: t.ndim == 2 and t.shape[0] == t.shape[1],
+        "reference": lambda t: t.ndim == 2 and t.shape[0] == t.shape[1] and t.is_floating_point(),
     }
     for key in ("weights", "present", "age"):
         if key not in kept:

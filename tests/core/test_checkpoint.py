@@ -91,6 +91,21 @@ def test_saved_state_is_a_copy():
     assert mt.state_dict()["state"]["w"].abs().sum() > 0
 
 
+@pytest.mark.parametrize("damage", [torch.Tensor.to_sparse, lambda t: t.to("meta")])
+@pytest.mark.parametrize(("entry", "key"), [("state", "w"), ("state", "t"), ("refresh", "present"), ("refresh", "age")])
+def test_a_tensor_without_numbers_in_rows_is_named(entry, key, damage):
+    """A sparse one, or one on the device meta: the first was a raw error of torch, here or in the next step."""
+    work = build("mlp")
+    optimizer = torch.optim.SGD(work.parameters(), lr=1e-2)
+    mt = MultiTask(work.trunk, aggregator=Momentum(), optimizer=optimizer, refresh=3)
+    train(work, optimizer, mt, 1)
+    state, before = mt.state_dict(), str(mt.state_dict())
+    state[entry][key] = damage(state[entry][key])
+    with pytest.raises(StateError, match=f"{key!r}.* not a dense one"):
+        mt.load_state_dict(state)
+    assert str(mt.state_dict()) == before
+
+
 def test_state_of_another_method():
     work, optimizer, mt = start()
     train(work, optimizer, mt, 1)
@@ -124,7 +139,10 @@ def test_state_of_other_tasks():
     [
         ("step", "x"),
         ("seed", None),
+        ("step", 10**30),
         ("tasks", 5),
+        ("tasks", ["t0", "t1", []]),
+        ("tasks", ["t0", "t1", {}]),
         ("teleport_steps", 3),
         ("detections", [1]),
         ("gradient_sources", None),

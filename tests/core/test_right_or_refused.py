@@ -121,7 +121,7 @@ def test_a_layer_that_comes_later_is_refused_until_it_is_taken(method):
     mt = MultiTask(trunk, method)
     mt.backward(*losses_of(trunk, heads, x, y))
     trunk.append(nn.Linear(8, 8))
-    with pytest.raises(ConfigurationError, match=r"parameter 4.weight, 4.bias was not there.*refresh_parameters"):
+    with pytest.raises(ConfigurationError, match=r"parameters 4.weight, 4.bias were not there.*refresh_parameters"):
         mt.backward(*losses_of(trunk, heads, x, y))
     mt.refresh_parameters()
     report = mt.backward(*losses_of(trunk, heads, x, y))
@@ -134,7 +134,7 @@ def test_weight_norm_after_the_first_step_is_noticed():
     mt = MultiTask(trunk, "upgrad")
     mt.backward(*losses_of(trunk, heads, x, y))
     nn.utils.parametrizations.weight_norm(trunk[0])
-    with pytest.raises(ConfigurationError, match="1 of its parameters are gone"):
+    with pytest.raises(ConfigurationError, match="1 of its parameters is gone"):
         mt.backward(*losses_of(trunk, heads, x, y))
     mt.refresh_parameters()
     mt.backward(*losses_of(trunk, heads, x, y))

@@ -352,7 +352,7 @@ def test_parameters_that_were_replaced(work):
     mt = MultiTask(work.trunk, aggregator=Fixed((1.0,) * 3))
     torch.nn.utils.parametrizations.weight_norm(work.trunk[0])
     losses, z = work.evaluate()
-    with pytest.raises(ConfigurationError, match=r"parameter 0\.parametrizations.* was not there when"):
+    with pytest.raises(ConfigurationError, match=r"parameters 0\.parametrizations.* were not there when"):
         mt.backward(losses, features=z)
 
 
