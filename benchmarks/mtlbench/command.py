@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from mtlcore import hosting
 from mtlcore.errors import ConfigurationError, MtlError
+
+if TYPE_CHECKING:
+    from mtlbench.clusters import Cluster
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -109,6 +112,9 @@ def run(
     dask: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler whose workers do the runs, e.g. tcp://host:8786.")
     ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster that does the runs, e.g. host:6379, or auto.")
+    ] = None,
     certify: Annotated[bool, typer.Option(help="Verify every method before training it.")] = True,
     allow_refuted: Annotated[
         bool,
@@ -136,6 +142,7 @@ def run(
                 "--device": device not in (None, ["cpu"]),
                 "--timeout": timeout,
                 "--dask": dask,
+                "--ray": ray,
             }
             _leave_out(suite, [option for option, given in strange.items() if given])
             folder = out or Path("bench-results") / suite
@@ -147,7 +154,7 @@ def run(
             _of_suite(folder)
             summary = runner.run(
                 chosen, folder, jobs=jobs, certify=certify, allow_refuted=allow_refuted, console=console, source=suite,
-                devices=tuple(device or ("cpu",)), timeout=timeout, dask=dask, **wanted,
+                devices=tuple(device or ("cpu",)), timeout=timeout, cluster=_cluster(dask, ray), **wanted,
             )  # fmt: skip
     except KeyboardInterrupt:
         console.print(
@@ -293,6 +300,15 @@ def _of_suite(folder: Path) -> None:
             f"the records in {str(folder)!r} are of fronts: `mtl bench report {folder}` shows them. A suite needs a "
             "folder of its own."
         )
+
+
+def _cluster(dask: str | None, ray: str | None) -> Cluster | None:
+    from mtlbench.clusters.dask import Dask
+    from mtlbench.clusters.ray import Ray
+
+    if dask and ray:
+        raise ConfigurationError("--dask and --ray: the runs go to one cluster. Leave one of them out.")
+    return Dask(dask) if dask else Ray(ray) if ray else None
 
 
 def _leave_out(what: str, options: list[str]) -> None:

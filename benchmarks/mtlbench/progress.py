@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mtlbench.cluster import spread
+from mtlbench.clusters import Cluster
 from mtlbench.formats import Record
 from mtlbench.jobs import Job, do_job, failed
 from mtlbench.suite import SINGLE_TASK
@@ -102,12 +102,12 @@ class Bar:
                 self._progress.console.print(escape(text), highlight=False)
 
 
-def results(jobs: list[Job], processes: int, bar: Bar, dask: str | None = None) -> Iterable[Record]:
-    """The records of jobs as they finish; each job tells the bar how far it is (on a Dask cluster: only when it has
+def results(jobs: list[Job], processes: int, bar: Bar, cluster: Cluster | None = None) -> Iterable[Record]:
+    """The records of jobs as they finish; each job tells the bar how far it is (on a cluster: only when it has
     finished, unless the workers share this machine's files)."""
     work = [functools.partial(_job_with_progress, job, bar.path_of(job)) for job in jobs]
     instead = lambda job, path, *, why: failed(job, why)
-    return parallel(work, processes, instead) if dask is None else spread(work, dask, instead)
+    return parallel(work, processes, instead) if cluster is None else cluster.spread(work, instead)
 
 
 def _job_with_progress(job: Job, path: str) -> Record:

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 import mtlcore
 from mtlbench import certification, devices, protocols, records, tuning
+from mtlbench.clusters import Cluster
 from mtlbench.data import sources
 from mtlbench.formats import Record, Short
 from mtlbench.jobs import Job, make_task, name_of
@@ -60,7 +61,7 @@ class Call:
         tasks: only these of the suite. Default: all.
         devices: where to train, as torch names it; several are used in turn by the runs.
         timeout: seconds after which a run is stopped and counts as failed.
-        dask: address of a Dask scheduler, whose workers do the runs instead of processes of this machine.
+        cluster: whose workers do the runs instead of processes of this machine.
     """
 
     jobs: int = 1
@@ -72,7 +73,7 @@ class Call:
     tasks: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu",)
     timeout: float | None = None
-    dask: str | None = None
+    cluster: Cluster | None = None
 
 
 def run(suite: Suite, folder: Path, *, console: Console | None = None, **call: Any) -> Summary:
@@ -228,7 +229,7 @@ class _Runner:
             return done
         todo = [dataclasses.replace(job, device=d) for job, d in zip(todo, itertools.cycle(self.call.devices))]
         with Bar(self.console, label, todo) as bar:
-            for record in results(todo, self.call.jobs, bar, self.call.dask):
+            for record in results(todo, self.call.jobs, bar, self.call.cluster):
                 records.append(path, record)
                 bar.finished(record)
                 if record.ok:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import re
 import signal
 import warnings
@@ -73,6 +74,22 @@ def _in_worker(i: int, task: functools.partial[T], parent: int) -> tuple[int, T]
 
 _worker = False
 _runner: int | None = None  # in a worker process: who will write down what it finds
+
+
+Process = tuple[str, int]
+"""(name of the machine, number of the process)."""
+
+
+def here() -> Process:
+    """This process."""
+    return platform.node(), os.getpid()
+
+
+def elsewhere(task: functools.partial[T], runner: Process) -> T:
+    """What a cluster's worker does, which may be this very process in a test."""
+    if here() != runner:
+        work_for_others()
+    return task()
 
 
 def work_for_others() -> None:
