@@ -75,6 +75,16 @@ def test_a_certificate_is_made_once_and_asked_for_through_the_hook(package, monk
     assert certificates.certify("aggregator", "certified", {}, 1) == first, "deeper is enough"
 
 
+@pytest.mark.parametrize("ending", ["SystemExit(0)", "GeneratorExit", "KeyboardInterrupt"])
+def test_a_method_that_ends_the_process_fails_its_own_certificate_only(package, ending):
+    """It used to count as a failure of the certifier: "plugin 'mtlverify' is set aside"."""
+    method = package / "method.py"
+    method.write_text(method.read_text().replace("weights = torch", f"raise {ending}\n        weights = torch"))
+    found = certificates.certify("aggregator", "certified", {}, 1)
+    assert found["passed"] is False
+    assert any(row["law"] == "finite" and row["status"] == "error" for row in found["rows"])
+
+
 def test_a_change_of_an_imported_module_of_the_package_makes_a_new_certificate(package):
     certificates.certify("aggregator", "certified", {}, 1)
     (package / "other.py").write_text("UNUSED = 2\n")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mtlcore.errors import ConfigurationError, PluginError, PluginWarning, UnknownPluginError, did_you_mean, like_plugin
-from mtlcore.hosting import declared_fault, described, registry
+from mtlcore.hosting import TookTooLong, blame, declared_fault, described, registry
 from mtlverify.example import Example
 from mtlverify.law import BASES, DEPTH, KINDS, Law, OutsideLaw
 from mtlverify.search import SHRINKS, Outcome, refused, require_hypothesis, search
@@ -138,8 +138,8 @@ def examine(
     result = _blank(plugin, law)
     try:
         reason = law.applies(plugin)
-    except Exception as error:  # it may have asked the method a question
-        return dataclasses.replace(result, detail=f"raised {described(error)}")
+    except BaseException as error:  # it may have asked the method a question
+        return dataclasses.replace(result, detail=f"raised {_of_the_plugin(error)}")
     if reason is not None:
         return dataclasses.replace(result, status="not-applicable", detail=reason)
     with profile(max_examples, law.domain):
@@ -188,12 +188,20 @@ def replay(plugin: Any, counterexample: Mapping[str, Any]) -> Result:
             margin = law.measure(plugin, example)
     except OutsideLaw as outside:
         return dataclasses.replace(result, status="not-applicable", detail=str(outside))
-    except Exception as error:
+    except BaseException as error:
+        _of_the_plugin(error)
         if refused(example, error):
             return dataclasses.replace(result, status="not-applicable", detail=str(error))
         return _judged(plugin, law, Outcome(1, None, example, error, example), result)
     outcome = Outcome(1, margin, example if margin < 0 else None, None, example)
     return _judged(plugin, law, outcome, result)
+
+
+def _of_the_plugin(error: BaseException) -> str:
+    """What a plugin raised, of whatever class, in words; the user's Ctrl-C and the end of its time are raised again."""
+    if isinstance(error, TookTooLong):
+        raise error
+    return blame(error)
 
 
 def kind_of(plugin: Any) -> str:
