@@ -155,8 +155,9 @@ def mtlcore_register_tasks(register: Register) -> None:
 def mtlcore_certify(kind: str, name: str, options: dict[str, Any]) -> dict[str, Any] | None:
     """Is this plugin fit for use? Answered by verification, asked by benchmarks; the first result wins.
 
-    The answer has ``passed: bool``, ``summary: str``, ``rows: list`` (the rows of ``mtl verify --json``) and
-    ``date: str`` (of the check). It may take as long as it takes; :func:`mtlcore_certified` may not.
+    The answer has ``passed: bool`` (None: it could not be told), ``summary: str``, ``rows: list`` (the rows of
+    ``mtl verify --json``) and ``date: str`` (of the check). It may take as long as it takes;
+    :func:`mtlcore_certified` may not.
     """
 
 

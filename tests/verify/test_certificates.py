@@ -10,6 +10,7 @@ import textwrap
 import pytest
 
 from mtlcore import hookimpl
+from mtlcore.hosting import limited
 from mtlcore.registry import registry
 from mtlverify import certificates, runner, sources
 
@@ -83,6 +84,18 @@ def test_a_method_that_ends_the_process_fails_its_own_certificate_only(package, 
     found = certificates.certify("aggregator", "certified", {}, 1)
     assert found["passed"] is False
     assert any(row["law"] == "finite" and row["status"] == "error" for row in found["rows"])
+
+
+def test_a_method_that_hangs_is_not_certified_and_the_certifier_not_blamed(package):
+    method = package / "method.py"
+    method.write_text(
+        method.read_text().replace("weights = torch", "import time; time.sleep(60)\n        weights = torch")
+    )
+    with limited(1.0):
+        found = registry().ask("mtlcore_certify", kind="aggregator", name="certified", options={})
+    assert found["passed"] is None
+    assert "took longer than 1 s" in found["summary"]
+    assert certificates.lookup("aggregator", "certified", {}, 1) is None, "another day it may be fast enough"
 
 
 def test_a_change_of_an_imported_module_of_the_package_makes_a_new_certificate(package):

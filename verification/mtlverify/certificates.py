@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtlcore.hosting import registry
+from mtlcore.hosting import TookTooLong, registry
 from mtlverify import sources
 from mtlverify.law import DEPTH, KINDS
 
@@ -35,7 +35,8 @@ KEPT = 8
 def certify(kind: str, name: str, options: dict[str, Any], max_examples: int = DEPTH) -> Certificate | None:
     """``{"passed", "summary", "rows", "date"}`` of a registered plugin; a stored one if nothing changed.
 
-    None for a kind that verification knows nothing about (the hook's next implementation may answer).
+    None for a kind that verification knows nothing about (the hook's next implementation may answer). ``passed`` is
+    None for a plugin that was stopped because its time was over; that is not stored.
     """
     if kind not in KINDS:
         return None
@@ -45,7 +46,18 @@ def certify(kind: str, name: str, options: dict[str, Any], max_examples: int = D
     from mtlverify.runner import check
 
     plugin = registry().create(kind, name, **options)
-    return store(kind, name, options, list(check(plugin, None, max_examples, SEED)), max_examples, SEED)
+    results: list[Result] = []
+    try:
+        for result in check(plugin, None, max_examples, SEED):
+            results.append(result)
+    except TookTooLong as late:  # the plugin is slow or hangs; were this passed on, the certifier would be blamed
+        summary = f"{late}, after {len(results)} laws"
+        return {"passed": None, "summary": summary, "rows": [r.to_json() for r in results], "date": _today()}
+    return store(kind, name, options, results, max_examples, SEED)
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
 def lookup(
@@ -95,7 +107,7 @@ def store(
         "passed": not any(r.failed for r in results),
         "summary": summary(results),
         "rows": [r.to_json() for r in results],
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": _today(),
         **basis,
     }
     if all(basis["sources"].values()):  # a class without a source (typed into a notebook) could change unseen
