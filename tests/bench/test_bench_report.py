@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from mtlbench import jobs, progress, records, runner
+from mtlbench import jobs, progress, protocols, records, runner
 from mtlbench.report import curves, figures, overall
 from mtlbench.report.page import write
 from mtlbench.report.summary import summarise
@@ -463,6 +463,60 @@ def test_a_run_in_progress_is_not_outdated(tiny, tmp_path, monkeypatch):
         runner.run(tiny.suite("tiny-equal"), tmp_path, seeds=1, console=tiny.quiet())
     state = summarise(tmp_path)["state"]
     assert (state["finished"], state["outdated"]) == (1, 0)
+
+
+def _follows(folder, protocol, task, budget):
+    """A folder whose suite names a protocol, with records made with this budget."""
+    plain = {"steps": 20, "batch_size": 8, "learning_rate": 1e-3, "evaluations": 2, **budget}
+    for method in ("single-task", "ls"):
+        used = {"budget": plain, "method": None if method == "single-task" else {"aggregator": method}}
+        records.append(folder / "records.jsonl", _record(method, 0, 1.0, task=task, hyperparameters=used))
+    suite = Suite(name="s", title="S", protocol=protocol, tasks=(task,), methods=("ls",))
+    content = {"suite": suite.model_dump(mode="json"), "source": "s", "seeds": 1, "current": {}, "tuned": {}}
+    records.replace(folder / "suite.json", content)
+    return summarise(folder)["tasks"][0], _page(folder)
+
+
+def test_rules_of_a_run_stand_under_its_task(tmp_path):
+    """What was used, not what the protocol's name promises."""
+    budget = {
+        "optimizer": "SGD", "optimizer_options": {"momentum": 0.9}, "schedule": "constant", "selection": "last",
+        "precision": "bf16", "weight_decay": 1e-4,
+    }  # fmt: skip
+    found, page = _follows(tmp_path / "changed", "validation", "multimnist", budget)
+    expected = (
+        "SGD (momentum = 0.9, weight_decay = 0.0001), schedule constant, bf16. Judged: the end of training."
+    )  # fmt: skip
+    assert found["rules"] == expected
+    assert expected in page
+    assert found["departures"] == ["selection = last (protocol: best-validation)"]
+    assert "not the protocol validation as it stands" in page
+    assert "validation</code> with changes" in page
+    found, page = _follows(tmp_path / "plain", "validation", "multimnist", {})
+    assert found["rules"] == "Adam, schedule cosine. Judged: the checkpoint with the best validation score."
+    assert found["departures"] == []
+    assert "as it stands" not in page
+    assert "with changes" not in page
+
+
+def test_departures_from_the_protocol_of_a_line_are_named(tmp_path):
+    own = protocols.budget_for("nash-mtl", "nyuv2").model_dump(exclude_none=True)
+    found, page = _follows(tmp_path / "own", "nash-mtl", "nyuv2", own)
+    assert found["departures"] == []
+    assert "the mean of the test metrics at the ends of the last 10 epochs, trained on the validation part" in page
+    shorter = own | {"epochs": 2, "last_epochs": 1, "optimizer": "SGD"}
+    found, page = _follows(tmp_path / "other", "nash-mtl", "nyuv2", shorter)
+    assert found["departures"] == [
+        "epochs = 2 (protocol: 200.0)", "optimizer = SGD (protocol: Adam)", "last_epochs = 1 (protocol: 10)",
+    ]  # fmt: skip
+    assert "These numbers do not belong into a table of that protocol" in page
+
+
+@pytest.mark.parametrize("value", [None, 3, [], {"a": []}, "x", float("nan")])
+def test_any_rules_of_another_writer_can_be_shown(tmp_path, value):
+    names = ("optimizer", "optimizer_options", "schedule", "schedule_options", "selection", "weight_decay", "epochs")
+    found, _ = _follows(tmp_path, "nash-mtl", "celeba", dict.fromkeys(names, value))
+    assert "Judged" in found["rules"]
 
 
 def test_several_tasks_are_pooled_by_stratified_bootstrap(folder):

@@ -219,7 +219,12 @@ class IdentifierRow:
 
 @dataclasses.dataclass(frozen=True)
 class TaskReport:
-    """Everything about one task."""
+    """Everything about one task.
+
+    Args:
+        rules: by which its runs were trained and judged, in words; empty where no record says it.
+        departures: where they are not those of the suite's protocol.
+    """
 
     name: str
     title: str
@@ -231,6 +236,8 @@ class TaskReport:
     methods: list[MethodRow]
     splits: dict[str, str] | None
     identifiers: list[IdentifierRow]
+    rules: str = ""
+    departures: list[str] = dataclasses.field(default_factory=list)
 
     def scored(self) -> list[MethodRow]:
         """The methods that can have a delta-m: all but the baseline."""

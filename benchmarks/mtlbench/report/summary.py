@@ -15,7 +15,7 @@ from mtlbench import records as raw
 from mtlbench import statistics as stats
 from mtlbench.formats import Certificate, Hyperparameters, Manifest, Short
 from mtlbench.protocols import PROTOCOLS
-from mtlbench.report import comparisons, fronts, identifiers
+from mtlbench.report import comparisons, fronts, identifiers, rules
 from mtlbench.report.curves import mean_lines
 from mtlbench.report.declared import Declared, declared
 from mtlbench.report.model import (
@@ -122,18 +122,25 @@ class _Reporter:
         table = comparisons.deltas(runs)
         rows = self._methods(runs, metrics, facts, table)
         budget = next((h.budget for h in runs["hyperparameters"] if h.budget is not None), None)
+        used = None if budget is None else budget.model_dump()
         return TaskReport(
             name=name,
             title=facts.title,
             about=facts.about,
             metrics=facts.metrics,
-            budget=None if budget is None else budget.model_dump(),
+            budget=used,
             teleporting=comparisons.with_and_without(rows, table, self.settings),
             fronts=fronts.of_task(metrics, runs, self.fronts, facts.metrics),
             methods=rows,
             splits=next(iter(runs["splits"].dropna()), None),
             identifiers=identifiers.of_task(rows),
+            rules="" if used is None else rules.in_words(used),
+            departures=self._departures(name, used) if used is not None else [],
         )
+
+    def _departures(self, task: str, budget: dict[str, Any]) -> list[str]:
+        suite = self.suite
+        return rules.departures(suite.protocol, task, budget, bool(suite.tuning.trials)) if suite is not None else []
 
     def _methods(
         self, runs: pd.DataFrame, metrics: pd.DataFrame, facts: Declared, table: pd.DataFrame
