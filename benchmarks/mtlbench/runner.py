@@ -23,6 +23,7 @@ from mtlbench.formats import Record, Short
 from mtlbench.jobs import Job, make_task, name_of
 from mtlbench.lock import alone_in
 from mtlbench.progress import Bar, results
+from mtlbench.protocol import optimizer
 from mtlbench.suite import NOT_TRAINED_WITH, SINGLE_TASK, BudgetChanges, MethodEntry, Suite, TaskEntry, digest
 from mtlbench.tasks.base import Budget
 from mtlbench.tuner import Choice, Tuner
@@ -86,6 +87,8 @@ def run(suite: Suite, folder: Path, *, console: Console | None = None, **call: A
     Raises:
         ConfigurationError: ``folder`` cannot be one, is damaged, or another run is at work in it; the suite has no such
             method or task; there is no such device.
+        ConfigurationError: a task's budget names an optimizer or a schedule that cannot be made, or the protocol has no
+            rules for it.
         DataError: the data of a task cannot be had.
         UnknownPluginError, ConfigurationError: a method of the suite does not exist or has wrong options.
     """
@@ -113,6 +116,8 @@ class _Runner:
             devices.check(name)
 
     def run(self) -> None:
+        for entry in self.suite.tasks:  # a mistake in the last task's budget must not wait for the others' trainings
+            optimizer.check(budget_of(self.suite, entry))
         methods = _existing_methods(self.suite, self.summary, self.console)
         for entry in self.suite.tasks:  # fetched once, here, rather than by several workers at the same time
             for source in make_task(entry).sources:

@@ -13,10 +13,29 @@ from mtlbench import devices, jobs, protocol, protocols, records, runner
 from mtlbench.protocol import optimizer, plan, precision, selection, training
 from mtlbench.suite import MethodEntry, Suite
 from mtlbench.tasks.base import Budget, LazySplit, MultiSplit, Network, Split, joined
+from mtlcore import hookimpl
 from mtlcore.errors import ConfigurationError
+from mtlcore.registry import registry
 
 BASE = Budget(steps=12, batch_size=8, learning_rate=1e-2, evaluations=2)
 AGAINST = {"a/MAE": 1.0, "b/MAE": 1.0}
+
+
+@contextlib.contextmanager
+def registered(name, task):
+    """A second task, for one test."""
+
+    class Plugin:
+        @hookimpl
+        def mtlcore_register_tasks(self, register):
+            register(name, task)
+
+    plugin = Plugin()
+    registry().add(plugin, name)
+    try:
+        yield
+    finally:
+        registry().remove(plugin)
 
 
 def _train(tiny, **changes):
@@ -54,6 +73,23 @@ def test_what_torch_does_not_have_is_named(tiny, changes, complaint):
     budget = dataclasses.replace(BASE, **changes)
     with pytest.raises(ConfigurationError, match=complaint):
         optimizer.Schedule(optimizer.optimizer_of(Network(tiny.Tiny()), budget), budget, 3)
+
+
+@pytest.mark.parametrize("wrong", [{"optimizer": "Adm"}, {"schedule": "StepLR"}, {"optimizer_options": {"beta": 1}}])
+def test_a_budget_that_cannot_be_made_is_refused_before_anything_is_trained(tiny, tmp_path, wrong):
+    """Also one of the last task: the first ones may take hours."""
+    suite = tiny.suite("tiny-equal", tasks=["tiny", {"name": "tiny-2", "budget": wrong}])
+    with registered("tiny-2", tiny.Tiny), pytest.raises(ConfigurationError, match=r"no optimizer|cannot be made with"):
+        runner.run(suite, tmp_path, certify=False, console=tiny.quiet())
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+_NEWER = [name for name in ("Muon",) if hasattr(torch.optim, name)]  # takes matrices only
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adafactor", "ASGD", "Rprop", *_NEWER])
+def test_the_check_of_a_budget_refuses_no_optimizer_that_can_be_made(name):
+    optimizer.check(dataclasses.replace(BASE, optimizer=name, head_learning_rate=1e-3))
 
 
 def _rates(tiny, looks=(), **changes):
@@ -163,6 +199,9 @@ def test_a_protocol_that_says_nothing_of_a_task_is_refused(tiny, tmp_path):
         runner.run(tiny.suite("tiny-equal", protocol="nash-mtl"), tmp_path, certify=False, console=tiny.quiet())
     with pytest.raises(ValueError, match="no protocol 'nash'. Did you mean 'nash-mtl'"):
         tiny.suite("tiny-equal", protocol="nash")
+    celeba_first = tiny.suite("tiny-equal", protocol="nash-mtl", tasks=["celeba", "tiny"])
+    with pytest.raises(ConfigurationError, match="has no rules for task 'tiny'"):  # before celeba is looked for
+        runner.run(celeba_first, tmp_path, certify=False, console=tiny.quiet())
     assert protocols.budget_for("ldc-mtl", "cityscapes").learning_rate == 3e-4
 
 

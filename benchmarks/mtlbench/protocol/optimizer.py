@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from mtlbench.tasks.base import Budget, Network
 from mtlcore.errors import ConfigurationError, did_you_mean
@@ -14,7 +15,7 @@ from mtlcore.errors import ConfigurationError, did_you_mean
 _NEEDS_A_CLOSURE = ("LBFGS",)
 
 
-def optimizer_of(network: Network, budget: Budget) -> torch.optim.Optimizer:
+def optimizer_of(network: Network | _Probe, budget: Budget) -> torch.optim.Optimizer:
     """The optimizer of a budget over all parameters, in two groups if the heads have a rate of their own.
 
     Raises:
@@ -34,6 +35,23 @@ def optimizer_of(network: Network, budget: Budget) -> torch.optim.Optimizer:
         options["weight_decay"] = budget.weight_decay
     made: torch.optim.Optimizer = _made(kind, budget.optimizer, groups, {"lr": budget.learning_rate, **options})
     return made
+
+
+def check(budget: Budget) -> None:
+    """Make optimizer and schedule once, on two numbers: a mistake is better known before certificates and trainings.
+
+    Raises:
+        ConfigurationError: what is wrong with them.
+    """
+    Schedule(optimizer_of(_Probe(), budget), budget, 1)
+
+
+class _Probe(nn.Module):
+    """What an optimizer needs of a network. Matrices, because some optimizers take nothing else; no random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.heads = (nn.ParameterList([torch.zeros(1, 1)]) for _ in range(2))
 
 
 class Schedule:
