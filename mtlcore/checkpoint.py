@@ -230,7 +230,8 @@ def _method_state(
 
 
 def _check_tensor(what: str, value: Any, expected: Tensor | None, cause: str = "") -> None:
-    """A tensor of the expected kind; a size of zero is a placeholder that a later step replaces."""
+    """A tensor of the expected kind. One of size zero is a placeholder that a later step replaces: by one of the same
+    sort of numbers, whose other sizes stay as they are if it has as many dimensions."""
     if not isinstance(value, Tensor):
         raise StateError(
             f"not the state of a MultiTask, or a damaged one: {what} is a {type(value).__name__}, not a tensor."
@@ -239,6 +240,14 @@ def _check_tensor(what: str, value: Any, expected: Tensor | None, cause: str = "
         kind = "without numbers (device meta)" if value.is_meta else f"of layout {value.layout}"
         raise StateError(f"{what} is a tensor {kind}, not a dense one: the checkpoint is damaged.")
     placeholder = expected is None or expected.numel() == 0
+    if expected is not None and placeholder:
+        if _sort(value) != _sort(expected):
+            raise StateError(f"{what} has dtype {value.dtype}, expected one like {expected.dtype}: {cause}")
+        same = value.ndim != expected.ndim or all(n in (0, m) for n, m in zip(expected.shape, value.shape))
+        if not same:
+            raise StateError(
+                f"{what} has shape {tuple(value.shape)}, expected {tuple(expected.shape)} with any size for 0: {cause}"
+            )
     if expected is not None and value.dtype != expected.dtype and not placeholder:
         raise StateError(f"{what} has dtype {value.dtype}, expected {expected.dtype}: {cause}")
     if expected is not None and value.shape != expected.shape and not placeholder:
@@ -246,6 +255,11 @@ def _check_tensor(what: str, value: Any, expected: Tensor | None, cause: str = "
     may_be_infinite = expected is not None and not bool(torch.isfinite(expected).all())
     if value.is_floating_point() and not may_be_infinite and not bool(torch.isfinite(value).all()):
         raise StateError(f"{what} is NaN or infinite: the checkpoint is damaged.")
+
+
+def _sort(tensor: Tensor) -> tuple[bool, bool]:
+    """Whether real, complex, or neither: whole numbers and truth values."""
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _kept(value: Any, keeper: Keeper | None, tasks: tuple[str, ...] | None) -> dict[str, Tensor]:

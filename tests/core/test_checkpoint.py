@@ -285,3 +285,28 @@ def test_a_warning_that_is_an_error_comes_before_anything_changes():
         with pytest.raises(PluginWarning, match=r"aggregator\.c was 0\.1, is 0\.9"):
             other.load_state_dict(saved_by(aggregator=create("aggregator", "cagrad", c=0.1)))
     assert str(other.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "culprit"),
+    [
+        ("first", lambda old: old.long(), "'first'.* has dtype torch.int64"),
+        ("first", lambda old: old.to(torch.complex64), "'first'.* has dtype torch.complex64"),
+        ("first", lambda old: old[:-1], r"'first'.* has shape \(\d+, \d+\), expected \(\d, 0\)"),
+        ("pseudo", lambda old: old > 0, "'pseudo'.* has dtype torch.bool"),
+    ],
+)
+def test_an_entry_that_begins_empty_keeps_its_sort_and_its_tasks(entry, value, culprit):
+    """Its size is known after the first step only: the next step blamed the method."""
+    made = [build("mlp") for _ in range(2)]
+    first, other = (
+        MultiTask(work.trunk, "m-config", torch.optim.SGD(work.trunk.parameters(), lr=0.1)) for work in made
+    )
+    first.step(made[0].evaluate)
+    state = first.state_dict()
+    other.load_state_dict(state)
+    before = str(other.state_dict())
+    state["state"] = {**state["state"], entry: value(state["state"][entry])}
+    with pytest.raises(StateError, match=culprit):
+        other.load_state_dict(state)
+    assert str(other.state_dict()) == before
