@@ -80,6 +80,12 @@ def test_a_whole_run_by_the_rules_of_the_line(tmp_path, monkeypatch):
     assert found.validation == {}
 
 
+def _announces(path, rows):
+    """A file whose header promises more than it has, and more than there is memory for."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (rows, 64, 3)})
+
+
 WRONG = {
     "a pickle": (lambda p: np.save(p, np.array([{"a": 1}]), allow_pickle=True), "pickled objects"),
     "another shape": (lambda p: np.save(p, np.zeros((5, 5))), "has shape 5 x 5; expected"),
@@ -87,6 +93,8 @@ WRONG = {
     "text": (lambda p: np.save(p, np.full((*SIZE, 3), "x")), "not a plain array"),
     "no array": (lambda p: p.write_bytes(b"\x80\x04N."), "is not read|cannot be read"),
     "empty": (lambda p: p.write_bytes(b""), "is not read|cannot be read"),
+    "an absurd header": (lambda p: _announces(p, 10**12), "cannot be read"),
+    "0 to 255": (lambda p: np.save(p, np.full((*SIZE, 3), 255, np.uint8)), "largest value is 255.*divide by 255"),
     "odd size": (lambda p: np.save(p, np.zeros((33, 64, 3))), "multiples of 32"),
 }
 
@@ -99,6 +107,15 @@ def test_a_hostile_array_is_an_error_that_names_the_file(tmp_path, write, compla
     with pytest.raises(DataError, match=complaint) as caught:
         mtlcore.create("task", "nyuv2", root=str(root)).load()
     assert ".npy" in str(caught.value)
+
+
+def test_a_class_between_two_classes_is_refused(tmp_path):
+    """It would have been rounded down without a word."""
+    root = _scenes(tmp_path)
+    for i in range(3):
+        np.save(root / "train" / "label" / f"{i}.npy", np.full(SIZE, 2.5))
+    with pytest.raises(DataError, match=r"label.*\.npy has class 2\.5, which is not a whole number"):
+        mtlcore.create("task", "nyuv2", root=str(root)).load()
 
 
 def test_what_is_missing_is_named_with_the_way_out(tmp_path, monkeypatch):
@@ -233,6 +250,7 @@ LIST = "Anno/list_attr_celeba.txt"
         (LIST, lambda t: t.replace("Bald", "Bold"), "does not name the forty attributes"),
         (LIST, lambda t: t.replace("000002.jpg 1", "000002.jpg 7").replace("000002.jpg -1", "000002.jpg 7"), "line 4"),
         (LIST, lambda t: t.replace("6\n", "7\n", 1), "announces '7' pictures and has 6"),
+        (LIST, lambda t: t.replace("6\n", "\u00b2\n", 1), "announces '\u00b2' pictures and has 6"),
         (LIST, lambda t: t.replace("000001.jpg", "../../x.jpg"), "does not say which part|leads out"),
         ("Eval/list_eval_partition.txt", lambda t: t.replace(" 2", " 3"), "its part, 0, 1 or 2"),
         ("Eval/list_eval_partition.txt", lambda t: t.replace(" 2", " 1"), "no picture into part 2"),
@@ -279,9 +297,10 @@ def test_office_trains_on_domains_of_unequal_size(tmp_path, monkeypatch):
     found = protocol.train("office", task, MethodEntry(name="mgda"), 0, budget, {})
     assert set(found.metrics) == {f"{d}/{metric}" for d in task.tasks for metric in ("accuracy", "calibration error")}
     assert found.conflict["min_cosine"] is not None
-    (tmp_path / "amazon_test.txt").write_text("amazon/images/x.jpg 31\n")
     from mtlbench.tasks import office
 
-    office._load.cache_clear()
-    with pytest.raises(DataError, match="amazon_test.txt, line 1: expected a picture and a class below 31"):
-        task.load()
+    for wrong in ("31", "\u00b2", "-1", "1.0", ""):  # a superscript is a digit, but no number
+        (tmp_path / "amazon_test.txt").write_text(f"amazon/images/x.jpg {wrong}\n", encoding="utf-8")
+        office._load.cache_clear()
+        with pytest.raises(DataError, match="amazon_test.txt, line 1: expected a picture and a class below 31"):
+            task.load()

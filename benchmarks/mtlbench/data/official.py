@@ -73,7 +73,7 @@ def array(path: Path, *shapes: tuple[int, ...]) -> np.ndarray:
     except ValueError as error:
         why = "it holds pickled objects, which could run code" if "pickle" in str(error).lower() else str(error)
         raise DataError(f"{path} is not read: {why}. A plain array of numbers is needed.") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, MemoryError) as error:  # a damaged header may announce more than any memory holds
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
         raise DataError(f"{path} is not a plain array of numbers.")

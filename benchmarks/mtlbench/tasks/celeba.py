@@ -126,7 +126,7 @@ def _attributes(path: Path) -> tuple[list[str], np.ndarray]:
     for number, row in enumerate(rows, start=3):
         if len(row) != 1 + len(ATTRIBUTES) or not set(row[1:]) <= {"1", "-1"}:
             raise DataError(f"{path}, line {number}: expected a picture and forty times 1 or -1.")
-    if not content[0].strip().isdigit() or int(content[0]) != len(rows):
+    if not content[0].strip().isdecimal() or int(content[0]) != len(rows):
         raise DataError(f"{path} announces {content[0].strip()[:20]!r} pictures and has {len(rows)}.")
     return [row[0] for row in rows], np.array([[float(v == "1") for v in row[1:]] for row in rows], np.float32)
 

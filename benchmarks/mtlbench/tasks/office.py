@@ -86,7 +86,7 @@ def _listed(path: Path, root: Path, classes: int) -> list[tuple[Path, int]]:
     found = []
     for number, line in enumerate(lines(path), start=1):
         words = line.rsplit(maxsplit=1)
-        if len(words) != 2 or not words[1].isdigit() or int(words[1]) >= classes:
+        if len(words) != 2 or not words[1].isdecimal() or int(words[1]) >= classes:
             raise DataError(f"{path}, line {number}: expected a picture and a class below {classes}.")
         found.append((inside(root, words[0], str(path)), int(words[1])))
     if not found:

@@ -23,6 +23,8 @@ from mtlcore import choice
 _SEED = 20_205
 _VALIDATION = 10  # every tenth training image
 _SCALES = (1.0, 1.2, 1.5)
+_BRIGHTEST = 20.0
+"""Above what standardised pictures reach, and far below 255."""
 _UNITS = {"absolute error": "", "relative error": "%", "mean angle": "°", "median angle": "°"}
 _NAMES = {
     "segmentation": ("mIoU", "pixel accuracy"),
@@ -169,12 +171,20 @@ class _Reader:
     def __call__(self, i: int) -> tuple[Tensor, dict[str, Tensor]]:
         name = f"{self._rows[i]}.npy"
         picture = _channels_first(array(self._folder / "image" / name, (-1, -1, 3), (3, -1, -1)), 3)
+        if picture.max() > _BRIGHTEST:  # silently, it would be another network's input
+            raise DataError(
+                f"{self._folder / 'image' / name}: the largest value is {picture.max():g}; pictures of this layout lie "
+                "between 0 and 1 (divide by 255)."
+            )
         size = picture.shape[1:]
         if any(n % 32 for n in size):
             raise DataError(f"{self._folder / 'image' / name}: height and width {size} must be multiples of 32.")
         label = array(self._labels / name, tuple(size))
         if label.max() >= self._task.classes:
             raise DataError(f"{self._labels / name} has class {label.max():g}; there are {self._task.classes}.")
+        broken = label[label != np.round(label)]
+        if broken.size:
+            raise DataError(f"{self._labels / name} has class {broken[0]:g}, which is not a whole number.")
         targets = {"segmentation": torch.from_numpy(np.where(label < 0, -1, label)).long()}
         for task, channels in (("depth", 1), ("normals", 3)):
             if task in self._task.tasks:
