@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import json
 import math
 import re
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from mtlbench import jobs, progress, protocols, records, runner
-from mtlbench.report import curves, figures, overall
+from mtlbench.report import curves, figures, linked, overall
 from mtlbench.report.page import write
 from mtlbench.report.summary import summarise
 from mtlbench.speed import report as speed
@@ -253,11 +256,39 @@ def test_missing_is_what_the_same_command_would_do(tiny, tmp_path):
 
 def test_the_page_is_self_contained(folder):
     html = _page(folder)
-    assert not re.search(r"(?i)\b(?:src|href)\s*=\s*[\"'](?!#)", html)
+    carried = r"data:text/csv;charset=utf-8;base64,[A-Za-z0-9+/=]*\""
+    assert not re.search(rf"(?i)\b(?:src|href)\s*=\s*[\"'](?!#|{carried})", html)
     assert "://" not in html
     assert "@import" not in html
     assert "<script" not in html
     assert "url(" not in html
+
+
+_FILE = re.compile(
+    r'</table></div>\n<p class="file"><a download="([^"]*)" href="data:text/csv;charset=utf-8;base64,([^"]*)"'
+)
+
+
+def test_every_table_can_be_taken_away_as_a_file_without_scripts(folder):
+    """Rows, names, signs and gaps are those that the page shows."""
+    html = _page(folder)
+    files = _FILE.findall(html)
+    assert len(files) == html.count("<table>") > 8
+    assert len({name for name, _ in files}) == len(files)
+    tables = [list(csv.reader(io.StringIO(base64.b64decode(content).decode()))) for _, content in files]
+    for rows in tables:
+        assert len({len(row) for row in rows}) == 1, rows  # as many cells in every row
+    first = tables[0]
+    assert first[0][:3] == ["Method", "delta-m", "95 % interval"]
+    assert [row[0] for row in first[1:]] == ["sum", "mgda", "cost"]
+    assert float(first[1][1]) == pytest.approx(5.1)
+    (curves,) = [t for t in tables if t[0][:2] == ["Method", "smallest cosine"]]
+    assert float(curves[1][1]) == -0.2  # with a sign that programs read
+
+
+def test_any_text_of_a_table_survives_in_its_file():
+    cells = '<tr><td class="n">−1.5</td><td>a, &quot;b&quot; &lt;c&gt;<svg><text>9</text></svg></td><td>–</td></tr>'
+    assert linked.as_csv(f"<thead>{cells}</thead><tr><td></td></tr>") == '-1.5,"a, ""b"" <c>",\n'
 
 
 def test_every_figure_is_well_formed_and_described(folder):

@@ -13,6 +13,7 @@ import jinja2
 from mtlbench.protocol.conflict import OF_FEATURES
 from mtlbench.records import plain, writing
 from mtlbench.report import drawings
+from mtlbench.report.linked import with_files
 from mtlbench.report.model import Report
 from mtlbench.report.summary import report
 from mtlbench.statistics import SMALL
@@ -51,7 +52,7 @@ def render(found: Report, folder: Path) -> str:
     environment.filters |= {"fixed": _fixed, "signed": _signed, "p": _p, "percent": _percent, "amount": _amount}
     environment.filters["quoted"] = shlex.quote
     style = environment.loader.get_source(environment, "page.css")[0]  # type: ignore[union-attr]
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         **{field.name: getattr(found, field.name) for field in dataclasses.fields(found)},
         style=style,
         written=datetime.datetime.now(datetime.timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
@@ -62,6 +63,7 @@ def render(found: Report, folder: Path) -> str:
         drawn=[drawings.of_task(task) for task in found.tasks],
         overall_drawn=drawings.of_all(found.overall) if found.overall else None,
     )
+    return with_files(page)
 
 
 # --- filters ----------------------------------------------------------------------------------------------------------
