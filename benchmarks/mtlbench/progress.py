@@ -34,7 +34,7 @@ class Bar:
         self._progress = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[now]}", style="dim", markup=False),
-            console=console, transient=True,
+            console=console, transient=True, disable=not console.is_terminal,  # to a file it would write empty lines
         )  # fmt: skip
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mtlbench import certification, lock, progress, records, runner, workers
 from mtlbench.suite import SINGLE_TASK, BudgetChanges
@@ -56,6 +58,16 @@ def test_one_complete_line_per_run(tiny, tmp_path):
     equal = {x["seed"]: x["delta_m"] for x in lines if x["method"] == "tiny-equal"}
     slow = {x["seed"]: x["delta_m"] for x in lines if x["method"] == "tiny-slow"}
     assert equal == slow  # the same mathematics, paired
+
+
+def test_off_a_terminal_there_is_one_line_per_event(tiny, tmp_path):
+    """Of certificates and runs, and nothing else: what a log file of a cluster's job should hold."""
+    out = io.StringIO()
+    runner.run(tiny.suite("tiny-equal", seeds=2), tmp_path, console=Console(file=out, width=200))
+    events = [line.split(" · seed")[0] for line in out.getvalue().split("\n")]
+    assert events == ["verified tiny-equal: 7 examples"] + 2 * ["done tiny · single-task"] + 2 * [
+        "done tiny · tiny-equal"
+    ] + [""]
 
 
 def test_a_second_run_does_nothing(tiny, tmp_path):
