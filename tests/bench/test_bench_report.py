@@ -522,6 +522,7 @@ def test_rules_of_a_run_stand_under_its_task(tmp_path):
     assert expected in page
     assert found["departures"] == ["selection = last (protocol: best-validation)"]
     assert "not the protocol validation as it stands" in page
+    assert "that validation chose" not in page
     assert "validation</code> with changes" in page
     found, page = _follows(tmp_path / "plain", "validation", "multimnist", {})
     assert found["rules"] == "Adam, schedule cosine. Judged: the checkpoint with the best validation score."
