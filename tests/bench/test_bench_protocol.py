@@ -197,6 +197,13 @@ def test_cost_is_the_median_and_spreads_teleports_over_all_steps():
     assert ratio == 2.5
 
 
+def test_a_run_without_an_ordinary_step_has_no_cost():
+    """It said 0.00 ms a step."""
+    clock = cost.Clock(None, {0})
+    clock.teleport_wall, clock.teleport_cpu = 5.0, [5.0]
+    assert clock.cost(steps=1) == (None, None)
+
+
 def test_paired_steps_take_turns_in_going_first():
     order = []
     plain = SimpleNamespace(step=lambda inputs, targets: order.append("plain") or 1.0)

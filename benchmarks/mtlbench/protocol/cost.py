@@ -71,13 +71,16 @@ class Clock:
                 self.pairs.append((cpu, plain))
         return report
 
-    def cost(self, steps: int) -> tuple[float, float | None]:
-        """Wall seconds per step, and the ratio of processor time to a plain summed-loss step.
+    def cost(self, steps: int) -> tuple[float | None, float | None]:
+        """Wall seconds per step, and the ratio of processor time to a plain summed-loss step; None where no ordinary
+        step after the first one was timed.
 
         Medians, because other work on the machine only ever adds time. What teleports took beyond an ordinary step
         is spread over all steps.
         """
-        per_step = (statistics.median(self.calm) if self.calm else 0.0) + self.teleport_wall / steps
+        if not self.calm:
+            return None, None
+        per_step = statistics.median(self.calm) + self.teleport_wall / steps
         if not self.pairs:
             return per_step, None
         beyond = sum(self.teleport_cpu) - len(self.teleport_cpu) * statistics.median(self.calm_cpu)

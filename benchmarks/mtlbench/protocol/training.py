@@ -168,7 +168,7 @@ class _Training:
             **self.meter.read(),  # type: ignore[arg-type]  # seconds are always there
             curves={"loss": losses, "validation": self.best.seen, "conflict": self.probe.seen},
             conflict=self.probe.summary() | self.log.steps(),
-            teleports=self.log.teleports(per_step * steps) if moves else None,
+            teleports=self.log.teleports((per_step or 0.0) * steps) if moves else None,
             gradient_source=self.log.source,
             diagnostics={name: total / steps for name, total in self.log.diagnostics.items()},
             splits=self.splits.fingerprints(),
