@@ -111,12 +111,15 @@ class Counted(mergers.Average):
 
 
 def test_laws_that_draw_from_one_pool_draw_the_same_inputs_and_share_answers():
-    """Only those that look at the answer alone: a law about what asking does really asks."""
+    """A law about another question asks that one, and a law about what asking does really asks."""
     Counted.asked = 0
-    first, second, third = runner.check(Counted(), ["finite", "shape-dtype-device", "pure"], 40)
+    first, second, third = runner.check(Counted(), ["finite", "shape-dtype-device", "order-free"], 40)
     assert first.families == second.families == third.families
     assert first.examples == 10
     assert Counted.asked == 2 * first.examples
+    (fourth,) = runner.check(Counted(), ["pure"], 40)
+    assert fourth.examples == 4
+    assert Counted.asked == 2 * first.examples + fourth.examples
 
 
 def test_what_is_remembered_cannot_be_spoilt_by_who_asked():
