@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 
 from mtlbench import jobs, progress, protocols, records, runner
-from mtlbench.report import curves, figures, linked, overall
+from mtlbench.report import curves, figure_files, figures, linked, overall
 from mtlbench.report.page import write
-from mtlbench.report.summary import summarise
+from mtlbench.report.summary import report, summarise
 from mtlbench.speed import report as speed
 from mtlbench.suite import Suite
 from mtlcore.errors import ConfigurationError
@@ -300,6 +301,43 @@ def test_every_figure_is_well_formed_and_described(folder):
         assert root.get("aria-label") or root.get("aria-hidden")
         assert "nan" not in svg.lower()
         assert "inf" not in svg.lower()
+
+
+def test_curves_are_among_the_figures_for_a_paper(tmp_path):
+    for seed in range(3):
+        record = _record("mgda", seed, 1.0)
+        record["curves"]["validation"] = [{"step": n, "score": 0.1 * n} for n in (5, 10)]
+        records.append(tmp_path / "records.jsonl", _record("single-task", seed, 0.0))
+        records.append(tmp_path / "records.jsonl", record)
+    written = figure_files.write_figures(report(tmp_path), tmp_path / "figures")
+    assert {"multimnist-validation.svg", "multimnist-validation.pdf"} <= {path.name for path in written}
+    assert all(path.stat().st_size for path in written)
+
+
+def test_a_phone_gets_large_figures_that_fit_it(folder):
+    """They were as wide as on a large screen, and looked cut off."""
+    narrow = re.findall(r'<svg class="narrow".*?</svg>', _page(folder), flags=re.S)
+    assert narrow
+    for figure in map(ElementTree.fromstring, narrow):
+        width, height = (float(figure.get(side)) for side in ("width", "height"))
+        assert width <= 340
+        assert f"0 0 {figure.get('width')} {figure.get('height')}" == figure.get("viewBox")
+        for text in figure.iter("text"):
+            if text.get("y") is not None:
+                assert 0 < float(text.get("y")) <= height, text.text
+                assert 0 <= float(text.get("x")) <= width, text.text
+
+
+def test_names_of_lines_that_end_together_stay_in_the_figure():
+    """Twelve lines that end at 1 had names above the frame, one over the other."""
+    series = {f"method {i}": ([0.0, 1.0], [0.0, 1.0]) for i in range(12)}
+    for figure in re.findall(r"<svg.*?</svg>", figures.lines(series, "x", "y", "lines", (0.0, 1.0))):
+        names = [t for t in ElementTree.fromstring(figure).iter("text") if (t.text or "").startswith("method")]
+        places = sorted(float(t.get("y")) for t in names)
+        assert len(places) == 12
+        assert places[0] > 0
+        assert places[-1] < 320
+        assert min(b - a for a, b in itertools.pairwise(places)) >= 13.9
 
 
 def test_the_page_shows_all_that_it_must(folder):
@@ -608,8 +646,10 @@ def test_fronts_are_made_seed_by_seed_of_seeds_in_which_all_points_are_there(tmp
 def test_a_front_with_a_point_that_has_no_metrics_is_drawn_without_it(tmp_path):
     folder = _front(tmp_path, {"one": (72.0, 50.0), "two": (80.0, 40.0), "gone": (None, 40.0)})
     assert summarise(folder)["tasks"][0]["fronts"][0]["hypervolume"]["n"] == 0
-    (drawn,) = re.findall(r'<svg[^>]*aria-label="front: .*?</svg>', _page(folder))
-    assert re.search(r'class="own own-0" d="M[^L"]*L[^L"]*"', drawn), "a line through two points"
+    drawn = re.findall(r'<svg class="(\w+)"([^>]*aria-label="front: .*?</svg>)', _page(folder))
+    assert [kind for kind, _ in drawn] == ["wide", "narrow"]
+    for _, figure in drawn:
+        assert re.search(r'class="own own-0" d="M[^L"]*L[^L"]*"', figure), "a line through two points"
 
 
 def test_without_the_task_directions_are_unknown_and_nothing_is_said_of_fronts(tmp_path):
@@ -670,10 +710,10 @@ def test_how_often_a_detector_fired_is_shown_against_how_often_it_looked(tmp_pat
 
 def test_names_in_a_scatter_do_not_cover_one_another():
     points = {f"method number {i}": (1.0 + 0.001 * i, 2.0) for i in range(6)}
-    svg = str(figures.scatter(points, "x", "y", "many at one place"))
-    places = re.findall(r'class="name" x="([-\d.]+)" y="([-\d.]+)"', svg)
-    assert len({y for _, y in places}) >= 3
-    assert len(set(places)) == 6
+    for svg in re.findall(r"<svg.*?</svg>", figures.scatter(points, "x", "y", "many at one place")):
+        places = re.findall(r'class="name" x="([-\d.]+)" y="([-\d.]+)"', svg)
+        assert len({y for _, y in places}) >= 3
+        assert len(set(places)) == 6
 
 
 def test_ticks_are_round_and_inside():

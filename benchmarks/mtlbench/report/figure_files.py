@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mtlbench.records import writing
-from mtlbench.report.model import MetricFacts, Overall, Report, TaskReport
+from mtlbench.report.figures import groups
+from mtlbench.report.model import Line, MetricFacts, Overall, Report, TaskReport
 
 Draw = Callable[[Any], None]
 
@@ -20,10 +22,14 @@ def write_figures(found: Report, folder: Path) -> list[Path]:
     for task in found.tasks:
         figures[f"{task.name}-delta-m"] = functools.partial(_deltas, task)
         figures[f"{task.name}-cost"] = functools.partial(_cost, task)
+        if any(m.curves.validation for m in task.methods):
+            figures[f"{task.name}-validation"] = functools.partial(_validation, task)
         if task.fronts and len({m.task for m in task.metrics}) > 1:
             figures[f"{task.name}-front"] = functools.partial(_front, task)
     if found.overall is not None and found.overall.methods:
         figures["profile"] = functools.partial(_profile, found.overall)
+        if found.overall.critical_difference is not None:
+            figures["critical-difference"] = functools.partial(_ranks, found.overall)
     return [path for name, draw in figures.items() for path in _saved(draw, folder, name)]
 
 
@@ -99,6 +105,33 @@ def _first_two(task: TaskReport) -> tuple[MetricFacts, MetricFacts]:
 def _title(m: MetricFacts) -> str:
     better = "" if m.higher_is_better is None else f", {'higher' if m.higher_is_better else 'lower'} is better"
     return _plain(f"{m.task}: {m.name}{f' in {m.unit}' if m.unit else ''}{better}")
+
+
+def _validation(task: TaskReport, axes: Any) -> None:
+    for m in task.methods:
+        if m.curves.validation:
+            axes.plot(m.curves.validation.step, _gaps(m.curves.validation.score), label=_plain(m.name), linewidth=1)
+    axes.legend(fontsize=6, ncols=2)
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation score")
+
+
+def _gaps(values: Line) -> list[float]:
+    """A missing value interrupts the line."""
+    return [math.nan if v is None else v for v in values]
+
+
+def _ranks(overall: Overall, axes: Any) -> None:
+    """Mean ranks; a bar joins methods that are not further apart than the critical difference (Demsar 2006)."""
+    assert overall.critical_difference is not None
+    rows = sorted(overall.methods, key=lambda m: m.mean_rank)
+    for i, m in enumerate(rows):
+        axes.plot([m.mean_rank], [i], "o", color="C0", markersize=4)
+    for first, last in groups([m.mean_rank for m in rows], overall.critical_difference):
+        axes.plot([rows[first].mean_rank, rows[last].mean_rank], [last + 0.35] * 2, color="0.3", linewidth=2)
+    axes.set_yticks(range(len(rows)), [_plain(m.name) for m in rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"mean rank; critical difference {overall.critical_difference:.2f}")
 
 
 def _profile(overall: Overall, axes: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -14,6 +15,10 @@ import numpy as np
 from markupsafe import Markup
 
 Numbers = Sequence[float | None]
+
+NARROW = 340
+"""Width of what a phone shows. The large figures are drawn twice, and the style sheet shows one of them: shrunk, their
+labels could not be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,27 +178,57 @@ def scatter(
     reference: float | None = None,
     y_zero: bool = True,
 ) -> Markup:
-    """Named points; labels are moved apart vertically so that none hides another."""
-    width, height = 640, 300
-    x = Axis(
-        *padded([p[0] for p in points.values()], [1.0] if reference is None else [reference], 0.1), 56, width - 110
+    """Named points; labels are moved apart vertically so that none hides another. Drawn for two widths."""
+    return Markup("").join(
+        _scatter(points, (x_title, y_title), label, reference, y_zero, width) for width in (640, NARROW)
     )
+
+
+def _scatter(
+    points: Mapping[str, tuple[float, float]],
+    titles: tuple[str, str],
+    label: str,
+    reference: float | None,
+    y_zero: bool,
+    width: int,
+) -> Markup:
+    height, narrow = (380 if width == NARROW else 300), width == NARROW
+    ends = padded([p[0] for p in points.values()], [1.0] if reference is None else [reference], 0.1)
+    x = Axis(*ends, 48 if narrow else 56, width - (12 if narrow else 110))
     y = Axis(*padded([p[1] for p in points.values()], [0.0] if y_zero else [], 0.1), height - 44, 12)
     parts = []
-    for t in x.ticks(6):
+    for t in x.ticks(3 if narrow else 6):
         parts.append(_rule(x(t), y.end, x(t), y.start, "grid"))
         parts.append(_text(x(t), height - 28, short(t), "tick", "middle"))
     for t in y.ticks(5):
         parts.append(_rule(x.start, y(t), x.end, y(t), "zero" if t == 0 else "grid"))
         parts.append(_text(x.start - 7, y(t) + 4, short(t), "tick", "end"))
-    parts.append(_text((x.start + x.end) / 2, height - 8, x_title, "axis-title", "middle"))
+    return _named(points, (x, y), (height - 12, *titles), parts, (width, height, label))
+
+
+def _named(
+    points: Mapping[str, tuple[float, float]],
+    axes: tuple[Axis, Axis],
+    titles: tuple[float, str, str],
+    parts: list[str],
+    frame: tuple[int, int, str],
+) -> Markup:
+    """The figure with the titles of its axes (and where the lower one stands) and its named points."""
+    (x, y), (below, x_title, y_title), (width, height, label) = axes, titles, frame
+    rows = textwrap.wrap(x_title, 46) if width == NARROW else [x_title]
+    middle = (x.start + x.end) / 2
+    parts += [_text(middle, below + 13 * i, row, "axis-title", "middle") for i, row in enumerate(rows)]
     centre = (y.start + y.end) / 2
     parts.append(
         f'<text class="axis-title" text-anchor="middle" transform="translate(14 {centre:.0f}) rotate(-90)">'
         f"{escape(y_title)}</text>"
     )
-    parts += _labelled({name: (x(px), y(py)) for name, (px, py) in points.items()}, width)
-    return _svg(width, height, parts, label, "wide")
+    parts += _labelled({name: (x(px), y(py)) for name, (px, py) in points.items()}, width, y.start)
+    return _svg(width, height + 13 * (len(rows) - 1), parts, label, _kind(width))
+
+
+def _kind(width: int) -> str:
+    return "narrow" if width == NARROW else "wide"
 
 
 def lines(
@@ -204,13 +239,25 @@ def lines(
     y_domain: tuple[float, float],
     marks: bool = False,
 ) -> Markup:
-    """A few named lines in one frame, each with its name at its end and a dash pattern of its own."""
-    width, height = 640, 320
+    """A few named lines in one frame, each with its name at its end and a dash pattern of its own. Drawn for two
+    widths."""
+    return Markup("").join(_lines(series, (x_title, y_title), label, y_domain, marks, width) for width in (640, NARROW))
+
+
+def _lines(
+    series: Mapping[str, tuple[Sequence[float], Numbers]],
+    titles: tuple[str, str],
+    label: str,
+    y_domain: tuple[float, float],
+    marks: bool,
+    width: int,
+) -> Markup:
+    height, (x_title, y_title), narrow = 320, titles, width == NARROW
     xs = [v for s, _ in series.values() for v in s]
-    x = Axis(min(xs), max(xs), 56, width - 120)
+    x = Axis(min(xs), max(xs), 40 if narrow else 56, width - 120)
     y = Axis(*y_domain, height - 44, 12)
     parts = []
-    for t in x.ticks(6):
+    for t in x.ticks(3 if narrow else 6):
         parts.append(_rule(x(t), y.end, x(t), y.start, "grid"))
         parts.append(_text(x(t), height - 28, short(t), "tick", "middle"))
     for t in y.ticks(5):
@@ -218,8 +265,6 @@ def lines(
         parts.append(_text(x.start - 7, y(t) + 4, short(t), "tick", "end"))
     parts.append(_text((x.start + x.end) / 2, height - 8, x_title, "axis-title", "middle"))
     parts.append(_text(x.start, 8, y_title, "axis-title", "start"))
-    free = y.start
-    ends = sorted(series, key=lambda n: -y(_last(series[n][1])))
     for i, name in enumerate(series):
         parts.append(_line(*series[name], x, y, f"own own-{i % 10}"))
         if marks:
@@ -228,11 +273,24 @@ def lines(
                 for a, b in zip(*series[name])
                 if b is not None
             ]
-    for name in ends:
-        free = min(y(_last(series[name][1])) + 4, free)
-        parts.append(_text(x.end + 8, free, name, f"name own-{list(series).index(name) % 10}", "start"))
-        free -= 14
-    return _svg(width, height, parts, label, "wide")
+    places = _apart({name: y(_last(values)) + 4 for name, (_, values) in series.items()}, y.start + 4)
+    for i, name in enumerate(series):
+        parts.append(_rule(x.end + 6, places[name] - 4, x.end + 22, places[name] - 4, f"own own-{i % 10}"))
+        parts.append(_text(x.end + 26, places[name], name, "name", "start"))
+    return _svg(width, height, parts, label, _kind(width))
+
+
+def _apart(wanted: Mapping[str, float], lowest: float, gap: float = 14.0) -> dict[str, float]:
+    """Heights of names, as near to the wanted ones as they can be without hiding one another."""
+    places: dict[str, float] = {}
+    free = -math.inf
+    for name in sorted(wanted, key=wanted.__getitem__):
+        places[name] = max(wanted[name], free)
+        free = places[name] + gap
+    for name in reversed(places):
+        places[name] = min(places[name], lowest)
+        lowest = places[name] - gap
+    return places
 
 
 def front(
@@ -242,42 +300,47 @@ def front(
     y_title: str,
     label: str,
 ) -> Markup:
-    """Named points in the plane of two metrics; each group in ``joined`` is connected by a line, in its order."""
-    width, height = 480, 340
-    x = Axis(*padded([p[0] for p in points.values()], share=0.12), 64, width - 30)
+    """Named points in the plane of two metrics; each group in ``joined`` is connected by a line, in its order. Drawn
+    for two widths."""
+    return Markup("").join(_front(points, joined, (x_title, y_title), label, width) for width in (480, NARROW))
+
+
+def _front(
+    points: Mapping[str, tuple[float, float]],
+    joined: Sequence[Sequence[str]],
+    titles: tuple[str, str],
+    label: str,
+    width: int,
+) -> Markup:
+    height, narrow = 340, width == NARROW
+    x = Axis(*padded([p[0] for p in points.values()], share=0.12), 64, width - (12 if narrow else 30))
     y = Axis(*padded([p[1] for p in points.values()], share=0.12), height - 46, 12)
     parts = []
-    for t in x.ticks(5):
+    for t in x.ticks(3 if narrow else 5):
         parts.append(_rule(x(t), y.end, x(t), y.start, "grid"))
         parts.append(_text(x(t), height - 30, short(t), "tick", "middle"))
     for t in y.ticks(5):
         parts.append(_rule(x.start, y(t), x.end, y(t), "grid"))
         parts.append(_text(x.start - 7, y(t) + 4, short(t), "tick", "end"))
-    parts.append(_text((x.start + x.end) / 2, height - 9, x_title, "axis-title", "middle"))
-    centre = (y.start + y.end) / 2
-    parts.append(
-        f'<text class="axis-title" text-anchor="middle" transform="translate(14 {centre:.0f}) rotate(-90)">'
-        f"{escape(y_title)}</text>"
-    )
     for i, group in enumerate(joined):
         if len(group) > 1:
             path = "L".join(f"{x(points[name][0]):.1f} {y(points[name][1]):.1f}" for name in group)
             parts.append(f'<path class="own own-{i}" d="M{path}"/>')
-    parts += _labelled({name: (x(px), y(py)) for name, (px, py) in points.items()}, width)
-    return _svg(width, height, parts, label, "wide")
+    return _named(points, (x, y), (height - 12, *titles), parts, (width, height, label))
 
 
-def _labelled(points: Mapping[str, tuple[float, float]], width: float) -> list[str]:
-    """Dots with names; each name takes the nearest free place beside its dot, and a thin line if that is far."""
+def _labelled(points: Mapping[str, tuple[float, float]], width: float, bottom: float) -> list[str]:
+    """Dots with names; each name takes the nearest free place beside its dot, and a thin line if that is far. Above
+    ``bottom``, where the numbers of the axis are."""
     taken = [(cx - 5, cy - 5, cx + 5, cy + 5) for cx, cy in points.values()]
     parts = []
     for name, (cx, cy) in sorted(points.items(), key=lambda item: (item[1][1], item[1][0])):
         wide = 6.6 * len(name)
         best = None
-        for shift in (0, -13, 13, -26, 26, -39, 39, -52, 52, -65, 65):
+        for shift in (0, *(s * 13 * i for i in range(1, 13) for s in (-1, 1))):
             for left in (cx + 9, cx - 9 - wide):
                 box = (left, cy + shift - 6, left + wide, cy + shift + 6)
-                inside = box[0] >= 0 and box[2] <= width and box[1] >= 0
+                inside = box[0] >= 0 and box[2] <= width and box[1] >= 0 and box[3] <= bottom
                 if inside and not any(_overlap(box, other) for other in taken):
                     best = best or (left, shift, box)
             if best:
@@ -336,21 +399,27 @@ def _last(values: Numbers) -> float:
 
 def critical_difference(ranks: Mapping[str, float], difference: float) -> Markup:
     """Mean ranks on a line, best on the left; a bar joins methods whose ranks are not further apart than
-    ``difference`` (Demsar 2006)."""
+    ``difference`` (Demsar 2006). Drawn for two widths."""
+    return Markup("").join(_differences(ranks, difference, width) for width in (640, NARROW))
+
+
+def _differences(ranks: Mapping[str, float], difference: float, width: int) -> Markup:
     names = sorted(ranks, key=ranks.__getitem__)
-    bars = _groups([ranks[n] for n in names], difference)
-    width, top = 640, 58 + 9 * len(bars)
-    height = top + 17 * -(-len(names) // 2) + 8
-    x = Axis(1.0, float(max(2, len(names))), 170, width - 170)
+    bars = groups([ranks[n] for n in names], difference)
+    # On a phone all names stand on the right, those of the best methods lowest: no line crosses another.
+    half, narrow = (0 if width == NARROW else -(-len(names) // 2)), width == NARROW
+    top = 58 + 9 * len(bars)
+    height = top + 17 * (len(names) - half) + 8
+    x = Axis(1.0, float(max(2, len(names))), 10 if narrow else 170, width - 170)
     parts = [_rule(x.start, 40, x.end, 40, "zero")]
-    for t in range(1, int(x.high) + 1, max(1, len(names) // 12)):
+    for t in range(1, int(x.high) + 1, max(1, len(names) // (6 if narrow else 12))):
         parts += [_rule(x(t), 35, x(t), 40, "zero"), _text(x(t), 31, str(t), "tick", "middle")]
-    parts.append(_rule(x.start, 12, x(min(1.0 + difference, x.high)), 12, "interval"))
-    parts.append(_text(x.start - 8, 16, f"critical difference {difference:.2f}", "tick", "end"))
+    reach, said = x(min(1.0 + difference, x.high)), f"critical difference {difference:.2f}"
+    parts.append(_rule(x.start, 12, reach, 12, "interval"))
+    parts.append(_text(reach + 8, 16, said, "tick", "start") if narrow else _text(x.start - 8, 16, said, "tick", "end"))
     for i, (first, last) in enumerate(bars):
         y = 50 + 9 * i
         parts.append(_rule(x(ranks[names[first]]) - 3, y, x(ranks[names[last]]) + 3, y, "interval"))
-    half = -(-len(names) // 2)
     for i, name in enumerate(names):
         left = i < half
         y = top + 17 * (i if left else len(names) - 1 - i)
@@ -358,10 +427,10 @@ def critical_difference(ranks: Mapping[str, float], difference: float) -> Markup
         parts += [_rule(x(ranks[name]), 40, x(ranks[name]), y, "leader"), _rule(x(ranks[name]), y, end, y, "leader")]
         label = f"{name} {ranks[name]:.1f}" if left else f"{ranks[name]:.1f} {name}"
         parts.append(_text(end + (-4 if left else 4), y + 4, label, "name", "end" if left else "start"))
-    return _svg(width, height, parts, "critical difference of mean ranks", "wide")
+    return _svg(width, height, parts, "critical difference of mean ranks", _kind(width))
 
 
-def _groups(ranks: Sequence[float], difference: float) -> list[tuple[int, int]]:
+def groups(ranks: Sequence[float], difference: float) -> list[tuple[int, int]]:
     """First and last place of each longest run of sorted ranks that are within ``difference`` of one another."""
     spans: list[tuple[int, int]] = []
     for first, rank in enumerate(ranks):
