@@ -182,6 +182,7 @@ def test_calibration_of_a_classification_task_does_not_depend_on_its_batches():
 
 @pytest.mark.parametrize(("weights", "expected"), [(((1.0, 0.0), (0.0, 1.0)), 1.0), (((1.0, 2.0), (3.0, 6.0)), 0.0)])
 def test_a_run_measures_how_far_its_tasks_share_features(weights, expected):
+    from mtlbench.measures import names
     from mtlbench.protocol import conflict
     from mtlbench.tasks.base import Network
     from support.bench_tiny import Tiny
@@ -202,7 +203,7 @@ def test_a_run_measures_how_far_its_tasks_share_features(weights, expected):
     probe.look(network, 0)
     probe.look(network, 1)
     found = probe.summary()
-    *of_gradients, times_input = (found[name] for name in conflict.OF_FEATURES)
+    *of_gradients, times_input = (found[name] for name in names.OF_FEATURES)
     assert of_gradients == pytest.approx([expected] * 3, abs=1e-6)
     # Each example counts by its residual, which differs from task to task, times its features.
     assert times_input == pytest.approx(1.0) if expected == 1.0 else 0.0 < times_input < 0.5

@@ -9,6 +9,8 @@ import itertools
 import json
 import math
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -326,6 +328,12 @@ def test_a_phone_gets_large_figures_that_fit_it(folder):
             if text.get("y") is not None:
                 assert 0 < float(text.get("y")) <= height, text.text
                 assert 0 <= float(text.get("x")) <= width, text.text
+
+
+def test_a_report_needs_no_torch():
+    """Its import took more memory than 50,000 records do."""
+    code = "import sys, mtlbench.report.page, mtlbench.export; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_names_of_lines_that_end_together_stay_in_the_figure():

@@ -481,14 +481,7 @@ def micro(rank, size, name, how=None, lacking=True):
             values, z = found(rank, step, i)
             report = (mt.accumulate if i == 0 else mt.backward)(values, features=z)
         optimizer.step()
-    return {
-        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
-        "losses": report.losses,
-        "weights": report.weights,
-        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
-        "state": {},
-        "source": report.gradient_source,
-    }
+    return outcome(report, held, source=report.gradient_source)
 
 
 def micro_in_trouble(rank, what, name):
@@ -577,16 +570,7 @@ def refreshed(rank, size, name="upgrad", how=None, lacking=False, steps=5, **opt
                     total.setdefault(t, []).append(v)
         report = mt.backward({t: torch.stack(v).mean() for t, v in total.items()}, features=z)
         optimizer.step()
-    return {
-        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
-        "losses": report.losses,
-        "weights": report.weights,
-        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
-        "state": {},
-        "gramian": report.gramian,
-        "source": report.gradient_source,
-        "notes": report.diagnostics,
-    }
+    return outcome(report, held, gramian=report.gramian, source=report.gradient_source, notes=report.diagnostics)
 
 
 def tuned(rank, size, how=None):
@@ -619,6 +603,18 @@ def cut(net, size, how, shape=None, **options):
 
 def full(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def outcome(report, held, **more):
+    """What a case hands back of its last step: gradients and values of the parameters that it held, whole."""
+    return {
+        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
+        "losses": report.losses,
+        "weights": report.weights,
+        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
+        "state": {},
+        **more,
+    }
 
 
 def sharded(rank, size, name, how, steps=2, dtype=torch.float64, shape=None, kind="mlp", frozen=False):
@@ -666,15 +662,13 @@ def stepped(rank, size, name, how=None, steps=1, dtype=torch.float64, kind="mlp"
         parts = [part(rank, size, *data(10 * step + i, 12, dtype)) for i in range(mt.aggregator.batches)]
         closures = [lambda x=x, y=y: _closure(net, x, y) for x, y in parts]
         report = mt.step(closures if len(closures) > 1 else closures[0])
-    return {
-        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
-        "losses": report.losses,
-        "weights": report.weights,
-        "state": dict(mt._run.progress.state),
-        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
-        "source": report.gradient_source,
-        "bytes": dict(mt._run.processes.wire.bytes) if mt._run.processes.wire else {},
-    }
+    return outcome(
+        report,
+        held,
+        state=dict(mt._run.progress.state),
+        source=report.gradient_source,
+        bytes=dict(mt._run.processes.wire.bytes) if mt._run.processes.wire else {},
+    )
 
 
 def misplaced(rank, what):
@@ -795,16 +789,7 @@ def measured(rank, size, metric, name, taken=True, how=None, mover="adam"):
     for step in range(3):
         x, y = part(rank, size, *data(step, 12))
         report = mt.step(lambda: _closure(net, x, y))
-    return {
-        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
-        "losses": report.losses,
-        "weights": report.weights,
-        "state": {},
-        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
-        "gramian": report.gramian,
-        "taken": report.taken,
-        "notes": report.diagnostics,
-    }
+    return outcome(report, held, gramian=report.gramian, taken=report.taken, notes=report.diagnostics)
 
 
 def scaled(rank, size, name, overflow=(), how=None, micro=False):
@@ -833,15 +818,7 @@ def scaled(rank, size, name, overflow=(), how=None, micro=False):
         skipped.append(report.skipped)
         scaler.step(optimizer)
         scaler.update()
-    return {
-        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
-        "losses": report.losses,
-        "weights": report.weights,
-        "state": {},
-        "parameters": {n: full(p.detach()).clone() for n, p in held.items()},
-        "skipped": skipped,
-        "scale": scaler.get_scale(),
-    }
+    return outcome(report, held, skipped=skipped, scale=scaler.get_scale())
 
 
 def second_look_fails(rank, size, how=None):
@@ -887,13 +864,7 @@ def in_bfloat16(rank, name, lacking):
     x, y = part(rank, 2, *data(0, 12, torch.float32))
     z, out = net(x)
     report = mt.backward(losses(out, y, having(rank) if lacking else TASKS), features=z)
-    return {
-        "grads": {n: None if p.grad is None else full(p.grad).clone() for n, p in held.items()},
-        "losses": report.losses,
-        "weights": report.weights,
-        "parameters": {},
-        "state": {},
-    }
+    return outcome(report, held, parameters={})
 
 
 def rounded(rank, name, hooked=True, other=False):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mtlcore
+from mtlbench.studies import repeated
 from mtlcore.errors import ConfigurationError
 from mtlcore.presets import PAPER_TELEPORT
 from mtlcore.teleporting import Teleporter
@@ -252,3 +253,11 @@ def test_accept_belongs_to_a_teleporter_that_is_handed_over():
 def test_options_that_are_no_dict_are_named():
     with pytest.raises(ConfigurationError, match="teleport_options must be a dict"):
         mtlcore.cost(problem("mlp").trunk, teleport_options=[1])
+
+
+def test_rescaling_in_every_step_makes_sgd_diverge_and_not_adam():
+    """What docs/explanation/cost.md warns of; `cost` does not do it."""
+    assert repeated.train("in every step", "SGD", 1).loss > 1e6
+    assert repeated.train("in every step", "Adam", 1).loss < 2.0
+    alone, cost = (repeated.train(arm, "SGD", 1) for arm in ("alone", "cost"))
+    assert (cost.loss, cost.rescalings) == (alone.loss, 0)

@@ -340,3 +340,14 @@ def test_a_row_that_takes_too_long_is_missing_and_the_others_are_made(tmp_path, 
     depth = command.Depth(1, 0, 0.0, tmp_path)
     assert command._fill({}, work, depth, 1, 1.0, tmp_path / "ledger.json") == 1
     assert len(set(groups)) == 2, "rows of one group are given up together"
+
+
+def test_what_is_verified_says_how_much_was_hunted():
+    """The sum went stale when rows were made again, and nothing said so."""
+    root = Path(__file__).parents[2]
+    page = (root / "docs/explanation/what-is-verified.md").read_text(encoding="utf-8")
+    made = json.loads((root / "docs/reference/ledger.json").read_text(encoding="utf-8"))
+    hunted = [found["hunted"] for found in made if found["hunted"]]
+    assert f"All {len(hunted)} promises about gradients were hunted" in page
+    assert f"{sum(hunted):,} inputs together" in page
+    assert f"{len(made):,} rows" in page

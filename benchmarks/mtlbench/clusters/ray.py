@@ -14,8 +14,8 @@ from mtlcore.errors import ConfigurationError, MissingExtraError
 
 T = TypeVar("T")
 
-ATTEMPTS = 3
-"""Of a run whose worker dies, as with Dask."""
+RETRIES = 3
+"""Of a run whose worker dies: Dask's default, too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Ray:
         ray = _ray()
         with _connected(ray, self.address):
             # One core for each run: Ray never gives a worker process two tasks at the same time.
-            there = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(workers.elsewhere)
+            there = ray.remote(num_cpus=1, max_retries=RETRIES)(workers.elsewhere)
             left = {there.remote(task, workers.here()): task for task in work}
             try:
                 while left:

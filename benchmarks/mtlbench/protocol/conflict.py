@@ -11,14 +11,10 @@ from torch import Tensor
 
 from mtlbench.measures.disentanglement import feature_disentanglement
 from mtlbench.measures.gradients import condition_number, magnitude_similarity
+from mtlbench.measures.names import OF_FEATURES, OF_GRADIENTS
 from mtlbench.protocol.randomness import batches, seed_for
 from mtlbench.tasks.base import BenchmarkTask, Inputs, Network, Split, losses_of, moved
 
-OF_GRADIENTS = ("min_cosine", "mean_cosine", "norm_ratio", "magnitude_similarity", "condition", "min_cosine_minibatch")
-OF_FEATURES = (
-    "disentanglement", "disentanglement_cosine", "disentanglement_entropy", "disentanglement_times_input",
-)  # fmt: skip
-"""What is measured at every look; the first of the features is the overlap."""
 PROBE_BATCHES = 4
 """Mini-batches per probe: their gradients are looked at one by one (with mini-batch noise) and averaged."""
 

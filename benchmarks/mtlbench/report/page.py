@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from mtlbench.protocol.conflict import OF_FEATURES
+from mtlbench.measures.names import OF_FEATURES
 from mtlbench.records import plain, writing
 from mtlbench.report import drawings
 from mtlbench.report.linked import with_files
