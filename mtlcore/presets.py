@@ -64,7 +64,7 @@ def cost(
     optimizer: torch.optim.Optimizer | None = None,
     *,
     settings: Literal["measured", "paper"] = "measured",
-    accept: Literal["conflict", "progress", "losses", "always"] = "conflict",
+    accept: Literal["confirmed", "conflict", "progress", "losses", "always"] | None = None,
     steps_per_epoch: int | None = None,
     start_epoch: int = 0,
     detect_every: int | None = None,
@@ -75,8 +75,8 @@ def cost(
     """COST: a detector, teleports and the optimizer's history across them, around any aggregator.
 
     The defaults follow what was measured (docs/explanation/cost.md): they teleport along the exact symmetry of
-    ReLU-like units (``relu-rescaling``), the arm that helps where conflict is one of coordinates alone, and that is
-    shown to change RF1 and School by less than half a point. A trunk without such units is left where it is, and the
+    ReLU-like units (``relu-rescaling``) where a conflict is confirmed on the probe: the arm that helps where conflict
+    is one of coordinates alone, and does no harm elsewhere. A trunk without such units is left where it is, and the
     report says so. The paper's low-rank jump is one option away: ``teleport="lora"``, or anything in
     ``teleport_options``.
 
@@ -90,10 +90,12 @@ def cost(
             "measured": same trigger, and the teleport that our measurements support (above). Both run inside the same
             transaction, which the paper does not have.
         accept: what is asked of a teleport. "conflict": a loss that moves by more than ``tolerance``, or no less
-            conflict, and it is refused. "progress": the same with a better outlook for the task that the next steps
-            serve worst, instead of less conflict (:class:`mtlcore.teleporting.Teleporter`), which is then what
-            the ``lora`` teleport searches for. "losses": the losses only. "always": nothing but finite
-            losses, as in the authors' code: the last step from ``settings="paper"`` to the system as it was run.
+            conflict, and it is refused. "confirmed": the same, and there must be a conflict on the probe in the first
+            place: what one batch shows is often its noise. "progress": as "conflict", with a better outlook for the
+            task that the next steps serve worst, instead of less conflict (:class:`mtlcore.teleporting.Teleporter`),
+            which is then what the ``lora`` teleport searches for. "losses": the losses only. "always": nothing but
+            finite losses, as in the authors' code: the last step from ``settings="paper"`` to the system as it was
+            run. Default: "confirmed"; with the paper's settings "conflict".
         steps_per_epoch: with it, at most one teleport per epoch [code], else no cap.
         start_epoch: no teleport before this epoch [paper A.6; code: 50 of 200].
         detect_every: look for conflict in every n-th step. Default: in every step if the method needs task gradients
@@ -118,6 +120,8 @@ def cost(
         raise ConfigurationError(f"start_epoch={start_epoch}: how long is an epoch? Pass steps_per_epoch=...")
     _refuse_unread(overrides, teleport_options, detector_options, accept, steps_per_epoch, start_epoch, detect_every)
     paper = settings == "paper"
+    if accept is None:
+        accept = "conflict" if paper else "confirmed"
     if "detector" not in overrides:
         rule = {"rule": "smallest", "at_zero": paper, **(detector_options or {})}
         overrides["detector"] = create("detector", "dominated", **rule)
@@ -151,7 +155,7 @@ def _refuse_unread(
     overrides: Mapping[str, Any],
     teleport_options: Mapping[str, Any] | None,
     detector_options: Mapping[str, Any] | None,
-    accept: str,
+    accept: str | None,
     steps_per_epoch: int | None,
     start_epoch: int,
     detect_every: int | None,
@@ -161,7 +165,7 @@ def _refuse_unread(
     unread: dict[str, dict[str, Any]] = {
         "teleport": {
             "teleport_options": teleport_options,
-            "accept": accept if ready and accept != "conflict" else None,
+            "accept": accept if ready else None,
         },
         "detector": {"detector_options": detector_options},
         "brakes": {"steps_per_epoch": steps_per_epoch, "start_epoch": start_epoch, "detect_every": detect_every},

@@ -16,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from scipy import special
@@ -24,6 +25,7 @@ from scipy import special
 SMALL = 10
 """Fewer pairs than this: Student's t. From here on: resampling."""
 LEVEL = 0.95
+_Name = TypeVar("_Name", bound=Hashable)
 _RESAMPLES = 4000
 _DRAWS = 400_000
 """With very many runs there are fewer resamples (never below 500): so many values are drawn."""
@@ -204,7 +206,7 @@ def paired(strata: Sequence[Sequence[float]]) -> Comparison:
     return _judged(Comparison(difference, p, p, test, None, "", error, freedom), 1 - LEVEL)
 
 
-def corrected(family: dict[str, Comparison]) -> dict[str, Comparison]:
+def corrected(family: Mapping[_Name, Comparison]) -> dict[_Name, Comparison]:
     """Holm's correction over a family of comparisons; verdicts and detectable differences follow it."""
     tested = {name: c.p for name, c in family.items() if c.p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values()))))

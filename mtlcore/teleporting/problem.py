@@ -164,12 +164,12 @@ class Problem(TeleportProblem):
     def _averaged(self, blocks: Sequence[Tensor]) -> dict[str, Tensor]:
         return {n: b.mean(dim=0).view_as(p) for (n, p), b in zip(self.parameters().items(), blocks)}
 
-    def severity(self, losses: Mapping[str, Tensor]) -> float:
-        """How bad the conflict is; ``losses`` as evaluated, with their graph, which is freed."""
+    def conflict(self, losses: Mapping[str, Tensor]) -> tuple[float, bool]:
+        """How bad the conflict is, and whether it is one; ``losses`` as evaluated, with their graph, which is freed."""
         detached, blocks = self.rows_of(losses)
         gram = torch.stack([linalg.gramian(block) for block in blocks]).sum(dim=0)
         wide = self.detector is not None and self.detector.needs >= Needs.JACOBIAN
-        return severity(detached, gram, self.detector, self.view, torch.cat(blocks, dim=1) if wide else None)
+        return conflict(detached, gram, self.detector, self.view, torch.cat(blocks, dim=1) if wide else None)
 
     def losses(self) -> dict[str, Tensor]:
         """Without graphs. They are made, and dropped at once: a closure may differentiate inside (a PINN's does)."""
@@ -195,24 +195,26 @@ class Problem(TeleportProblem):
         return not any(p in one.state for one in optimizers for p in self.parameters().values())
 
 
-def severity(
+def conflict(
     losses: Mapping[str, Tensor],
     gram: Tensor,
     detector: ConflictDetector | None = None,
     view: StepView | None = None,
     rows: Tensor | None = None,
-) -> float:
-    """How bad the conflict is: the detector's severity, or minus the worst cosine of a task with the mean gradient."""
+) -> tuple[float, bool]:
+    """How bad the conflict is, and whether it is one: what the detector says, or minus the worst cosine of a task with
+    the mean gradient, and its sign."""
     if detector is None:
         norms = gram.diagonal().clamp_min(0.0).sqrt()
         size = gram.mean().clamp_min(0.0).sqrt()
         # A mean gradient below this is what rounding leaves of gradients that cancel: it points nowhere.
         alive = (norms > 0.0) & (size > norms.max() * (gram.shape[0] * torch.finfo(gram.dtype).eps) ** 0.5)
         cos = (gram.mean(dim=0) / (norms * size)).clamp(-1.0, 1.0)
-        return float(-cos[alive].min()) if bool(alive.any()) else 0.0
+        worst = float(-cos[alive].min()) if bool(alive.any()) else 0.0
+        return worst, worst > 0.0
     names = tuple(losses)
     positions = [view.task_names.index(n) for n in names] if view is not None else list(range(len(names)))
-    return detector.detect(
+    found = detector.detect(
         StepView(
             losses=torch.stack([v.detach().double() for v in losses.values()]).to(gram.device),
             gramian=gram,
@@ -222,4 +224,5 @@ def severity(
             step=0 if view is None else view.step,
             needs=detector.needs,
         )
-    ).severity
+    )
+    return found.severity, found.conflicting

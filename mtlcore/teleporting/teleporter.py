@@ -27,7 +27,7 @@ from mtlcore.teleporting.verdict import Accept, Judge, Rule, Verdict, stay, unse
 OPTIONS = {
     "tolerance": Allowed("number", low=0.0, open_low=True),
     "trials": Allowed("integer", low=1),
-    "accept": Allowed("choice", options=("conflict", "progress", "losses", "always")),
+    "accept": Allowed("choice", options=("confirmed", "conflict", "progress", "losses", "always")),
     "horizon": Allowed("integer", low=1),
     "history": Allowed("choice", options=("carry", "reset", "keep")),
     "reuse_sign": Allowed("choice", options=(1, -1)),
@@ -50,11 +50,13 @@ class Teleporter:
             exact the bound is that of rounding (1e-9 in float64, 1e-3 in float32) if it is smaller.
         trials: how many points an approximate displacement is tried at: itself, then nearer and nearer to the start,
             by what the measured drift suggests. An exact one is tried as it is.
-        accept: what is asked of a proposal. "conflict": that it keeps every loss and lowers the conflict; "progress":
-            that it keeps every loss, and that ``horizon`` steps along the mean gradient promise more to the task that
-            they serve worst (not for exact strategies, which change the optimizer's metric as well); "losses": that it
-            keeps every loss; "always": finite losses only, as the authors' code asks nothing [code]. From an
-            exact strategy the losses are asked for in any case.
+        accept: what is asked of a proposal. "conflict": that it keeps every loss and lowers the conflict; "confirmed":
+            the same, and that the detector finds a conflict on the probe, too, so that noise of one batch is no reason
+            to move; "progress": that it keeps every loss, and that ``horizon`` steps along the mean gradient promise
+            more to the task that they serve worst (not for exact strategies, which change the optimizer's metric as
+            well); "losses": that it keeps every loss; "always": finite losses only, as the authors' code asks nothing
+            [code]. From an exact strategy the losses are asked for in any case. With ``probe=None`` the trigger batch
+            stands for the probe.
         horizon: how many steps "progress" looks ahead. [choice]
         history: "carry" transports what an exact map explains and reuses the rest by similarity; "reset" forgets the
             parameters that moved (any optimizer); "keep" leaves the history alone.

@@ -16,7 +16,7 @@ from mtlcore.teleporting.outlook import outlook
 from mtlcore.teleporting.problem import Problem
 from mtlcore.teleporting.transaction import Transaction
 
-Accept = Literal["conflict", "progress", "losses", "always"]
+Accept = Literal["confirmed", "conflict", "progress", "losses", "always"]
 _Losses = Mapping[str, Tensor]
 
 _EXACT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -55,8 +55,9 @@ class Rule:
 
     Args:
         exact: the strategy calls itself a symmetry: one trial, held to the rounding of its dtype, whatever ``accept``.
-        accept: "conflict": every loss kept and less conflict; "progress": every loss kept and a better outlook;
-            "losses": every loss kept; "always": finite losses.
+        accept: "conflict": every loss kept and less conflict; "confirmed": the same, where the batch that judges has a
+            conflict, too; "progress": every loss kept and a better outlook; "losses": every loss kept; "always": finite
+            losses.
         tolerance: largest relative change of a kept loss.
         trials: points that an approximate proposal is tried at.
         horizon: steps that an outlook looks ahead.
@@ -108,7 +109,12 @@ class Judge:
         if self._rule.accept == "progress" and self._judge.pace() is None:
             return stay("the next steps of the optimizer are not known, or it has taken none", proposal.diagnostics)
         kept = {t: v.detach() for t, v in start.items()}
-        before = self._measured(start)
+        before, there = self._measured(start)
+        if self._rule.accept == "confirmed" and not there:
+            verdict = stay(
+                f"not confirmed: no conflict on the batch that judges, severity {before:.3g}", proposal.diagnostics
+            )
+            return dataclasses.replace(verdict, before=before)
         return self._along(proposal, kept, further, before)
 
     def _along(
@@ -137,9 +143,9 @@ class Judge:
                 # Drift on the probe is linear in a small scale: go where it should fit.
                 scale *= min(0.7, 0.9 * limit / abs(worst)) if math.isfinite(worst) else 0.1
                 continue
-            after, measure = self._measured(losses), self._rule.measure
+            after, measure = self._measured(losses)[0], self._rule.measure
             verdict = dataclasses.replace(verdict, after=after)
-            if self._rule.accept in ("conflict", "progress") and not after < before:
+            if self._rule.accept in ("confirmed", "conflict", "progress") and not after < before:
                 refusals.append(f"at scale {scale:.3g} {measure} {before:.4g} -> {after:.4g} is not an improvement")
                 scale *= 0.5
                 useless += 1
@@ -150,10 +156,13 @@ class Judge:
             return dataclasses.replace(verdict, accepted=True, reason=reason)
         return dataclasses.replace(verdict, reason="; ".join(refusals))
 
-    def _measured(self, losses: _Losses) -> float:
-        """What is to become less, at the place where ``losses`` were evaluated; their graph is freed."""
+    def _measured(self, losses: _Losses) -> tuple[float, bool]:
+        """What is to become less, at the place where ``losses`` were evaluated, and whether there is anything to make
+        less; their graph is freed."""
         pace = self._judge.pace() if self._rule.accept == "progress" else None
-        return self._judge.severity(losses) if pace is None else outlook(self._judge, losses, pace, self._rule.horizon)
+        if pace is None:
+            return self._judge.conflict(losses)
+        return outlook(self._judge, losses, pace, self._rule.horizon), True
 
     def _changes(
         self, kept: _Losses, further: Mapping[str, _Losses], notes: dict[str, Any]

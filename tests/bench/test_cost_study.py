@@ -29,7 +29,7 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     file = tmp_path / "new" / "runs.jsonl"
 
     def go():
-        jobs = cost.wanted(["tiny"], ["ls"], ["default", "random"], 2)
+        jobs = cost.wanted(["tiny"], ["ls"], ["low-rank", "random"], 2)
         return cost.train_missing(file, jobs, 6, lambda *job: cost.Run(*job).go())
 
     assert go() == 6
@@ -40,7 +40,7 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     rows = cost.finished(file)
     assert len(rows) == 6
     assert json.dumps(rows[("tiny", "ls", "alone", 0, 6)])
-    assert {arm for arms in cost.scores(file).values() for arm in arms} == {"default", "random"}
+    assert {arm for arms in cost.scores(file).values() for arm in arms} == {"low-rank", "random"}
     assert "### tiny, ls, 6 steps" in cost.report(file.parent)
 
 
@@ -60,11 +60,13 @@ def test_an_arm_that_did_nothing_is_told_from_one_that_made_no_difference(tmp_pa
             with file.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
     table = {line.split("|")[1].strip(): line for line in cost.report(tmp_path).splitlines() if line.startswith("| ")}
-    whole = list(cost_table.table(tmp_path))
-    assert whole[0] == "| arm | rf1, `ls` |"
+    whole = list(cost_table.by_task(tmp_path))
+    assert whole[:2] == ["\n**rf1**, 9 steps\n", "| arm | `ls` |"]
     assert "| persistent | same runs (3, 0.0) |" in whole
     assert any(line.startswith("| probation | +0.10 [") and line.endswith("] = (3, 2.0) |") for line in whole)
     assert any(line.startswith("| extra steps | −1.00 [") and "\\* (3, 0.0)" in line for line in whole)
+    assert next(cost_table.by_arm(tmp_path, "extra steps")) == "| task | `ls` |"
+    assert list(cost_table.by_arm(tmp_path, "extra steps"))[2].startswith("| rf1, 9 steps | −1.00 [")
     assert "| 3 | 0.0 | 0.0 | +0.00 |" in table["persistent"]
     assert table["persistent"].endswith("same runs |")
     assert "| 3 | 4.0 | 2.0 | +0.10 |" in table["probation"]
@@ -77,6 +79,17 @@ def test_the_same_is_shown_and_not_merely_not_refuted():
     assert cost.equivalence([2.0, 2.1, 1.9]) > 0.9
     assert cost.equivalence([0.1]) is None
     assert cost.equivalence([0.0, 0.0]) == 0.0
+
+
+def test_not_worse_says_nothing_against_a_gain():
+    gain = [-2.0, -2.1, -1.9, -2.2]
+    assert cost_table.not_worse(gain) < 0.001
+    assert cost.equivalence(gain) > 0.9
+    harm = [2.0, 2.1, 1.9, 2.2]
+    assert cost_table.not_worse(harm) > 0.9
+    assert cost_table.not_worse([0.1]) is None
+    within = [0.2, -0.1, 0.3, 0.0, 0.1]
+    assert cost_table.not_worse(within) == cost.equivalence(within)
 
 
 def test_a_conflict_of_single_batches_is_not_persistent():

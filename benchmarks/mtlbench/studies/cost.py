@@ -1,6 +1,6 @@
 """Does COST pay, and which part of it?
 
-    python -m mtlbench.studies.cost OUT [--task grid-fashion ...] [--base ls fairgrad ...] [--arm default ...]
+    python -m mtlbench.studies.cost OUT [--task grid-fashion ...] [--base ls fairgrad ...] [--arm exact ...]
         [--seeds 5] [--steps N] [--report]
 
 Trains each base method alone and with each arm of :mod:`.cost_arms`, on the same seeds: the same initial weights and

@@ -1,7 +1,7 @@
 """The arms of the study of COST: each hypothesis is a switch that can be measured alone.
 
-An arm changes one thing of the default teleport (``lora`` on the paper's trigger, searched on the surface of constant
-losses), or is a control at equal price.
+An arm changes one thing of the low-rank jump (``lora`` on the paper's trigger, searched on the surface of constant
+losses) or of the exact teleport, or is a control at equal price.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mtlcore.presets import PAPER_HISTORY, PAPER_TELEPORT
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What is different from the default.
+    """What is different from the low-rank jump.
 
     Args:
         about: the hypothesis.
@@ -51,7 +51,7 @@ class Arm:
 
 ARMS: dict[str, Arm] = {
     "alone": Arm("the base method, nothing else", strategy=None),
-    "default": Arm("mtlcore's defaults"),
+    "low-rank": Arm("the low-rank jump, from which the arms below differ"),
     "persistent": Arm("1: the conflict of one batch is noise", detector="persistent"),
     "metric": Arm("2: conflict of directions under Adam is not conflict of steps", detector="metric"),
     "gradient norms": Arm("3: another objective: that of the paper", strategy_options={"objective": "gradient-norm"}),
@@ -71,6 +71,11 @@ ARMS: dict[str, Arm] = {
     "probation": Arm("6: a teleport keeps its way back", probation=20),
     "paper": Arm("7: the teleport as its authors ran it", options={"accept": "always"}, paper=True),
     "exact": Arm("an exact symmetry in the place of a jump", strategy="relu-rescaling"),
+    "confirmed": Arm(
+        "1: the same, where held-out data show the conflict, too: mtlcore's default",
+        strategy="relu-rescaling",
+        options={"accept": "confirmed"},
+    ),
     "random": Arm("control: anywhere on the orbit of the symmetry", strategy="random"),
     "extra steps": Arm("control: plain steps for the price of an attempt", strategy=None, extra_steps=5),
 }

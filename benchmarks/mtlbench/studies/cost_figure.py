@@ -1,6 +1,6 @@
 """What happens around a teleport, recorded and drawn.
 
-    python -m mtlbench.studies.cost_figure OUT [--task ...] [--base fairgrad] [--arm exact default]
+    python -m mtlbench.studies.cost_figure OUT [--task ...] [--base fairgrad] [--arm exact low-rank]
         [--seeds 5] [--steps N]
     python -m mtlbench.studies.cost_figure OUT --draw FILE.svg
 
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder of the records")
     parser.add_argument("--task", nargs="+", default=(NAME, "rf1"), help="the constructed problem, registered tasks")
     parser.add_argument("--base", nargs="+", default=("fairgrad",), help="methods inside")
-    parser.add_argument("--arm", nargs="+", default=("exact", "default"), choices=tuple(ARMS), help="what is looked at")
+    parser.add_argument("--arm", nargs="+", default=("exact", "low-rank"), choices=tuple(ARMS), help="around which")
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds")
     parser.add_argument("--steps", type=int, help="training steps; default: the task's")
     parser.add_argument("--draw", type=Path, help="train nothing; draw what is there")

@@ -1,4 +1,4 @@
-"""Whether two things are shown to be the same, and not merely not shown to differ."""
+"""Whether two things are shown to be the same, or one not worse, and not merely not shown to differ."""
 
 from __future__ import annotations
 
@@ -12,13 +12,29 @@ MARGIN = 0.5
 
 
 def equivalence(differences: Sequence[float], margin: float = MARGIN) -> float | None:
-    """p of "the mean difference is beyond the margin": two one-sided t-tests [Schuirmann 1987]. Small: it is within."""
+    """p of "the mean difference is beyond the margin": two one-sided t-tests [Schuirmann 1987]. Small: it is within.
+
+    Args:
+        differences: (n,) one for each pair; fewer than two give None.
+        margin: in the units of the differences.
+    """
+    above, below = _beyond(differences, margin), _beyond([-d for d in differences], margin)
+    return None if above is None or below is None else max(above, below)
+
+
+def not_worse(differences: Sequence[float], margin: float = MARGIN) -> float | None:
+    """p of "the mean difference is above the margin", where higher is worse: the half of :func:`equivalence` that asks
+    for harm. Small: it is not worse by the margin, and may be better by any amount."""
+    return _beyond(differences, margin)
+
+
+def _beyond(differences: Sequence[float], margin: float) -> float | None:
+    """p of "the mean is above the margin", one-sided t-test."""
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         return None
     error = float(values.std(ddof=1)) / len(values) ** 0.5
     mean = float(values.mean())
     if error <= 1e-12:
-        return 0.0 if abs(mean) < margin else 1.0
-    freedom = len(values) - 1
-    return float(max(stats.t.sf((mean + margin) / error, freedom), stats.t.cdf((mean - margin) / error, freedom)))
+        return 0.0 if mean < margin else 1.0
+    return float(stats.t.cdf((mean - margin) / error, len(values) - 1))
