@@ -9,7 +9,7 @@ import torch
 
 import mtlcore
 from mtlbench.studies import cost, cost_table
-from mtlbench.studies.cost_arms import ARMS, Persistent
+from mtlbench.studies.cost_arms import ARMS, Persistent, Plateau
 from mtlcore import StepView
 from support.bench_tiny import Tiny
 
@@ -100,3 +100,14 @@ def test_a_conflict_of_single_batches_is_not_persistent():
     assert not any(mixed)
     steady = [detector.detect(view(opposed)).conflicting for _ in range(8)]
     assert steady[-1]
+
+
+def test_a_plateau_is_where_the_losses_no_longer_fall():
+    opposed = torch.tensor([[1.0, -1.5], [-1.5, 4.0]], dtype=torch.float64)
+    detector = Plateau(mtlcore.create("detector", "dominated"), batches=3)
+
+    def look(loss: float) -> bool:
+        return detector.detect(StepView(losses=torch.full((2,), loss), gramian=opposed)).conflicting
+
+    assert not any(look(loss) for loss in (8.0, 7.0, 6.0, 5.0, 4.0, 3.0)), "they fall"
+    assert [look(3.0) for _ in range(6)] == [False] * 4 + [True] * 2

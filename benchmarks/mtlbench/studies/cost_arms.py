@@ -28,7 +28,7 @@ class Arm:
         strategy: the teleport; None: the base method alone.
         options: of the :class:`mtlcore.teleporting.Teleporter`.
         strategy_options: of the strategy.
-        detector: "batch", "persistent" or "metric".
+        detector: "batch", "persistent", "metric" or "plateau".
         first, last: the part of the run in which a teleport may be tried, as shares of all steps.
         gap: at least so many steps between two attempts.
         probation: steps after which a teleport is taken back, if a held-out loss is no lower than before it.
@@ -68,6 +68,7 @@ ARMS: dict[str, Arm] = {
     "early": Arm("5: in the first fifth only", last=0.2),
     "late": Arm("5: after half of the run only", first=0.5),
     "rarely": Arm("5: a fifth as often", gap=100),
+    "plateau": Arm("5: where the losses no longer fall", detector="plateau"),
     "probation": Arm("6: a teleport keeps its way back", probation=20),
     "paper": Arm("7: the teleport as its authors ran it", options={"accept": "always"}, paper=True),
     "exact": Arm("an exact symmetry in the place of a jump", strategy="relu-rescaling"),
@@ -104,6 +105,24 @@ class Persistent(ConflictDetector):
         return Conflict(bool(dominated.any()), severity, torch.zeros(k, k, dtype=torch.bool), dominated)
 
 
+class Plateau(ConflictDetector):
+    """Asks the detector inside where the mean loss of the last ``batches`` batches is no lower than that of as many
+    before them. Keeps what it has seen, as :class:`Persistent` does."""
+
+    def __init__(self, inner: ConflictDetector, batches: int = 10) -> None:
+        object.__setattr__(self, "_inner", inner)
+        object.__setattr__(self, "_seen", collections.deque(maxlen=2 * batches))
+
+    def detect(self, view: StepView) -> Conflict:
+        """No conflict before the losses of enough batches are known."""
+        seen, inner = self._seen, self._inner  # type: ignore[attr-defined]
+        seen.append(float(view.losses.mean()))
+        half = seen.maxlen // 2
+        falls = len(seen) < seen.maxlen or sum(list(seen)[half:]) < sum(list(seen)[:half])
+        found: Conflict = inner.detect(view)
+        return dataclasses.replace(found, conflicting=found.conflicting and not falls)
+
+
 class InMetric(ConflictDetector):
     """The detector inside sees the Gramian in Adam's metric: J diag(s) J^T with s = 1 / (sqrt(v) + eps)."""
 
@@ -137,7 +156,10 @@ def adam_scale(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> Te
 
 def detector_of(arm: Arm, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> ConflictDetector:
     """What triggers a teleport; a fresh one for a run."""
-    return Persistent() if arm.detector == "persistent" else _judge_of(arm, optimizer, parameters)
+    if arm.detector == "persistent":
+        return Persistent()
+    judge = _judge_of(arm, optimizer, parameters)
+    return Plateau(judge) if arm.detector == "plateau" else judge
 
 
 def _judge_of(arm: Arm, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> ConflictDetector:
