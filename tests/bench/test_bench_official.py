@@ -118,6 +118,16 @@ def test_a_class_between_two_classes_is_refused(tmp_path):
         mtlcore.create("task", "nyuv2", root=str(root)).load()
 
 
+@pytest.mark.parametrize("label", [-2.0, 13.0])
+def test_a_class_that_the_set_does_not_have_is_refused(tmp_path, label):
+    """One below -1 would have counted as unlabelled without a word."""
+    root = _scenes(tmp_path)
+    for i in range(3):
+        np.save(root / "train" / "label" / f"{i}.npy", np.full(SIZE, label))
+    with pytest.raises(DataError, match=rf"label.*\.npy has class {label:g}; there are 13, and -1 for unlabelled"):
+        mtlcore.create("task", "nyuv2", root=str(root)).load()
+
+
 def test_what_is_missing_is_named_with_the_way_out(tmp_path, monkeypatch):
     monkeypatch.delenv("MTLCORE_DATA", raising=False)
     for name in ("nyuv2", "cityscapes", "celeba", "office"):

@@ -180,12 +180,14 @@ class _Reader:
         if any(n % 32 for n in size):
             raise DataError(f"{self._folder / 'image' / name}: height and width {size} must be multiples of 32.")
         label = array(self._labels / name, tuple(size))
-        if label.max() >= self._task.classes:
-            raise DataError(f"{self._labels / name} has class {label.max():g}; there are {self._task.classes}.")
+        for extreme in (label.max(), label.min()):
+            if not -1 <= extreme < self._task.classes:
+                there = f"there are {self._task.classes}, and -1 for unlabelled"
+                raise DataError(f"{self._labels / name} has class {extreme:g}; {there}.")
         broken = label[label != np.round(label)]
         if broken.size:
             raise DataError(f"{self._labels / name} has class {broken[0]:g}, which is not a whole number.")
-        targets = {"segmentation": torch.from_numpy(np.where(label < 0, -1, label)).long()}
+        targets = {"segmentation": torch.from_numpy(label).long()}
         for task, channels in (("depth", 1), ("normals", 3)):
             if task in self._task.tasks:
                 shapes = (*size, channels), (channels, *size)
