@@ -52,6 +52,10 @@ PAPER_AGGREGATORS: dict[str, dict[str, Any]] = {
 and scripts, the trunk's direction times K "to match the sum of the losses", then clipped to 1; heads are left alone."""
 
 
+COOLDOWN = 20
+"""Steps between two attempts, without the paper's settings: as often as in the study of docs/explanation/cost.md. Many
+rescalings in a row make some weights ever larger, with which SGD diverges. [choice]"""
+
 _EPOCHS = {
     "start_epoch": Allowed("integer", low=0),
     "steps_per_epoch": Allowed("integer", low=1, optional=True),
@@ -96,7 +100,8 @@ def cost(
             which is then what the ``lora`` teleport searches for. "losses": the losses only. "always": nothing but
             finite losses, as in the authors' code: the last step from ``settings="paper"`` to the system as it was
             run. Default: "confirmed"; with the paper's settings "conflict".
-        steps_per_epoch: with it, at most one teleport per epoch [code], else no cap.
+        steps_per_epoch: with it, at most one attempt per epoch [code], else no cap. In any case 20 steps lie between
+            two attempts [choice: as in the study that was measured], except with the paper's settings.
         start_epoch: no teleport before this epoch [paper A.6; code: 50 of 200].
         detect_every: look for conflict in every n-th step. Default: in every step if the method needs task gradients
             anyway, else in every tenth, as looking costs a loss-level method K backward passes. [choice]
@@ -134,7 +139,8 @@ def cost(
     if isinstance(aggregator, str):
         aggregator = create("aggregator", aggregator, **(PAPER_AGGREGATORS.get(aggregator, {}) if paper else {}))
     if "brakes" not in overrides:
-        overrides["brakes"] = _brakes(aggregator, steps_per_epoch, start_epoch, detect_every)
+        cooldown = 0 if paper else COOLDOWN
+        overrides["brakes"] = _brakes(aggregator, steps_per_epoch, start_epoch, detect_every, cooldown)
     return MultiTask(trunk, aggregator, optimizer, **overrides)
 
 
@@ -182,12 +188,15 @@ def _refuse_unread(
             raise ConfigurationError(f"{name} must be a dict of options, found {options!r}.")
 
 
-def _brakes(aggregator: Any, steps_per_epoch: int | None, start_epoch: int, detect_every: int | None) -> Brakes:
+def _brakes(
+    aggregator: Any, steps_per_epoch: int | None, start_epoch: int, detect_every: int | None, cooldown: int
+) -> Brakes:
     if detect_every is None:
         detect_every = 10 if getattr(aggregator, "needs", Needs.GRAMIAN) < Needs.GRAMIAN else 1
     return Brakes(
         start_step=start_epoch * (steps_per_epoch or 1),
         cap=None if steps_per_epoch is None else 1,
         steps_per_epoch=steps_per_epoch,
+        cooldown=cooldown,
         detect_every=detect_every,
     )

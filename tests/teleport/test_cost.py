@@ -76,6 +76,19 @@ def test_the_default_teleport_is_the_one_that_was_measured_to_help():
     assert all(not t.accepted and "no unit of the trunk can be rescaled" in t.reason for t in found), "said, not silent"
 
 
+def test_attempts_keep_the_distance_that_was_measured():
+    """Without ``steps_per_epoch`` every step that showed a conflict used to try a teleport."""
+    made = problem("conv")
+    mt = mtlcore.cost(
+        made.trunk, "fairgrad", made.optimizer(lr=1e-3), heads=made.heads, detector_options={"rule": "any"}
+    )
+    tried = [r.step for r in run(mt, made, 45) if r.teleport is not None]
+    assert len(tried) > 1
+    assert min(b - a for a, b in itertools.pairwise(tried)) >= 20
+    assert mtlcore.cost(made.trunk, settings="paper").brakes.cooldown == 0
+    assert mtlcore.cost(made.trunk, "fairgrad", steps_per_epoch=5).brakes.cap == 1
+
+
 def test_the_papers_direction_is_scaled_and_clipped_and_heads_are_not():
     """It used to be alpha = 2 alone: the trunk's step was K times too short, or too long near a stationary point."""
     made = problem("mlp")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import mtlcore
 from mtlcore import Conflict, ConflictDetector, Needs, StepView, Teleporter
-from mtlcore.presets import PAPER_HISTORY, PAPER_TELEPORT
+from mtlcore.presets import COOLDOWN, PAPER_HISTORY, PAPER_TELEPORT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Arm:
     detector: str = "batch"
     first: float = 0.0
     last: float = 1.0
-    gap: int = 20
+    gap: int = COOLDOWN
     probation: int = 0
     extra_steps: int = 0
     paper: bool = False
