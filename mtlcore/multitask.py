@@ -38,7 +38,7 @@ class MultiTask:
         trunk: the shared network, or its parameters. Whatever else the losses depend on is task-specific.
         aggregator: a registered name, or an instance (for hyper-parameters: ``create("aggregator", name, ...)``). The
             default follows the evidence: of the methods that keep non-conflict, the one with the best mean rank in the
-            committed results (docs/explanation/cost.md, whole trainings).
+            committed results (docs/explanation/cost-measured.md, whole trainings).
         optimizer: the user's own, or several; needed by :meth:`step` only.
         detector: a conflict detector (name or instance), or None.
         teleport: a teleport strategy (name or instance), tried in :meth:`step` when the detector fires (without a

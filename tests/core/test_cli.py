@@ -498,7 +498,8 @@ def test_a_full_disk_behind_standard_output_is_one_line(line):
             check=False,
         )
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["mtl: No space left on device: what is written to"]
+    said = [text for text in done.stderr.splitlines() if not text.startswith("mtl: waiting for")]  # a busy machine
+    assert said == ["mtl: No space left on device: what is written to"]
 
 
 @pytest.mark.parametrize("kind", METHODS)
