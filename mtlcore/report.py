@@ -26,7 +26,7 @@ class TeleportResult:
         relative_loss_change: {task: (loss after - loss before) / |loss before|} on the probe batch.
         held_out: whether the probe batch differs from the batch that the teleport was computed on.
         conflict_before: the detector's severity (without a detector: minus the worst cosine with the mean
-            gradient) on the probe batch before the teleport.
+            gradient) on the probe batch before the teleport; NaN if the attempt ended before it was measured.
         conflict_after: the same afterwards.
         seconds: wall time of the attempt.
         diagnostics: what the strategy and the transaction logged.

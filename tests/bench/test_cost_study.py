@@ -23,6 +23,13 @@ def test_every_arm_runs_and_pairs_with_the_base_alone(arm):
         assert first["notes"]["fired"] == 0
 
 
+def test_a_nudge_is_another_run_in_nearly_the_same_place():
+    alone, nudged = (cost.Run(Tiny(), "ls", ARMS[arm], seed=1, steps=1) for arm in ("alone", "nudge"))
+    for p, q in zip(alone.network.trunk.parameters(), nudged.network.trunk.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=0.0)
+    assert not all(map(torch.equal, alone.network.trunk.parameters(), nudged.network.trunk.parameters()))
+
+
 def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     create = mtlcore.create
     monkeypatch.setattr(mtlcore, "create", lambda k, n, **o: Tiny() if k == "task" else create(k, n, **o))

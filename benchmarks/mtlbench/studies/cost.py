@@ -53,6 +53,9 @@ class Run:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.network = Network(task)
+        with torch.no_grad():
+            for p in self.network.trunk.parameters():
+                p.mul_(1.0 + arm.nudge)
         self.splits = task.load()
         self.draws, self.held_out_draws = (torch.Generator().manual_seed(s) for s in (seed, seed + 1_000_003))
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=task.budget.learning_rate)

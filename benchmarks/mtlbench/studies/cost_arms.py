@@ -34,6 +34,7 @@ class Arm:
         probation: steps after which a teleport is taken back, if a held-out loss is no lower than before it.
         extra_steps: plain steps in the place of each attempt: the control at equal price.
         paper: the system as its authors ran it.
+        nudge: by what share the weights of the trunk are moved before the first step.
     """
 
     about: str
@@ -47,6 +48,7 @@ class Arm:
     probation: int = 0
     extra_steps: int = 0
     paper: bool = False
+    nudge: float = 0.0
 
 
 ARMS: dict[str, Arm] = {
@@ -79,6 +81,7 @@ ARMS: dict[str, Arm] = {
     ),
     "random": Arm("control: anywhere on the orbit of the symmetry", strategy="random"),
     "extra steps": Arm("control: plain steps for the price of an attempt", strategy=None, extra_steps=5),
+    "nudge": Arm("control: a pair that differs by rounding only", strategy=None, nudge=1e-6),
 }
 
 
