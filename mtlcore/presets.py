@@ -80,8 +80,8 @@ def cost(
 
     The defaults follow what was measured (docs/explanation/cost.md): they teleport along the exact symmetry of
     ReLU-like units (``relu-rescaling``) where a conflict is confirmed on the probe: the arm that helps where conflict
-    is one of coordinates alone, and does no harm elsewhere. A trunk without such units is left where it is, and the
-    report says so. The paper's low-rank jump is one option away: ``teleport="lora"``, or anything in
+    is one of coordinates alone, and that was not seen to do harm elsewhere. A trunk without such units is left where it
+    is, and the report says so. The paper's low-rank jump is one option away: ``teleport="lora"``, or anything in
     ``teleport_options``.
 
     Args:
