@@ -69,7 +69,7 @@ def test_a_teleport_waits_for_a_step_that_looks():
 def test_the_preset_spares_loss_level_methods(aggregator, options, expected):
     made = problem("mlp")
     mt = mtlcore.cost(made.trunk, aggregator, made.optimizer(), steps_per_epoch=20, start_epoch=1, **options)
-    assert mt.brakes == Brakes(start_step=20, cap=1, steps_per_epoch=20, detect_every=expected)
+    assert mt.brakes == Brakes(start_step=20, cap=1, steps_per_epoch=20, cooldown=20, detect_every=expected)
 
 
 def test_a_loss_level_method_does_not_look_where_no_teleport_may_follow():
