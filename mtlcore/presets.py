@@ -53,8 +53,9 @@ and scripts, the trunk's direction times K "to match the sum of the losses", the
 
 
 COOLDOWN = 20
-"""Steps between two attempts, without the paper's settings: as often as in the study of docs/explanation/cost.md. Many
-rescalings in a row make some weights ever larger, with which SGD diverges. [choice]"""
+"""Steps between two attempts, without the paper's settings: as often as in the study of
+docs/explanation/cost-measured.md. Many rescalings in a row make some weights ever larger, with which SGD diverges.
+[choice]"""
 
 _EPOCHS = {
     "start_epoch": Allowed("integer", low=0),

@@ -52,11 +52,11 @@ class Teleporter:
             by what the measured drift suggests. An exact one is tried as it is.
         accept: what is asked of a proposal. "conflict": that it keeps every loss and lowers the conflict; "confirmed":
             the same, and that the detector finds a conflict on the probe, too, so that noise of one batch is no reason
-            to move; "progress": that it keeps every loss, and that ``horizon`` steps along the mean gradient promise
-            more to the task that they serve worst (not for exact strategies, which change the optimizer's metric as
-            well); "losses": that it keeps every loss; "always": finite losses only, as the authors' code asks nothing
-            [code]. From an exact strategy the losses are asked for in any case. With ``probe=None`` the trigger batch
-            stands for the probe.
+            to move [ours]; "progress": that it keeps every loss, and that ``horizon`` steps along the mean gradient
+            promise more to the task that they serve worst (not for exact strategies, which change the optimizer's
+            metric as well); "losses": that it keeps every loss; "always": finite losses only, as the authors' code asks
+            nothing [code]. From an exact strategy the losses are asked for in any case. With ``probe=None`` the trigger
+            batch stands for the probe.
         horizon: how many steps "progress" looks ahead. [choice]
         history: "carry" transports what an exact map explains and reuses the rest by similarity; "reset" forgets the
             parameters that moved (any optimizer); "keep" leaves the history alone.

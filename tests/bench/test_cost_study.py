@@ -71,13 +71,26 @@ def test_an_arm_that_did_nothing_is_told_from_one_that_made_no_difference(tmp_pa
     assert whole[:2] == ["\n**rf1**, 9 steps\n", "| arm | `ls` |"]
     assert "| persistent | same runs (3, 0.0) |" in whole
     assert any(line.startswith("| probation | +0.10 [") and line.endswith("] = (3, 2.0) |") for line in whole)
-    assert any(line.startswith("| extra steps | −1.00 [") and "\\* (3, 0.0)" in line for line in whole)
+    assert any(line.startswith("| extra steps | −1.00 [") and "≤\\* (3, 0.0)" in line for line in whole)
     assert next(cost_table.by_arm(tmp_path, "extra steps")) == "| task | `ls` |"
     assert list(cost_table.by_arm(tmp_path, "extra steps"))[2].startswith("| rf1, 9 steps | −1.00 [")
     assert "| 3 | 0.0 | 0.0 | +0.00 |" in table["persistent"]
     assert table["persistent"].endswith("same runs |")
     assert "| 3 | 4.0 | 2.0 | +0.10 |" in table["probation"]
     assert "| 3 | 5.0 | 0.0 | -1.00 |" in table["extra steps"]
+
+
+def test_the_table_of_one_arm_corrects_over_all_of_its_cells(tmp_path):
+    keys = [m.key for m in mtlcore.create("task", "rf1").metrics]
+    notes = {"fired": 1, "tried": 1, "accepted": 1, "taken back": 0, "extra": 0}
+    with (tmp_path / "runs.jsonl").open("w") as stream:
+        for base in ("ls", "cagrad"):
+            for seed, percent in enumerate((0.6, 0.1, 0.5, 0.9, 0.2)):  # p = 0.03
+                for arm, value in (("alone", 1.0), ("exact", 1.0 + percent / 100)):
+                    row = {"task": "rf1", "base": base, "arm": arm, "seed": seed, "steps": 9}
+                    stream.write(json.dumps(row | {"metrics": dict.fromkeys(keys, value), "notes": notes}) + "\n")
+    assert [line.count("\\*") for line in cost_table.by_task(tmp_path)][-1] == 2, "one arm in each column"
+    assert [line.count("\\*") for line in cost_table.by_arm(tmp_path, "exact")][-1] == 0, "two cells"
 
 
 def test_the_same_is_shown_and_not_merely_not_refuted():

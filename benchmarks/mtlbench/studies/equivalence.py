@@ -18,18 +18,13 @@ def equivalence(differences: Sequence[float], margin: float = MARGIN) -> float |
         differences: (n,) one for each pair; fewer than two give None.
         margin: in the units of the differences.
     """
-    above, below = _beyond(differences, margin), _beyond([-d for d in differences], margin)
+    above, below = not_worse(differences, margin), not_worse([-d for d in differences], margin)
     return None if above is None or below is None else max(above, below)
 
 
 def not_worse(differences: Sequence[float], margin: float = MARGIN) -> float | None:
     """p of "the mean difference is above the margin", where higher is worse: the half of :func:`equivalence` that asks
-    for harm. Small: it is not worse by the margin, and may be better by any amount."""
-    return _beyond(differences, margin)
-
-
-def _beyond(differences: Sequence[float], margin: float) -> float | None:
-    """p of "the mean is above the margin", one-sided t-test."""
+    for harm, a one-sided t-test. Small: it is not worse by the margin, and may be better by any amount."""
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         return None
