@@ -43,7 +43,7 @@ class MultiTask:
         detector: a conflict detector (name or instance), or None.
         teleport: a teleport strategy (name or instance), tried in :meth:`step` when the detector fires (without a
             detector: whenever the brakes allow), or None. For other options than ``tolerance``, a
-            :class:`mtlcore.teleporting.Teleporter`, of which the tolerance is then taken.
+            :class:`mtlcore.Teleporter`, of which the tolerance is then taken.
         gradients: "auto", or the gradient source to force: "sequential", "batched", "streaming", "streaming-together",
             "features" or "losses" (see :mod:`mtlcore.gradients.plan`).
         seed: of every random choice of the method; the global random state is never touched.

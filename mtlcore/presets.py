@@ -97,7 +97,7 @@ def cost(
         accept: what is asked of a teleport. "conflict": a loss that moves by more than ``tolerance``, or no less
             conflict, and it is refused. "confirmed": the same, and there must be a conflict on the probe in the first
             place: what one batch shows is often its noise. "progress": as "conflict", with a better outlook for the
-            task that the next steps serve worst, instead of less conflict (:class:`mtlcore.teleporting.Teleporter`),
+            task that the next steps serve worst, instead of less conflict (:class:`mtlcore.Teleporter`),
             which is then what the ``lora`` teleport searches for. "losses": the losses only. "always": nothing but
             finite losses, as in the authors' code: the last step from ``settings="paper"`` to the system as it was
             run. Default: "confirmed"; with the paper's settings "conflict".

@@ -117,7 +117,7 @@ def check_supported(optimizer: Optimizers) -> None:
 
 _WAYS_OUT = (
     "Two ways out: use {}; or let it forget the parameters that moved, with "
-    "teleport=mtlcore.teleporting.Teleporter('lora', history='reset') (any strategy instead of 'lora')."
+    "teleport=mtlcore.Teleporter('lora', history='reset') (any strategy instead of 'lora')."
 )
 
 

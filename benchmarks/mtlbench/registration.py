@@ -23,6 +23,7 @@ TASKS: dict[str, str] = {
     "nyuv2": "mtlbench.tasks.scenes:NYUv2",
     "office": "mtlbench.tasks.office:Office",
     "qm9": "mtlbench.tasks.qm9:QM9",
+    "qm9-geometry": "mtlbench.tasks.qm9_geometry:QM9Geometry",
     "qm9-graphs": "mtlbench.tasks.qm9_graphs:QM9Graphs",
     "rf1": "mtlbench.tasks.rf1:RiverFlow",
     "school": "mtlbench.tasks.school:School",

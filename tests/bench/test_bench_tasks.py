@@ -26,6 +26,7 @@ TASKS = {
     "chem-props": {"train": "3ea3c19b321101be", "validation": "59a1bddf25d7f2a8", "test": "cbfe2614abaac736"},
     "movielens": {"train": "56a9869344d1bf11", "validation": "500ed07138c0c233", "test": "cf50b3da59eacc36"},
     "qm9": {"train": "5eb7c93dbabb7df0", "validation": "24cc72fb343cefa1", "test": "9cd80f52d178a06b"},
+    "qm9-geometry": {"train": "5eb7c93dbabb7df0", "validation": "24cc72fb343cefa1", "test": "9cd80f52d178a06b"},
 }
 QUICK = ("multimnist", "grid-digits", "rf1", "school", "movielens")
 
@@ -74,6 +75,8 @@ def _inputs(task, part):
 
 @_all
 def test_training_inputs_are_standardised_and_test_inputs_only_nearly(task):
+    if _name(task) == "qm9-geometry":
+        return  # places in angstrom: distances are to be compared over molecules
     train, test = _inputs(task, "train"), _inputs(task, "test")
     assert abs(float(train.mean())) < 0.03
     assert abs(float(train.std()) - 1.0) < 0.12  # some clip at 6 standard deviations, and rare columns lose by it

@@ -259,7 +259,7 @@ def test_an_option_that_an_override_leaves_without_effect_is_refused(options):
 
 
 def test_accept_belongs_to_a_teleporter_that_is_handed_over():
-    ready = mtlcore.teleporting.Teleporter(mtlcore.create("teleport", "lora"))
+    ready = mtlcore.Teleporter(mtlcore.create("teleport", "lora"))
     with pytest.raises(ConfigurationError, match="teleport=... replaces what accept would set"):
         mtlcore.cost(problem("mlp").trunk, teleport=ready, accept="always")
 

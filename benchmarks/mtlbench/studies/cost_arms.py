@@ -26,7 +26,7 @@ class Arm:
     Args:
         about: the hypothesis.
         strategy: the teleport; None: the base method alone.
-        options: of the :class:`mtlcore.teleporting.Teleporter`.
+        options: of the :class:`mtlcore.Teleporter`.
         strategy_options: of the strategy.
         detector: "batch", "persistent", "metric" or "plateau".
         first, last: the part of the run in which a teleport may be tried, as shares of all steps.
