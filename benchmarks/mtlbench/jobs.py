@@ -147,7 +147,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads_per_run": 1,
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -157,7 +157,7 @@ def _used(job: Job) -> dict[str, Any]:
     return {"device": device.label(), "dtype": job.budget.precision, "repeatable": exact}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The git commit of the code, where it runs from a checkout; "+" where files have changed since."""
     root = Path(mtlcore.__file__).resolve().parent.parent
     if not (root / ".git").exists():

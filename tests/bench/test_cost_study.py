@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import mtlcore
+from mtlbench import jobs
 from mtlbench.studies import cost, cost_table
 from mtlbench.studies.cost_arms import ARMS, Persistent, Plateau
 from mtlcore import StepView
@@ -36,8 +38,8 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     file = tmp_path / "new" / "runs.jsonl"
 
     def go():
-        jobs = cost.wanted(["tiny"], ["ls"], ["low-rank", "random"], 2)
-        return cost.train_missing(file, jobs, 6, lambda *job: cost.Run(*job).go())
+        wanted = cost.wanted(["tiny"], ["ls"], ["low-rank", "random"], 2)
+        return cost.train_missing(file, wanted, 6, lambda *job: cost.Run(*job).go())
 
     assert go() == 6
     text = file.read_text()
@@ -47,7 +49,8 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     rows = cost.finished(file)
     assert len(rows) == 6
     assert json.dumps(rows[("tiny", "ls", "alone", 0, 6)])
-    assert {arm for arms in cost.scores(file).values() for arm in arms} == {"low-rank", "random"}
+    assert {row["commit"] for row in rows.values()} == {jobs.commit()}
+    assert {arm for arms in cost.scores(rows).values() for arm in arms} == {"low-rank", "random"}
     assert "### tiny, ls, 6 steps" in cost.report(file.parent)
 
 
@@ -67,15 +70,17 @@ def test_an_arm_that_did_nothing_is_told_from_one_that_made_no_difference(tmp_pa
             with file.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
     table = {line.split("|")[1].strip(): line for line in cost.report(tmp_path).splitlines() if line.startswith("| ")}
-    whole = list(cost_table.by_task(tmp_path))
+    rows = cost.finished(file)
+    whole = list(cost_table.by_task(rows))
     assert whole[:2] == ["\n**rf1**, 9 steps\n", "| arm | `ls` |"]
-    assert "| persistent | same runs (3, 0.0) |" in whole
+    assert "| persistent | no teleport (3) |" in whole
     assert any(line.startswith("| probation | +0.10 [") and line.endswith("] = (3, 2.0) |") for line in whole)
     assert any(line.startswith("| extra steps | −1.00 [") and "≤\\* (3, 0.0)" in line for line in whole)
-    assert next(cost_table.by_arm(tmp_path, "extra steps")) == "| task | `ls` |"
-    assert list(cost_table.by_arm(tmp_path, "extra steps"))[2].startswith("| rf1, 9 steps | −1.00 [")
-    assert "| 3 | 0.0 | 0.0 | +0.00 |" in table["persistent"]
-    assert table["persistent"].endswith("same runs |")
+    constructed = {("bad-coordinates", *key[1:]): row for key, row in rows.items()}
+    assert not list(cost_table.by_arm(constructed, "extra steps"))[2:]
+    assert next(cost_table.by_arm(rows, "extra steps")) == "| task | `ls` |"
+    assert list(cost_table.by_arm(rows, "extra steps"))[2].startswith("| rf1, 9 steps | −1.00 [")
+    assert table["persistent"] == "| persistent | 3 | 0.0 | 0.0 | no teleport | | | |"
     assert "| 3 | 4.0 | 2.0 | +0.10 |" in table["probation"]
     assert "| 3 | 5.0 | 0.0 | -1.00 |" in table["extra steps"]
 
@@ -89,8 +94,18 @@ def test_the_table_of_one_arm_corrects_over_all_of_its_cells(tmp_path):
                 for arm, value in (("alone", 1.0), ("exact", 1.0 + percent / 100)):
                     row = {"task": "rf1", "base": base, "arm": arm, "seed": seed, "steps": 9}
                     stream.write(json.dumps(row | {"metrics": dict.fromkeys(keys, value), "notes": notes}) + "\n")
-    assert [line.count("\\*") for line in cost_table.by_task(tmp_path)][-1] == 2, "one arm in each column"
-    assert [line.count("\\*") for line in cost_table.by_arm(tmp_path, "exact")][-1] == 0, "two cells"
+    rows = cost.finished(tmp_path / "runs.jsonl")
+    assert [line.count("\\*") for line in cost_table.by_task(rows)][-1] == 2, "one arm in each column"
+    assert [line.count("\\*") for line in cost_table.by_arm(rows, "exact")][-1] == 0, "two cells"
+
+
+def test_the_pages_say_what_the_committed_records_say():
+    root = Path(__file__).parents[2]
+    rows = cost.finished(root / "benchmarks" / "results" / "cost" / "runs.jsonl")
+    pages = [(root / "docs" / "explanation" / f"{name}.md").read_text() for name in ("cost", "cost-measured")]
+    for page, table in zip(pages, (cost_table.by_arm(rows, "confirmed"), cost_table.by_task(rows))):
+        for line in table:
+            assert line.strip() in page.splitlines() or not line
 
 
 def test_the_same_is_shown_and_not_merely_not_refuted():

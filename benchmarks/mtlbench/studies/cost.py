@@ -8,24 +8,26 @@ the same batches. Every finished run is a line of OUT/runs.jsonl; run again, it 
 an arm is the mean relative worsening of the test metrics against the base method alone on the same seed, in percent.
 The report gives its mean, its 95 % interval, p corrected by Holm over all arms of a task and base, and the p of an
 *equivalence test* (two one-sided t-tests against half a point): so that "no difference" is shown, and not merely not
-refuted.
+refuted. An arm that made no teleport in any run is not compared: its runs are those of the base method alone, to
+rounding. Two machines, or two versions of the code, round in other ways; so a line says of which commit it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import mtlcore
 from mtlbench import records
+from mtlbench.jobs import commit
 from mtlbench.protocol.delta_m import delta_m
-from mtlbench.statistics import corrected, paired
+from mtlbench.statistics import Comparison, corrected, paired
 from mtlbench.studies.cost_arms import ARMS, Arm, detector_of, teleporter_of
 from mtlbench.studies.cost_problem import task_of
 from mtlbench.studies.cost_trace import Trace
@@ -40,6 +42,8 @@ Job = tuple[str, str, str, int]
 """(task, base, arm, seed)"""
 Done = tuple[str, str, str, int, int]
 """The same and how many steps."""
+Rows = Mapping[Done, Mapping[str, Any]]
+"""Finished runs."""
 Train = Callable[[BenchmarkTask, str, Arm, int, int], dict[str, Any]]
 
 
@@ -186,21 +190,20 @@ def train_missing(file: Path, jobs: Iterable[Job], steps: int | None, train: Tra
     Returns:
         How many runs that were.
     """
-    known, count = finished(file), 0
+    known, count, origin = finished(file), 0, commit()
     for name, base, arm, seed in jobs:
         task = task_of(name)
         length = steps or task.budget.steps
         if (name, base, arm, seed, length) in known:
             continue
-        row = {"task": name, "base": base, "arm": arm, "seed": seed, "steps": length}
+        row = {"task": name, "base": base, "arm": arm, "seed": seed, "steps": length, "commit": origin}
         records.append(file, row | train(task, base, ARMS[arm], seed, length))
         count += 1
     return count
 
 
-def scores(file: Path) -> dict[tuple[str, str, int], dict[str, list[float]]]:
+def scores(rows: Rows) -> dict[tuple[str, str, int], dict[str, list[float]]]:
     """(task, base, steps) -> arm -> differences from the base alone, in percent, seed by seed; lower is better."""
-    rows = finished(file)
     table: dict[tuple[str, str, int], dict[str, list[float]]] = {}
     for (task, base, arm, seed, steps), row in sorted(rows.items()):
         alone = rows.get((task, base, "alone", seed, steps))
@@ -212,35 +215,52 @@ def scores(file: Path) -> dict[tuple[str, str, int], dict[str, list[float]]]:
     return table
 
 
-def moved(file: Path, task: str, base: str, arm: str, steps: int) -> tuple[float, float]:
-    """What an arm did in a run, on average: teleports tried (of "extra steps": plain steps), and kept. An arm that did
-    nothing is as good as the base alone, and says nothing of teleports."""
-    notes = [r["notes"] for key, r in finished(file).items() if key[:3] == (task, base, arm) and key[4] == steps]
+class Moves(NamedTuple):
+    """What an arm did in a run, on average.
+
+    Args:
+        tried: teleports tried; of "extra steps": plain steps.
+        kept: teleports that were accepted, and not taken back.
+        any: whether it changed one of its runs at all.
+    """
+
+    tried: float
+    kept: float
+    any: bool
+
+
+def moves(rows: Rows, task: str, base: str, arm: str, steps: int) -> Moves:
+    """Of the arm's runs among the finished ones."""
+    notes = [r["notes"] for key, r in rows.items() if key[:3] == (task, base, arm) and key[4] == steps]
     tried = sum(n["tried"] + n["extra"] for n in notes) / len(notes)
-    return tried, sum(n["accepted"] - n["taken back"] for n in notes) / len(notes)
+    kept = sum(n["accepted"] - n["taken back"] for n in notes) / len(notes)
+    changed = ARMS[arm].nudge != 0.0 or any(n["accepted"] + n["extra"] for n in notes)
+    return Moves(tried, kept, changed)
 
 
 def report(folder: Path) -> str:
     """Markdown."""
-    lines, file = [], folder / "runs.jsonl"
-    for (task, base, steps), arms in scores(file).items():
+    lines, rows = [], finished(folder / "runs.jsonl")
+    for (task, base, steps), arms in scores(rows).items():
         lines += [
             f"\n### {task}, {base}, {steps} steps\n",
             "| arm | n | tried | kept | difference, % | 95 % | p (Holm) | equivalent |",
         ]
         lines.append("|---|---|---|---|---|---|---|---|")
-        family = corrected({arm: paired([values]) for arm, values in arms.items()})
-        for arm, found in family.items():
-            d, p = found.difference, equivalence(arms[arm])
-            between = "" if d.low is None or d.high is None else f"[{d.low:.2f}, {d.high:.2f}]"
-            chance = "" if found.p_holm is None else f"{found.p_holm:.3f}"
-            same = "" if p is None else f"p = {p:.3f}{' yes' if p < 0.05 else ''}"
-            tried, kept = moved(file, task, base, arm, steps)
-            same = "same runs" if not any(arms[arm]) else same
-            lines.append(
-                f"| {arm} | {d.n} | {tried:.1f} | {kept:.1f} | {d.estimate:+.2f} | {between} | {chance} | {same} |"
-            )
+        did = {arm: moves(rows, task, base, arm, steps) for arm in arms}
+        family = corrected({arm: paired([values]) for arm, values in arms.items() if did[arm].any})
+        for arm, values in arms.items():
+            lines.append(f"| {arm} | {len(values)} | {did[arm].tried:.1f} | {did[arm].kept:.1f} | ")
+            lines[-1] += _found(family[arm], equivalence(values)) if arm in family else "no teleport | | | |"
     return "\n".join(lines)
+
+
+def _found(found: Comparison, same: float | None) -> str:
+    d = found.difference
+    between = "" if d.low is None or d.high is None else f"[{d.low:.2f}, {d.high:.2f}]"
+    chance = "" if found.p_holm is None else f"{found.p_holm:.3f}"
+    alike = "" if same is None else f"p = {same:.3f}{' yes' if same < 0.05 else ''}"
+    return f"{d.estimate:+.2f} | {between} | {chance} | {alike} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -33,7 +33,7 @@ class Arm:
         gap: at least so many steps between two attempts.
         probation: steps after which a teleport is taken back, if a held-out loss is no lower than before it.
         extra_steps: plain steps in the place of each attempt: the control at equal price.
-        paper: the system as its authors ran it.
+        paper: the published objective, estimator, adapter and history rule (``mtlcore.presets``).
         nudge: by what share the weights of the trunk are moved before the first step.
     """
 
@@ -72,7 +72,11 @@ ARMS: dict[str, Arm] = {
     "rarely": Arm("5: a fifth as often", gap=100),
     "plateau": Arm("5: where the losses no longer fall", detector="plateau"),
     "probation": Arm("6: a teleport keeps its way back", probation=20),
-    "paper": Arm("7: the teleport as its authors ran it", options={"accept": "always"}, paper=True),
+    "paper": Arm(
+        "7: the published objective and history, always kept, in a short search",
+        options={"accept": "always"},
+        paper=True,
+    ),
     "exact": Arm("an exact symmetry in the place of a jump", strategy="relu-rescaling"),
     "confirmed": Arm(
         "1: the same, where held-out data show the conflict, too: mtlcore's default",
