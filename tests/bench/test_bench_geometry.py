@@ -65,7 +65,7 @@ def test_gradients_are_finite_where_distances_are_zero():
 
 
 def test_its_hidden_units_can_be_rescaled():
-    """Unlike those of the published network, whose units end in recurrent cells."""
+    """Unlike those of the published network, of which none is found that could be."""
     molecules = _molecules()
     net, heads = EGNN(FEATURES, HEAVY), nn.ModuleDict({"a": nn.Linear(32, 1), "b": nn.Linear(32, 1)})
 

@@ -76,8 +76,6 @@ def test_an_arm_that_did_nothing_is_told_from_one_that_made_no_difference(tmp_pa
     assert "| persistent | no teleport (3) |" in whole
     assert any(line.startswith("| probation | +0.10 [") and line.endswith("] = (3, 2.0) |") for line in whole)
     assert any(line.startswith("| extra steps | −1.00 [") and "≤\\* (3, 0.0)" in line for line in whole)
-    constructed = {("bad-coordinates", *key[1:]): row for key, row in rows.items()}
-    assert not list(cost_table.by_arm(constructed, "extra steps"))[2:]
     assert next(cost_table.by_arm(rows, "extra steps")) == "| task | `ls` |"
     assert list(cost_table.by_arm(rows, "extra steps"))[2].startswith("| rf1, 9 steps | −1.00 [")
     assert table["persistent"] == "| persistent | 3 | 0.0 | 0.0 | no teleport | | | |"
@@ -91,12 +89,24 @@ def test_the_table_of_one_arm_corrects_over_all_of_its_cells(tmp_path):
     with (tmp_path / "runs.jsonl").open("w") as stream:
         for base in ("ls", "cagrad"):
             for seed, percent in enumerate((0.6, 0.1, 0.5, 0.9, 0.2)):  # p = 0.03
-                for arm, value in (("alone", 1.0), ("exact", 1.0 + percent / 100)):
+                for arm, value in (("alone", 1.0), ("exact", 1.0 + percent / 100), ("persistent", 1.0 + seed * 1e-6)):
                     row = {"task": "rf1", "base": base, "arm": arm, "seed": seed, "steps": 9}
-                    stream.write(json.dumps(row | {"metrics": dict.fromkeys(keys, value), "notes": notes}) + "\n")
+                    row |= {"metrics": dict.fromkeys(keys, value)}
+                    did = {"accepted": 0} if arm == "persistent" else {}  # differs by rounding only, and is not counted
+                    stream.write(json.dumps(row | {"notes": notes | did}) + "\n")
     rows = cost.finished(tmp_path / "runs.jsonl")
-    assert [line.count("\\*") for line in cost_table.by_task(rows)][-1] == 2, "one arm in each column"
+    stars = {line.split("|")[1].strip(): line.count("\\*") for line in cost_table.by_task(rows) if "(5" in line}
+    assert stars == {"persistent": 0, "exact": 2}, "one arm in each column"
+    assert cost.report(tmp_path).count("| no teleport |") == 2
     assert [line.count("\\*") for line in cost_table.by_arm(rows, "exact")][-1] == 0, "two cells"
+
+
+def test_a_nudge_and_a_teleport_that_was_taken_back_change_a_run():
+    still = {"fired": 1, "tried": 1, "accepted": 0, "taken back": 0, "extra": 0}
+    rows = {("t", "ls", arm, 0, 9): {"notes": still} for arm in ("nudge", "exact")}
+    rows["t", "ls", "probation", 0, 9] = {"notes": still | {"accepted": 1, "taken back": 1}}
+    changed = {arm: cost.moves(rows, "t", "ls", arm, 9).changed for arm in ("nudge", "exact", "probation")}
+    assert changed == {"nudge": True, "exact": False, "probation": True}
 
 
 def test_the_pages_say_what_the_committed_records_say():

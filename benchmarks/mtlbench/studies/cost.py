@@ -221,12 +221,12 @@ class Moves(NamedTuple):
     Args:
         tried: teleports tried; of "extra steps": plain steps.
         kept: teleports that were accepted, and not taken back.
-        any: whether it changed one of its runs at all.
+        changed: whether it changed one of its runs at all.
     """
 
     tried: float
     kept: float
-    any: bool
+    changed: bool
 
 
 def moves(rows: Rows, task: str, base: str, arm: str, steps: int) -> Moves:
@@ -248,7 +248,7 @@ def report(folder: Path) -> str:
         ]
         lines.append("|---|---|---|---|---|---|---|---|")
         did = {arm: moves(rows, task, base, arm, steps) for arm in arms}
-        family = corrected({arm: paired([values]) for arm, values in arms.items() if did[arm].any})
+        family = corrected({arm: paired([values]) for arm, values in arms.items() if did[arm].changed})
         for arm, values in arms.items():
             lines.append(f"| {arm} | {len(values)} | {did[arm].tried:.1f} | {did[arm].kept:.1f} | ")
             lines[-1] += _found(family[arm], equivalence(values)) if arm in family else "no teleport | | | |"

@@ -67,9 +67,9 @@ def by_arm(rows: Rows, arm: str) -> Iterator[str]:
 def _texts(rows: Rows, family: Mapping[Key, Sequence[float]]) -> dict[Key, str]:
     """What was found; the keys of arms that did something are one family of hypotheses."""
     did = {key: moves(rows, key[0], key[2], key[3], key[1]) for key in family}
-    tested = corrected({key: paired([values]) for key, values in family.items() if did[key].any})
+    tested = corrected({key: paired([values]) for key, values in family.items() if did[key].changed})
     return {
-        key: _text(values, tested[key], did[key].kept) if did[key].any else f"no teleport ({len(values)})"
+        key: _text(values, tested[key], did[key].kept) if did[key].changed else f"no teleport ({len(values)})"
         for key, values in family.items()
     }
 

@@ -30,7 +30,7 @@ class QM9Geometry(qm9.QM9):
     title = "QM9-geometry: eleven properties of 30,000 small molecules, with a graph network"
     about = (
         "The real QM9 (from the qm9pack package), heavy atoms in space and a small graph network of ReLU units. "
-        "Gradients of the tasks conflict, and their norms differ by 10 times and more."
+        "Gradients of the tasks conflict, and their norms differ by 5 to 17 times."
     )
 
     def scale(self, task: str) -> float:
